@@ -1,0 +1,3 @@
+from ggufmerge.cli import main
+
+main()

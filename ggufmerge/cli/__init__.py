@@ -1,0 +1,28 @@
+"""The command line: one module per command, each a thin layer over the library.
+
+A command's module imports heavy rooms (engine, quants, numba) inside its function, so `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ggufmerge.cli.app import app
+
+
+def main() -> None:
+    """Entry point of the console script: errors meant for the user become one line on stderr and exit code 1."""
+    from ggufmerge.errors import GgufmergeError
+
+    try:
+        app()
+    except GgufmergeError as error:
+        sys.exit(_fail(str(error)))
+    except OSError as error:
+        where = f" {error.filename!r}" if error.filename else ""
+        sys.exit(_fail(f"{error.strerror or error}{where}"))
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split("\n")), file=sys.stderr)
+    return 1

@@ -1,0 +1,18 @@
+"""The typer application and its commands."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(
+    name="ggufmerge",
+    help="Merge the weights of quantized GGUF language models.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root() -> None: ...

@@ -1,0 +1,70 @@
+"""Block formats of GGML, bit-exact with ggml: `codec(type)` finds one, `quantize` and `dequantize` use it at once."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ggufmerge.errors import GgufmergeError
+from ggufmerge.quants.codec import Codec
+from ggufmerge.types import TensorType
+
+# Which module holds a type's kernels; a module is imported (and compiled) only when one of its types is used.
+_MODULES: dict[str, tuple[str, ...]] = {
+    "floats": ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"),
+    "legacy": ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    "k": ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    "iq4": ("IQ4_NL", "IQ4_XS"),
+    "iq3": ("IQ3_XXS", "IQ3_S"),
+    "iq2": ("IQ2_XXS", "IQ2_XS", "IQ2_S"),
+    "iq1": ("IQ1_S", "IQ1_M"),
+    "ternary": ("TQ1_0", "TQ2_0"),
+    "fp4": ("MXFP4", "NVFP4"),
+    "tiny": ("Q1_0", "Q2_0"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def codec(type: TensorType) -> Codec:  # noqa: A002
+    """The codec of a tensor type; GgufmergeError for types that never stand in files (Q8_1, Q8_K)."""
+    try:
+        module = _MODULE_OF[type]
+    except KeyError:
+        raise GgufmergeError(f"{type} is an intermediate type of ggml that files do not hold") from None
+    codecs: dict[TensorType, Codec] = importlib.import_module(f"ggufmerge.quants.{module}").CODECS
+    return codecs[type]
+
+
+def dequantize(raw: NDArray[np.uint8], type: TensorType | str, n: int) -> NDArray[np.float32]:  # noqa: A002
+    """uint8 [rows, row_bytes] of a type to float32 [rows, n], bit-equal to ggml."""
+    kind = TensorType.parse(type)
+    raw = np.ascontiguousarray(raw, np.uint8).reshape(-1, kind.row_bytes(n))
+    out = np.empty((raw.shape[0], n), np.float32)
+    codec(kind).dequantize(raw, out)
+    return out
+
+
+def quantize(x: ArrayLike, type: TensorType | str, imatrix: ArrayLike | None = None) -> NDArray[np.uint8]:  # noqa: A002
+    """float32 [rows, n] to uint8 [rows, row_bytes] of a type, byte-equal to `ggml_quantize_chunk` on x86-64.
+
+    imatrix: float32 [n], the mean squared activation of each column; ignored by the types that ggml ignores it for.
+    """
+    kind = TensorType.parse(type)
+    rows = np.ascontiguousarray(np.atleast_2d(np.asarray(x, np.float32)))
+    n = rows.shape[1]
+    out = np.empty((rows.shape[0], kind.row_bytes(n)), np.uint8)
+    c = codec(kind)
+    weights = None if imatrix is None else np.ascontiguousarray(imatrix, np.float32)
+    if weights is not None and weights.shape != (n,):
+        raise ValueError(f"imatrix has shape {weights.shape}, expected ({n},): one value per column")
+    if weights is not None and c.quantize_weighted is not None:
+        c.quantize_weighted(rows, out, weights)
+    elif c.quantize is not None:
+        c.quantize(rows, out)
+    elif c.needs_imatrix:
+        raise GgufmergeError(f"{kind} cannot be written without an importance matrix")
+    else:
+        raise GgufmergeError(f"{kind} can be read but not written")
+    return out

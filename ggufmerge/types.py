@@ -1,0 +1,170 @@
+"""GGML tensor types and llama.cpp file types: ids, names and block layouts.
+
+Sources: enum ggml_type and the type traits of ggml (`ggml.h`, `ggml.c`), enum llama_ftype (`llama.h`) of llama.cpp
+v0.5.0. This module holds facts only, so every room may import it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from ggufmerge.errors import GgufmergeError, nearest
+
+
+class TensorType(StrEnum):
+    """Storage type of a tensor. Compares equal to its name: ``TensorType.Q4_K == "Q4_K"``.
+
+    Attributes: `id` (ggml_type in the file), `block_size` (values in a block), `block_bytes` (bytes of a block),
+    `is_quantized` (values of a block share a scale), `is_float` (F32, F16, BF16).
+    """
+
+    id: int
+    block_size: int
+    block_bytes: int
+
+    def __new__(cls, name: str, id: int, block_size: int, block_bytes: int) -> TensorType:  # noqa: A002
+        self = str.__new__(cls, name)
+        self._value_ = name
+        self.id, self.block_size, self.block_bytes = id, block_size, block_bytes
+        return self
+
+    F32 = "F32", 0, 1, 4
+    F16 = "F16", 1, 1, 2
+    Q4_0 = "Q4_0", 2, 32, 18
+    Q4_1 = "Q4_1", 3, 32, 20
+    Q5_0 = "Q5_0", 6, 32, 22
+    Q5_1 = "Q5_1", 7, 32, 24
+    Q8_0 = "Q8_0", 8, 32, 34
+    Q8_1 = "Q8_1", 9, 32, 36
+    Q2_K = "Q2_K", 10, 256, 84
+    Q3_K = "Q3_K", 11, 256, 110
+    Q4_K = "Q4_K", 12, 256, 144
+    Q5_K = "Q5_K", 13, 256, 176
+    Q6_K = "Q6_K", 14, 256, 210
+    Q8_K = "Q8_K", 15, 256, 292
+    IQ2_XXS = "IQ2_XXS", 16, 256, 66
+    IQ2_XS = "IQ2_XS", 17, 256, 74
+    IQ3_XXS = "IQ3_XXS", 18, 256, 98
+    IQ1_S = "IQ1_S", 19, 256, 50
+    IQ4_NL = "IQ4_NL", 20, 32, 18
+    IQ3_S = "IQ3_S", 21, 256, 110
+    IQ2_S = "IQ2_S", 22, 256, 82
+    IQ4_XS = "IQ4_XS", 23, 256, 136
+    I8 = "I8", 24, 1, 1
+    I16 = "I16", 25, 1, 2
+    I32 = "I32", 26, 1, 4
+    I64 = "I64", 27, 1, 8
+    F64 = "F64", 28, 1, 8
+    IQ1_M = "IQ1_M", 29, 256, 56
+    BF16 = "BF16", 30, 1, 2
+    TQ1_0 = "TQ1_0", 34, 256, 54
+    TQ2_0 = "TQ2_0", 35, 256, 66
+    MXFP4 = "MXFP4", 39, 32, 17
+    NVFP4 = "NVFP4", 40, 64, 36
+    Q1_0 = "Q1_0", 41, 128, 18
+    Q2_0 = "Q2_0", 42, 64, 18
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.block_size > 1
+
+    @property
+    def is_float(self) -> bool:
+        return self.id in (0, 1, 30)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.block_bytes / self.block_size
+
+    def row_bytes(self, n: int) -> int:
+        """Bytes of a row of `n` values; `n` must be a multiple of `block_size`."""
+        if n % self.block_size:
+            raise ValueError(f"{self}: a row of {n} values is not a whole number of blocks of {self.block_size}")
+        return n // self.block_size * self.block_bytes
+
+    @classmethod
+    def from_id(cls, id: int) -> TensorType:  # noqa: A002
+        """The type with this ggml_type id; KeyError for removed and unknown ids."""
+        return _BY_ID[id]
+
+    @classmethod
+    def parse(cls, name: str) -> TensorType:
+        """The type of this name, whatever its case; GgufmergeError suggests the nearest name."""
+        try:
+            return cls[name.upper()]
+        except KeyError:
+            raise GgufmergeError(f'unknown tensor type "{name}": {nearest(name, cls)}') from None
+
+
+_BY_ID = {t.id: t for t in TensorType}
+
+
+class FileType(StrEnum):
+    """A llama.cpp file type (`general.file_type`): which types the tensors of a file have by default.
+
+    Attributes: `id` (llama_ftype), `default` (the type of a tensor that no rule treats differently).
+    """
+
+    id: int
+    default: TensorType
+
+    def __new__(cls, name: str, id: int, default: TensorType) -> FileType:  # noqa: A002
+        self = str.__new__(cls, name)
+        self._value_ = name
+        self.id, self.default = id, default
+        return self
+
+    F32 = "F32", 0, TensorType.F32
+    F16 = "F16", 1, TensorType.F16
+    Q4_0 = "Q4_0", 2, TensorType.Q4_0
+    Q4_1 = "Q4_1", 3, TensorType.Q4_1
+    Q8_0 = "Q8_0", 7, TensorType.Q8_0
+    Q5_0 = "Q5_0", 8, TensorType.Q5_0
+    Q5_1 = "Q5_1", 9, TensorType.Q5_1
+    Q2_K = "Q2_K", 10, TensorType.Q2_K
+    Q3_K_S = "Q3_K_S", 11, TensorType.Q3_K
+    Q3_K_M = "Q3_K_M", 12, TensorType.Q3_K
+    Q3_K_L = "Q3_K_L", 13, TensorType.Q3_K
+    Q4_K_S = "Q4_K_S", 14, TensorType.Q4_K
+    Q4_K_M = "Q4_K_M", 15, TensorType.Q4_K
+    Q5_K_S = "Q5_K_S", 16, TensorType.Q5_K
+    Q5_K_M = "Q5_K_M", 17, TensorType.Q5_K
+    Q6_K = "Q6_K", 18, TensorType.Q6_K
+    IQ2_XXS = "IQ2_XXS", 19, TensorType.IQ2_XXS
+    IQ2_XS = "IQ2_XS", 20, TensorType.IQ2_XS
+    Q2_K_S = "Q2_K_S", 21, TensorType.Q2_K
+    IQ3_XS = "IQ3_XS", 22, TensorType.IQ3_S
+    IQ3_XXS = "IQ3_XXS", 23, TensorType.IQ3_XXS
+    IQ1_S = "IQ1_S", 24, TensorType.IQ1_S
+    IQ4_NL = "IQ4_NL", 25, TensorType.IQ4_NL
+    IQ3_S = "IQ3_S", 26, TensorType.IQ3_S
+    IQ3_M = "IQ3_M", 27, TensorType.IQ3_S
+    IQ2_S = "IQ2_S", 28, TensorType.IQ2_XS
+    IQ2_M = "IQ2_M", 29, TensorType.IQ2_S
+    IQ4_XS = "IQ4_XS", 30, TensorType.IQ4_XS
+    IQ1_M = "IQ1_M", 31, TensorType.IQ1_M
+    BF16 = "BF16", 32, TensorType.BF16
+    TQ1_0 = "TQ1_0", 36, TensorType.TQ1_0
+    TQ2_0 = "TQ2_0", 37, TensorType.TQ2_0
+    MXFP4_MOE = "MXFP4_MOE", 38, TensorType.MXFP4
+    Q1_0 = "Q1_0", 40, TensorType.Q1_0
+    Q2_0 = "Q2_0", 41, TensorType.Q2_0
+
+    @classmethod
+    def from_id(cls, id: int) -> FileType | None:  # noqa: A002
+        """The file type with this llama_ftype id (the "guessed" flag 1024 is dropped); None when there is none."""
+        return next((f for f in cls if f.id == id & ~1024), None)
+
+    @classmethod
+    def parse(cls, name: str) -> FileType:
+        """The file type a user means: a name in any case, llama-quantize's aliases (Q4_K is Q4_K_M), or a tensor type
+        whose file type has another name (MXFP4). GgufmergeError suggests the nearest name.
+        """
+        key = _ALIASES.get(name.upper(), name.upper())
+        try:
+            return cls[key]
+        except KeyError:
+            raise GgufmergeError(f'unknown type "{name}": {nearest(name, cls)}') from None
+
+
+_ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
