@@ -24,5 +24,6 @@ def main() -> None:
 
 
 def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split("\n")), file=sys.stderr)
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
     return 1

@@ -1,0 +1,97 @@
+"""Parameter values of a recipe: scalars, gradients over layers, and filters by tensor name (mergekit's language).
+
+    weight: 0.5                                  a number for every tensor
+    weight: [0, 0.5, 1]                          a gradient: interpolated over the layers of the output slice
+    weight: [{filter: mlp, value: 0.3},          the first filter that matches decides; its value may be a gradient
+             {filter: "blk.*.attn_?.weight", value: [0, 1]},
+             {value: 0.5}]                       no filter: every tensor
+
+A filter is a plain part of the tensor's name, in GGUF's or Hugging Face's vocabulary, or a glob over the whole name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ggufmerge.recipe.names import spellings
+
+Scalar = float | bool | int | str | None
+_GLOB = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One alternative of a setting: a value (scalar or gradient) for the tensors that `filter` matches."""
+
+    filter: str | None
+    value: Scalar | tuple[Scalar, ...]
+
+    def matches(self, tensor: str) -> bool:
+        return self.filter is None or matches(self.filter, tensor)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The value of one parameter as the recipe writes it. `rules` are tried in order."""
+
+    rules: tuple[Rule, ...]
+
+    def rule_for(self, tensor: str) -> Rule | None:
+        return next((rule for rule in self.rules if rule.matches(tensor)), None)
+
+
+def parse(value: Any) -> Setting:
+    """A setting from a recipe's value; ValueError says what is wrong with it."""
+    if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+        return Setting(tuple(map(_rule, value)))
+    if isinstance(value, dict):
+        return Setting((_rule(value),))
+    return Setting((Rule(None, _value(value)),))
+
+
+def _rule(item: dict[str, Any]) -> Rule:
+    if unknown := sorted(map(str, set(item) - {"filter", "value"})):
+        raise ValueError(f'unknown key "{unknown[0]}" in a conditional value; it has the keys filter and value')
+    if "value" not in item:
+        raise ValueError("a conditional value needs the key value")
+    pattern = item.get("filter")
+    if pattern is not None and not isinstance(pattern, str):
+        raise ValueError(f"a filter is a part of a tensor name, not {pattern!r}")
+    return Rule(None if pattern == "*" else pattern, _value(item["value"]))
+
+
+def _value(value: Any) -> Scalar | tuple[Scalar, ...]:
+    if isinstance(value, list):
+        if not value:
+            raise ValueError("a gradient needs at least one value")
+        if any(isinstance(v, (dict, list)) for v in value):
+            raise ValueError("a gradient is a list of plain values; conditional values are a list of mappings")
+        return tuple(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"{value!r} is neither a value, a gradient nor a list of conditional values")
+
+
+def matches(pattern: str, tensor: str) -> bool:
+    """Whether a filter means this tensor (a GGUF name): part of, or glob over, any of its spellings."""
+    if _GLOB & set(pattern):
+        return any(fnmatch.fnmatchcase(name, pattern) for name in spellings(tensor))
+    return any(pattern in name for name in spellings(tensor))
+
+
+def at(value: Scalar | Sequence[Scalar], position: float) -> Scalar:
+    """The value of a gradient at `position` in [0, 1]; a scalar is itself.
+
+    Numbers are interpolated linearly between equally spaced anchors; switches and words are picked, as mergekit does.
+    """
+    if not isinstance(value, tuple):
+        return value  # type: ignore[return-value]
+    x = position * (len(value) - 1)
+    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
+        i = min(int(x), len(value) - 1)
+        left, right = value[i], value[min(i + 1, len(value) - 1)]
+        return float(left) + (float(right) - float(left)) * (x - i)
+    return value[int(x)]
