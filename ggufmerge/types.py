@@ -147,6 +147,7 @@ class FileType(StrEnum):
     TQ1_0 = "TQ1_0", 36, TensorType.TQ1_0
     TQ2_0 = "TQ2_0", 37, TensorType.TQ2_0
     MXFP4_MOE = "MXFP4_MOE", 38, TensorType.MXFP4
+    NVFP4 = "NVFP4", 39, TensorType.NVFP4  # stands in files; llama-quantize cannot produce it
     Q1_0 = "Q1_0", 40, TensorType.Q1_0
     Q2_0 = "Q2_0", 41, TensorType.Q2_0
 
