@@ -24,18 +24,26 @@ inline = njit(nogil=True, cache=True, error_model="numpy", forceinline=True)
 
 @kernel
 def dequantize_q2_k(raw, out):
-    """Block: 16 bytes of scale and minimum nibbles, 64 of 2-bit codes, d, dmin."""
+    """Block: 16 bytes of scale (low) and minimum (high) nibbles, 64 of 2-bit codes, d, dmin."""
     for r in range(raw.shape[0]):
         for b in range(out.shape[1] // SUPER):
             block = raw[r, b * 84 : b * 84 + 84]
-            y = out[r, b * SUPER : (b + 1) * SUPER]
             d, dmin = _half_at(block, 80), _half_at(block, 82)
-            for s in range(16):
-                scale, minimum = d * F(block[s] & 15), dmin * F(block[s] >> 4)
-                codes = block[16 + 32 * (s // 8) + 16 * (s % 2) :]
-                shift = 2 * (s % 8 // 2)
-                for i in range(16):
-                    y[16 * s + i] = scale * F((codes[i] >> shift) & 3) - minimum
+            for h in range(2):
+                for t in range(2):
+                    s = 8 * h + t
+                    d0, m0 = d * F(block[s] & 15), dmin * F(block[s] >> 4)
+                    d1, m1 = d * F(block[s + 2] & 15), dmin * F(block[s + 2] >> 4)
+                    d2, m2 = d * F(block[s + 4] & 15), dmin * F(block[s + 4] >> 4)
+                    d3, m3 = d * F(block[s + 6] & 15), dmin * F(block[s + 6] >> 4)
+                    codes = block[16 + 32 * h + 16 * t :]
+                    y = out[r, b * SUPER + 16 * s :]
+                    for i in range(16):
+                        q = codes[i]
+                        y[i] = d0 * F(q & 3) - m0
+                        y[i + 32] = d1 * F((q >> 2) & 3) - m1
+                        y[i + 64] = d2 * F((q >> 4) & 3) - m2
+                        y[i + 96] = d3 * F(q >> 6) - m3
 
 
 @kernel
@@ -44,16 +52,20 @@ def dequantize_q3_k(raw, out):
     for r in range(raw.shape[0]):
         for b in range(out.shape[1] // SUPER):
             block = raw[r, b * 110 : b * 110 + 110]
-            y = out[r, b * SUPER : (b + 1) * SUPER]
-            d = _half_at(block, 108)
-            for s in range(16):
-                scale = d * F(_scale_3bit(block[96:108], s))
-                high = block[16 * (s % 2) :]
-                codes = block[32 + 32 * (s // 8) + 16 * (s % 2) :]
-                shift = 2 * (s % 8 // 2)
-                for i in range(16):
-                    code = ((codes[i] >> shift) & 3) + (((high[i] >> (s // 2)) & 1) << 2)
-                    y[16 * s + i] = scale * F(np.int32(code) - 4)
+            d, packed = _half_at(block, 108), block[96:108]
+            for h in range(2):
+                for t in range(2):
+                    s = 8 * h + t
+                    d0, d1 = d * F(_scale_3bit(packed, s)), d * F(_scale_3bit(packed, s + 2))
+                    d2, d3 = d * F(_scale_3bit(packed, s + 4)), d * F(_scale_3bit(packed, s + 6))
+                    high, codes = block[16 * t :], block[32 + 32 * h + 16 * t :]
+                    y = out[r, b * SUPER + 16 * s :]
+                    for i in range(16):
+                        q, top = np.int32(codes[i]), np.int32(high[i]) >> (4 * h)
+                        y[i] = d0 * F((q & 3 | (top & 1) << 2) - 4)
+                        y[i + 32] = d1 * F((q >> 2 & 3 | (top & 2) << 1) - 4)
+                        y[i + 64] = d2 * F((q >> 4 & 3 | top & 4) - 4)
+                        y[i + 96] = d3 * F((q >> 6 | (top & 8) >> 1) - 4)
 
 
 @kernel
@@ -62,18 +74,15 @@ def dequantize_q4_k(raw, out):
     for r in range(raw.shape[0]):
         for b in range(out.shape[1] // SUPER):
             block = raw[r, b * 144 : b * 144 + 144]
-            y = out[r, b * SUPER : (b + 1) * SUPER]
             d, dmin = _half_at(block, 0), _half_at(block, 2)
             for pair in range(4):
-                level, low = _scale_and_minimum(block[4:16], 2 * pair)
-                scale, minimum = d * F(level), dmin * F(low)
-                level, low = _scale_and_minimum(block[4:16], 2 * pair + 1)
-                scale2, minimum2 = d * F(level), dmin * F(low)
-                codes = block[16 + 32 * pair : 48 + 32 * pair]
+                d0, m0 = _scale_and_minimum(d, dmin, block[4:16], 2 * pair)
+                d1, m1 = _scale_and_minimum(d, dmin, block[4:16], 2 * pair + 1)
+                codes = block[16 + 32 * pair :]
+                y = out[r, b * SUPER + 64 * pair :]
                 for i in range(32):
-                    y[64 * pair + i] = scale * F(codes[i] & 15) - minimum
-                for i in range(32):
-                    y[64 * pair + 32 + i] = scale2 * F(codes[i] >> 4) - minimum2
+                    y[i] = d0 * F(codes[i] & 15) - m0
+                    y[i + 32] = d1 * F(codes[i] >> 4) - m1
 
 
 @kernel
@@ -82,17 +91,16 @@ def dequantize_q5_k(raw, out):
     for r in range(raw.shape[0]):
         for b in range(out.shape[1] // SUPER):
             block = raw[r, b * 176 : b * 176 + 176]
-            y = out[r, b * SUPER : (b + 1) * SUPER]
-            d, dmin = _half_at(block, 0), _half_at(block, 2)
-            for s in range(8):
-                level, low = _scale_and_minimum(block[4:16], s)
-                scale, minimum = d * F(level), dmin * F(low)
-                high = block[16:48]
-                codes = block[48 + 32 * (s // 2) :]
-                shift = 4 * (s % 2)
+            d, dmin, high = _half_at(block, 0), _half_at(block, 2), block[16:48]
+            for pair in range(4):
+                d0, m0 = _scale_and_minimum(d, dmin, block[4:16], 2 * pair)
+                d1, m1 = _scale_and_minimum(d, dmin, block[4:16], 2 * pair + 1)
+                codes = block[48 + 32 * pair :]
+                y = out[r, b * SUPER + 64 * pair :]
                 for i in range(32):
-                    code = ((codes[i] >> shift) & 15) + (((high[i] >> s) & 1) << 4)
-                    y[32 * s + i] = scale * F(code) - minimum
+                    q, top = np.int32(codes[i]), np.int32(high[i]) >> (2 * pair)
+                    y[i] = d0 * F(q & 15 | (top & 1) << 4) - m0
+                    y[i + 32] = d1 * F(q >> 4 | (top & 2) << 3) - m1
 
 
 @kernel
@@ -101,17 +109,19 @@ def dequantize_q6_k(raw, out):
     for r in range(raw.shape[0]):
         for b in range(out.shape[1] // SUPER):
             block = raw[r, b * 210 : b * 210 + 210]
-            y = out[r, b * SUPER : (b + 1) * SUPER]
-            d = _half_at(block, 208)
-            for s in range(16):
-                scale = d * F(np.int8(block[192 + s]))
-                half, quarter = s // 8, s % 8 // 2
-                low = block[64 * half + 32 * (quarter % 2) + 16 * (s % 2) :]
-                high = block[128 + 32 * half + 16 * (s % 2) :]
-                low_shift, high_shift = 4 * (quarter // 2), 2 * quarter
-                for i in range(16):
-                    code = ((low[i] >> low_shift) & 15) + (((high[i] >> high_shift) & 3) << 4)
-                    y[16 * s + i] = scale * F(np.int32(code) - 32)
+            d, scales = _half_at(block, 208), block[192:208].view(np.int8)
+            for h in range(2):
+                for t in range(2):
+                    s = 8 * h + t
+                    d0, d1, d2, d3 = d * F(scales[s]), d * F(scales[s + 2]), d * F(scales[s + 4]), d * F(scales[s + 6])
+                    low, high = block[64 * h + 16 * t :], block[128 + 32 * h + 16 * t :]
+                    y = out[r, b * SUPER + 16 * s :]
+                    for i in range(16):
+                        q, p, top = np.int32(low[i]), np.int32(low[i + 32]), np.int32(high[i])
+                        y[i] = d0 * F((q & 15 | (top & 3) << 4) - 32)
+                        y[i + 32] = d1 * F((p & 15 | (top & 12) << 2) - 32)
+                        y[i + 64] = d2 * F((q >> 4 | top & 48) - 32)
+                        y[i + 96] = d3 * F((p >> 4 | (top & 192) >> 2) - 32)
 
 
 @inline
@@ -121,12 +131,14 @@ def _half_at(block, offset):
 
 
 @inline
-def _scale_and_minimum(packed, s):
-    """6-bit scale and minimum of sub-block s (0..7) from the 12 bytes of Q4_K and Q5_K."""
+def _scale_and_minimum(d, dmin, packed, s):
+    """Scale and minimum of sub-block s (0..7) of Q4_K and Q5_K, whose 12 bytes hold 6-bit multiples of d and dmin."""
     if s < 4:
-        return packed[s] & 63, packed[s + 4] & 63
-    low, high = packed[s + 4], packed[s - 4] >> 6
-    return (low & 15) | (high << 4), (low >> 4) | ((packed[s] >> 6) << 4)
+        scale, minimum = packed[s] & 63, packed[s + 4] & 63
+    else:
+        scale = packed[s + 4] & 15 | packed[s - 4] >> 6 << 4
+        minimum = packed[s + 4] >> 4 | packed[s] >> 6 << 4
+    return d * F(scale), dmin * F(minimum)
 
 
 @inline
