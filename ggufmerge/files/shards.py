@@ -1,0 +1,51 @@
+"""File names of a model that is split into several files: `<prefix>-00001-of-00003.gguf`, counted from 1.
+
+llama.cpp derives the names of all shards from the first (`llama_split_path`, `llama_split_prefix`); so do we. All
+metadata stands in the first shard, the others hold only the `split.*` keys.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+NUMBER = "split.no"  # u16, counted from 0
+COUNT = "split.count"  # u16; 0 and 1 mean that the file is complete
+TENSORS = "split.tensors.count"  # i32, of all shards together
+KEYS = (NUMBER, COUNT, TENSORS)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardName:
+    """Name of one shard: `number` counts from 1 to `count`; `prefix` may hold anything but must not be empty."""
+
+    prefix: str
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, name: str) -> ShardName | None:
+        """The parts of a file name (without folder), None when it is not the name of a shard."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            return None
+        shard = cls(match["prefix"], int(match["number"]), int(match["count"]))
+        # %05d pads but does not cut: "000012" is no number that llama.cpp would print
+        return shard if 1 <= shard.number <= shard.count and str(shard) == name else None
+
+    def __str__(self) -> str:
+        return f"{self.prefix}-{self.number:05d}-of-{self.count:05d}.gguf"
+
+    def all(self) -> list[ShardName]:
+        """The names of all shards of the model, first to last."""
+        return [ShardName(self.prefix, number, self.count) for number in range(1, self.count + 1)]
+
+
+_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>[0-9]{5,})-of-(?P<count>[0-9]{5,})\.gguf", re.DOTALL)
+
+
+def shard_paths(path: Path) -> list[Path] | None:
+    """Paths of all shards of the model that `path` is a shard of, by name alone; None when it is not named like one."""
+    name = ShardName.parse(path.name)
+    return None if name is None else [path.with_name(str(shard)) for shard in name.all()]
