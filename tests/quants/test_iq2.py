@@ -1,0 +1,20 @@
+"""Laws of IQ2_XXS and IQ2_XS and IQ2_S: the bits of ggml."""
+
+import numpy as np
+import pytest
+
+from ggufmerge.quants import codec
+from ggufmerge.types import TensorType
+from tests import ggml
+
+TYPES = [TensorType.IQ2_XXS, TensorType.IQ2_XS, TensorType.IQ2_S]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", TYPES)
+def test_dequantize_has_the_bits_of_ggml(kind):
+    """Any bytes dequantize to ggml's bits, whatever NaN or infinity their scale is."""
+    raw = np.random.default_rng(1).integers(0, 256, (9, kind.row_bytes(512)), np.uint8)
+    out = np.empty((9, 512), np.float32)
+    codec(kind).dequantize(raw, out)
+    assert np.array_equal(out.view(np.uint32), ggml.dequantize(raw, kind, 512).view(np.uint32))
