@@ -1,0 +1,139 @@
+"""Perplexity of a text and KL divergence between two models: llama.cpp's accepted measures of quality.
+
+A text is cut into windows of `context` tokens. Each window is computed by itself, and every token of it but the first
+is predicted from those before it; where the model wants one, the window begins with BOS and all its text is predicted.
+(llama-perplexity scores the second half of each window only and drops the last, partial one: its figures are lower
+by some percent, and need long texts.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufmerge.errors import GgufmergeError
+from ggufmerge.evaluate.llama import LlamaModel
+
+_ROWS = 32  # logits are turned into float64 probabilities for so many tokens at once, to keep memory flat
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How well a model predicts a text.
+
+    nll: mean negative log-likelihood of a token, in nats. tokens: how many were predicted.
+    standard_error: of `nll`; NaN for a single token.
+    """
+
+    nll: float
+    tokens: int
+    standard_error: float
+
+    @property
+    def value(self) -> float:
+        """The perplexity, exp(nll)."""
+        return math.exp(self.nll)
+
+    @property
+    def error(self) -> float:
+        """The standard error of the perplexity, to first order."""
+        return self.value * self.standard_error
+
+
+@dataclass(frozen=True)
+class KLDivergence:
+    """How far a model's predictions are from those of a reference over a text.
+
+    mean: mean of KL(reference || model) over the predicted tokens, in nats. standard_error: of the mean.
+    same_top: share (0 to 1) of positions where both find the same token most likely.
+    perplexity: of the model on the text, which comes for free. tokens: positions compared.
+    """
+
+    mean: float
+    standard_error: float
+    same_top: float
+    tokens: int
+    perplexity: Perplexity
+
+
+def perplexity(model: LlamaModel, text: str, *, context: int = 256, limit: int | None = None) -> Perplexity:
+    """Perplexity of a text, in windows of `context` tokens; `limit`: use only its first so many tokens.
+
+    Raises GgufmergeError when the text has fewer than two tokens or the window does not fit the model's context.
+    """
+    losses = [
+        _losses(_log_softmax(rows), targets)
+        for inputs, following in _windows(model, text, context, limit)
+        for rows, targets in _blocks(model.logits(inputs), following)
+    ]
+    return _perplexity(np.concatenate(losses))
+
+
+def kl_divergence(
+    model: LlamaModel, reference: LlamaModel, text: str, *, context: int = 256, limit: int | None = None
+) -> KLDivergence:
+    """Mean KL(reference || model) over a text, with windows as in `perplexity`.
+
+    Raises GgufmergeError when the two models do not read the text as the same tokens.
+    """
+    if model.vocabulary_size != reference.vocabulary_size or model.tokenize(text) != reference.tokenize(text):
+        raise GgufmergeError(
+            f"{model.path} and {reference.path} have different vocabularies, so their predictions cannot be compared"
+        )
+    losses, divergences, same = [], [], 0
+    for inputs, following in _windows(model, text, context, limit):
+        ours, theirs = model.logits(inputs), reference.logits(inputs)
+        same += int((ours.argmax(1) == theirs.argmax(1)).sum())
+        for (q, targets), (p, _) in zip(_blocks(ours, following), _blocks(theirs, following), strict=True):
+            log_q, log_p = _log_softmax(q), _log_softmax(p)
+            divergences.append((np.exp(log_p) * (log_p - log_q)).sum(1))
+            losses.append(_losses(log_q, targets))
+    each = np.concatenate(divergences)
+    return KLDivergence(
+        float(each.mean()), _standard_error(each), same / each.size, each.size, _perplexity(np.concatenate(losses))
+    )
+
+
+def _windows(
+    model: LlamaModel, text: str, context: int, limit: int | None
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """Inputs int32 [n] of each window and the tokens int32 [n] that follow each of them."""
+    if not 2 <= context <= model.context:
+        raise GgufmergeError(f"windows of {context} tokens: must be 2 to {model.context}, the model's context")
+    tokens = np.array(model.tokenize(text)[:limit], np.int32)
+    if tokens.size < 2:
+        raise GgufmergeError("the text has fewer than two tokens: nothing to predict")
+    begin = [] if model.begin_token is None else [model.begin_token]
+    for start in range(0, tokens.size, context):
+        window = np.concatenate([np.array(begin, np.int32), tokens[start : start + context]])
+        if window.size > 1:
+            yield window[:-1], window[1:]
+
+
+def _blocks(
+    logits: NDArray[np.float32], targets: NDArray[np.int32]
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int32]]]:
+    for i in range(0, len(targets), _ROWS):
+        yield logits[i : i + _ROWS], targets[i : i + _ROWS]
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def _losses(log_probabilities: NDArray[np.float64], targets: NDArray[np.int32]) -> NDArray[np.float64]:
+    return -np.take_along_axis(log_probabilities, targets[:, None], 1)[:, 0]
+
+
+def _perplexity(losses: NDArray[np.float64]) -> Perplexity:
+    return Perplexity(float(losses.mean()), losses.size, _standard_error(losses))
+
+
+def _standard_error(x: NDArray[np.float64]) -> float:
+    return float(x.std(ddof=1) / math.sqrt(x.size)) if x.size > 1 else math.nan
