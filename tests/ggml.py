@@ -15,7 +15,8 @@ from ggufmerge.types import TensorType
 @functools.cache
 def lib() -> C.CDLL:
     spec = importlib.util.find_spec("libggml")
-    assert spec is not None and spec.submodule_search_locations, "pip install libggml-python"
+    assert spec, "pip install libggml-python"
+    assert spec.submodule_search_locations
     folder = pathlib.Path(spec.submodule_search_locations[0])
     ggml = C.CDLL(str(folder / "lib64" / "libggml-base.so"))
     ggml.ggml_quantize_chunk.argtypes = [C.c_int, C.c_void_p, C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_void_p]
@@ -45,7 +46,7 @@ class _Traits(C.Structure):
     ]
 
 
-def dequantize(raw: np.ndarray, type: TensorType, n: int) -> np.ndarray:
+def dequantize(raw: np.ndarray, type: TensorType, n: int) -> np.ndarray:  # noqa: A002
     """uint8 [rows, row_bytes] to float32 [rows, n] by ggml's to_float."""
     raw = np.ascontiguousarray(raw, np.uint8)
     out = np.empty((raw.size // type.row_bytes(n), n), np.float32)
@@ -53,7 +54,7 @@ def dequantize(raw: np.ndarray, type: TensorType, n: int) -> np.ndarray:
     return out
 
 
-def quantize(x: np.ndarray, type: TensorType, imatrix: np.ndarray | None = None) -> np.ndarray:
+def quantize(x: np.ndarray, type: TensorType, imatrix: np.ndarray | None = None) -> np.ndarray:  # noqa: A002
     """float32 [rows, n] to uint8 [rows, row_bytes] by ggml_quantize_chunk."""
     x = np.ascontiguousarray(x, np.float32)
     rows, n = x.shape
