@@ -48,6 +48,7 @@ class LlamaModel:
     ) -> None:
         self.path = pathlib.Path(path)
         self.context = context
+        self._length = 0
         self._model: int | None = None
         self._context: int | None = None
         lib = _library()
@@ -145,6 +146,7 @@ class LlamaModel:
         self._opened()
         lib = _library()
         lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
+        self._length = 0
 
     def extend(self, tokens: ArrayLike) -> NDArray[np.float32]:
         """Append tokens to the sequence in the memory; float32 [vocabulary_size], the logits after the last one."""
@@ -157,8 +159,9 @@ class LlamaModel:
         ids = np.ascontiguousarray(tokens, np.int32)
         if ids.ndim != 1 or not ids.size:
             raise ValueError(f"tokens must be a sequence of ids, not an array of shape {ids.shape}")
-        if ids.size > self.context:
-            raise GgufmergeError(f"{ids.size} tokens do not fit the context of {self.context}: ask for a larger one")
+        length = self._length + ids.size
+        if length > self.context:  # llama.cpp itself rounds the context up
+            raise GgufmergeError(f"{length} tokens do not fit the context of {self.context}: ask for a larger one")
         if ids.min() < 0 or ids.max() >= self.vocabulary_size:
             raise ValueError(f"token ids must be within 0..{self.vocabulary_size - 1}")
         wanted = np.ones(ids.size, np.int8)
@@ -166,10 +169,9 @@ class LlamaModel:
         batch = _Batch(ids.size, ids.ctypes.data, None, None, None, None, wanted.ctypes.data if every else None)
         _log.clear()
         code = _library().llama_decode(self._context, batch)
-        if code == 1:
-            raise GgufmergeError(f"the context of {self.context} tokens is full: ask for a larger one")
         if code:
             raise GgufmergeError(f"llama.cpp cannot compute {self.path} (code {code}){_last_words()}")
+        self._length = length
         return ids.size
 
     def _set_adapters(self, adapters: Sequence[tuple[str | os.PathLike[str], float]]) -> None:
