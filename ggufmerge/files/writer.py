@@ -1,0 +1,419 @@
+"""Writes a GGUF file as a stream: all offsets are known before the first byte, so threads may write in any order.
+
+The file grows under a temporary name beside its target, at full size from the start, so that a full disk shows at once
+and not after an hour; `commit` checks that every byte was written and renames it in one atomic step. Until then the
+target, if there is one, stays as it was. What a killed process leaves behind can be taken up again.
+
+The alignment is always 32 and `general.alignment` is dropped: llama-quantize copies another value but pads with 32,
+and makes files that nothing can open. Source: ggml's `docs/gguf.md`; the reading side is `reader.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import struct
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufmerge.errors import GgufmergeError, PlanError
+from ggufmerge.files import shards
+from ggufmerge.files.metadata import MetadataEditor, ValueKind
+from ggufmerge.files.reader import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMENSIONS, MAX_NAME
+from ggufmerge.files.tensor import TensorInfo as TensorInfo
+from ggufmerge.files.tensor import map_readonly
+
+VERSION = 3
+
+
+class Layout:
+    """Where everything lies in a file with this metadata and these tensors, which follow each other in this order.
+
+    metadata: what is written: without the keys that describe the container (alignment, shards).
+    header: all bytes before the data.  offsets: name -> first byte of a tensor.  total_bytes: size of the file.
+
+    GgufmergeError for what llama.cpp would not read back: names that are too long or double, rows that are no whole
+    number of blocks.
+    """
+
+    def __init__(self, metadata: MetadataEditor, tensors: Iterable[TensorInfo]) -> None:
+        self.metadata = MetadataEditor(metadata)
+        for key in (ALIGNMENT_KEY, *shards.KEYS):
+            self.metadata.remove(key)
+        self.tensors: dict[str, TensorInfo] = {}
+        for tensor in tensors:
+            _check(tensor)
+            if tensor.name in self.tensors:
+                raise GgufmergeError(f"tensor {tensor.name!r} would stand in the file twice: rename one")
+            self.tensors[tensor.name] = tensor
+        relative, size = [], 0
+        for tensor in self.tensors.values():
+            relative.append(size)
+            size = _pad(size + tensor.nbytes)
+        header = b"".join(
+            (
+                MAGIC,
+                struct.pack("<IQQ", VERSION, len(self.tensors), len(self.metadata)),
+                self.metadata.encode(),
+                *(_info(tensor, offset) for tensor, offset in zip(self.tensors.values(), relative, strict=True)),
+            )
+        )
+        self.header = header.ljust(_pad(len(header)), b"\0")
+        self.offsets = {name: len(self.header) + offset for name, offset in zip(self.tensors, relative, strict=True)}
+        self.total_bytes = len(self.header) + size
+
+    def value_offset(self, key: str) -> int:
+        """Where in the file the value of a key starts; see `MetadataEditor.value_offset`."""
+        return len(MAGIC) + struct.calcsize("<IQQ") + self.metadata.value_offset(key)
+
+
+class GGUFWriter:
+    """A GGUF file being written. Use it as a context manager: an exception removes what was written.
+
+        with GGUFWriter(path, metadata, tensors) as writer:
+            writer.write("token_embd.weight", 0, data)
+            ...
+            writer.commit()
+
+    overwrite: replace an existing target, at commit.
+    resume: take up what an earlier run with the same metadata and tensors left (see `resumed`), else start anew.
+
+    PlanError when the target or its folder does not allow it: it exists, is a folder, is being written by another
+    process, the disk is too small. GgufmergeError as in `Layout`. `write` may be called by several threads at once.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        metadata: MetadataEditor,
+        tensors: Sequence[TensorInfo],
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.overwrite = overwrite
+        self._layout = Layout(metadata, tensors)
+        self._header = bytearray(self._layout.header)
+        self._written = dict.fromkeys(self._layout.tensors, 0)
+        self._lock = threading.Lock()
+        self._kept = False
+        check_target(self.path, overwrite=overwrite)
+        self._descriptor = _open_locked(self.partial_path)
+        try:
+            self._resumed = resume and self._take_up()
+        except BaseException:
+            self._close(remove=False)  # it is somebody's work
+            raise
+        try:
+            if not self._resumed:
+                self._start()
+        except BaseException:
+            self._close(remove=True)
+            raise
+
+    @property
+    def partial_path(self) -> Path:
+        """The temporary file, always the same for a target."""
+        return partial_path(self.path)
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the complete file."""
+        return self._layout.total_bytes
+
+    @property
+    def data_offset(self) -> int:
+        """Where the first tensor starts: the size of the padded header."""
+        return len(self._header)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the work of an earlier run was found; its finished tensors are then to be named with `mark_done`."""
+        return self._resumed
+
+    def offset(self, name: str) -> int:
+        """First byte of a tensor in the file."""
+        return self._layout.offsets[name]
+
+    def write(self, name: str, offset: int, data: bytes | bytearray | memoryview | NDArray[Any]) -> None:
+        """Write bytes into a tensor, `offset` bytes from its start. Each byte of a tensor is to be written once.
+
+        data: anything contiguous. ValueError when it does not fit the tensor.
+        """
+        view = data.data if isinstance(data, np.ndarray) else memoryview(data)
+        tensor = self._layout.tensors[name]
+        if not 0 <= offset <= offset + view.nbytes <= tensor.nbytes:
+            raise ValueError(f"{name}: bytes [{offset}, {offset + view.nbytes}) of a tensor of {tensor.nbytes}")
+        if view.nbytes:  # memoryview cannot flatten arrays without elements
+            self._pwrite(view.cast("B"), self.offset(name) + offset)
+        with self._lock:
+            self._written[name] += view.nbytes
+
+    def read(self, name: str) -> NDArray[np.uint8]:
+        """uint8 [nbytes]: what was written of a tensor so far (zeros elsewhere), a read-only view of the file.
+
+        Let go of it before `commit`: Windows does not rename files that somebody looks at.
+        """
+        start = self.offset(name)
+        return map_readonly(self._open(), start, start + self._layout.tensors[name].nbytes)
+
+    def mark_done(self, name: str) -> None:
+        """Count a tensor as written: an earlier run has done so, and the caller has verified it."""
+        with self._lock:
+            if self._written[name]:
+                raise ValueError(f"{name}: bytes of this tensor were already written")
+            self._written[name] = self._layout.tensors[name].nbytes
+
+    def patch(self, key: str, value: str) -> None:
+        """Replace a string of the metadata by one of the same length, to be written at `commit`.
+
+        For what is known only at the end, such as a digest of the data. ValueError for another length or type.
+        """
+        metadata, data = self._layout.metadata, value.encode()
+        if metadata.kind(key) != ValueKind.STRING or len(data) != len(metadata.raw(key)) - 12:
+            raise ValueError(f"{key}: only a string can be patched, by one of the same length")
+        start = self._layout.value_offset(key)
+        self._header[start : start + len(data)] = data
+
+    def commit(self) -> None:
+        """Check that all was written, force it to the disk, and give the file its name. The writer is then closed.
+
+        PlanError when the target appeared meanwhile or cannot be replaced: the finished work is then kept for `resume`.
+        ValueError when bytes are missing.
+        """
+        descriptor = self._open()
+        for name, count in self._written.items():
+            if count != (wanted := self._layout.tensors[name].nbytes):
+                raise ValueError(f"{name}: {count} of {wanted} bytes were written")
+        self.keep()
+        check_target(self.path, overwrite=self.overwrite)
+        try:
+            os.fsync(descriptor)
+            self._pwrite(memoryview(self._header), 0)
+            os.fsync(descriptor)
+            if (size := os.fstat(descriptor).st_size) != self.total_bytes:
+                raise PlanError(f"{self.partial_path}: has {size} of {self.total_bytes} bytes: something else wrote it")
+            if os.name == "nt":  # elsewhere the lock is held until the file has its name
+                self._close(remove=False)
+            self._rename()
+        except OSError as error:
+            self._refuse(error)
+        self._close(remove=False)
+        _fsync_folder(self.path.parent)
+
+    def keep(self) -> None:
+        """From now on leave the temporary file behind when the context ends without `commit`, for `resume`."""
+        self._kept = True
+
+    def abort(self) -> None:
+        """Close the writer and remove the temporary file; nothing happens after `commit`."""
+        self._close(remove=True)
+
+    def __enter__(self) -> GGUFWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(remove=not self._kept)
+
+    def _start(self) -> None:
+        try:
+            os.ftruncate(self._descriptor, 0)
+            _preallocate(self._descriptor, self.path.parent, self.total_bytes)
+            # last, so a file with a header has its full size
+            self._pwrite(memoryview(self._header), 0)
+        except OSError as error:
+            os.ftruncate(self._descriptor, 0)  # so that the message counts all that is free
+            self._refuse(error)
+
+    def _take_up(self) -> bool:
+        """Whether the temporary file is an earlier run's; PlanError when it is the run of something else."""
+        size = os.fstat(self._descriptor).st_size
+        found = map_readonly(self._descriptor, 0, min(size, len(self._header))).tobytes()
+        if not found.strip(b"\0"):
+            return False
+        if size != self.total_bytes or found != self._layout.header:
+            raise PlanError(
+                f"{self.partial_path}: was left by a build of something else: delete it, or build without resuming"
+            )
+        return True
+
+    def _rename(self) -> None:
+        try:
+            self.partial_path.replace(self.path)
+        except OSError:  # on Windows, a program that has the target open forbids it
+            with self.partial_path.open("r+b") as file:
+                file.write(self._layout.header)  # a resumed build looks for the header without patches
+            raise
+
+    def _pwrite(self, view: memoryview, position: int) -> None:
+        descriptor = self._open()
+        try:
+            while view:
+                if hasattr(os, "pwrite"):
+                    count = os.pwrite(descriptor, view, position)
+                else:
+                    with self._lock:
+                        os.lseek(descriptor, position, os.SEEK_SET)
+                        count = os.write(descriptor, view)
+                view, position = view[count:], position + count
+        except OSError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: OSError) -> NoReturn:
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            free = shutil.disk_usage(self.path.parent).free
+            raise PlanError(
+                f"{self.path}: the file needs {_gigabytes(self.total_bytes)} but {_gigabytes(free)} are free: "
+                "make room or write to another disk"
+            ) from None
+        if error.errno == errno.EFBIG:
+            raise PlanError(
+                f"{self.path}: this file system holds no file of {_gigabytes(self.total_bytes)}: write to another disk"
+            ) from None
+        raise PlanError(f"{self.path}: cannot be written ({error.strerror}): check the disk and the folder") from None
+
+    def _open(self) -> int:
+        if self._descriptor < 0:
+            raise ValueError(f"{self.path}: the writer is closed")
+        return self._descriptor
+
+    def _close(self, *, remove: bool) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0:
+            return
+        if os.name == "nt":
+            os.close(descriptor)
+        if remove:
+            with contextlib.suppress(FileNotFoundError):
+                self.partial_path.unlink()
+        if os.name != "nt":  # closing gives up the lock, so the name goes first
+            os.close(descriptor)
+
+
+def partial_path(path: Path) -> Path:
+    """The temporary file of a target that is being written."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def check_target(path: Path, *, overwrite: bool = False) -> None:
+    """PlanError when a file cannot be written under this name; to be asked before any work is done."""
+    if path.is_dir():
+        raise PlanError(f"{path}: this is a folder: give the name of a file in it")
+    if not path.parent.is_dir():
+        raise PlanError(f"{path}: there is no folder {path.parent}: create it first")
+    if os.path.lexists(path) and not overwrite:
+        raise PlanError(f"{path}: exists: use --overwrite to replace it")
+    if not os.access(path.parent, os.W_OK):
+        raise PlanError(f"{path}: the folder {path.parent} is not writable: choose another or change its permissions")
+
+
+def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+    """Whether two paths lead to one file, through links or differently spelt; they need not exist."""
+    first, second = Path(a), Path(b)
+    with contextlib.suppress(OSError):
+        return first.samefile(second)
+    return os.path.normcase(first.resolve()) == os.path.normcase(second.resolve())
+
+
+def _check(tensor: TensorInfo) -> None:
+    if not 0 < len(_utf8(tensor.name)) <= MAX_NAME:
+        raise GgufmergeError(f"tensor {tensor.name!r}: llama.cpp reads names of 1 to {MAX_NAME} bytes: shorten it")
+    if len(tensor.shape) > MAX_DIMENSIONS or min(tensor.shape, default=0) < 0:
+        raise GgufmergeError(f"tensor {tensor.name!r}: shape {tensor.shape} is not one that GGUF can hold")
+    if tensor.n % tensor.type.block_size:
+        raise GgufmergeError(
+            f"tensor {tensor.name!r}: rows of {tensor.n} values are no whole number of {tensor.type} blocks of "
+            f"{tensor.type.block_size}: choose another type"
+        )
+
+
+def _info(tensor: TensorInfo, offset: int) -> bytes:
+    name = _utf8(tensor.name)
+    dimensions = len(tensor.shape)
+    return struct.pack(
+        f"<Q{len(name)}sI{dimensions}QIQ",
+        *(len(name), name, dimensions, *reversed(tensor.shape), tensor.type.id, offset),
+    )
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _pad(size: int) -> int:
+    return -(-size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count} bytes"
+
+
+def _open_locked(partial: Path) -> int:
+    """Open (or create) the temporary file, so that no other process can have it open for writing too."""
+    # a link could lead to a model, so none is followed
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(partial, flags, 0o666)
+    except OSError as error:
+        raise PlanError(f"{partial}: cannot be created ({error.strerror}): remove it or choose another name") from None
+    if not _lock(descriptor) or not _names(partial, descriptor):
+        os.close(descriptor)
+        raise PlanError(f"{partial}: another process is writing it: wait for that, or choose another name")
+    return descriptor
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether nobody else has locked the file; true where there are no such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    """Whether the path still names this open file, and not one that was put in its place meanwhile."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    return False
+
+
+def _preallocate(descriptor: int, folder: Path, size: int) -> None:
+    """Make the file this long, all zeros, with its blocks reserved where the file system can do that."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+                raise
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.ftruncate(descriptor, size)
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Force the new name itself to the disk; where folders cannot be opened (Windows) the system sees to it."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
