@@ -3,4 +3,43 @@
     import ggufmerge
     model = ggufmerge.open("model.gguf")
     model.tensors["blk.0.attn_q.weight"].dequantize()
+
+The public names are imported when they are first used, so the command line answers `--help` without loading numba.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ggufmerge.files import open_gguf as open  # noqa: A004
+    from ggufmerge.quants import dequantize, quantize
+
+    __version__: str
+
+_PUBLIC = {  # name -> where it is defined, under which name
+    "open": ("ggufmerge.files", "open_gguf"),
+    "quantize": ("ggufmerge.quants", "quantize"),
+    "dequantize": ("ggufmerge.quants", "dequantize"),
+}
+
+__all__ = ["__version__", "dequantize", "open", "quantize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("ggufmerge")
+    elif name in _PUBLIC:
+        module, attribute = _PUBLIC[name]
+        value = getattr(importlib.import_module(module), attribute)
+    else:
+        raise AttributeError(f"module 'ggufmerge' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

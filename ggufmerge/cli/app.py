@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from ggufmerge.cli.inspect import HELP as INSPECT_HELP
+from ggufmerge.cli.inspect import inspect
+
 app = typer.Typer(
     name="ggufmerge",
     help="Merge the weights of quantized GGUF language models.",
@@ -16,3 +19,6 @@ app = typer.Typer(
 
 @app.callback()
 def _root() -> None: ...
+
+
+app.command(help=INSPECT_HELP)(inspect)

@@ -1,5 +1,6 @@
 """The GGUF container: a memory-mapped reader, a streaming atomic writer, metadata and shards."""
 
+from ggufmerge.files.describe import describe
 from ggufmerge.files.metadata import Metadata, MetadataEditor, ValueKind
 from ggufmerge.files.reader import GGUFFile, open_gguf
 from ggufmerge.files.shards import ShardName, shard_paths
@@ -17,6 +18,7 @@ __all__ = [
     "TensorInfo",
     "ValueKind",
     "check_target",
+    "describe",
     "open_gguf",
     "partial_path",
     "same_file",
