@@ -7,11 +7,12 @@ the bytes never depend on how rows are cut into chunks.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ggufmerge.types import TensorType
 
@@ -25,19 +26,29 @@ WeightedKernel = Callable[[Rows, Raw, NDArray[np.float32]], None]
 
 @dataclass(frozen=True)
 class Codec:
-    """One block format.
+    """One block format. All arrays are C-contiguous; inputs may be read-only (a mapped file) and are never written.
 
     dequantize(raw, out): uint8 [rows, row_bytes] to float32 [rows, n], bit-equal to ggml's `to_float`.
     quantize(x, out): float32 [rows, n] to uint8 [rows, row_bytes], byte-equal to `ggml_quantize_chunk` without an
-        importance matrix; None when ggml has no quantizer or refuses to work without a matrix.
+        importance matrix; None when ggml has no quantizer or refuses to work without a matrix. No NaN in `x`.
     quantize_weighted(x, out, imatrix): the same with an importance matrix, float32 [n], one value per column;
         None when the type ignores it (`quantize` then serves both).
+
+    A codec is built from bare kernels. It puts a check of shapes before each of them, because a kernel does not check
+    and would write past the end of an array, and it shows every input as a read-only array: numba compiles a kernel
+    once per kind of array, and so writable and read-only inputs share one compilation.
     """
 
     type: TensorType
     dequantize: DequantizeKernel
     quantize: QuantizeKernel | None = None
     quantize_weighted: WeightedKernel | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dequantize", "quantize", "quantize_weighted"):
+            kernel = getattr(self, name)
+            if kernel is not None:
+                object.__setattr__(self, name, _guard(kernel, self.type, reads_raw=name == "dequantize"))
 
     @property
     def writable(self) -> bool:
@@ -48,3 +59,31 @@ class Codec:
     def needs_imatrix(self) -> bool:
         """Whether ggml refuses to quantize to this type without an importance matrix."""
         return self.quantize is None and self.quantize_weighted is not None
+
+
+def _guard(kernel: Callable[..., None], type: TensorType, reads_raw: bool) -> Callable[..., None]:  # noqa: A002
+    """`kernel` behind checks of its arrays; ValueError when one has the wrong shape, dtype or memory layout."""
+
+    @functools.wraps(kernel)
+    def guarded(source: NDArray, out: NDArray, *imatrix: NDArray) -> None:
+        raw, values = (source, out) if reads_raw else (out, source)
+        rows, n = values.shape
+        _check(f"{type} values", values, np.float32, (rows, n))
+        _check(f"{type} blocks", raw, np.uint8, (rows, type.row_bytes(n)))
+        for weights in imatrix:
+            _check(f"{type} imatrix", weights, np.float32, (n,))
+        kernel(_read_only(source), out, *map(_read_only, imatrix))
+
+    return guarded
+
+
+def _check(what: str, array: NDArray, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
+    if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+        layout = "" if array.flags.c_contiguous else ", not contiguous"
+        raise ValueError(f"{what}: {array.dtype} {array.shape}{layout}; expected contiguous {np.dtype(dtype)} {shape}")
+
+
+def _read_only(array: NDArray) -> NDArray:
+    view = array.view(np.ndarray)
+    view.flags.writeable = False
+    return view
