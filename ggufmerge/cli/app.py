@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from ggufmerge.cli.build import BUILD_HELP, PLAN_HELP, build, plan
 from ggufmerge.cli.inspect import HELP as INSPECT_HELP
 from ggufmerge.cli.inspect import inspect
 
@@ -22,3 +23,5 @@ def _root() -> None: ...
 
 
 app.command(help=INSPECT_HELP)(inspect)
+app.command(help=BUILD_HELP)(build)
+app.command(help=PLAN_HELP)(plan)

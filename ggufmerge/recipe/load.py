@@ -29,7 +29,12 @@ INERT = {
 }
 _TASK_ONLY = {"density", "rescale"}  # accepted by mergekit for task_arithmetic, which sparsifies nothing
 
-_KEYS: dict[str, type[pydantic.BaseModel]] = {"": Recipe, "models": Model, "slices": OutputSlice, "sources": SliceSource}
+_KEYS: dict[str, type[pydantic.BaseModel]] = {
+    "": Recipe,
+    "models": Model,
+    "slices": OutputSlice,
+    "sources": SliceSource,
+}
 
 
 def load_recipe(source: str | os.PathLike[str]) -> Recipe:
@@ -91,7 +96,7 @@ def _without_inert(data: Any, at: Location, document: Document, warnings: list[s
 
 def _complaints(error: pydantic.ValidationError, document: Document) -> list[str]:
     """One line per complaint of the schema, in the order of the text, without pydantic's jargon."""
-    lines = {}
+    lines: dict[Location, tuple[tuple[int, int], str]] = {}
     for item in error.errors():
         loc = tuple(part for part in item["loc"] if isinstance(part, int) or not _is_branch(part))
         lines.setdefault(loc, (document.position(loc), f"{document.where(loc)}: {_explain(item, loc)}"))

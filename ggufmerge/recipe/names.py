@@ -1,4 +1,5 @@
-"""Tensor names in both vocabularies: GGUF's (`blk.3.ffn_down.weight`) and Hugging Face's (`model.layers.3.mlp.down_proj.weight`).
+"""Tensor names in both vocabularies: GGUF's (`blk.3.ffn_down.weight`) and Hugging Face's
+(`model.layers.3.mlp.down_proj.weight`).
 
 Recipes written for mergekit filter by Hugging Face names; users of llama.cpp think in GGUF names. A filter may use
 either. The table lists, for each GGUF name, the names that llama.cpp's converter reads it from in the families that

@@ -1,9 +1,9 @@
 """References to models: a path, with any number of LoRA adapters added to it.
 
-    base.gguf                       a file, relative to the recipe's folder
-    base.gguf+kjv.gguf              the same with an adapter applied at its full strength
-    base.gguf+kjv.gguf=0.5          ... at half its strength
-    {model: "a+b.gguf", lora: x}    mergekit's dict form, for paths that contain a plus sign
+base.gguf                       a file, relative to the recipe's folder
+base.gguf+kjv.gguf              the same with an adapter applied at its full strength
+base.gguf+kjv.gguf=0.5          ... at half its strength
+{model: "a+b.gguf", lora: x}    mergekit's dict form, for paths that contain a plus sign
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class Recipe(_Node):
         return self._warnings
 
     def output_slices(self) -> list[tuple[list[Model | SliceSource], ModelReference | None, Parameters]]:
-        """The recipe as output slices: (sources, base, parameters of the slice). `models` is one slice of all layers."""
+        """The recipe as output slices: (sources, base, parameters). `models` is one slice of all layers."""
         if self.slices is None:
             return [(list(self.models or ()), self.base_model, {})]
         return [(list(s.sources), s.base_model or self.base_model, s.parameters) for s in self.slices]

@@ -48,7 +48,7 @@ class Delta:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _add_low_rank(rows, left, right, scale):
+def _add_low_rank(rows, left, right, scale):  # type: ignore[no-untyped-def]
     for i in range(rows.shape[0]):
         for r in range(right.shape[0]):
             f = scale * left[i, r]
@@ -88,7 +88,9 @@ class LoraAdapter:
     def _check_header(self, base: GGUFFile) -> None:
         meta, path = self.file.metadata, self.file.path
         if meta.get("general.type") != "adapter" or meta.get("adapter.type") != "lora":
-            raise PlanError(f"{path}: not a LoRA adapter in GGUF form; what follows a + in a model reference must be one")
+            raise PlanError(
+                f"{path}: not a LoRA adapter in GGUF form; what follows a + in a model reference must be one"
+            )
         if self.file.architecture != base.architecture:
             raise PlanError(
                 f"{path}: an adapter for architecture {self.file.architecture!r}, "

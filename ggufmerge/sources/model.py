@@ -22,6 +22,7 @@ class SourceTensor:
 
     def __init__(self, tensor: Tensor, deltas: list[Delta]) -> None:
         self.tensor = tensor
+        self.n, self.rows = tensor.n, tensor.rows
         self._deltas = deltas
         self._codec = codec(tensor.type)
 

@@ -1,0 +1,32 @@
+"""From a recipe to a merged file in one call."""
+
+from __future__ import annotations
+
+import os
+
+from ggufmerge.engine.planner import make_plan
+from ggufmerge.engine.progress import Progress
+from ggufmerge.engine.run import DEFAULT_CHUNK, BuildReport, run
+from ggufmerge.recipe import Recipe, load_recipe
+
+
+def build(
+    recipe: Recipe | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    out_type: str | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+    chunk: int = DEFAULT_CHUNK,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Merge the models of `recipe` (a Recipe, a path, or YAML text) into the GGUF file `output`.
+
+    out_type: file type that wins over the recipe's, such as "Q8_0".  threads: None for all cores.
+    chunk: values of a tensor that a thread works on at a time; memory grows with it, the result does not depend on it.
+    GgufmergeError (RecipeError, FormatError, PlanError) before work starts when something does not fit.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    plan, sources = make_plan(recipe, out_type=out_type)
+    return run(plan, sources, output, overwrite=overwrite, threads=threads, chunk=chunk, progress=progress)

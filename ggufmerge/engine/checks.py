@@ -1,0 +1,92 @@
+"""What must agree between the sources, and what the place of the output must allow, before work starts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ggufmerge.errors import PlanError
+from ggufmerge.files.writer import check_target, partial_path, same_file
+from ggufmerge.sources import Source
+
+_TOKENS = "tokenizer.ggml.tokens"
+
+
+def check_architectures(sources: Sequence[Source]) -> None:
+    """PlanError unless all sources have one `general.architecture`."""
+    first = sources[0]
+    if not first.file.architecture:
+        raise PlanError(f'{first.file.path}: the key "general.architecture" is missing; this file is not a model')
+    for other in sources[1:]:
+        if other.file.architecture != first.file.architecture:
+            raise PlanError(
+                f"different architectures: {first.label} is {first.file.architecture!r}, "
+                f"{other.label} is {other.file.architecture!r}; only fine-tunes of one base can be merged"
+            )
+
+
+def check_vocabularies(sources: Sequence[Source]) -> None:
+    """PlanError unless all sources have the same tokens at the same ids."""
+    first = sources[0]
+    for other in sources[1:]:
+        if _raw(first, _TOKENS) == _raw(other, _TOKENS):
+            continue
+        a, b = first.metadata.get(_TOKENS, []), other.metadata.get(_TOKENS, [])
+        at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        token = [repr(v[at]) if at < len(v) else "nothing" for v in (a, b)]
+        raise PlanError(
+            f"different vocabularies: {first.label} has {len(a)} tokens, {other.label} has {len(b)}, and token {at} is "
+            f"{token[0]} in one and {token[1]} in the other; merge models that share one tokenizer"
+        )
+
+
+def differing_hyperparameters(sources: Sequence[Source], donor: Source) -> list[str]:
+    """Warnings for keys of the architecture that a source has otherwise than the donor, whose value wins."""
+    arch = donor.file.architecture + "."
+    structural = {arch + "block_count", arch + "vocab_size"}
+    warnings = []
+    for source in sources:
+        if source is donor:
+            continue
+        keys = [
+            k
+            for k in donor.metadata
+            if k.startswith(arch) and k not in structural and k in source.metadata and _raw(source, k) != _raw(donor, k)
+        ]
+        if keys:
+            shown = ", ".join(
+                f"{k} ({_short(source.metadata[k])}, taken {_short(donor.metadata[k])})" for k in keys[:3]
+            )
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            warnings.append(f"{source.label} differs from {donor.label} in {shown}{more}")
+    return warnings
+
+
+def check_output(output: Path, sources: Sequence[Source], nbytes: int, *, overwrite: bool) -> None:
+    """PlanError when the output must not or cannot be written: an input, existing, no folder, no space."""
+    for source in sources:
+        for path in source.files():
+            if same_file(output, path):
+                raise PlanError(f"{output}: the output is also an input; choose another name")
+    check_target(output, overwrite=overwrite)
+    folder = output.parent
+    free = shutil.disk_usage(folder).free
+    partial = partial_path(output)
+    if partial.is_file():  # an interrupted build of the same output has its space already
+        free += partial.stat().st_blocks * 512 if hasattr(partial.stat(), "st_blocks") else partial.stat().st_size
+    if free < nbytes:
+        raise PlanError(
+            f"{folder}: the result needs {nbytes / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free; "
+            "free some space or choose another folder"
+        )
+
+
+def _raw(source: Source, key: str) -> bytes | None:
+    return source.file.metadata.raw(key) if key in source.file.metadata else None
+
+
+def _short(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 24 else text[:21] + "..."

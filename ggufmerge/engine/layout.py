@@ -1,0 +1,164 @@
+"""Which tensors the result has, and which tensors of which sources each is made from.
+
+Layers of the result are counted through the recipe's output slices. Tensors outside the blocks come from the first
+slice (embeddings and the like) or the last one (final norm and output head), as in mergekit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ggufmerge.errors import PlanError
+from ggufmerge.methods.spec import Base, Method
+from ggufmerge.recipe.names import layer_of, with_layer
+from ggufmerge.recipe.reference import ModelReference
+from ggufmerge.recipe.schema import Parameters, Recipe, SliceSource
+from ggufmerge.sources import Source
+
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+# Tables computed from hyper-parameters, not trained: they belong to the model whose metadata the result takes.
+_CONSTANTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source's share of an output slice: its layers [start, stop) and the parameters given for it alone."""
+
+    source: int
+    start: int
+    stop: int
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Consecutive layers of the result. `base` is the position of the base in `parts`, None without one."""
+
+    parts: tuple[Part, ...]
+    base: int | None
+    parameters: Parameters
+
+    @property
+    def layers(self) -> int:
+        return self.parts[0].stop - self.parts[0].start
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor of the result before its parameters are resolved.
+
+    names: the tensor's name in each part of the slice; None where that model does not have it.
+    position: where it stands in gradients, 0 to 1.
+    constant: taken as it is from the slice's single part, whatever the method.
+    """
+
+    name: str
+    slice: Slice
+    names: tuple[str | None, ...]
+    position: float
+    decisions: tuple[str, ...] = ()
+    constant: bool = False
+
+
+def block_count(source: Source) -> int:
+    """Number of layers of a model, from its metadata."""
+    key = f"{source.file.architecture}.block_count"
+    count = source.metadata.get(key)
+    if not isinstance(count, int) or count < 0:
+        raise PlanError(f'{source.file.path}: the key "{key}" is missing; this file is not a complete model')
+    return count
+
+
+def slices(
+    recipe: Recipe, method: Method, references: Sequence[ModelReference], sources: Sequence[Source]
+) -> list[Slice]:
+    """The recipe's output slices over opened sources, each with its base among the parts when the method uses one."""
+    out = []
+    for number, (entries, base, parameters) in enumerate(recipe.output_slices()):
+        where = recipe.origin if recipe.slices is None else f"{recipe.origin}: slice {number + 1}"
+        parts = [_part(entry, references, sources) for entry in entries]
+        at = None
+        if base is not None:
+            index = references.index(base)
+            at = next((i for i, part in enumerate(parts) if part.source == index), None)
+            if at is None and recipe.slices is None:
+                parts.append(Part(index, 0, block_count(sources[index]), {}))
+                at = len(parts) - 1
+            elif at is None and method.base is Base.REQUIRED:
+                raise PlanError(f"{where}: base_model {base} is not among the sources; add it with its layer_range")
+        _check_lengths(parts, sources, where)
+        out.append(Slice(tuple(parts), None if method.base is Base.MODEL else at, parameters))
+    return out
+
+
+def _part(entry: object, references: Sequence[ModelReference], sources: Sequence[Source]) -> Part:
+    index = references.index(entry.model)  # type: ignore[attr-defined]
+    if isinstance(entry, SliceSource):
+        return Part(index, *entry.layer_range, entry.parameters)
+    return Part(index, 0, block_count(sources[index]), entry.parameters)  # type: ignore[attr-defined]
+
+
+def _check_lengths(parts: Sequence[Part], sources: Sequence[Source], where: str) -> None:
+    for part in parts:
+        source, available = sources[part.source], block_count(sources[part.source])
+        if part.stop <= part.start and available:
+            raise PlanError(f"{where}: layer_range [{part.start}, {part.stop}] of {source.label} is empty")
+        if part.stop > available:
+            asked = f"layer_range [{part.start}, {part.stop}] of {source.label}"
+            raise PlanError(f"{where}: {asked} reaches past its {available} layers")
+    if len({part.stop - part.start for part in parts}) > 1:
+        listed = ", ".join(f"{sources[p.source].label} {p.stop - p.start}" for p in parts)
+        raise PlanError(f"{where}: the sources have different numbers of layers ({listed}); they must be the same")
+
+
+def layers_of_result(layout: Sequence[Slice]) -> list[tuple[Slice, int]]:
+    """(slice, layer within the slice) for each layer of the result."""
+    return [(s, i) for s in layout for i in range(s.layers)]
+
+
+def slots(layout: Sequence[Slice], sources: Sequence[Source]) -> Iterator[Slot]:
+    """Every tensor of the result in the order of a llama.cpp file: before the blocks, the blocks, after them."""
+    yield from _outside(layout[0], sources, after=False)
+    for layer, (piece, i) in enumerate(layers_of_result(layout)):
+        position = i / (piece.layers - 1) if piece.layers > 1 else 1.0
+        yield from _inside(piece, sources, layer, i, position)
+    yield from _outside(layout[-1], sources, after=True)
+
+
+def _inside(piece: Slice, sources: Sequence[Source], layer: int, i: int, position: float) -> Iterator[Slot]:
+    numbers = [part.start + i for part in piece.parts]
+    names: dict[str, None] = {}
+    for part, number in zip(piece.parts, numbers, strict=True):
+        names.update((with_layer(n, layer), None) for n in sources[part.source].tensors if layer_of(n) == number)
+    for name in names:
+        own = tuple(
+            n if (n := with_layer(name, number)) in sources[part.source].tensors else None
+            for part, number in zip(piece.parts, numbers, strict=True)
+        )
+        yield Slot(name, piece, own, position)
+
+
+def _outside(piece: Slice, sources: Sequence[Source], *, after: bool) -> Iterator[Slot]:
+    parts = [sources[part.source] for part in piece.parts]
+    first = piece.base if piece.base is not None else 0
+    names = {
+        n: None for s in [parts[first], *parts] for n in s.tensors if layer_of(n) is None and _is_after(n) == after
+    }
+    for name in names:
+        own = tuple(name if name in s.tensors else None for s in parts)
+        if name in _CONSTANTS:
+            if own[first] is not None:
+                only = Slice((piece.parts[first],), None, piece.parameters)
+                note = f"computed, not trained: taken from {parts[first].label}"
+                yield Slot(name, only, (name,), 0.0, (note,), constant=True)
+        elif name == _HEAD and None in own:
+            tied = [s.label for s, n in zip(parts, own, strict=True) if n is None]
+            note = f"{', '.join(tied)}: tied to the embedding, which stands in for it"
+            yield Slot(name, piece, tuple(n or _EMBEDDING for n in own), 0.0, (note,))
+        else:
+            yield Slot(name, piece, own, 0.0)
+
+
+def _is_after(name: str) -> bool:
+    return name.startswith(("output.", "output_norm.", "dec.output_norm.", "enc.output_norm.", "cls."))

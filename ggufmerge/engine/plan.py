@@ -1,0 +1,137 @@
+"""The plan: what happens to every tensor, decided before any weight is read. Plain data that prints, compares and
+round-trips to JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from math import prod
+from typing import Any, Literal
+
+from ggufmerge.methods.spec import Value
+from ggufmerge.types import FileType, TensorType
+
+Action = Literal["copy", "convert", "merge"]
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """A model of the recipe. `label` is its reference as the recipe writes it."""
+
+    label: str
+    path: str
+    adapters: tuple[tuple[str, float], ...]  # (path, strength)
+    name: str  # general.name, or the file's name
+    architecture: str
+    file_type: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a tensor: the tensor `tensor` of source number `source`."""
+
+    source: int
+    tensor: str
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the result.
+
+    action: "copy" takes the stored bytes of its single input; "convert" dequantizes its single input and writes it in
+        another type; "merge" combines the inputs, which stand in the method's order (base first if it has one).
+    shared, models: the parameters that hold for this tensor, as in `methods.spec.Problem`.
+    experts: number of matrices stacked in the tensor that are merged one by one (1 for ordinary tensors).
+    decisions: what was decided automatically for this tensor, in words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: TensorType
+    action: Action
+    inputs: tuple[Input, ...]
+    method: str = ""
+    has_base: bool = False
+    shared: dict[str, Value] = field(default_factory=dict)
+    models: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    experts: int = 1
+    decisions: tuple[str, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """Values in a row."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        return prod(self.shape[:-1])
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.type.row_bytes(self.n)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `run` needs to know. The result takes over the metadata and tokenizer of the first source."""
+
+    method: str
+    architecture: str
+    file_type: FileType
+    seed: int
+    folder: str  # where relative paths start
+    recipe: str  # the recipe's text
+    options: str  # what the command line changed, empty when nothing
+    sources: tuple[PlannedSource, ...]
+    tensors: tuple[PlannedTensor, ...]
+    metadata: dict[str, Any]  # keys to set in the result; None removes the key of the first source
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor data in the result, without padding."""
+        return sum(t.nbytes for t in self.tensors)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights in the result."""
+        return sum(prod(t.shape) for t in self.tensors)
+
+    def count(self, action: Action) -> int:
+        return sum(t.action == action for t in self.tensors)
+
+    def types(self) -> Counter[TensorType]:
+        return Counter(t.type for t in self.tensors)
+
+    def to_json(self) -> dict[str, Any]:
+        """As values that `json.dumps` takes; `Plan.from_json` gives an equal plan back."""
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        fields = dict(data)
+        fields["file_type"] = FileType.parse(data["file_type"])
+        fields["warnings"] = tuple(data["warnings"])
+        fields["sources"] = tuple(
+            PlannedSource(**{**s, "adapters": tuple((path, strength) for path, strength in s["adapters"])})
+            for s in data["sources"]
+        )
+        fields["tensors"] = tuple(_tensor_from_json(t) for t in data["tensors"])
+        return cls(**fields)
+
+
+def _tensor_from_json(data: dict[str, Any]) -> PlannedTensor:
+    return PlannedTensor(
+        **{
+            **data,
+            "type": TensorType.parse(data["type"]),
+            "shape": tuple(data["shape"]),
+            "inputs": tuple(Input(**i) for i in data["inputs"]),
+            "models": {k: tuple(v) for k, v in data["models"].items()},
+            "decisions": tuple(data["decisions"]),
+        }
+    )

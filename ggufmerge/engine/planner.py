@@ -1,0 +1,367 @@
+"""Recipe and headers to Plan: everything that can fail for a knowable reason fails here, in seconds."""
+
+from __future__ import annotations
+
+import re
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ggufmerge.engine import checks, header
+from ggufmerge.engine.layout import Slice, Slot, slices, slots
+from ggufmerge.engine.plan import Input, Plan, PlannedSource, PlannedTensor
+from ggufmerge.errors import PlanError, RecipeError
+from ggufmerge.methods import method as find_method
+from ggufmerge.methods.spec import REQUIRED, Base, Method, Problem, Value
+from ggufmerge.quants import codec
+from ggufmerge.quants.mixture import decide_types, guess_file_type, needs_imatrix, require_imatrix
+from ggufmerge.recipe import ModelReference, Recipe
+from ggufmerge.recipe.names import known_words, spellings
+from ggufmerge.recipe.settings import Setting, at
+from ggufmerge.sources import Source, open_source
+from ggufmerge.types import FileType, TensorType
+
+_FLOAT_FILES = {"float32": FileType.F32, "float16": FileType.F16, "bfloat16": FileType.BF16}
+
+
+def make_plan(recipe: Recipe, *, out_type: str | None = None) -> tuple[Plan, list[Source]]:
+    """The plan of a recipe, and its opened sources.
+
+    out_type: a file type that wins over the recipe's out_type, out_dtype and dtype.
+    RecipeError, PlanError and FormatError say what does not fit.
+    """
+    method = find_method(recipe.merge_method)
+    references = _references(recipe)
+    sources = [open_source(reference, recipe.folder) for reference in references]
+    checks.check_architectures(sources)
+    checks.check_vocabularies(sources)
+    layout = slices(recipe, method, references, sources)
+    for number, piece in enumerate(layout):
+        _check_model_count(method, piece, recipe, number)
+    filled = list(slots(layout, sources))
+    _check_presence(filled, sources)
+    warnings = [*recipe.warnings, *_check_filters(recipe, filled)]
+    resolver = _Resolver(recipe, method, sources)
+    tensors = [resolver.resolve(slot) for slot in filled]
+    if resolver.problems:
+        raise RecipeError("\n".join(resolver.problems))
+
+    donor = sources[0]
+    tensors, file_type = _with_types(recipe, out_type, tensors, donor, header.layer_metadata(donor, sources, layout))
+    tensors = [_with_action(t, sources) for t in tensors]
+    _check_writable(tensors)
+    options = f"--type {out_type}" if out_type else ""
+    metadata, more = header.result_metadata(
+        name=_result_name(recipe, donor),
+        version=version("ggufmerge"),
+        recipe=recipe.text,
+        options=options,
+        file_type=file_type,
+        quantized=any(t.type.is_quantized for t in tensors),
+        sources=sources,
+        layout=layout,
+        overrides=recipe.metadata,
+    )
+    warnings += [*checks.differing_hyperparameters(sources, donor), *more]
+    plan = Plan(
+        method=method.name,
+        architecture=donor.file.architecture,
+        file_type=file_type,
+        seed=recipe.seed,
+        folder=recipe.folder,
+        recipe=recipe.text,
+        options=options,
+        sources=tuple(map(_planned_source, references, sources)),
+        tensors=tuple(tensors),
+        metadata=metadata,
+        warnings=tuple(warnings),
+    )
+    return plan, sources
+
+
+def _references(recipe: Recipe) -> list[ModelReference]:
+    """Every model of the recipe once: the base first, then in the order of mention."""
+    found: dict[ModelReference, None] = {}
+    if recipe.base_model is not None:
+        found[recipe.base_model] = None
+    for entries, base, _ in recipe.output_slices():
+        found.update((entry.model, None) for entry in entries)
+        if base is not None:
+            found.setdefault(base, None)
+    return list(found)
+
+
+def _result_name(recipe: Recipe, donor: Source) -> str:
+    if recipe.name:
+        return recipe.name
+    return f"{header.display_name(donor)} merge" if recipe.origin == "recipe" else Path(recipe.origin).stem
+
+
+def _planned_source(reference: ModelReference, source: Source) -> PlannedSource:
+    declared = source.metadata.get("general.file_type")
+    file_type = FileType.from_id(int(declared)) if isinstance(declared, int) else None
+    return PlannedSource(
+        label=source.label,
+        path=reference.path,
+        adapters=tuple((a.path, a.strength) for a in reference.adapters),
+        name=header.display_name(source),
+        architecture=source.file.architecture,
+        file_type=str(file_type or guess_file_type({n: t.type for n, t in source.tensors.items()})),
+        nbytes=sum(path.stat().st_size for path in source.files()),
+    )
+
+
+def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int) -> None:
+    count = len(piece.parts) - (piece.base is not None)
+    where = recipe.origin if recipe.slices is None else f"{recipe.origin}: slice {number + 1}"
+    besides = "" if method.base is Base.MODEL else " besides the base"
+    if count < method.min_models:
+        raise RecipeError(f"{where}: {method.name} needs at least {method.min_models} models{besides}, not {count}")
+    if method.max_models is not None and count > method.max_models:
+        also = (
+            f" (base_model {recipe.base_model} counts as one)"
+            if method.base is Base.MODEL and recipe.base_model
+            else ""
+        )
+        raise RecipeError(
+            f"{where}: {method.name} takes at most {method.max_models} models{besides}, not {count}{also}"
+        )
+
+
+def _check_presence(filled: Sequence[Slot], sources: Sequence[Source]) -> None:
+    """PlanError naming the tensors that some of a slice's models have and others lack, or have in another shape."""
+    missing: dict[str, list[str]] = {}
+    for slot in filled:
+        for part, name in zip(slot.slice.parts, slot.names, strict=True):
+            if name is None:
+                missing.setdefault(sources[part.source].label, []).append(slot.name)
+    for label, names in missing.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise PlanError(f"{label} lacks tensors that the other models have ({shown}); merge fine-tunes of one base")
+    for slot in filled:
+        shapes = [
+            (sources[p.source].label, sources[p.source].tensors[n].shape)
+            for p, n in zip(slot.slice.parts, slot.names, strict=True)
+            if n is not None
+        ]
+        if len({shape for _, shape in shapes}) > 1:
+            listed = ", ".join(f"{label} {list(shape)}" for label, shape in shapes)
+            raise PlanError(f"{slot.name}: the shapes differ ({listed}); merge fine-tunes of one base")
+        if slot.name.endswith((".scale", ".input_scale")):
+            raise PlanError(
+                f"{slot.name}: tensors with separate scales (NVFP4, BitNet) cannot be merged; "
+                "use another file of the model"
+            )
+
+
+def _check_filters(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
+    """RecipeError for filters that match no tensor; a warning when the word would match in other models."""
+    names = {name for slot in filled for name in (slot.name, *slot.names) if name is not None}
+    levels = [recipe.parameters] + [s.parameters for s in recipe.slices or ()]
+    levels += [m.parameters for m in recipe.models or ()]
+    levels += [source.parameters for s in recipe.slices or () for source in s.sources]
+    unused = {
+        rule.filter: key
+        for parameters in levels
+        for key, setting in parameters.items()
+        for rule in setting.rules
+        if rule.filter is not None and not any(map(rule.matches, names))
+    }
+    words = known_words()
+    warnings, problems = [], []
+    for pattern, key in unused.items():
+        where = f'{recipe.origin}: the filter "{pattern}" of {key} matches no tensor'
+        if any(pattern in word for word in words):
+            warnings.append(f"{where} of these models")
+        else:
+            example = next((s for n in names for s in spellings(n)[1:]), "")
+            problems.append(f"{where}; filters are parts of names such as blk.0.ffn_down.weight or {example}")
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return warnings
+
+
+class _Resolver:
+    """Finds the parameters that hold for each tensor; collects all problems instead of stopping at the first."""
+
+    def __init__(self, recipe: Recipe, method: Method, sources: Sequence[Source]) -> None:
+        self.recipe, self.method, self.sources = recipe, method, sources
+        self.problems: list[str] = []
+        self._missing: set[tuple[str, str]] = set()
+
+    def resolve(self, slot: Slot) -> PlannedTensor:
+        """The planned tensor with its final inputs; its type is that of the model the result takes after."""
+        base = slot.slice.base
+        order = list(range(len(slot.names)))
+        if base is not None:
+            order = [base, *(i for i in order if i != base)]
+        inputs = tuple(Input(slot.slice.parts[i].source, slot.names[i] or slot.name) for i in order)
+        stored = self._type_donor(slot, inputs)
+        tensor = self.sources[stored.source].tensors[stored.tensor]
+        planned = PlannedTensor(slot.name, tensor.shape, tensor.type, "copy", inputs, decisions=slot.decisions)
+        if slot.constant:
+            return planned
+        if tensor.type.is_quantized or tensor.type.is_float:
+            return self._merged(slot, order, planned)
+        return self._unmergeable(planned, stored)
+
+    def _merged(self, slot: Slot, order: Sequence[int], planned: PlannedTensor) -> PlannedTensor:
+        has_base = slot.slice.base is not None
+        others = order[1:] if has_base else order
+        shared = {q.name: self._shared(slot, q.name, q.default) for q in self.method.parameters if q.scope == "shared"}
+        models = {
+            q.name: tuple(self._of_model(slot, i, q.name, q.default) for i in others)
+            for q in self.method.parameters
+            if q.scope == "model"
+        }
+        experts = planned.shape[0] if len(planned.shape) == 3 and "_exps." in planned.name else 1
+        merged = replace(
+            planned,
+            action="merge",
+            method=self.method.name,
+            has_base=has_base,
+            shared=shared,
+            models=models,
+            experts=experts,
+        )
+        if self._missing:
+            return merged
+        problem = problem_of(merged)
+        try:
+            self.method.check(problem)
+        except ValueError as error:
+            if len(self.problems) < 10:
+                self.problems.append(f"{self.recipe.origin}: {slot.name}: {error}")
+            return merged
+        single = self.method.untouched(problem)
+        return merged if single is None else replace(planned, inputs=(merged.inputs[single],))
+
+    def _shared(self, slot: Slot, name: str, default: Value) -> Value:
+        value = _lookup(name, [slot.slice.parameters, self.recipe.parameters], slot.name, slot.position)
+        if value is not None:
+            return value
+        return self._default(name, default, f'add "{name}" under parameters:')
+
+    def _of_model(self, slot: Slot, i: int, name: str, default: Value) -> float:
+        part = slot.slice.parts[i]
+        levels = [part.parameters, slot.slice.parameters, self.recipe.parameters]
+        own_name = slot.names[i] or slot.name
+        if own_name.split(".")[0] != slot.name.split(".")[0]:
+            own_name = slot.name  # an embedding that stands in for a tied output head is filtered as the head
+        value = _lookup(name, levels, own_name, slot.position)
+        if value is None:
+            label = self.sources[part.source].label
+            value = self._default(name, default, f"add it to the parameters of {label}", label)
+        return float("nan") if value is None else float(value)
+
+    def _default(self, name: str, default: Value, remedy: str, label: str = "") -> Value:
+        if default is not REQUIRED:
+            return default
+        if (name, label) not in self._missing:
+            self._missing.add((name, label))
+            subject = f"{label} has no {name}" if label else f"no {name} is given"
+            self.problems.append(f"{self.recipe.origin}: {subject}, which {self.method.name} needs: {remedy}")
+        return None
+
+    def _type_donor(self, slot: Slot, inputs: Sequence[Input]) -> Input:
+        """The input whose type the tensor keeps: the result's donor if it takes part, else the first."""
+        return next((i for i in inputs if i.source == 0), inputs[0])
+
+    def _unmergeable(self, planned: PlannedTensor, stored: Input) -> PlannedTensor:
+        """A tensor of integers: copied when it is the same everywhere."""
+        values = [bytes(self.sources[i.source].tensors[i.tensor].raw) for i in planned.inputs]
+        if len(set(values)) > 1:
+            self.problems.append(f"{planned.name}: holds {planned.type} numbers that differ; they cannot be merged")
+        return replace(planned, inputs=(stored,), decisions=(*planned.decisions, "the same integers in all models"))
+
+
+def _lookup(name: str, levels: Iterable[dict[str, Setting]], tensor: str, position: float) -> Value:
+    """The first value that a level gives for this tensor; None when no level does."""
+    for level in levels:
+        setting = level.get(name)
+        rule = setting.rule_for(tensor) if setting else None
+        if rule is not None:
+            return at(rule.value, position)
+    return None
+
+
+def problem_of(tensor: PlannedTensor, keys: Sequence[int] = ()) -> Problem:
+    """The method's view of a planned tensor (of one expert, when it is a stack)."""
+    return Problem(
+        shape=(tensor.rows // tensor.experts, tensor.n),
+        inputs=len(tensor.inputs),
+        has_base=tensor.has_base,
+        shared=tensor.shared,
+        models={name: np.asarray(values, np.float64) for name, values in tensor.models.items()},
+        keys=np.asarray(keys, np.uint64),
+    )
+
+
+@dataclass(frozen=True)
+class _Header:
+    """A model that does not exist yet, as the mixture rules want to see it."""
+
+    metadata: Mapping[str, Any]
+    tensors: dict[str, PlannedTensor]
+
+
+def _with_types(
+    recipe: Recipe, out_type: str | None, tensors: list[PlannedTensor], donor: Source, structure: dict[str, Any]
+) -> tuple[list[PlannedTensor], FileType]:
+    """The tensors with the types they are written in, and the file type that describes them."""
+    float_file = _FLOAT_FILES.get(recipe.out_dtype or recipe.dtype or "")
+    wanted = out_type or recipe.out_type or float_file
+    if wanted is None:
+        return _with_kept_types(recipe, tensors, donor)
+    planned = _Header(ChainMap(structure, donor.metadata), {t.name: t for t in tensors})  # type: ignore[arg-type]
+    file_type = FileType.parse(wanted)
+    overrides = [(pattern, TensorType.parse(name)) for pattern, name in recipe.tensor_types.items()]
+    decided = decide_types(planned, file_type, tensor_types=overrides)
+    typed = []
+    for t in tensors:
+        d = decided[t.name]
+        note = (d.reason,) if d.type != d.wanted else ()
+        typed.append(replace(t, type=d.type, decisions=(*t.decisions, *note)))
+    copied = {t.name for t in typed if t.action == "copy" and t.type == planned.tensors[t.name].type}
+    require_imatrix(decided, None, [t.name for t in typed if t.name not in copied])
+    return typed, file_type
+
+
+def _with_kept_types(
+    recipe: Recipe, tensors: list[PlannedTensor], donor: Source
+) -> tuple[list[PlannedTensor], FileType]:
+    rules = [(pattern, TensorType.parse(name)) for pattern, name in recipe.tensor_types.items()]
+    typed = []
+    for t in tensors:
+        kind = next((kind for pattern, kind in rules if re.search(pattern, t.name)), t.type)
+        if t.n % kind.block_size:
+            raise PlanError(f"{t.name}: rows of {t.n} values do not fit {kind}'s blocks of {kind.block_size}")
+        typed.append(replace(t, type=kind))
+    return typed, guess_file_type({t.name: t.type for t in typed}, donor)
+
+
+def _with_action(tensor: PlannedTensor, sources: Sequence[Source]) -> PlannedTensor:
+    """A tensor with a single input is copied if its bytes stay what they are, else converted."""
+    if tensor.action == "merge":
+        return tensor
+    source, name = sources[tensor.inputs[0].source], tensor.inputs[0].tensor
+    same = source.tensors[name].type == tensor.type and not source.changed_by_adapter(name)
+    # a single input is what is left of a merge; the others play no part any more
+    return replace(tensor, inputs=tensor.inputs[:1], action="copy" if same else "convert")
+
+
+def _check_writable(tensors: Sequence[PlannedTensor]) -> None:
+    for t in tensors:
+        if t.action == "copy":
+            continue
+        if not codec(t.type).writable:
+            raise PlanError(f"{t.name}: {t.type} can be read but not written; choose another type with --type")
+        if codec(t.type).needs_imatrix or needs_imatrix(t.name, t.type):
+            raise PlanError(
+                f"{t.name}: {t.type} cannot be written without an importance matrix; choose a wider type with --type"
+            )

@@ -1,0 +1,25 @@
+"""What a run tells about itself while it works; the command line draws it, a library user may ignore it."""
+
+from __future__ import annotations
+
+
+class Progress:
+    """Receiver of a run's events; every method does nothing, override what is of use. Called by the main thread."""
+
+    def begin(self, total_bytes: int, tensors: int) -> None:
+        """Work starts: so many bytes of result to write and of sources to digest."""
+
+    def phase(self, text: str) -> None:
+        """What is being done outside the tensors: preparing kernels, verifying."""
+
+    def tensor(self, name: str) -> None:
+        """Work on this tensor starts."""
+
+    def advance(self, nbytes: int) -> None:
+        """So many bytes more are done."""
+
+    def tensor_done(self, name: str) -> None:
+        """All of this tensor is written."""
+
+    def end(self) -> None:
+        """The result has its name, or the run failed."""

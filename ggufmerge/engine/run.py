@@ -1,0 +1,375 @@
+"""Plan to bytes: streams chunks of rows through a pool of threads; nothing of a tensor's size is ever allocated.
+
+For each tensor the passes that its method asks for run first, then one pass that reads, merges, quantizes and writes.
+Every result is independent of threads and chunk size: rows are independent of each other in codecs, statistics are
+folded row by row, random masks depend on element numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import threading
+import time
+import zlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ggufmerge.engine import header
+from ggufmerge.engine.checks import check_output
+from ggufmerge.engine.journal import Journal
+from ggufmerge.engine.plan import Plan, PlannedTensor
+from ggufmerge.engine.planner import problem_of
+from ggufmerge.engine.progress import Progress
+from ggufmerge.engine.scheduler import Job, Stage, drive
+from ggufmerge.errors import GgufmergeError
+from ggufmerge.files import MetadataEditor, TensorInfo, open_gguf
+from ggufmerge.files.writer import GGUFWriter
+from ggufmerge.methods import method as find_method
+from ggufmerge.methods.random import stream_key
+from ggufmerge.methods.spec import Chunk, Method, Pass, Passes, Problem
+from ggufmerge.quants import codec
+from ggufmerge.sources import Source, SourceTensor
+
+DEFAULT_CHUNK = 1 << 18  # values; a chunk of each input and of the result stay in a core's cache
+_DIGEST_STEP = 1 << 26  # bytes digested by one task
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did. `notes`: decisions that only the weights could bring about, as (tensor, text)."""
+
+    output: Path
+    nbytes: int
+    seconds: float
+    merged: int
+    converted: int
+    copied: int
+    resumed: int
+    sources: dict[str, str]  # file -> sha256
+    notes: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def run(
+    plan: Plan,
+    sources: Sequence[Source],
+    output: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    threads: int | None = None,
+    chunk: int = DEFAULT_CHUNK,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Carry out a plan: `output` appears when it is complete and verified.
+
+    threads: None for all cores.  chunk: values of one input that a thread holds at a time (at least one row).
+    A run that was interrupted left its work beside the output and is continued by the same call; any other error leaves
+    nothing. PlanError when the output is not allowed, GgufmergeError when merged weights are not finite.
+    """
+    started = time.monotonic()
+    output = Path(output)
+    check_output(output, sources, plan.nbytes, overwrite=overwrite)
+    fingerprints = [source.fingerprint() for source in sources]
+    editor = header.apply(plan.metadata, MetadataEditor(sources[0].file.metadata))
+    infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
+    with (
+        Journal(output, _identity(plan, fingerprints, chunk)) as journal,
+        GGUFWriter(output, editor, infos, overwrite=overwrite, resume=bool(journal.done)) as writer,
+    ):
+        build = _Build(plan, sources, fingerprints, writer, journal, progress or Progress(), chunk)
+        try:
+            build.execute(threads or os.cpu_count() or 1)
+        except KeyboardInterrupt:
+            journal.keep()
+            writer.keep()
+            raise
+        finally:
+            build.progress.end()
+        writer.commit()
+    return BuildReport(
+        output=output,
+        nbytes=output.stat().st_size,
+        seconds=time.monotonic() - started,
+        merged=plan.count("merge"),
+        converted=plan.count("convert"),
+        copied=plan.count("copy"),
+        resumed=build.resumed,
+        sources={str(path): digest for path, digest in build.digests.items()},
+        notes=tuple(build.notes),
+        warnings=plan.warnings,
+    )
+
+
+def _identity(plan: Plan, fingerprints: Sequence[str], chunk: int) -> str:
+    """What two runs must have in common for one to continue the other."""
+    text = json.dumps([plan.to_json(), list(fingerprints), chunk], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Build:
+    """One build: the jobs that make each tensor, and what they share."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sources: Sequence[Source],
+        fingerprints: Sequence[str],
+        writer: GGUFWriter,
+        journal: Journal,
+        progress: Progress,
+        chunk: int,
+    ) -> None:
+        self.plan, self.sources, self.fingerprints = plan, sources, fingerprints
+        self.writer, self.journal, self.progress, self.chunk = writer, journal, progress, chunk
+        self.notes: list[tuple[str, str]] = []
+        self.digests: dict[Path, str] = {}
+        self.resumed = 0
+        self._local = threading.local()
+
+    def execute(self, threads: int) -> None:
+        """Make all tensors that an earlier run did not make, digest the sources and check the file."""
+        paths = [path for source in self.sources for path in source.files()]
+        done = self._finished_before() if self.writer.resumed else set()
+        self.resumed = len(done)
+        self.journal.start()
+        todo = [t for t in self.plan.tensors if t.name not in done]
+        total = sum(t.nbytes for t in todo) + sum(path.stat().st_size for path in set(paths))
+        self.progress.begin(total, len(todo))
+        self.progress.phase("preparing kernels")
+        _warm_up(self.plan, self.sources)
+        self.progress.phase("merging")
+        drive(self._jobs(todo, paths), threads)
+        self.progress.phase("verifying")
+        for i, path in enumerate(paths):
+            self.writer.patch(header.digest_key(i), self.digests[path])
+        open_gguf(self.writer.partial_path).close()
+
+    def _jobs(self, todo: Sequence[PlannedTensor], paths: Sequence[Path]) -> Iterator[Job]:
+        for tensor in todo:
+            yield self._tensor(tensor)
+        for path in dict.fromkeys(paths):
+            yield self._digest(path)
+
+    def _finished_before(self) -> set[str]:
+        """Tensors whose bytes an earlier run has written and that still have its checksum."""
+        done = set()
+        for tensor in self.plan.tensors:
+            if tensor.name in self.journal.done:
+                data, crc = self.writer.read(tensor.name), 0
+                for start, stop in _steps(tensor, self.chunk):
+                    row_bytes = tensor.type.row_bytes(tensor.n)
+                    crc = _chain(crc, zlib.crc32(data[start * row_bytes : stop * row_bytes].data))
+                if crc == self.journal.done[tensor.name]:
+                    self.writer.mark_done(tensor.name)
+                    done.add(tensor.name)
+        return done
+
+    def _tensor(self, tensor: PlannedTensor) -> Job:
+        """Make one tensor: the passes of its method, then the pass that writes it."""
+        self.progress.tensor(tensor.name)
+        inputs = [self.sources[i.source].open_tensor(i.tensor) for i in tensor.inputs]
+        row_bytes = tensor.type.row_bytes(tensor.n)
+        steps = _steps(tensor, self.chunk)
+        checksum = 0
+
+        def fold(partial: tuple[int, int]) -> None:
+            nonlocal checksum
+            crc, nbytes = partial
+            checksum = _chain(checksum, crc)
+            self.progress.advance(nbytes)
+
+        def put(start: int, raw: NDArray[np.uint8]) -> tuple[int, int]:
+            self.writer.write(tensor.name, start * row_bytes, raw)
+            return zlib.crc32(raw.data), raw.nbytes
+
+        if tensor.action == "copy":
+            yield Stage(len(steps), lambda i: put(steps[i][0], inputs[0].raw_rows(*steps[i])), fold)
+        elif tensor.action == "convert":
+            yield Stage(
+                len(steps), lambda i: put(steps[i][0], self._encode(tensor, self._read(inputs, *steps[i])[0])), fold
+            )
+        else:
+            rows = tensor.rows // tensor.experts
+            for expert in range(tensor.experts):
+                yield from self._merge(tensor, inputs, expert, expert * rows, put, fold)
+        self.journal.finished(tensor.name, checksum)
+        self.progress.tensor_done(tensor.name)
+
+    def _merge(
+        self,
+        tensor: PlannedTensor,
+        inputs: Sequence[SourceTensor],
+        expert: int,
+        first: int,
+        put: Callable[[int, NDArray[np.uint8]], tuple[int, int]],
+        fold: Callable[[tuple[int, int]], None],
+    ) -> Job:
+        """Merge one matrix of a tensor: all of it, or one expert of a stack, which starts at row `first`."""
+        method = find_method(tensor.method)
+        problem = problem_of(tensor, self._keys(tensor, expert))
+        chunks = _chunks(problem.shape, self.chunk)
+
+        def read(chunk: Chunk) -> NDArray[np.float32]:
+            return self._read(inputs, first + chunk.row, first + chunk.row + chunk.rows)
+
+        statistics = yield from _statistics(method.passes(problem), chunks, read)
+        self.notes += [(tensor.name, note) for note in method.notes(problem, statistics)]
+
+        def task(i: int) -> tuple[int, int]:
+            chunk = chunks[i]
+            out = self._buffer("out", (chunk.rows, tensor.n), np.float32)
+            method.combine(read(chunk), problem, statistics, chunk, out)
+            return put(first + chunk.row, self._encode(tensor, out))
+
+        yield Stage(len(chunks), task, fold)
+
+    def _keys(self, tensor: PlannedTensor, expert: int) -> list[int]:
+        """The random stream of each input that is not the base."""
+        name = f"{tensor.name}#{expert}" if tensor.experts > 1 else tensor.name
+        models = tensor.inputs[1:] if tensor.has_base else tensor.inputs
+        return [int(stream_key(self.plan.seed, name, self.fingerprints[i.source])) for i in models]
+
+    def _read(self, inputs: Sequence[SourceTensor], start: int, stop: int) -> NDArray[np.float32]:
+        """Rows [start, stop) of all inputs, float32 [inputs, rows, n], in the thread's own buffer."""
+        x: NDArray[np.float32] = self._buffer("in", (len(inputs), stop - start, inputs[0].n), np.float32)
+        for i, source in enumerate(inputs):
+            source.read(start, x[i])
+        return x
+
+    def _encode(self, tensor: PlannedTensor, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Rows in the tensor's type, uint8 [rows, row_bytes], in the thread's own buffer."""
+        if not _all_finite(rows):
+            raise GgufmergeError(
+                f"{tensor.name}: the merged weights are not all finite numbers; "
+                "a source is damaged, or the weights of the recipe are far too large"
+            )
+        raw = self._buffer("raw", (len(rows), tensor.type.row_bytes(tensor.n)), np.uint8)
+        quantize = codec(tensor.type).quantize
+        assert quantize is not None, f"the plan lets {tensor.type} through only if it can be written"
+        quantize(rows, raw)
+        return raw
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+        """A scratch array of the calling thread, reused from chunk to chunk."""
+        size = math.prod(shape)
+        store: dict[str, NDArray[Any]] = self._local.__dict__
+        if name not in store or store[name].size < size:
+            store[name] = np.empty(size, dtype)
+        return store[name][:size].reshape(shape)
+
+    def _digest(self, path: Path) -> Job:
+        """The sha256 of a source file, a piece at a time so that an interruption need not wait for the end."""
+        digest, size = hashlib.sha256(), path.stat().st_size
+
+        def task(i: int) -> int:
+            with path.open("rb") as f:
+                f.seek(i * _DIGEST_STEP)
+                left = read = min(_DIGEST_STEP, size - i * _DIGEST_STEP)
+                while left:
+                    piece = f.read(min(left, 1 << 20))
+                    if not piece:
+                        raise GgufmergeError(f"{path}: became shorter while it was read; start again")
+                    digest.update(piece)
+                    left -= len(piece)
+            return read
+
+        yield Stage(-(-size // _DIGEST_STEP), task, self.progress.advance, ordered=True)
+        self.digests[path] = digest.hexdigest()
+
+
+def _steps(tensor: PlannedTensor, chunk: int) -> list[tuple[int, int]]:
+    """The rows [start, stop) that are written at a time, the same for every run with this chunk size."""
+    if tensor.action == "merge":
+        rows = tensor.rows // tensor.experts
+        inside = _chunks((rows, tensor.n), chunk)
+        return [(e * rows + c.row, e * rows + c.row + c.rows) for e in range(tensor.experts) for c in inside]
+    return [(c.row, c.row + c.rows) for c in _chunks((tensor.rows, tensor.n), chunk)]
+
+
+def _chunks(shape: tuple[int, int], chunk: int) -> list[Chunk]:
+    rows, n = shape
+    step = max(1, chunk // max(1, n))
+    return [Chunk(i, row, min(step, rows - row), row * n) for i, row in enumerate(range(0, rows, step))]
+
+
+def _chain(checksum: int, crc: int) -> int:
+    """The checksum of a tensor from those of its pieces, in order."""
+    return zlib.crc32(crc.to_bytes(4, "little"), checksum)
+
+
+def _statistics(
+    passes: Passes, chunks: Sequence[Chunk], read: Callable[[Chunk], NDArray[np.float32]]
+) -> Generator[Stage, None, Any]:
+    """Run the passes of a method as stages; returns what the method made of them."""
+    gathered: Any = None
+
+    def stage(current: Pass) -> Stage:
+        nonlocal gathered
+        gathered = current.initial
+
+        def fold(partial: Any) -> None:
+            nonlocal gathered
+            gathered = current.fold(gathered, partial)
+
+        return Stage(len(chunks), lambda i: current.map(read(chunks[i]), chunks[i]), fold)
+
+    try:
+        current = next(passes)
+        while True:
+            yield stage(current)
+            current = passes.send(gathered)
+    except StopIteration as end:
+        return end.value
+
+
+def _warm_up(plan: Plan, sources: Sequence[Source]) -> None:
+    """Compile (or load from numba's cache) the kernels that a plan needs, on a row of 256 values, in one thread.
+
+    Without it all threads would start by waiting for the same compiler.
+    """
+    n = 256
+    rows = np.sin(np.arange(n, dtype=np.float32)).reshape(1, n)
+    _all_finite(rows)
+    for kind in {
+        sources[i.source].tensors[i.tensor].type for t in plan.tensors if t.action != "copy" for i in t.inputs
+    }:
+        codec(kind).dequantize(np.zeros((1, kind.row_bytes(n)), np.uint8), np.empty_like(rows))
+    for kind in {t.type for t in plan.tensors if t.action != "copy"}:
+        if (quantize := codec(kind).quantize) is not None:
+            quantize(rows, np.empty((1, kind.row_bytes(n)), np.uint8))
+    kinds = {(t.method, len(t.inputs), tuple(t.shared.items())): t for t in plan.tensors if t.action == "merge"}
+    for tensor in kinds.values():
+        keys = range(len(tensor.inputs) - tensor.has_base)
+        problem = replace(problem_of(replace(tensor, shape=(n,), experts=1), list(keys)), shape=(1, n))
+        stack = np.stack([np.roll(rows, i) for i in range(len(tensor.inputs))])
+        _merge_in_memory(find_method(tensor.method), stack, problem)
+
+
+def _merge_in_memory(method: Method, stack: NDArray[np.float32], problem: Problem) -> None:
+    chunk = Chunk(0, 0, stack.shape[1], 0)
+    stages = _statistics(method.passes(problem), [chunk], lambda _: stack)
+    try:
+        while True:
+            stage = next(stages)
+            stage.fold(stage.task(0))
+    except StopIteration as end:
+        method.combine(stack, problem, end.value, chunk, np.empty_like(stack[0]))
+
+
+@njit(nogil=True, cache=True)
+def _all_finite(rows):  # type: ignore[no-untyped-def]
+    """Whether no value is NaN or infinite: x - x is zero for finite numbers only."""
+    bad = 0
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            bad += (rows[i, j] - rows[i, j]) != 0
+    return bad == 0
