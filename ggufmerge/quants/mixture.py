@@ -178,7 +178,7 @@ def require_imatrix(
 
 
 def needs_imatrix(name: str, type: TensorType, ftype: FileType | None = None) -> bool:  # noqa: A002
-    """Whether llama-quantize refuses, for want of an imatrix, to quantize `name` to `type` in a file of type `ftype`."""
+    """Whether llama-quantize refuses to quantize `name` to `type`, in a file of type `ftype`, without an imatrix."""
     if name in _TOKEN_EMBEDDINGS or name == "output.weight":
         return False
     return type in _IMATRIX_TYPES or (type is T.Q2_K and ftype is F.Q2_K_S)
@@ -188,8 +188,9 @@ def guess_file_type(types: Mapping[str, TensorType], base: ModelHeader | None = 
     """The file type (`general.file_type`) that describes tensors of these types best.
 
     With `base`, a file whose tensors have exactly these types, its declared file type. Otherwise the file type of the
-    most common tensor type, as llama.cpp guesses for files that do not say (`llama_model_loader`): Q4_K gives Q4_K_M.
-    Ties go to the type that reaches the number first in llama-quantize's order of tensors.
+    most common tensor type, as llama.cpp guesses for files that do not say (`llama_model_loader`): Q4_K gives Q4_K_M,
+    and in a tie wins the type that is first to reach the number in llama.cpp's order of tensors. Unlike there, F32
+    counts only when nothing else is there: norms are F32 in every file and can outnumber the matrices.
     """
     if base is not None and {name: t.type for name, t in base.tensors.items()} == dict(types):
         declared = base.metadata.get("general.file_type")
@@ -199,9 +200,10 @@ def guess_file_type(types: Mapping[str, TensorType], base: ModelHeader | None = 
     counts: Counter[TensorType] = Counter()
     commonest, most = T.F32, 0
     for name in sorted(types, key=_visiting_order):
-        counts[types[name]] += 1
-        if counts[types[name]] > most:
-            commonest, most = types[name], counts[types[name]]
+        kind = types[name]
+        counts[kind] += 1
+        if counts[kind] > most and kind is not T.F32:
+            commonest, most = kind, counts[kind]
     return _FILE_TYPE_OF.get(commonest, F.F32)
 
 
@@ -250,6 +252,9 @@ _FALLBACK = {
     T.Q6_K: T.Q8_0,
 }
 
+_SMALL_RWKV = (
+    "first", "w0", "w1", "w2", "v0", "v1", "v2", "a0", "a1", "a2", "g1", "g2", "decay_w1", "decay_w2", "lerp_fused",
+)  # fmt: skip
 # `tensor_allows_quantization`: parts of the names of weights that are small, sensitive or not multiplied as matrices.
 _NEVER_QUANTIZED = {
     "norm": ("_norm.weight",),
@@ -257,26 +262,7 @@ _NEVER_QUANTIZED = {
     "small projection": ("altup", "laurel", "per_layer_model_proj", "indexer.k_proj.weight", "indexer.q_proj.weight"),
     "short convolution": ("ssm_conv1d", "shortconv.conv.weight"),
     "relative position bias": ("attn_rel_b.weight",),
-    "small RWKV weight": tuple(
-        f"time_mix_{part}.weight"
-        for part in (
-            "first",
-            "w0",
-            "w1",
-            "w2",
-            "v0",
-            "v1",
-            "v2",
-            "a0",
-            "a1",
-            "a2",
-            "g1",
-            "g2",
-            "decay_w1",
-            "decay_w2",
-            "lerp_fused",
-        )  # fmt: skip
-    ),
+    "small RWKV weight": tuple(f"time_mix_{part}.weight" for part in _SMALL_RWKV),
     "position or patch embedding": (".position_embd", "sam.pos_embd", ".rel_pos", ".patch_embd", ".patch_merger"),
     "vision neck": ("sam.neck.", "sam.net_"),
     "audio codebook": ("a.rvq.codebook", "mm.a.code_embd"),
