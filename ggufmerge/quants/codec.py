@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ggufmerge.quants.simd import INTERPRETED
 from ggufmerge.types import TensorType
 
 Rows = NDArray[np.float32]
@@ -63,6 +64,9 @@ class Codec:
 
 def _guard(kernel: Callable[..., None], type: TensorType, reads_raw: bool) -> Callable[..., None]:  # noqa: A002
     """`kernel` behind checks of its arrays; ValueError when one has the wrong shape, dtype or memory layout."""
+
+    if INTERPRETED:  # overflow is part of the formats; compiled kernels do not warn of it
+        kernel = np.errstate(all="ignore")(kernel)
 
     @functools.wraps(kernel)
     def guarded(source: NDArray, out: NDArray, *imatrix: NDArray) -> None:

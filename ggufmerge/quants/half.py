@@ -1,6 +1,5 @@
 """IEEE binary16 inside kernels: `half_to_float` and `float_to_half`, equal to ggml's GGML_FP16_TO_FP32 and
-GGML_FP32_TO_FP16 for every bit pattern (round to nearest even, subnormals, infinities; a NaN becomes ±0x7E00), and
-`load_half`, `store_half` for the scales that stand in blocks.
+GGML_FP32_TO_FP16 for every bit pattern (round to nearest even, subnormals, infinities; a NaN becomes ±0x7E00).
 
 Numba has no float16 on CPUs. Where the processor converts halves itself (x86-64 with F16C, ARM64) the functions are
 LLVM's `fpext` and `fptrunc`, one instruction that vectorizes. Elsewhere LLVM would call a library function that numba
@@ -108,17 +107,3 @@ elif _processor_converts():
     half_to_float, float_to_half = inlined(_half_to_float_native), inlined(_float_to_half_native)
 else:
     half_to_float, float_to_half = inlined(_half_to_float_portable), inlined(_float_to_half_portable)
-
-
-@inlined
-def load_half(raw, offset):
-    """The little-endian float16 at a byte offset, as float32."""
-    return half_to_float(np.uint16(raw[offset]) | (np.uint16(raw[offset + 1]) << np.uint16(8)))
-
-
-@inlined
-def store_half(raw, offset, value):
-    """Write a float32 as the little-endian float16 at a byte offset."""
-    half = float_to_half(value)
-    raw[offset] = np.uint8(half & np.uint16(255))
-    raw[offset + 1] = np.uint8(half >> np.uint16(8))

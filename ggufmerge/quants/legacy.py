@@ -15,19 +15,19 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
+from ggufmerge.quants.blocks import in_range, inverse, load_half, store_half
 from ggufmerge.quants.codec import Codec
-from ggufmerge.quants.half import load_half, store_half
+from ggufmerge.quants.half import inlined
 from ggufmerge.quants.simd import (
     absolute,
+    bit_mask,
     convert,
     first,
-    indices,
     largest,
     load,
     mask_bytes,
     round_half_away,
     select,
-    splat,
     store,
     view,
 )
@@ -37,7 +37,6 @@ F = np.float32
 BLOCK = 32
 
 kernel: Callable = njit(nogil=True, cache=True, error_model="numpy")
-inline: Callable = njit(nogil=True, error_model="numpy", forceinline=True)
 
 
 @kernel
@@ -105,10 +104,10 @@ def quantize_q4_0(x, out):
     for b in range(x.size // BLOCK):
         block = 18 * b
         d = _extreme(x, BLOCK * b) / F(-8)
-        inverse = _inverse(d)
+        factor = inverse(d)
         store_half(raw, block, d)
-        low = _codes(load(x, BLOCK * b, 16) * inverse + F(8.5), 15)
-        high = _codes(load(x, BLOCK * b + 16, 16) * inverse + F(8.5), 15)
+        low = _codes(load(x, BLOCK * b, 16) * factor + F(8.5), 15)
+        high = _codes(load(x, BLOCK * b + 16, 16) * factor + F(8.5), 15)
         store(raw, block + 2, convert(low | high << 4, np.uint8))
 
 
@@ -119,11 +118,11 @@ def quantize_q4_1(x, out):
         block = 20 * b
         m, spread = _range(x, BLOCK * b)
         d = spread / F(15)
-        inverse = _inverse(d)
+        factor = inverse(d)
         store_half(raw, block, d)
         store_half(raw, block + 2, m)
-        low = _codes((load(x, BLOCK * b, 16) - m) * inverse + F(0.5), 15)
-        high = _codes((load(x, BLOCK * b + 16, 16) - m) * inverse + F(0.5), 15)
+        low = _codes((load(x, BLOCK * b, 16) - m) * factor + F(0.5), 15)
+        high = _codes((load(x, BLOCK * b + 16, 16) - m) * factor + F(0.5), 15)
         store(raw, block + 4, convert(low | high << 4, np.uint8))
 
 
@@ -133,10 +132,10 @@ def quantize_q5_0(x, out):
     for b in range(x.size // BLOCK):
         block = 22 * b
         d = _extreme(x, BLOCK * b) / F(-16)
-        inverse = _inverse(d)
+        factor = inverse(d)
         store_half(raw, block, d)
-        low = _codes(load(x, BLOCK * b, 16) * inverse + F(16.5), 31)
-        high = _codes(load(x, BLOCK * b + 16, 16) * inverse + F(16.5), 31)
+        low = _codes(load(x, BLOCK * b, 16) * factor + F(16.5), 31)
+        high = _codes(load(x, BLOCK * b + 16, 16) * factor + F(16.5), 31)
         _store_five_bit_codes(raw, block + 2, low, high)
 
 
@@ -147,11 +146,11 @@ def quantize_q5_1(x, out):
         block = 24 * b
         m, spread = _range(x, BLOCK * b)
         d = spread / F(31)
-        inverse = _inverse(d)
+        factor = inverse(d)
         store_half(raw, block, d)
         store_half(raw, block + 2, m)
-        low = _codes((load(x, BLOCK * b, 16) - m) * inverse + F(0.5), 31)
-        high = _codes((load(x, BLOCK * b + 16, 16) - m) * inverse + F(0.5), 31)
+        low = _codes((load(x, BLOCK * b, 16) - m) * factor + F(0.5), 31)
+        high = _codes((load(x, BLOCK * b + 16, 16) - m) * factor + F(0.5), 31)
         _store_five_bit_codes(raw, block + 4, low, high)
 
 
@@ -163,16 +162,11 @@ def quantize_q8_0(x, out):
         values = load(x, BLOCK * b, 32)
         d = largest(absolute(values)) / F(127)
         store_half(raw, block, d)
-        codes = _in_range(round_half_away(values * _inverse(d)), 128)
+        codes = in_range(round_half_away(values * inverse(d)), 128)
         store(raw, block + 2, view(convert(codes, np.int8), np.uint8))
 
 
-@inline
-def _inverse(d):
-    return F(1) / d if d != 0 else F(0)
-
-
-@inline
+@inlined
 def _extreme(x, start):
     """The first value of a block with the largest magnitude, sign kept; +0 in a zero block."""
     magnitudes = absolute(load(x, start, BLOCK))
@@ -180,7 +174,7 @@ def _extreme(x, start):
     return x[start + first(magnitudes == top)] if top > 0 else F(0)
 
 
-@inline
+@inlined
 def _range(x, start):
     """Smallest value of a block, and the difference between the largest and it. Among zeros of both signs ggml takes
     the first, and its sign shows in the bytes.
@@ -190,39 +184,23 @@ def _range(x, start):
     return x[start + first(values == low)], high - low if high > low else F(0)
 
 
-@inline
-def _in_range(values, limit):
-    """Zero for what is not below `limit`: x86-64 turns infinities and NaN into code 0 (a block of subnormals has an
-    infinite inverse scale).
-    """
-    return select(absolute(values) < F(limit), values, F(0))
-
-
-@inline
+@inlined
 def _codes(values, top):
     """Positive values truncated to int32 codes of at most `top`."""
-    codes = convert(_in_range(values, 64), np.int32)
+    codes = convert(in_range(values, 64), np.int32)
     return select(codes > top, np.int32(top), codes)
 
 
-@inline
+@inlined
 def _five_bit_codes(raw, offset):
-    """Codes 0..15 and 16..31 of a Q5 block as int32 vectors."""
-    bits = (
-        np.uint32(raw[offset])
-        | (np.uint32(raw[offset + 1]) << np.uint32(8))
-        | (np.uint32(raw[offset + 2]) << np.uint32(16))
-        | (np.uint32(raw[offset + 3]) << np.uint32(24))
-    )
-    fifth = splat(np.int32(bits), 16)
+    """Codes 0..15 and 16..31 of a Q5 block."""
     codes = load(raw, offset + 4, 16)
-    lane = indices(np.int32, 16)
-    low = convert(codes & 15, np.int32) | ((fifth >> lane) & 1) << 4
-    high = convert(codes >> 4, np.int32) | ((fifth >> (lane + 16)) & 1) << 4
+    low = codes & 15 | select(bit_mask(load(raw, offset, 2)), np.uint8(16), codes & 0)
+    high = codes >> 4 | select(bit_mask(load(raw, offset + 2, 2)), np.uint8(16), codes & 0)
     return low, high
 
 
-@inline
+@inlined
 def _store_five_bit_codes(raw, offset, low, high):
     store(raw, offset, mask_bytes(low > 15))
     store(raw, offset + 2, mask_bytes(high > 15))

@@ -5,9 +5,9 @@ means in vectors (`store(out, y, convert(load(raw, x, 16) & 15, np.float32) * d)
 any processor: LLVM splits a vector into whatever registers there are. Elements are independent, nothing is
 reassociated or contracted, so results have the bits of the scalar loop.
 
-Vectors combine with vectors of their type and with scalars (cast to the element type) by + - * / & | ^ << >> and
-comparisons; comparisons give masks for `select`, masks combine by & |. Integers wrap around. Without a compiler
-(NUMBA_DISABLE_JIT=1) vectors are numpy arrays and the same kernels run as they are.
+Vectors combine with vectors of their type and with scalars (cast to the element type) by + - * / // & | ^ << >> and
+comparisons; comparisons give masks for `select`, masks combine by & |. Integers wrap around; // is for unsigned ones.
+Without a compiler (NUMBA_DISABLE_JIT=1) vectors are numpy arrays and the same kernels run as they are.
 
 `load` and `store` address the memory of a one-dimensional array and do not check bounds.
 """
@@ -92,6 +92,16 @@ def indices(context, dtype, length):
     return vector(dtype, length), lambda context, builder, signature, args: constant
 
 
+@_vectors(lambda vector, times: np.repeat(vector, times))
+def repeat(context, vector, times):
+    """Vector that has each element `times` (a literal) times in a row."""
+    if not isinstance(times, types.IntegerLiteral):
+        return None
+    order = np.repeat(np.arange(vector.length), times.literal_value).tolist()
+    result = Vector(vector.dtype, len(order))
+    return result(vector, times), lambda context, builder, signature, args: _shuffle(builder, args[0], order)
+
+
 @_vectors(lambda vector, dtype: vector.astype(dtype))
 def convert(context, vector, dtype):
     """Elements converted to a numpy scalar type. Floats convert to integers by truncation and must be in range."""
@@ -112,8 +122,9 @@ def convert(context, vector, dtype):
 
 @_vectors(lambda vector, dtype: vector.view(dtype))
 def view(context, vector, dtype):
-    """The same bits as elements of another type of the same size."""
-    target = Vector(dtype.instance_type, vector.length)
+    """The same bytes, lowest first, as elements of another type."""
+    element = dtype.instance_type
+    target = Vector(element, vector.length * _bits(vector.dtype) // _bits(element))
     return target(vector, dtype), lambda context, builder, signature, args: builder.bitcast(args[0], _llvm(target))
 
 
@@ -197,6 +208,13 @@ def mask_bytes(context, mask):
     return result(mask), lambda context, builder, signature, args: builder.bitcast(args[0], _llvm(result))
 
 
+@_vectors(lambda vector: np.unpackbits(vector, bitorder="little").astype(bool))
+def bit_mask(context, vector):
+    """Mask of the bits of a uint8 vector, the lowest of the first byte first."""
+    result = Vector(types.boolean, vector.length * 8)
+    return result(vector), lambda context, builder, signature, args: builder.bitcast(args[0], _llvm(result))
+
+
 def _operator(symbol: str, function: Callable) -> None:
     """Let numba apply a Python operator to two vectors, or to a vector and a scalar."""
     comparison = symbol in ("<", "<=", ">", ">=", "==", "!=")
@@ -227,6 +245,7 @@ _OPERATORS = {
     "-": operator.sub,
     "*": operator.mul,
     "/": operator.truediv,
+    "//": operator.floordiv,
     "&": operator.and_,
     "|": operator.or_,
     "^": operator.xor,
@@ -250,6 +269,7 @@ def _arithmetic(builder: Any, dtype: Any, symbol: str, a: Any, b: Any) -> Any:
         "+": builder.add,
         "-": builder.sub,
         "*": builder.mul,
+        "//": builder.udiv,
         "&": builder.and_,
         "|": builder.or_,
         "^": builder.xor,

@@ -1,0 +1,40 @@
+"""What the kernels of simple blocks share: the float16 scale at a byte offset, and the division by a scale."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ggufmerge.quants.half import float_to_half, half_to_float, inlined
+from ggufmerge.quants.simd import absolute, select
+
+F = np.float32
+
+
+@inlined
+def load_half(raw, offset):
+    """The little-endian float16 at a byte offset, as float32."""
+    return half_to_float(np.uint16(raw[offset]) | (np.uint16(raw[offset + 1]) << np.uint16(8)))
+
+
+@inlined
+def store_half(raw, offset, value):
+    """Write a float32 as the little-endian float16 at a byte offset."""
+    half = float_to_half(value)
+    raw[offset] = np.uint8(half & np.uint16(255))
+    raw[offset + 1] = np.uint8(half >> np.uint16(8))
+
+
+@inlined
+def inverse(d):
+    """1 / d, or 0 for the zero scale of a block of zeros."""
+    return F(1) / d if d != 0 else F(0)
+
+
+@inlined
+def in_range(values, limit):
+    """`values` with zero in place of what is not below `limit`, ready to be converted to integers.
+
+    Only infinities and NaN are meant: the inverse scale of a block of subnormals is infinite, and the conversion that
+    ggml's bytes show, x86-64's, ends in code 0 there, while other processors saturate.
+    """
+    return select(absolute(values) < F(limit), values, F(0))

@@ -1,0 +1,93 @@
+"""Q1_0 and Q2_0: one bit (the sign) or two bits (-1, 0, 1, 2) a value, times a float16 scale.
+
+Source: `ggml-common.h` (layouts) and `ggml-quants.c` (`quantize_row_q1_0_ref`, `quantize_row_q2_0_ref`) of llama.cpp
+v0.5.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numba import njit
+
+from ggufmerge.quants.blocks import inverse, load_half, store_half
+from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.simd import (
+    absolute,
+    bit_mask,
+    convert,
+    indices,
+    largest,
+    load,
+    mask_bytes,
+    repeat,
+    round_half_away,
+    select,
+    splat,
+    store,
+    view,
+)
+from ggufmerge.types import TensorType
+
+F = np.float32
+
+kernel: Callable = njit(nogil=True, cache=True, error_model="numpy")
+
+
+@kernel
+def dequantize_q1_0(raw, out):
+    """Block of 128: d, 16 bytes of bits, set for +d."""
+    raw, y = raw.ravel(), out.ravel()
+    for b in range(y.size // 128):
+        d = load_half(raw, 18 * b)
+        negative = splat(-d, 32)
+        for i in range(4):
+            positive = bit_mask(load(raw, 18 * b + 2 + 4 * i, 4))
+            store(y, 128 * b + 32 * i, select(positive, d, negative))
+
+
+@kernel
+def quantize_q1_0(x, out):
+    x, raw = x.ravel(), out.ravel()
+    for b in range(x.size // 128):
+        total = F(0)
+        for i in range(128 * b, 128 * b + 128):
+            total += abs(x[i])
+        store_half(raw, 18 * b, total / F(128))
+        for i in range(4):
+            store(raw, 18 * b + 2 + 4 * i, mask_bytes(load(x, 128 * b + 32 * i, 32) >= 0))
+
+
+@kernel
+def dequantize_q2_0(raw, out):
+    """Block of 64: d, 16 bytes of four codes + 1, the first in the lowest bits."""
+    raw, y = raw.ravel(), out.ravel()
+    places = (indices(np.uint8, 32) & 3) << 1
+    for b in range(y.size // 64):
+        d = load_half(raw, 18 * b)
+        for i in range(2):
+            codes = (repeat(load(raw, 18 * b + 2 + 8 * i, 8), 4) >> places) & 3
+            store(y, 64 * b + 32 * i, (convert(codes, F) - 1) * d)
+
+
+@kernel
+def quantize_q2_0(x, out):
+    x, raw = x.ravel(), out.ravel()
+    for b in range(x.size // 64):
+        a, c = absolute(load(x, 64 * b, 32)), absolute(load(x, 64 * b + 32, 32))
+        d = largest(select(a > c, a, c))
+        factor = inverse(d)
+        store_half(raw, 18 * b, d)
+        for i in range(2):
+            rounded = round_half_away(load(x, 64 * b + 32 * i, 32) * factor)
+            # A block of subnormals has an infinite factor: ggml ends in code 0 for infinities and NaN alike.
+            codes = convert(select(absolute(rounded) < 2, rounded, F(-1)) + 1, np.uint8)
+            four = view(codes, np.uint32)
+            store(raw, 18 * b + 2 + 8 * i, convert(four | four >> 6 | four >> 12 | four >> 18, np.uint8))
+
+
+CODECS = {
+    TensorType.Q1_0: Codec(TensorType.Q1_0, dequantize_q1_0, quantize_q1_0),
+    TensorType.Q2_0: Codec(TensorType.Q2_0, dequantize_q2_0, quantize_q2_0),
+}
