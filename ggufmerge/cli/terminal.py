@@ -127,14 +127,16 @@ def _action(tensor: PlannedTensor, models: int) -> str:
     if tensor.action != "merge":
         verb = {"copy": "copied from", "convert": "converted from"}[tensor.action]
         return f"{verb} {origins}" + (f" {moved[0]}" if moved else "")
-    per_model = [f"{k} {' '.join(f'{v:g}' for v in _folded(values))}" for k, values in tensor.models.items()]
+    given = {k: values for k, values in tensor.models.items() if any(v is not None for v in values)}
+    per_model = [f"{k} {' '.join(_folded(values))}" for k, values in given.items()]
     shared = [f"{k} {_value(v)}" for k, v in tensor.shared.items() if v is not None]
     who = "" if len(tensor.inputs) == models else f" of {origins}"
     return f"{tensor.method}{who}: " + ", ".join(per_model + shared)
 
 
-def _folded(values: Sequence[float]) -> Sequence[float]:
-    return values[:1] if len(set(values)) == 1 else values
+def _folded(values: Sequence[float | None]) -> list[str]:
+    shown = values[:1] if len(set(values)) == 1 else values
+    return [_value(v) for v in shown]
 
 
 def _value(value: Any) -> str:

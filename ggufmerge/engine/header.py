@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ggufmerge.engine.layout import Slice, layers_of_result
-from ggufmerge.files import MetadataEditor
+from ggufmerge.files import GGUFFile, MetadataEditor
 from ggufmerge.sources import Source
 from ggufmerge.types import FileType
 
@@ -32,9 +33,8 @@ DIGEST_PLACEHOLDER = "0" * 64
 
 
 def display_name(source: Source) -> str:
-    """What a source calls itself, else its file's name."""
-    name = source.metadata.get("general.name")
-    return name if isinstance(name, str) and name else source.file.path.stem
+    """What a source and its adapters call themselves, else their files' names."""
+    return " + ".join(map(_own_name, (source.file, *(adapter.file for adapter in source.adapters))))
 
 
 def digest_key(index: int) -> str:
@@ -71,10 +71,15 @@ def result_metadata(
     changes["ggufmerge.recipe.sha256"] = hashlib.sha256(recipe.encode()).hexdigest()
     if options:
         changes["ggufmerge.options"] = options
-    for i, path in enumerate(path for source in sources for path in source.files()):
+    for i, path in enumerate(source_files(sources)):
         changes[f"ggufmerge.source.{i}.file"] = path.name
         changes[digest_key(i)] = DIGEST_PLACEHOLDER
     return changes | dict(overrides), warnings
+
+
+def source_files(sources: Sequence[Source]) -> list[Path]:
+    """Every file that the result is made from, once, in the order of their `ggufmerge.source.N` keys."""
+    return list(dict.fromkeys(path for source in sources for path in source.files()))
 
 
 def apply(changes: Mapping[str, Any], editor: MetadataEditor) -> MetadataEditor:
@@ -113,14 +118,21 @@ def layer_metadata(donor: Source, sources: Sequence[Source], layout: Sequence[Sl
 
 
 def _parents(sources: Sequence[Source]) -> dict[str, Any]:
-    changes: dict[str, Any] = {"general.base_model.count": len(sources)}
-    for i, source in enumerate(sources):
-        changes[f"general.base_model.{i}.name"] = display_name(source)
+    """`general.base_model.*`: each model and each adapter once."""
+    parents = {file.path: file for source in sources for file in (source.file, *(a.file for a in source.adapters))}
+    changes: dict[str, Any] = {"general.base_model.count": len(parents)}
+    for i, file in enumerate(parents.values()):
+        changes[f"general.base_model.{i}.name"] = _own_name(file)
         for field in _INHERITED:
-            value = source.metadata.get(f"general.{field}")
+            value = file.metadata.get(f"general.{field}")
             if isinstance(value, str) and value:
                 changes[f"general.base_model.{i}.{field}"] = value
     return changes
+
+
+def _own_name(file: GGUFFile) -> str:
+    name = file.metadata.get("general.name")
+    return name if isinstance(name, str) and name else file.path.stem
 
 
 def _licence(sources: Sequence[Source], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -56,7 +56,7 @@ class PlannedTensor:
     method: str = ""
     has_base: bool = False
     shared: dict[str, Value] = field(default_factory=dict)
-    models: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    models: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
     experts: int = 1
     decisions: tuple[str, ...] = ()
 

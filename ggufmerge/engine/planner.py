@@ -247,7 +247,7 @@ class _Resolver:
             return value
         return self._default(name, default, f'add "{name}" under parameters:')
 
-    def _of_model(self, slot: Slot, i: int, name: str, default: Value) -> float:
+    def _of_model(self, slot: Slot, i: int, name: str, default: Value) -> float | None:
         part = slot.slice.parts[i]
         levels = [part.parameters, slot.slice.parameters, self.recipe.parameters]
         own_name = slot.names[i] or slot.name
@@ -257,7 +257,7 @@ class _Resolver:
         if value is None:
             label = self.sources[part.source].label
             value = self._default(name, default, f"add it to the parameters of {label}", label)
-        return float("nan") if value is None else float(value)
+        return None if value is None else float(value)
 
     def _default(self, name: str, default: Value, remedy: str, label: str = "") -> Value:
         if default is not REQUIRED:
@@ -291,7 +291,7 @@ def _lookup(name: str, levels: Iterable[dict[str, Setting]], tensor: str, positi
 
 
 def problem_of(tensor: PlannedTensor, keys: Sequence[int] = ()) -> Problem:
-    """The method's view of a planned tensor (of one expert, when it is a stack)."""
+    """The method's view of a planned tensor (of one expert, when it is a stack). A value of None becomes NaN."""
     return Problem(
         shape=(tensor.rows // tensor.experts, tensor.n),
         inputs=len(tensor.inputs),

@@ -137,12 +137,12 @@ class _Build:
 
     def execute(self, threads: int) -> None:
         """Make all tensors that an earlier run did not make, digest the sources and check the file."""
-        paths = [path for source in self.sources for path in source.files()]
+        paths = header.source_files(self.sources)
         done = self._finished_before() if self.writer.resumed else set()
         self.resumed = len(done)
         self.journal.start()
         todo = [t for t in self.plan.tensors if t.name not in done]
-        total = sum(t.nbytes for t in todo) + sum(path.stat().st_size for path in set(paths))
+        total = sum(t.nbytes for t in todo) + sum(path.stat().st_size for path in paths)
         self.progress.begin(total, len(todo))
         self.progress.phase("preparing kernels")
         _warm_up(self.plan, self.sources)
@@ -156,7 +156,7 @@ class _Build:
     def _jobs(self, todo: Sequence[PlannedTensor], paths: Sequence[Path]) -> Iterator[Job]:
         for tensor in todo:
             yield self._tensor(tensor)
-        for path in dict.fromkeys(paths):
+        for path in paths:
             yield self._digest(path)
 
     def _finished_before(self) -> set[str]:
@@ -242,7 +242,14 @@ class _Build:
         """Rows [start, stop) of all inputs, float32 [inputs, rows, n], in the thread's own buffer."""
         x: NDArray[np.float32] = self._buffer("in", (len(inputs), stop - start, inputs[0].n), np.float32)
         for i, source in enumerate(inputs):
-            source.read(start, x[i])
+            # one base with several adapters is dequantized once
+            twin = next((j for j in range(i) if inputs[j].same_data(source)), None)
+            if twin is None:
+                source.dequantize(start, x[i])
+            else:
+                x[i] = x[twin]
+        for i, source in enumerate(inputs):
+            source.adapt(start, x[i])
         return x
 
     def _encode(self, tensor: PlannedTensor, rows: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -28,9 +28,21 @@ class SourceTensor:
 
     def read(self, start: int, out: NDArray[np.float32]) -> None:
         """Fill `out`, float32 [k, n], with rows [start, start + k), dequantized and with adapters applied."""
+        self.dequantize(start, out)
+        self.adapt(start, out)
+
+    def dequantize(self, start: int, out: NDArray[np.float32]) -> None:
+        """The first half of `read`: what the file holds."""
         self._codec.dequantize(self.tensor.raw_rows(start, start + len(out)), out)
+
+    def adapt(self, start: int, out: NDArray[np.float32]) -> None:
+        """The second half of `read`: what the adapters change."""
         for delta in self._deltas:
             delta.add_to(out, start)
+
+    def same_data(self, other: SourceTensor) -> bool:
+        """Whether both read the same bytes of the same file, adapters aside."""
+        return (self.tensor.path, self.tensor.offset) == (other.tensor.path, other.tensor.offset)
 
     def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
         """The stored bytes of rows [start, stop); only meaningful when no adapter changes the tensor."""
