@@ -14,17 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ggufmerge.files import open_gguf as open  # noqa: A004
+    from ggufmerge.methods.api import merge
     from ggufmerge.quants import dequantize, quantize
+    from ggufmerge.quants.mixture import plan_types
+    from ggufmerge.sources.imatrix import load_imatrix
 
     __version__: str
 
 _PUBLIC = {  # name -> where it is defined, under which name
+    "merge": ("ggufmerge.methods.api", "merge"),
     "open": ("ggufmerge.files", "open_gguf"),
     "quantize": ("ggufmerge.quants", "quantize"),
     "dequantize": ("ggufmerge.quants", "dequantize"),
+    "plan_types": ("ggufmerge.quants.mixture", "plan_types"),
+    "load_imatrix": ("ggufmerge.sources.imatrix", "load_imatrix"),
 }
 
-__all__ = ["__version__", "dequantize", "open", "quantize"]
+__all__ = ["__version__", "dequantize", "load_imatrix", "merge", "open", "plan_types", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,9 +11,9 @@ _MODULES = {
     "linear": "linear",
     "slerp": "slerp",
     "task_arithmetic": "task_vectors",
-    "ties": "task_vectors",
-    "dare_linear": "task_vectors",
-    "dare_ties": "task_vectors",
+    "ties": "ties",
+    "dare_linear": "dare",
+    "dare_ties": "dare",
     "passthrough": "passthrough",
 }
 

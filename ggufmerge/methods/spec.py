@@ -1,8 +1,8 @@
 """What a merge method is: a declarative description, and pure functions on float32 chunks.
 
-A method sees a stack of inputs `x`, float32 [inputs, rows, n], cut from the same rows of every model: the base first
-when the method uses one (`Base.REQUIRED`, or `Base.OPTIONAL` and given), then the other models in recipe order.
-It never sees files, types or threads. All methods work per tensor (mergekit's rule); a mixture-of-experts stack
+A method sees a stack of inputs `x`, float32 [inputs, rows, n] in C order, cut from the same rows of every model: the
+base first when the method uses one (`Base.REQUIRED`, or `Base.OPTIONAL` and given), then the other models in recipe
+order. It never sees files, types or threads. All methods work per tensor (mergekit's rule); a mixture-of-experts stack
 comes as one problem per expert.
 
 Numbers that need the whole tensor (norms, k-th magnitudes, counts) are gathered in passes before the merge. A pass

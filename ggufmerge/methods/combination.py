@@ -1,0 +1,146 @@
+"""Methods whose result is a linear combination of the inputs: which numbers they need, and how the sum is formed.
+
+Linear, SLERP, NuSLERP, MultiSLERP, Karcher mean, model stock and plain task arithmetic differ only in the coefficients.
+Those follow from the inputs' inner products: one pass gathers the Gram matrix in float64, scalar arithmetic gives the
+coefficients, and `combine` adds up. Sums are formed in float64 and rounded once, so that a model merged with itself
+comes out to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ggufmerge.methods.spec import Chunk, Method, Pass, Passes, Problem, Stack
+
+
+class Combination(Method):
+    """A method whose `statistics` are the coefficients of the inputs, float64 [inputs], or hold them."""
+
+    def coefficients(self, statistics: Any) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = statistics
+        return found
+
+    def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
+        weighted_sum(x, self.coefficients(statistics), out)
+
+
+def gram(p: Problem, deltas: bool = False) -> Passes:
+    """Gram matrix of the inputs of the whole tensor, float64 [inputs, inputs]: one pass.
+
+    deltas: of the differences from the base instead, float64 [inputs - 1, inputs - 1].
+    """
+    size = p.inputs - deltas
+
+    def of_rows(x: Stack, chunk: Chunk) -> NDArray[np.float64]:
+        out = np.empty((x.shape[1], size, size), np.float64)
+        row_grams(x, deltas, out)
+        return out
+
+    total = yield Pass(of_rows, add_rows, np.zeros((size, size)))
+    return total
+
+
+def inner_product(a: NDArray[np.float64], b: NDArray[np.float64], products: NDArray[np.float64]) -> float:
+    """<Σ aᵢ xᵢ, Σ bᵢ xᵢ> of inputs with this Gram matrix; the exact sum of the rounded terms, whatever their order."""
+    return math.fsum((np.outer(a, b) * products).reshape(-1))
+
+
+def add_rows(so_far: NDArray[np.float64], partial: NDArray[np.float64]) -> NDArray[np.float64]:
+    """so_far + partial[0] + partial[1] + ..., strictly in this order: the same sum however the rows were cut."""
+    total = np.array(so_far, np.float64)
+    _add_rows(total.reshape(-1), partial.reshape(len(partial), -1))
+    return total
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _add_rows(total, partial):
+    for r in range(partial.shape[0]):
+        for i in range(total.size):
+            total[i] += partial[r, i]
+
+
+_LANES = 64  # partial sums of a row: fixed, so that a sum is the same on every processor
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def lane_total(lanes):
+    """Sum of the partial sums in `lanes`, float64 [_LANES], by halves; `lanes` is overwritten."""
+    half = lanes.size // 2
+    while half > 0:
+        for l in range(half):
+            lanes[l] += lanes[l + half]
+        half //= 2
+    return lanes[0]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def row_grams(x, deltas, out):
+    """Gram matrix of each row of x, float32 [inputs, rows, n], or of its differences from x[0], to `out`, float64
+    [rows, m, m]."""
+    first = 1 if deltas else 0
+    m = x.shape[0] - first
+    n = x.shape[2]
+    values = np.zeros((m, _LANES), np.float64)
+    sums = np.empty((m, m, _LANES), np.float64)
+    for r in range(x.shape[1]):
+        sums[:] = 0.0
+        for start in range(0, n, _LANES):
+            end = min(start + _LANES, n)
+            base = x[0, r, start:end]
+            for i in range(m):
+                given, value = x[i + first, r, start:end], values[i]
+                if deltas:
+                    for l in range(given.size):
+                        value[l] = np.float64(given[l]) - np.float64(base[l])
+                else:
+                    for l in range(given.size):
+                        value[l] = np.float64(given[l])
+                value[given.size :] = 0.0
+            for i in range(m):
+                for k in range(i + 1):
+                    accumulate_products(values[i], values[k], sums[i, k])
+        for i in range(m):
+            for k in range(i + 1):
+                out[r, i, k] = lane_total(sums[i, k])
+                out[r, k, i] = out[r, i, k]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def accumulate_products(a, b, sums):
+    """sums += a * b, lane by lane."""
+    for l in range(_LANES):
+        sums[l] += a[l] * b[l]
+
+
+_BLOCK = 512
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def weighted_sum(x, coefficients, out):
+    """out = Σ coefficients[i] x[i] for x float32 [inputs, rows, n], in float64 and rounded once.
+
+    An input with coefficient zero is not read, so its infinities cannot reach the result.
+    """
+    used = np.flatnonzero(coefficients)
+    sums = np.empty(_BLOCK, np.float64)
+    for r in range(x.shape[1]):
+        for start in range(0, x.shape[2], _BLOCK):
+            target = out[r, start : start + _BLOCK]
+            total = sums[: target.size]
+            total[:] = 0.0
+            for u in range(0, used.size - 1, 2):
+                a, b = x[used[u], r, start : start + _BLOCK], x[used[u + 1], r, start : start + _BLOCK]
+                ca, cb = coefficients[used[u]], coefficients[used[u + 1]]
+                for j in range(target.size):
+                    total[j] += ca * np.float64(a[j]) + cb * np.float64(b[j])
+            if used.size % 2:
+                a, ca = x[used[-1], r, start : start + _BLOCK], coefficients[used[-1]]
+                for j in range(target.size):
+                    total[j] += ca * np.float64(a[j])
+            for j in range(target.size):
+                target[j] = np.float32(total[j])

@@ -1,0 +1,32 @@
+"""One model's weights as they are, or scaled: the building block of layer stacks ("frankenmerges")."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ggufmerge.methods.combination import Combination
+from ggufmerge.methods.spec import Base, Parameter, Passes, Problem
+
+
+class Passthrough(Combination):
+    name = "passthrough"
+    summary = "one model's weights, unchanged or scaled"
+    base = Base.MODEL
+    max_models = 1
+    parameters = (Parameter("scale", "model", float, "factor on the weights; none leaves them alone", None),)
+
+    def untouched(self, p: Problem) -> int | None:
+        return 0 if _scale(p) == 1 else None
+
+    def passes(self, p: Problem) -> Passes:
+        return np.array([_scale(p)])
+        yield
+
+
+def _scale(p: Problem) -> float:
+    """The factor; 1 when none was given (None, which a float64 array holds as NaN)."""
+    scale = float(p.models["scale"][0])
+    return 1.0 if np.isnan(scale) else scale
+
+
+METHODS = {"passthrough": Passthrough()}

@@ -1,0 +1,217 @@
+"""Exact order statistics of a tensor that is read in chunks: the k largest values, without sorting or keeping them.
+
+Non-negative float32 numbers sort like their bits, so a histogram of the upper 16 bits in one pass tells which narrow
+interval the k-th largest value lies in; a second pass keeps the few values of that interval, with their places. Only
+where it holds very many (long runs of equal values) a histogram of the lower 16 bits takes their place, and another
+pass finds where among the equal ones the count is reached. Equal values are taken in the order of their element index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ggufmerge.methods.spec import Chunk, Pass, Stack
+
+# scores(x, first, end): the quantities of rows [first, end) of a stack, float32 [quantities, elements], none negative
+Scores = Callable[[Stack, int, int], NDArray[np.float32]]
+
+CANDIDATES = 1 << 20  # values kept in memory at most, 12 bytes each
+
+
+class Cut(NamedTuple):
+    """Which elements belong to the k largest: those above `bits`, and those equal to it up to element `last`."""
+
+    bits: int  # of the k-th largest value, as uint32
+    last: int
+
+    @property
+    def value(self) -> float:
+        """The k-th largest value."""
+        return float(np.uint32(self.bits).view(np.float32))
+
+
+EVERYTHING = Cut(0, np.iinfo(np.int64).max)
+NOTHING = Cut(np.iinfo(np.uint32).max, -1)
+
+
+class _Search(NamedTuple):
+    """A search in progress: the k-th largest of `quantity` is the `rank`-th largest of the `size` values in `bin`."""
+
+    quantity: int
+    rank: int
+    size: int
+    bin: int
+
+
+def largest(scores: Scores, elements: int, wanted: Sequence[tuple[int, int]]) -> Generator[Pass, Any, list[Cut]]:
+    """Passes that find, for each (quantity, k) in `wanted`, the cut of the k largest of this row of `scores`.
+
+    elements: number of elements in the tensor.
+    """
+    cuts = {i: EVERYTHING if k >= elements else NOTHING for i, (_, k) in enumerate(wanted) if not 0 < k < elements}
+    open_ = {i: quantity_k for i, quantity_k in enumerate(wanted) if i not in cuts}
+    if open_:
+        quantities = sorted({quantity for quantity, _ in open_.values()})
+        counts = yield _upper_histograms(scores, quantities)
+        searches = {}
+        for i, (quantity, k) in open_.items():
+            histogram = counts[quantities.index(quantity)]
+            bin_, rank = _kth_bin(histogram, k)
+            searches[i] = _Search(quantity, rank, int(histogram[bin_]), bin_)
+        if sum(s.size for s in searches.values()) <= CANDIDATES:
+            found = yield _collect(scores, list(searches.values()))
+            for (i, s), (places, values) in zip(searches.items(), found, strict=True):
+                cuts[i] = _cut_of(np.concatenate(places), np.concatenate(values), s)
+        else:
+            cuts |= yield from _refine(scores, searches)
+    return [cuts[i] for i in range(len(wanted))]
+
+
+def _upper_histograms(scores: Scores, quantities: list[int]) -> Pass:
+    """Counts of the upper 16 bits of these quantities, int64 [quantities, 32768]."""
+
+    def count(x: Stack, chunk: Chunk) -> NDArray[np.uint32]:
+        histograms = np.zeros((len(quantities), 1 << 15), np.uint32)
+        for block, _ in _blocks(x, chunk, scores):
+            for histogram, quantity in zip(histograms, quantities, strict=True):
+                count_upper(block[quantity].view(np.uint32), histogram)
+        return histograms
+
+    return Pass(count, np.add, np.zeros((len(quantities), 1 << 15), np.int64))
+
+
+def _collect(scores: Scores, searches: list[_Search]) -> Pass:
+    """Element indices and bits of the values in each search's bin, in element order."""
+
+    def matches(x: Stack, chunk: Chunk) -> list[tuple[list[NDArray[np.int64]], list[NDArray[np.uint32]]]]:
+        found: list[tuple[list[NDArray[np.int64]], list[NDArray[np.uint32]]]] = [([], []) for _ in searches]
+        for block, start in _blocks(x, chunk, scores):
+            for (places, values), s in zip(found, searches, strict=True):
+                bits = block[s.quantity].view(np.uint32)
+                inside = places_in_bin(bits, s.bin)
+                places.append(inside + start)
+                values.append(bits[inside])
+        return found
+
+    def join(so_far: Any, partial: Any) -> Any:
+        for (places, values), (more_places, more_values) in zip(so_far, partial, strict=True):
+            places += more_places
+            values += more_values
+        return so_far
+
+    return Pass(matches, join, [([], []) for _ in searches])
+
+
+def _cut_of(index: NDArray[np.int64], bits: NDArray[np.uint32], search: _Search) -> Cut:
+    kth = np.partition(bits, len(bits) - search.rank)[len(bits) - search.rank]
+    equal = index[bits == kth]
+    return Cut(int(kth), int(equal[search.rank - np.count_nonzero(bits > kth) - 1]))
+
+
+def _refine(scores: Scores, searches: dict[int, _Search]) -> Generator[Pass, Any, dict[int, Cut]]:
+    """The cuts by another histogram and, where equal values must be told apart, a pass that looks for the last one."""
+    listed = list(searches.values())
+
+    def count(x: Stack, chunk: Chunk) -> NDArray[np.uint32]:
+        histograms = np.zeros((len(listed), 1 << 16), np.uint32)
+        for block, _ in _blocks(x, chunk, scores):
+            for histogram, s in zip(histograms, listed, strict=True):
+                count_lower(block[s.quantity].view(np.uint32), s.bin, histogram)
+        return histograms
+
+    counts = yield Pass(count, np.add, np.zeros((len(listed), 1 << 16), np.int64))
+    cuts: dict[int, Cut] = {}
+    ties: list[tuple[int, int, int, int]] = []  # which cut, quantity, bits, how many of the equal values belong to it
+    for (i, s), histogram in zip(searches.items(), counts, strict=True):
+        lower, rank = _kth_bin(histogram, s.rank)
+        bits = s.bin << 16 | lower
+        cuts[i] = Cut(bits, EVERYTHING.last)
+        if rank < histogram[lower]:
+            ties.append((i, s.quantity, bits, rank))
+    if not ties:
+        return cuts
+
+    def equal_places(x: Stack, chunk: Chunk) -> list[tuple[int, list[tuple[int, int, NDArray[np.uint8]]]]]:
+        found: list[list[tuple[int, int, NDArray[np.uint8]]]] = [[] for _ in ties]
+        for block, start in _blocks(x, chunk, scores):
+            for places, (_, quantity, bits, _) in zip(found, ties, strict=True):
+                equal = block[quantity].view(np.uint32) == np.uint32(bits)
+                places.append((start, int(np.count_nonzero(equal)), np.packbits(equal)))
+        return [(sum(n for _, n, _ in places), places) for places in found]
+
+    def look_for_last(so_far: Any, partial: Any) -> Any:
+        """so_far: per tie, how many equal values are still to come, and the element index of the last once found."""
+        result = []
+        for (missing, last), (count, places) in zip(so_far, partial, strict=True):
+            if last is None and count >= missing:
+                for start, n, packed in places:
+                    if n >= missing:
+                        last = start + int(np.flatnonzero(np.unpackbits(packed))[missing - 1])
+                        break
+                    missing -= n
+            elif last is None:
+                missing -= count
+            result.append((missing, last))
+        return result
+
+    ends = yield Pass(equal_places, look_for_last, [(rank, None) for *_, rank in ties])
+    return cuts | {i: Cut(bits, last) for (i, _, bits, _), (_, last) in zip(ties, ends, strict=True)}
+
+
+def _kth_bin(histogram: NDArray[np.int64], k: int) -> tuple[int, int]:
+    """The bin that holds the k-th largest value, and which of that bin's values it is, counted from the largest."""
+    above = np.cumsum(histogram[::-1])
+    reverse = int(np.searchsorted(above, k))
+    return len(histogram) - 1 - reverse, k - int(above[reverse] - histogram[len(histogram) - 1 - reverse])
+
+
+_BLOCK = 1 << 15
+
+
+def _blocks(x: Stack, chunk: Chunk, scores: Scores) -> Generator[tuple[NDArray[np.float32], int], None, None]:
+    """The scores of a chunk by groups of rows, and the element index that each group starts at."""
+    for first, end in row_groups(x):
+        yield scores(x, first, end), chunk.start + first * x.shape[2]
+
+
+def row_groups(x: Stack) -> Generator[tuple[int, int], None, None]:
+    """The rows of a stack by groups [first, end), so small that scratch memory for one group stays in the cache."""
+    _, rows, n = x.shape
+    step = max(1, _BLOCK // max(1, n))
+    for first in range(0, rows, step):
+        yield first, min(first + step, rows)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def count_upper(bits, histogram):
+    """histogram[b >> 16] += 1 for each of `bits`, uint32, below 2^31."""
+    for i in range(bits.size):
+        histogram[bits[i] >> np.uint32(16)] += 1
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def count_lower(bits, upper, histogram):
+    """histogram[b & 65535] += 1 for each of `bits` whose upper 16 bits are `upper`."""
+    for i in range(bits.size):
+        if bits[i] >> np.uint32(16) == upper:
+            histogram[bits[i] & np.uint32(0xFFFF)] += 1
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def places_in_bin(bits, upper):
+    """Positions of the values whose upper 16 bits are `upper`, int64, ascending."""
+    count = 0
+    for i in range(bits.size):
+        count += bits[i] >> np.uint32(16) == upper
+    places = np.empty(count, np.int64)
+    at = 0
+    for i in range(bits.size):
+        if bits[i] >> np.uint32(16) == upper:
+            places[at] = i
+            at += 1
+    return places
