@@ -37,13 +37,17 @@ class CodeBook(NamedTuple):
     """What a quantizer needs of a grid; a code is the levels of a group, packed as in `grids.npz`.
 
     point: int16 [codes], the grid index of a code, -1 where the grid has no such point.
-    start: int32 [codes + 1], the neighbours of code c are `neighbours[start[c]:start[c + 1]]`, none for grid points.
-    neighbours: uint16, codes of grid points, nearest first, equally near ones by grid index.
+    span: int32 [codes], where the neighbours of a code stand: `start << 9 | count`, 0 for grid points.
+    neighbours: uint16, codes of grid points, nearest first, equally near ones by grid index; `PADDING` zeros follow,
+        so that a vector may be loaded from any place.
     """
 
     point: NDArray[np.int16]
-    start: NDArray[np.int32]
+    span: NDArray[np.int32]
     neighbours: NDArray[np.uint16]
+
+
+PADDING = 16
 
 
 @functools.cache
@@ -60,17 +64,19 @@ def code_book(name: str) -> CodeBook:
     grid = _levels(codes, bits)
     width = grid.shape[1]
     everything = np.arange(1 << bits * width if bits == 3 else 0xAAAA + 1)
-    index = np.full(everything.size, -1, np.int16)
-    index[codes] = np.arange(codes.size)
+    point = np.full(everything.size, -1, np.int16)
+    point[codes] = np.arange(codes.size)
     levels = _levels(everything, bits)
-    unlisted = everything[(index < 0) & (levels.max(1) < len(_VALUES[name]))]
-    count = np.zeros(everything.size + 1, np.int32)
-    lists = []
+    unlisted = everything[(point < 0) & (levels.max(1) < len(_VALUES[name]))]
+    span, lists, start = np.zeros(everything.size, np.int32), [], 0
     for part in np.array_split(unlisted, max(1, unlisted.size // 512)):
-        point, neighbour = _nearest(levels[part], grid, _RINGS[name])
-        np.add.at(count, part[point] + 1, 1)
+        code, neighbour = _nearest(levels[part], grid, _RINGS[name])
+        count = np.bincount(code, minlength=part.size)
+        span[part] = (start + np.cumsum(count) - count) << 9 | count
         lists.append(codes[neighbour])
-    return CodeBook(_read_only(index), _read_only(np.cumsum(count, dtype=np.int32)), _read_only(np.concatenate(lists)))
+        start += code.size
+    lists.append(np.zeros(PADDING, np.uint16))
+    return CodeBook(_read_only(point), _read_only(span), _read_only(np.concatenate(lists)))
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit
 
 from ggufmerge.quants import grids
+from ggufmerge.quants.blocks import load_half
 from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.half import half_to_float
 from ggufmerge.types import TensorType
@@ -38,7 +39,7 @@ def _dequantize_iq1_s(raw, out, points):
     for r in range(raw.shape[0]):
         for b in range(out.shape[1] // 256):
             block = raw[r, 50 * b : 50 * b + 50]
-            d = half_to_float(np.uint16(block[0]) | np.uint16(np.uint16(block[1]) << np.uint16(8)))
+            d = load_half(block, 0)
             for s in range(8):
                 high = np.int32(block[34 + 2 * s]) | np.int32(block[35 + 2 * s]) << 8
                 scale = d * F(2 * (high >> 12 & 7) + 1)

@@ -12,8 +12,8 @@ import numpy as np
 from numba import njit
 
 from ggufmerge.quants import grids
+from ggufmerge.quants.blocks import load_half
 from ggufmerge.quants.codec import Codec
-from ggufmerge.quants.half import half_to_float
 from ggufmerge.types import TensorType
 
 F = np.float32
@@ -39,7 +39,7 @@ def _dequantize_iq2_xxs(raw, out, points, signs):
     for r in range(raw.shape[0]):
         for b in range(out.shape[1] // 256):
             block = raw[r, 66 * b : 66 * b + 66]
-            d = half_to_float(np.uint16(block[0]) | np.uint16(np.uint16(block[1]) << np.uint16(8)))
+            d = load_half(block, 0)
             for s in range(8):
                 word = np.uint32(0)
                 for i in range(4):
@@ -59,7 +59,7 @@ def _dequantize_iq2_xs(raw, out, points, signs):
     for r in range(raw.shape[0]):
         for b in range(out.shape[1] // 256):
             block = raw[r, 74 * b : 74 * b + 74]
-            d = half_to_float(np.uint16(block[0]) | np.uint16(np.uint16(block[1]) << np.uint16(8)))
+            d = load_half(block, 0)
             for k in range(32):
                 scale = d * (F(0.5) + F(block[66 + k // 4] >> (4 * (k // 2 % 2)) & 15)) * F(0.25)
                 word = np.uint32(block[2 + 2 * k]) | np.uint32(block[3 + 2 * k]) << np.uint32(8)
@@ -75,7 +75,7 @@ def _dequantize_iq2_s(raw, out, points, signs):
     for r in range(raw.shape[0]):
         for b in range(out.shape[1] // 256):
             block = raw[r, 82 * b : 82 * b + 82]
-            d = half_to_float(np.uint16(block[0]) | np.uint16(np.uint16(block[1]) << np.uint16(8)))
+            d = load_half(block, 0)
             for k in range(32):
                 scale = d * (F(0.5) + F(block[74 + k // 4] >> (4 * (k // 2 % 2)) & 15)) * F(0.25)
                 high = np.int32(block[66 + k // 4]) >> 2 * (k % 4) & 3

@@ -9,16 +9,24 @@ Source: `ggml-common.h` (layouts) and `ggml-quants.c` (order of float operations
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ggufmerge.quants import grids
+from ggufmerge.quants.blocks import load_half, store_half
 from ggufmerge.quants.codec import Codec
-from ggufmerge.quants.half import half_to_float
+from ggufmerge.quants.iq import (
+    ANY_OFF_GRID,
+    LANES,
+    NO_WEIGHTS,
+    OFF_GRID,
+    block_arrays,
+    kernel,
+    quantize_scales,
+    search_blocks,
+)
+from ggufmerge.quants.simd import store
 from ggufmerge.types import TensorType
 
 F = np.float32
-
-kernel = njit(nogil=True, cache=True, error_model="numpy")
 
 
 def dequantize_iq3_xxs(raw, out):
@@ -35,7 +43,7 @@ def _dequantize_iq3_xxs(raw, out, points, signs):
     for r in range(raw.shape[0]):
         for b in range(out.shape[1] // 256):
             block = raw[r, 98 * b : 98 * b + 98]
-            d = half_to_float(np.uint16(block[0]) | np.uint16(np.uint16(block[1]) << np.uint16(8)))
+            d = load_half(block, 0)
             for s in range(8):
                 word = np.uint32(0)
                 for i in range(4):
@@ -57,7 +65,7 @@ def _dequantize_iq3_s(raw, out, points, signs):
     for r in range(raw.shape[0]):
         for b in range(out.shape[1] // 256):
             block = raw[r, 110 * b : 110 * b + 110]
-            d = half_to_float(np.uint16(block[0]) | np.uint16(np.uint16(block[1]) << np.uint16(8)))
+            d = load_half(block, 0)
             for s in range(8):
                 scale = d * F(1 + 2 * (block[106 + s // 2] >> (4 * (s % 2)) & 15))
                 high = np.int32(block[66 + s])
@@ -72,7 +80,78 @@ def _dequantize_iq3_s(raw, out, points, signs):
                         y[4 + i] = grids.flip(scale * q[i], sign[4 + i])
 
 
+def quantize_iq3_xxs(x, out):
+    _quantize_iq3_xxs(x.reshape(-1), out.reshape(-1), NO_WEIGHTS, *grids.code_book("IQ3_XXS"))
+
+
+def quantize_iq3_xxs_weighted(x, out, imatrix):
+    _quantize_iq3_xxs(x.reshape(-1), out.reshape(-1), imatrix, *grids.code_book("IQ3_XXS"))
+
+
+def quantize_iq3_s(x, out):
+    _quantize_iq3_s(x.reshape(-1), out.reshape(-1), NO_WEIGHTS, *grids.code_book("IQ3_S"))
+
+
+def quantize_iq3_s_weighted(x, out, imatrix):
+    _quantize_iq3_s(x.reshape(-1), out.reshape(-1), imatrix, *grids.code_book("IQ3_S"))
+
+
+@kernel
+def _quantize_iq3_xxs(x, out, imatrix, point, span, neighbours):
+    """x: float32 [blocks * 256], out: uint8 [blocks * 98], imatrix: float32 [n of a row], empty for none."""
+    blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
+    _, scales, codes, signs, _ = arrays
+    steps, largest = np.empty(8 * LANES, np.int32), np.empty(LANES, F)
+    for first in range(0, blocks, LANES):
+        largest_scale = search_blocks(
+            x, imatrix, first, blocks, F(2), 32, True, 4, 3, 8, 15, F(0.2), OFF_GRID, F(1e-8), book, arrays
+        )
+        store(largest, 0, largest_scale)
+        quantize_scales(scales, 8, largest_scale, 31, 15, steps)
+        for lane in range(LANES):
+            o = 98 * min(first + lane, blocks - 1)
+            if largest[lane] == F(0):
+                out[o : o + 98] = 0
+                continue
+            store_half(out, o, largest[lane] / F(31) * F(1.0125))
+            for k in range(64):
+                out[o + 2 + k] = point[codes[k * LANES + lane]]
+            for s in range(8):
+                word = np.uint32(steps[s * LANES + lane]) << np.uint32(28)
+                for k in range(4):
+                    word |= np.uint32(signs[(4 * s + k) * LANES + lane]) << np.uint32(7 * k)
+                for i in range(4):
+                    out[o + 66 + 4 * s + i] = word >> np.uint32(8 * i) & np.uint32(255)
+
+
+@kernel
+def _quantize_iq3_s(x, out, imatrix, point, span, neighbours):
+    """x: float32 [blocks * 256], out: uint8 [blocks * 110], imatrix: float32 [n of a row], empty for none."""
+    blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
+    _, scales, codes, signs, _ = arrays
+    steps, largest = np.empty(8 * LANES, np.int32), np.empty(LANES, F)
+    for first in range(0, blocks, LANES):
+        largest_scale = search_blocks(
+            x, imatrix, first, blocks, F(2), 32, False, 4, 3, 8, 9, F(0.2), ANY_OFF_GRID, F(1e-45), book, arrays
+        )
+        store(largest, 0, largest_scale)
+        quantize_scales(scales, 8, largest_scale, 31, 15, steps)
+        for lane in range(LANES):
+            o = 110 * min(first + lane, blocks - 1)
+            store_half(out, o, largest[lane] / F(31) * F(1.033))
+            out[o + 66 : o + 74] = 0
+            for k in range(64):
+                index = np.int32(point[codes[k * LANES + lane]])
+                out[o + 2 + k] = index & 255
+                out[o + 66 + k // 8] |= index >> 8 << k % 8
+            for k in range(32):
+                out[o + 74 + k] = signs[k * LANES + lane]
+            for s in range(4):
+                pair = steps[2 * s * LANES + lane] | steps[(2 * s + 1) * LANES + lane] << 4
+                out[o + 106 + s] = pair if largest[lane] != F(0) else 0
+
+
 CODECS = {
-    TensorType.IQ3_XXS: Codec(TensorType.IQ3_XXS, dequantize_iq3_xxs),
-    TensorType.IQ3_S: Codec(TensorType.IQ3_S, dequantize_iq3_s),
+    TensorType.IQ3_XXS: Codec(TensorType.IQ3_XXS, dequantize_iq3_xxs, quantize_iq3_xxs, quantize_iq3_xxs_weighted),
+    TensorType.IQ3_S: Codec(TensorType.IQ3_S, dequantize_iq3_s, quantize_iq3_s, quantize_iq3_s_weighted),
 }

@@ -9,16 +9,17 @@ Source: `ggml-common.h` (layouts) and `ggml-quants.c` (order of float operations
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from ggufmerge.quants.blocks import load_half, store_half
 from ggufmerge.quants.codec import Codec
-from ggufmerge.quants.half import half_to_float
+from ggufmerge.quants.iq import LANES, NO_WEIGHTS, clamp, inline, kernel, nearest_int, transpose, zeros
+from ggufmerge.quants.simd import absolute, convert, load, select, splat, square_root, store
 from ggufmerge.types import TensorType
 
 F = np.float32
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
-
-kernel = njit(nogil=True, cache=True, error_model="numpy")
+# Where ggml's choice of the nearer of two levels changes: exact in float32, and the upper level wins a tie.
+MIDDLES = (LEVELS[:-1] + LEVELS[1:]) / F(2)
 
 
 @kernel
@@ -28,7 +29,7 @@ def dequantize_iq4_nl(raw, out):
         for b in range(out.shape[1] // 32):
             block = raw[r, 18 * b : 18 * b + 18]
             y = out[r, 32 * b : 32 * b + 32]
-            d = half_to_float(np.uint16(block[0]) | np.uint16(np.uint16(block[1]) << np.uint16(8)))
+            d = load_half(block, 0)
             for i in range(16):
                 y[i] = d * LEVELS[block[2 + i] & 15]
                 y[i + 16] = d * LEVELS[block[2 + i] >> 4]
@@ -40,7 +41,7 @@ def dequantize_iq4_xs(raw, out):
     for r in range(raw.shape[0]):
         for b in range(out.shape[1] // 256):
             block = raw[r, 136 * b : 136 * b + 136]
-            d = half_to_float(np.uint16(block[0]) | np.uint16(np.uint16(block[1]) << np.uint16(8)))
+            d = load_half(block, 0)
             high = np.int32(block[2]) | np.int32(block[3]) << 8
             for s in range(8):
                 y = out[r, 256 * b + 32 * s : 256 * b + 32 * s + 32]
@@ -52,7 +53,162 @@ def dequantize_iq4_xs(raw, out):
                     y[i + 16] = dl * LEVELS[codes[i] >> 4]
 
 
+def quantize_iq4_nl(x, out):
+    _quantize_iq4_nl(x.reshape(-1), out.reshape(-1), NO_WEIGHTS)
+
+
+def quantize_iq4_nl_weighted(x, out, imatrix):
+    _quantize_iq4_nl(x.reshape(-1), out.reshape(-1), imatrix)
+
+
+def quantize_iq4_xs(x, out):
+    _quantize_iq4_xs(x.reshape(-1), out.reshape(-1), NO_WEIGHTS)
+
+
+def quantize_iq4_xs_weighted(x, out, imatrix):
+    _quantize_iq4_xs(x.reshape(-1), out.reshape(-1), imatrix)
+
+
+@kernel
+def _quantize_iq4_nl(x, out, imatrix):
+    """x: float32 [blocks * 32], out: uint8 [blocks * 18], imatrix: float32 [n of a row], empty for none."""
+    blocks = x.size // 32
+    values, weights, codes = np.empty(32 * LANES, F), np.empty(32 * LANES, F), np.empty(32 * LANES, np.int32)
+    scales = np.empty(LANES, F)
+    for first in range(0, blocks, LANES):
+        transpose(x, first, blocks, 32, 0, 32, values)
+        if imatrix.size:
+            transpose(imatrix, first, blocks, 32, 0, 32, weights)
+            squares = zeros()
+            for i in range(0, 32 * LANES, LANES):
+                v = load(values, i, LANES)
+                squares = squares + v * v
+            mean = squares * F(2 / 32)
+            _weigh(values, weights, mean, 0)
+        scale = _search_scale(values, weights, imatrix.size > 0, 0)
+        store(scales, 0, scale)
+        _round_to_levels(values, select(scale != F(0), F(1) / scale, F(0)), codes, 0)
+        for lane in range(LANES):
+            o = 18 * min(first + lane, blocks - 1)
+            store_half(out, o, scales[lane])
+            for i in range(16):
+                out[o + 2 + i] = codes[i * LANES + lane] | codes[(i + 16) * LANES + lane] << 4
+
+
+@kernel
+def _quantize_iq4_xs(x, out, imatrix):
+    """x: float32 [blocks * 256], out: uint8 [blocks * 136], imatrix: float32 [n of a row], empty for none."""
+    blocks = x.size // 256
+    values, weights, codes = np.empty(256 * LANES, F), np.empty(256 * LANES, F), np.empty(256 * LANES, np.int32)
+    scales, steps, d = np.empty(8 * LANES, F), np.empty(8 * LANES, np.int32), np.empty(LANES, F)
+    for first in range(0, blocks, LANES):
+        transpose(x, first, blocks, 256, 0, 256, values)
+        mean = zeros()
+        if imatrix.size:
+            transpose(imatrix, first, blocks, 256, 0, 256, weights)
+            for i in range(0, 256 * LANES, LANES):
+                v = load(values, i, LANES)
+                mean = mean + v * v
+            mean = mean * F(2 / 256)
+        largest, signed = zeros(), zeros()
+        for s in range(8):
+            if imatrix.size:
+                _weigh(values, weights, mean, 32 * LANES * s)
+            scale = _search_scale(values, weights, imatrix.size > 0, 32 * LANES * s)
+            store(scales, LANES * s, scale)
+            larger = absolute(scale) > largest
+            largest = select(larger, absolute(scale), largest)
+            signed = select(larger, scale, signed)
+        step = signed * F(-1) / F(32)
+        store(d, 0, step)
+        inverse = select(step != F(0), F(1) / step, F(0))
+        for s in range(8):
+            multiple = clamp(nearest_int(inverse * load(scales, LANES * s, LANES)), -32, 31)
+            scale = step * convert(multiple, np.float32)
+            store(steps, LANES * s, multiple + 32)
+            _round_to_levels(values, select(scale != F(0), F(1) / scale, F(0)), codes, 32 * LANES * s)
+        for lane in range(LANES):
+            o = 136 * min(first + lane, blocks - 1)
+            store_half(out, o, d[lane])
+            high = 0
+            for s in range(8):
+                high |= steps[LANES * s + lane] >> 4 << 2 * s
+            out[o + 2] = high & 255
+            out[o + 3] = high >> 8
+            for s in range(4):
+                out[o + 4 + s] = steps[LANES * 2 * s + lane] & 15 | (steps[LANES * (2 * s + 1) + lane] & 15) << 4
+            for s in range(8):
+                for i in range(16):
+                    a = (32 * s + i) * LANES + lane
+                    out[o + 8 + 16 * s + i] = codes[a] | codes[a + 16 * LANES] << 4
+
+
+@inline
+def _weigh(values, weights, mean, start):
+    """Importances to weights, in place: q * sqrt(mean + x**2)."""
+    for i in range(start, start + 32 * LANES, LANES):
+        v = load(values, i, LANES)
+        store(weights, i, load(weights, i, LANES) * square_root(mean + v * v))
+
+
+@kernel
+def _search_scale(values, weights, weighted, start):
+    """The scale of each lane's 32 values from `start`: the best in weighted least squares of 16 candidates."""
+    largest, signed = zeros(), zeros()
+    for i in range(start, start + 32 * LANES, LANES):
+        v = load(values, i, LANES)
+        larger = absolute(v) > largest
+        largest = select(larger, absolute(v), largest)
+        signed = select(larger, v, signed)
+        if not weighted:
+            store(weights, i, v * v)
+    scale, best = zeros(), zeros()
+    for attempt in range(-8, 8):
+        # the first attempt lets the largest value be the lowest level, the others nearly so
+        inverse = F(1) / (signed * F(-1) / F(-127)) if attempt == -8 else F(attempt - 127) / signed
+        sum_qx, sum_qq = zeros(), zeros()
+        for i in range(start, start + 32 * LANES, LANES):
+            v = load(values, i, LANES)
+            q = _level(inverse * v)
+            wq = load(weights, i, LANES) * q
+            sum_qx = sum_qx + wq * v
+            sum_qq = sum_qq + wq * q
+        positive = sum_qq > F(0)
+        if attempt == -8:
+            scale = select(positive, sum_qx / sum_qq, F(0))
+            best = scale * sum_qx
+        else:
+            better = positive & (sum_qx * sum_qx > best * sum_qq)
+            scale = select(better, sum_qx / sum_qq, scale)
+            best = select(better, scale * sum_qx, best)
+    return select(largest < F(1e-15), F(0), scale)
+
+
+@inline
+def _round_to_levels(values, inverse, codes, start):
+    for i in range(start, start + 32 * LANES, LANES):
+        store(codes, i, _code(inverse * load(values, i, LANES)))
+
+
+@inline
+def _level(x):
+    """The level nearest to each element; NaN takes the highest, as in ggml's binary search."""
+    level = splat(F(-127), LANES)
+    for k in range(15):
+        level = select(x < MIDDLES[k], level, LEVELS[k + 1])
+    return level
+
+
+@inline
+def _code(x):
+    """The index of that level."""
+    code = splat(np.int32(0), LANES)
+    for k in range(15):
+        code = select(x < MIDDLES[k], code, np.int32(k + 1))
+    return code
+
+
 CODECS = {
-    TensorType.IQ4_NL: Codec(TensorType.IQ4_NL, dequantize_iq4_nl),
-    TensorType.IQ4_XS: Codec(TensorType.IQ4_XS, dequantize_iq4_xs),
+    TensorType.IQ4_NL: Codec(TensorType.IQ4_NL, dequantize_iq4_nl, quantize_iq4_nl, quantize_iq4_nl_weighted),
+    TensorType.IQ4_XS: Codec(TensorType.IQ4_XS, dequantize_iq4_xs, quantize_iq4_xs, quantize_iq4_xs_weighted),
 }
