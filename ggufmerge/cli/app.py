@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from ggufmerge.cli.build import BUILD_HELP, PLAN_HELP, build, plan
+from ggufmerge.cli.evaluate import HELP as EVAL_HELP
+from ggufmerge.cli.evaluate import evaluate
 from ggufmerge.cli.inspect import HELP as INSPECT_HELP
 from ggufmerge.cli.inspect import inspect
 
@@ -25,3 +27,4 @@ def _root() -> None: ...
 app.command(help=INSPECT_HELP)(inspect)
 app.command(help=BUILD_HELP)(build)
 app.command(help=PLAN_HELP)(plan)
+app.command("eval", help=EVAL_HELP)(evaluate)
