@@ -13,15 +13,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ggufmerge.engine import BuildReport, build
     from ggufmerge.files import open_gguf as open  # noqa: A004
     from ggufmerge.methods.api import merge
     from ggufmerge.quants import dequantize, quantize
     from ggufmerge.quants.mixture import plan_types
+    from ggufmerge.recipe import Recipe, load_recipe
     from ggufmerge.sources.imatrix import load_imatrix
 
     __version__: str
 
 _PUBLIC = {  # name -> where it is defined, under which name
+    "build": ("ggufmerge.engine", "build"),
+    "BuildReport": ("ggufmerge.engine", "BuildReport"),
+    "load_recipe": ("ggufmerge.recipe", "load_recipe"),
+    "Recipe": ("ggufmerge.recipe", "Recipe"),
     "merge": ("ggufmerge.methods.api", "merge"),
     "open": ("ggufmerge.files", "open_gguf"),
     "quantize": ("ggufmerge.quants", "quantize"),
@@ -30,7 +36,19 @@ _PUBLIC = {  # name -> where it is defined, under which name
     "load_imatrix": ("ggufmerge.sources.imatrix", "load_imatrix"),
 }
 
-__all__ = ["__version__", "dequantize", "load_imatrix", "merge", "open", "plan_types", "quantize"]
+__all__ = [
+    "BuildReport",
+    "Recipe",
+    "__version__",
+    "build",
+    "dequantize",
+    "load_imatrix",
+    "load_recipe",
+    "merge",
+    "open",
+    "plan_types",
+    "quantize",
+]
 
 
 def __getattr__(name: str) -> Any:
