@@ -250,6 +250,58 @@ def search_grid(values, offset, size, width, bits, levels, tries, step, top, sca
 
 
 @inline
+def positive_scale(values, offset, size, limit, weights, codes):
+    """ggml's scale for codes 0..limit (`make_qp_quants`): the best of 9, then codes improved one by one in 5 passes.
+
+    ggml keeps a code in a byte, so that the -1 of a negative value comes back as 255. codes: float32 scratch.
+    """
+    start, end = offset * LANES, (offset + size) * LANES
+    top = zeros()
+    for a in range(start, end, LANES):
+        v = load(values, a, LANES)
+        top = select(top > v, top, v)
+    inverse, lowest = F(limit) / top, zeros()
+    for attempt in range(-5, 5):
+        # -5 stands for ggml's first guess, whose codes are not limited; 0 is the same guess again and left out
+        if attempt == 0:
+            continue
+        candidate = (F(0.1) * F(attempt) + F(limit)) / top if attempt != -5 else inverse
+        scale, error = F(1) / candidate, zeros()
+        for i in range(size):
+            v = load(values, start + i * LANES, LANES)
+            code = nearest_int(candidate * v)
+            code = code & np.int32(255) if attempt == -5 else select(code > np.int32(limit), np.int32(limit), code)
+            difference = v - scale * convert(code, np.float32)
+            error = error + load(weights, i * LANES, LANES) * difference * difference
+        lower = (error < lowest) | (splat(attempt, LANES) == -5)
+        lowest = select(lower, error, lowest)
+        inverse = select(lower, candidate, inverse)
+    sum_lx, sum_ll = zeros(), zeros()
+    for i in range(size):
+        v, w = load(values, start + i * LANES, LANES), load(weights, i * LANES, LANES)
+        code = nearest_int(inverse * v)
+        code = select(code > np.int32(limit), np.int32(limit), code)
+        store(codes, i * LANES, convert(code & np.int32(255), np.float32))
+        l = convert(code, np.float32)
+        sum_lx = sum_lx + w * v * l
+        sum_ll = sum_ll + w * l * l
+    for _ in range(5):
+        for i in range(size):
+            v, w = load(values, start + i * LANES, LANES), load(weights, i * LANES, LANES)
+            old = load(codes, i * LANES, LANES)
+            slx, sll = sum_lx - w * v * old, sum_ll - w * old * old
+            code = nearest_int(v * sll / slx)
+            code = select(code > np.int32(limit), np.int32(limit), code)
+            l = convert(code, np.float32)
+            usable = (slx > F(0)) & (sll > F(0)) & (l != old)
+            slx, sll = slx + w * v * l, sll + w * l * l
+            better = usable & (slx * slx * sum_ll > sum_lx * sum_lx * sll)
+            store(codes, i * LANES, select(better, convert(code & np.int32(255), np.float32), old))
+            sum_lx, sum_ll = select(better, slx, sum_lx), select(better, sll, sum_ll)
+    return select(sum_ll > F(0), sum_lx / sum_ll, F(0))
+
+
+@inline
 def settle(scale, empty, codes, groups, signs, sign_groups, sign_mask):
     """Make scales positive by turning all signs, and zero with all codes and signs where the sub-block is empty."""
     negative = scale < F(0)
@@ -300,6 +352,10 @@ def search_blocks(
         top = highest(values, offset, size)
         empty = top < floor
         scale = top / F(2 * levels - 1)
+        if rule == ALWAYS:
+            scale = positive_scale(values, offset, size, levels + 1, weights, scratch[1])
+            top = scale * F(levels)
+            empty = empty | (top <= F(0))
         scale = search_grid(
             values, offset, size, width, bits, levels, tries, step, top, scale, rule, book, scratch, own_codes
         )

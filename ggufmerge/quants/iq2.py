@@ -9,16 +9,24 @@ Source: `ggml-common.h` (layouts) and `ggml-quants.c` (order of float operations
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ggufmerge.quants import grids
-from ggufmerge.quants.blocks import load_half
+from ggufmerge.quants.blocks import load_half, store_half
 from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.iq import (
+    ALWAYS,
+    LANES,
+    NO_WEIGHTS,
+    OFF_GRID,
+    block_arrays,
+    kernel,
+    quantize_scales,
+    search_blocks,
+)
+from ggufmerge.quants.simd import store
 from ggufmerge.types import TensorType
 
 F = np.float32
-
-kernel = njit(nogil=True, cache=True, error_model="numpy")
 
 
 def dequantize_iq2_xxs(raw, out):
@@ -85,8 +93,103 @@ def _dequantize_iq2_s(raw, out, points, signs):
                     y[i] = grids.flip(scale * p[i], sign[i])
 
 
+def quantize_iq2_xxs_weighted(x, out, imatrix):
+    _quantize_iq2_xxs(x.reshape(-1), out.reshape(-1), imatrix, *grids.code_book("IQ2_XXS"))
+
+
+def quantize_iq2_xs_weighted(x, out, imatrix):
+    _quantize_iq2_xs(x.reshape(-1), out.reshape(-1), imatrix, *grids.code_book("IQ2_XS"))
+
+
+def quantize_iq2_s(x, out):
+    _quantize_iq2_s(x.reshape(-1), out.reshape(-1), NO_WEIGHTS, *grids.code_book("IQ2_S"))
+
+
+def quantize_iq2_s_weighted(x, out, imatrix):
+    _quantize_iq2_s(x.reshape(-1), out.reshape(-1), imatrix, *grids.code_book("IQ2_S"))
+
+
+@kernel
+def _quantize_iq2_xxs(x, out, imatrix, point, span, neighbours):
+    """x: float32 [blocks * 256], out: uint8 [blocks * 66], imatrix: float32 [n of a row]."""
+    blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
+    _, scales, codes, signs, _ = arrays
+    steps, largest = np.empty(8 * LANES, np.int32), np.empty(LANES, F)
+    for first in range(0, blocks, LANES):
+        largest_scale = search_blocks(
+            x, imatrix, first, blocks, F(1), 32, True, 8, 2, 3, 6, F(0.1), ALWAYS, F(1e-15), book, arrays
+        )
+        store(largest, 0, largest_scale)
+        quantize_scales(scales, 8, largest_scale, 31, 15, steps)
+        for lane in range(LANES):
+            o = 66 * min(first + lane, blocks - 1)
+            if largest[lane] == F(0):
+                out[o : o + 66] = 0
+                continue
+            store_half(out, o, largest[lane] / F(31))
+            for s in range(8):
+                word = np.uint32(steps[s * LANES + lane]) << np.uint32(28)
+                for k in range(4):
+                    out[o + 2 + 8 * s + k] = point[codes[(4 * s + k) * LANES + lane]]
+                    word |= np.uint32(signs[(4 * s + k) * LANES + lane]) << np.uint32(7 * k)
+                for i in range(4):
+                    out[o + 6 + 8 * s + i] = word >> np.uint32(8 * i) & np.uint32(255)
+
+
+@kernel
+def _quantize_iq2_xs(x, out, imatrix, point, span, neighbours):
+    """x: float32 [blocks * 256], out: uint8 [blocks * 74], imatrix: float32 [n of a row]."""
+    blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
+    _, scales, codes, signs, _ = arrays
+    steps, largest = np.empty(16 * LANES, np.int32), np.empty(LANES, F)
+    for first in range(0, blocks, LANES):
+        largest_scale = search_blocks(
+            x, imatrix, first, blocks, F(1), 16, True, 8, 2, 3, 9, F(0.1), OFF_GRID, F(1e-15), book, arrays
+        )
+        store(largest, 0, largest_scale)
+        quantize_scales(scales, 16, largest_scale, 31, 15, steps)
+        for lane in range(LANES):
+            o = 74 * min(first + lane, blocks - 1)
+            if largest[lane] == F(0):
+                out[o : o + 74] = 0
+                continue
+            store_half(out, o, largest[lane] / F(31))
+            for k in range(32):
+                word = np.int32(point[codes[k * LANES + lane]]) | signs[k * LANES + lane] << 9
+                out[o + 2 + 2 * k] = word & 255
+                out[o + 3 + 2 * k] = word >> 8
+            for s in range(8):
+                out[o + 66 + s] = steps[2 * s * LANES + lane] | steps[(2 * s + 1) * LANES + lane] << 4
+
+
+@kernel
+def _quantize_iq2_s(x, out, imatrix, point, span, neighbours):
+    """x: float32 [blocks * 256], out: uint8 [blocks * 82], imatrix: float32 [n of a row], empty for none."""
+    blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
+    _, scales, codes, signs, _ = arrays
+    steps, largest = np.empty(16 * LANES, np.int32), np.empty(LANES, F)
+    for first in range(0, blocks, LANES):
+        largest_scale = search_blocks(
+            x, imatrix, first, blocks, F(2), 16, False, 8, 2, 3, 9, F(0.1), OFF_GRID, F(1e-8), book, arrays
+        )
+        store(largest, 0, largest_scale)
+        quantize_scales(scales, 16, largest_scale, 31, 15, steps)
+        for lane in range(LANES):
+            o = 82 * min(first + lane, blocks - 1)
+            store_half(out, o, largest[lane] / F(31) * F(0.9875))
+            out[o + 66 : o + 74] = 0
+            for k in range(32):
+                index = np.int32(point[codes[k * LANES + lane]])
+                out[o + 2 + k] = index & 255
+                out[o + 34 + k] = signs[k * LANES + lane]
+                out[o + 66 + k // 4] |= index >> 8 << 2 * (k % 4)
+            for s in range(8):
+                pair = steps[2 * s * LANES + lane] | steps[(2 * s + 1) * LANES + lane] << 4
+                out[o + 74 + s] = pair if largest[lane] != F(0) else 0
+
+
 CODECS = {
-    TensorType.IQ2_XXS: Codec(TensorType.IQ2_XXS, dequantize_iq2_xxs),
-    TensorType.IQ2_XS: Codec(TensorType.IQ2_XS, dequantize_iq2_xs),
-    TensorType.IQ2_S: Codec(TensorType.IQ2_S, dequantize_iq2_s),
+    TensorType.IQ2_XXS: Codec(TensorType.IQ2_XXS, dequantize_iq2_xxs, None, quantize_iq2_xxs_weighted),
+    TensorType.IQ2_XS: Codec(TensorType.IQ2_XS, dequantize_iq2_xs, None, quantize_iq2_xs_weighted),
+    TensorType.IQ2_S: Codec(TensorType.IQ2_S, dequantize_iq2_s, quantize_iq2_s, quantize_iq2_s_weighted),
 }
