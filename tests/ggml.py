@@ -65,3 +65,8 @@ def quantize(x: np.ndarray, type: TensorType, imatrix: np.ndarray | None = None)
     size = lib().ggml_quantize_chunk(type.id, x.ctypes.data, out.ctypes.data, 0, rows, n, pointer)
     assert size == out.size
     return out
+
+
+def version() -> str:
+    lib().ggml_version.restype = lib().ggml_commit.restype = C.c_char_p
+    return f"{lib().ggml_version().decode()} (commit {lib().ggml_commit().decode()})"

@@ -133,17 +133,17 @@ def _floor_log2(x):
 
 @inlined
 def _to_ue4m3(x):
-    """UE4M3 byte of a float32: nearest, half away from zero, at most 448."""
+    """UE4M3 byte of a float32: nearest, half away from zero; 448 (126) for whatever rounds to 256 or more."""
     if not x > 0:
         return np.uint8(0)
-    x = x if x < 448 else F(448)
     bits = np.int64(np.float32(x).view(np.uint32))
     exponent = (bits >> 23) - 120
     if exponent <= 0:
-        code, top = np.int64(x * F(512) + F(0.5)), 7
-    else:  # a mantissa that rounds up to 8 carries into the exponent by itself; 127 would be NaN
-        code, top = (bits >> 20) - (120 << 3) + (bits >> 19 & 1), 126
-    return np.uint8(code if code < top else top)
+        code = np.int64(x * F(512) + F(0.5))
+        return np.uint8(code if code < 7 else 7)
+    # A mantissa that rounds up to 8 carries into the exponent by itself. ggml knows one scale with the largest exponent.
+    code = (bits >> 20) - (120 << 3) + (bits >> 19 & 1)
+    return np.uint8(code if code < 120 else 126)
 
 
 CODECS = {
