@@ -34,8 +34,9 @@ from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import MetadataEditor, TensorInfo, open_gguf
 from ggufmerge.files.writer import GGUFWriter
 from ggufmerge.methods import method as find_method
+from ggufmerge.methods.api import run as merge_stack
 from ggufmerge.methods.random import stream_key
-from ggufmerge.methods.spec import Chunk, Method, Pass, Passes, Problem
+from ggufmerge.methods.spec import Chunk, Pass, Passes
 from ggufmerge.quants import codec
 from ggufmerge.sources import Source, SourceTensor
 
@@ -358,18 +359,7 @@ def _warm_up(plan: Plan, sources: Sequence[Source]) -> None:
         keys = range(len(tensor.inputs) - tensor.has_base)
         problem = replace(problem_of(replace(tensor, shape=(n,), experts=1), list(keys)), shape=(1, n))
         stack = np.stack([np.roll(rows, i) for i in range(len(tensor.inputs))])
-        _merge_in_memory(find_method(tensor.method), stack, problem)
-
-
-def _merge_in_memory(method: Method, stack: NDArray[np.float32], problem: Problem) -> None:
-    chunk = Chunk(0, 0, stack.shape[1], 0)
-    stages = _statistics(method.passes(problem), [chunk], lambda _: stack)
-    try:
-        while True:
-            stage = next(stages)
-            stage.fold(stage.task(0))
-    except StopIteration as end:
-        method.combine(stack, problem, end.value, chunk, np.empty_like(stack[0]))
+        merge_stack(find_method(tensor.method), problem, stack)
 
 
 @njit(nogil=True, cache=True)
