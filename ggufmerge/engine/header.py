@@ -138,10 +138,10 @@ def _own_name(file: GGUFFile) -> str:
 def _licence(sources: Sequence[Source], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The licence when all sources agree on it; otherwise it is dropped, with a warning."""
     key = "general.license"
-    licences = {display_name(s): s.metadata.get(key) for s in sources}
+    licences = {s.label: s.metadata.get(key) for s in sources}
     if len(set(licences.values())) <= 1 or key in overrides:
         return {}, []
-    listed = ", ".join(f"{name}: {licence or 'not stated'}" for name, licence in licences.items())
+    listed = ", ".join(f"{label}: {licence or 'not stated'}" for label, licence in licences.items())
     keys = (key, key + ".name", key + ".link")
     return dict.fromkeys(keys), [
         f"the licences differ ({listed}): none is written; set general.license under metadata:"

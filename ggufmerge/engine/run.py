@@ -111,8 +111,8 @@ def run(
 
 
 def _identity(plan: Plan, fingerprints: Sequence[str], chunk: int) -> str:
-    """What two runs must have in common for one to continue the other."""
-    text = json.dumps([plan.to_json(), list(fingerprints), chunk], sort_keys=True)
+    """What two runs must have in common for one to continue the other; where the files lie plays no part."""
+    text = json.dumps([replace(plan, folder="").to_json(), list(fingerprints), chunk], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,0 +1,71 @@
+"""Metadata of a result: provenance in, stale keys out, the rest as the base has it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ggufmerge
+from tests.tiny import write_tiny_llama
+
+RECIPE = "{merge_method: linear, models: [{model: a.gguf}, {model: b.gguf}], parameters: {weight: 1}}\n"
+
+
+def merged(folder: Path, a: Mapping[str, Any], b: Mapping[str, Any], recipe: str = RECIPE) -> Mapping[str, Any]:
+    write_tiny_llama(folder / "a.gguf", metadata=a)
+    write_tiny_llama(folder / "b.gguf", metadata=b, tune=(1, 0.02))
+    (folder / "my-merge.yaml").write_text(recipe)
+    ggufmerge.build(folder / "my-merge.yaml", folder / "out.gguf", overwrite=True, out_type="Q8_0")
+    return ggufmerge.open(folder / "out.gguf").metadata
+
+
+def test_provenance_is_written(tmp_path: Path) -> None:
+    """Parents, recipe, version and digests: enough to make the file again and to prove it."""
+    own = {"general.organization": "Org", "general.repo_url": "https://example.org/a", "general.uuid": "1"}
+    out = merged(tmp_path, {"general.name": "A", **own}, {"general.name": "B"})
+    assert out["general.name"] == "my-merge"
+    assert out["general.finetune"] == "merge"
+    assert out["general.base_model.count"] == 2
+    assert [out[f"general.base_model.{i}.name"] for i in (0, 1)] == ["A", "B"]
+    assert out["general.base_model.0.organization"] == "Org"
+    assert out["general.base_model.0.repo_url"] == "https://example.org/a"
+    assert not {"general.organization", "general.repo_url", "general.uuid"} & set(out)
+    assert out["ggufmerge.recipe"] == RECIPE
+    assert out["ggufmerge.options"] == "--type Q8_0"
+    assert out["general.file_type"] == 7
+    assert out["general.quantization_version"] == 2
+    for i, name in enumerate(("a.gguf", "b.gguf")):
+        assert out[f"ggufmerge.source.{i}.file"] == name
+        assert out[f"ggufmerge.source.{i}.sha256"] == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+
+
+def test_tags_gain_merge_once(tmp_path: Path) -> None:
+    """What the base has stays in front."""
+    out = merged(tmp_path, {"general.tags": ["chat", "merge"]}, {})
+    assert list(out["general.tags"]) == ["chat", "merge", "ggufmerge"]
+
+
+def test_a_licence_is_kept_only_if_all_agree(tmp_path: Path) -> None:
+    """Otherwise none is claimed, unless the recipe says which."""
+    key = "general.license"
+    assert merged(tmp_path, {key: "mit"}, {key: "mit"})[key] == "mit"
+    assert key not in merged(tmp_path, {key: "mit"}, {key: "gpl-3.0"})
+    chosen = RECIPE.replace("{merge", "{metadata: {general.license: other}, merge", 1)
+    assert merged(tmp_path, {key: "mit"}, {}, chosen)[key] == "other"
+
+
+def test_keys_that_no_longer_hold_are_dropped(tmp_path: Path) -> None:
+    """What described the base's own quantization and origin."""
+    stale = {"quantize.imatrix.file": "x", "general.source.url": "y", "general.quantized_by": "z"}
+    assert not set(stale) & set(merged(tmp_path, stale, {}))
+
+
+def test_tokenizer_and_template_come_from_the_base(tmp_path: Path) -> None:
+    """Byte for byte, every key."""
+    out = merged(tmp_path, {"tokenizer.chat_template": "{{ a }}"}, {"tokenizer.chat_template": "{{ b }}"})
+    base = ggufmerge.open(tmp_path / "a.gguf").metadata
+    keys = [k for k in base if k.startswith("tokenizer.")]
+    assert len(keys) > 4
+    assert all(out.raw(k) == base.raw(k) for k in keys)
