@@ -149,11 +149,16 @@ def move_to_grid(codes, groups, width, bits, rows, roots, scales, span, neighbou
             moved[g * LANES + lane] = here != 0
             if here != 0:
                 a = (lane * groups + g) * width
-                codes[g * LANES + lane] = _best_neighbour(here, width, bits, rows, roots, a, scales[lane], neighbours)
+                codes[g * LANES + lane] = best_neighbour(
+                    here, width, bits, F(2), F(1), rows, roots, a, scales[lane], neighbours
+                )
 
 
 @inline
-def _best_neighbour(here, width, bits, rows, roots, a, scale, neighbours):
+def best_neighbour(here, width, bits, step, base, values, weights, a, scale, neighbours):
+    """Code of the neighbour, of those `here` (an element of CodeBook.span), with the least weighted squared error from
+    values[a : a + width]; a level stands for scale * (step * level + base). The first of equally good ones.
+    """
     start, count = here >> 9, here & 511
     mask = np.int32((1 << bits) - 1)
     best, where = splat(F(3.4028235e38), LANES), splat(np.int32(0), LANES)
@@ -161,9 +166,9 @@ def _best_neighbour(here, width, bits, rows, roots, a, scale, neighbours):
         code = convert(load(neighbours, start + c, LANES), np.int32)
         distance = zeros()
         for i in range(width):
-            q = convert(((code >> np.int32(bits * i)) & mask) * 2 + 1, np.float32)
-            difference = q * scale - rows[a + i]
-            distance = distance + difference * roots[a + i] * difference
+            q = convert((code >> np.int32(bits * i)) & mask, np.float32) * step + base
+            difference = q * scale - values[a + i]
+            distance = distance + difference * weights[a + i] * difference
         place = indices(np.int32, LANES) + np.int32(c)
         closer = (distance < best) & (place < np.int32(count))
         best = select(closer, distance, best)

@@ -9,18 +9,29 @@ Source: `ggml-common.h` (layouts) and `ggml-quants.c` (order of float operations
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ggufmerge.quants import grids
-from ggufmerge.quants.blocks import load_half
+from ggufmerge.quants.blocks import load_half, store_half
 from ggufmerge.quants.codec import Codec
-from ggufmerge.quants.half import half_to_float
+from ggufmerge.quants.half import float_to_half, half_to_float
+from ggufmerge.quants.iq import (
+    LANES,
+    NO_WEIGHTS,
+    best_neighbour,
+    inline,
+    kernel,
+    mean_square,
+    negate,
+    quantize_scales,
+    transpose,
+    weigh,
+    zeros,
+)
+from ggufmerge.quants.simd import absolute, convert, load, select, splat, store, view
 from ggufmerge.types import TensorType
 
 F = np.float32
 SHIFT = F(0.125)
-
-kernel = njit(nogil=True, cache=True, error_model="numpy")
 
 
 def dequantize_iq1_s(raw, out):
@@ -75,7 +86,312 @@ def _dequantize_iq1_m(raw, out, points):
                         y[i] = scale * (p[i] + shift)
 
 
+def quantize_iq1_s_weighted(x, out, imatrix):
+    _quantize_iq1_s(x.reshape(-1), out.reshape(-1), imatrix, *grids.code_book("IQ1_S"))
+
+
+def quantize_iq1_m(x, out):
+    _quantize_iq1_m(x.reshape(-1), out.reshape(-1), NO_WEIGHTS, *grids.code_book("IQ1_S"))
+
+
+def quantize_iq1_m_weighted(x, out, imatrix):
+    _quantize_iq1_m(x.reshape(-1), out.reshape(-1), imatrix, *grids.code_book("IQ1_S"))
+
+
+@kernel
+def _quantize_iq1_s(x, out, imatrix, point, span, neighbours):
+    """x: float32 [blocks * 256], out: uint8 [blocks * 50], imatrix: float32 [n of a row]."""
+    blocks, arrays = x.size // 256, _block_arrays()
+    values, weights, codes, _ = arrays
+    scales, down, steps = np.empty(8 * LANES, F), np.empty(8 * LANES, np.int32), np.empty(8 * LANES, np.int32)
+    largest = np.empty(LANES, F)
+    for first in range(0, blocks, LANES):
+        _load_blocks(x, imatrix, first, blocks, values, weights)
+        largest_scale = zeros()
+        for s in range(8):
+            empty = _largest_magnitude(values, 32 * s, 32) < F(1e-12)
+            scale, choice = _search_split(arrays, 32 * s, 32, empty, span, neighbours)
+            store(scales, s * LANES, scale)
+            store(down, s * LANES, choice)
+            largest_scale = select(largest_scale > scale, largest_scale, scale)
+        store(largest, 0, largest_scale)
+        quantize_scales(scales, 8, largest_scale, 15, 7, steps)
+        for lane in range(LANES):
+            o = 50 * min(first + lane, blocks - 1)
+            store_half(out, o, largest[lane] / F(15) * F(1.125))
+            for s in range(8):
+                high = 0
+                if largest[lane] != F(0):
+                    high = steps[s * LANES + lane] << 12 | down[s * LANES + lane] << 15
+                for k in range(4):
+                    index = np.int32(point[codes[(4 * s + k) * LANES + lane]])
+                    out[o + 2 + 4 * s + k] = index & 255
+                    high |= index >> 8 << 3 * k
+                out[o + 34 + 2 * s] = high & 255
+                out[o + 35 + 2 * s] = high >> 8
+
+
+@kernel
+def _quantize_iq1_m(x, out, imatrix, point, span, neighbours):
+    """x: float32 [blocks * 256], out: uint8 [blocks * 56], imatrix: float32 [n of a row], empty for none."""
+    blocks, arrays = x.size // 256, _block_arrays()
+    values, weights, codes, _ = arrays
+    scales, down, steps = np.empty(16 * LANES, F), np.empty(16 * LANES, np.int32), np.empty(16 * LANES, np.int32)
+    largest, d = np.empty(LANES, F), np.empty(LANES, F)
+    for first in range(0, blocks, LANES):
+        _load_blocks(x, imatrix, first, blocks, values, weights)
+        largest_scale = zeros()
+        for s in range(16):
+            empty = _largest_magnitude(values, 16 * s, 16) < F(1e-7)
+            scale, choice = _search_split(arrays, 16 * s, 16, empty, span, neighbours)
+            store(scales, s * LANES, scale)
+            store(down, s * LANES, choice)
+            largest_scale = select(largest_scale > scale, largest_scale, scale)
+        store(largest, 0, largest_scale)
+        quantize_scales(scales, 16, largest_scale, 15, 7, steps)
+        store(d, 0, _fit_block(arrays, down, steps, largest_scale / F(15)))
+        for lane in range(LANES):
+            o = 56 * min(first + lane, blocks - 1)
+            alive = largest[lane] != F(0)
+            for s in range(16):
+                a = s * LANES + lane
+                low = np.int32(point[codes[2 * s * LANES + lane]])
+                high = np.int32(point[codes[(2 * s + 1) * LANES + lane]])
+                out[o + 2 * s] = low & 255
+                out[o + 2 * s + 1] = high & 255
+                shifts = (down[a] & 2) << 2 | (down[a] & 1) << 7 if alive else 0
+                out[o + 32 + s] = low >> 8 | high >> 8 << 4 | shifts
+            half = np.int32(float_to_half(d[lane] * F(1.1125)))
+            for q in range(4):
+                word = (half >> 4 * q & 15) << 12
+                for s in range(4):
+                    word |= steps[(4 * q + s) * LANES + lane] << 3 * s
+                out[o + 48 + 2 * q] = word & 255 if alive else 0
+                out[o + 49 + 2 * q] = word >> 8 if alive else 0
+
+
+@inline
+def _block_arrays():
+    """Working memory: transposed values and weights of super-blocks, codes of their groups, and for `_search_split`."""
+    values, weights, codes = np.empty(256 * LANES, F), np.empty(256 * LANES, F), np.empty(32 * LANES, np.int32)
+    keys, order = np.empty(32 * LANES, np.int64), np.empty(32 * LANES, np.int32)
+    sums, sides, guess = np.empty((4, 33 * LANES), F), np.empty((2, 32 * LANES), F), np.empty(LANES, F)
+    picks = np.empty((4, LANES), np.int32)
+    return values, weights, codes, (keys, order, sums, sides, guess, picks)
+
+
+@inline
+def _load_blocks(x, imatrix, first, blocks, values, weights):
+    transpose(x, first, blocks, 256, 0, 256, values)
+    mean = zeros()
+    if imatrix.size:
+        mean = mean_square(values, F(2))
+        transpose(imatrix, first, blocks, 256, 0, 256, weights)
+    weigh(values, weights, 0, 256, mean, imatrix.size > 0)
+
+
+@inline
+def _largest_magnitude(values, offset, size):
+    top = zeros()
+    for a in range(offset * LANES, (offset + size) * LANES, LANES):
+        v = absolute(load(values, a, LANES))
+        top = select(top > v, top, v)
+    return top
+
+
+@inline
+def _search_split(arrays, offset, size, empty, span, neighbours):
+    """Scale, shifts and codes of a sub-block: the best split of its sorted values into low, middle and high ones.
+
+    All splits and shifts are tried (exact least squares), then groups that are no grid point move to their best
+    neighbour. size: 32 with one shift (IQ1_S) or 16 with one for each half (IQ1_M). The second result has a bit for
+    each shift that is downward: bit 0 for the only or second one, bit 1 for the first.
+    """
+    values, weights, codes, (keys, order, sums, sides, guess, picks) = arrays
+    own_values, own_weights = values[offset * LANES :], weights[offset * LANES :]
+    own_codes = codes[offset // 8 * LANES :]
+    _sort(own_values, size, keys, order)
+    if size == 32:
+        scale, choice = _best_split_of_32(own_values, own_weights, order, sums)
+    else:
+        scale, choice = _best_split_of_16(own_values, own_weights, order, sums)
+    empty = empty | (choice < np.int32(0))
+    turned = scale < F(0)
+    scale = select(turned, negate(scale), scale)
+    down = choice & np.int32(3)
+    down = select(turned, down ^ np.int32(1 if size == 32 else 3), down)
+    down = select(empty, np.int32(0), down)
+    store(guess, 0, scale)
+    store(picks[0], 0, choice >> np.int32(2) & np.int32(63))
+    store(picks[1], 0, choice >> np.int32(8) & np.int32(63))
+    store(picks[2], 0, select(turned, splat(np.int32(1), LANES), np.int32(0)))
+    store(picks[3], 0, down)
+    groups = size // 8
+    rows, row_weights = sides
+    for g in range(groups):
+        store(own_codes, g * LANES, splat(np.int32(0), LANES))
+    for lane in range(LANES):
+        for j in range(size):
+            i = order[j * LANES + lane]
+            level = np.int32(j >= picks[0, lane]) + np.int32(j >= picks[1, lane])
+            level = 2 - level if picks[2, lane] else level
+            own_codes[i // 8 * LANES + lane] |= level << 2 * (i % 8)
+            rows[lane * size + j] = own_values[j * LANES + lane]
+            row_weights[lane * size + j] = own_weights[j * LANES + lane]
+    for lane in range(LANES):
+        picks[2, lane] = 0
+        for g in range(groups):
+            here = span[own_codes[g * LANES + lane]]
+            if here != 0:
+                picks[2, lane] = 1
+                first_of_two = size == 16 and g == 0
+                lower = picks[3, lane] & (2 if first_of_two else 1)
+                base = F(-1) - SHIFT if lower else F(-1) + SHIFT
+                own_codes[g * LANES + lane] = best_neighbour(
+                    here, 8, 2, F(1), base, rows, row_weights, lane * size + 8 * g, guess[lane], neighbours
+                )
+    sum_qx, sum_qq = zeros(), zeros()
+    for g in range(groups):
+        code = load(own_codes, g * LANES, LANES)
+        base = _base(down, size == 16 and g == 0)
+        for i in range(8):
+            a = (8 * g + i) * LANES
+            q = convert((code >> np.int32(2 * i)) & np.int32(3), np.float32) + base
+            wq = load(own_weights, a, LANES) * q
+            sum_qx = sum_qx + wq * load(own_values, a, LANES)
+            sum_qq = sum_qq + wq * q
+    refit = (load(picks[2], 0, LANES) != np.int32(0)) & (sum_qx > F(0)) & (sum_qq > F(0))
+    scale = select(refit, sum_qx / sum_qq, scale)
+    for g in range(groups):
+        store(own_codes, g * LANES, select(empty, np.int32(0), load(own_codes, g * LANES, LANES)))
+    return select(empty, F(0), scale), down
+
+
+@inline
+def _base(down, first_of_two):
+    """What level 0 stands for, -1 plus or minus the shift that `down` tells."""
+    bit = down & np.int32(2 if first_of_two else 1)
+    return select(bit != np.int32(0), splat(F(-1) - SHIFT, LANES), F(-1) + SHIFT)
+
+
+@inline
+def _sort(values, size, keys, order):
+    """Indices of `size` values of each lane in ascending order, equal ones by index as in glibc's merging qsort."""
+    for i in range(size):
+        bits = view(load(values, i * LANES, LANES) + F(0), np.int32)  # + 0: both zeros are equal
+        ordered = bits ^ (bits >> np.int32(31) & np.int32(0x7FFFFFFF))
+        store(keys, i * LANES, convert(ordered, np.int64) << 8 | i)
+    p = 1
+    while p < size:  # Batcher's odd-even merge sort
+        k = p
+        while k >= 1:
+            for j in range(k % p, size - k, 2 * k):
+                for i in range(j, j + min(k, size - j - k)):
+                    if i // (2 * p) == (i + k) // (2 * p):
+                        a, b = load(keys, i * LANES, LANES), load(keys, (i + k) * LANES, LANES)
+                        store(keys, i * LANES, select(a < b, a, b))
+                        store(keys, (i + k) * LANES, select(a < b, b, a))
+            k //= 2
+        p *= 2
+    for i in range(size):
+        store(order, i * LANES, convert(load(keys, i * LANES, LANES) & 255, np.int32))
+
+
+@inline
+def _best_split_of_32(values, weights, order, sums):
+    """Best scale of a sub-block with one shift, and its choice: downward | low count << 2 | low and middle << 8, or -1
+    where no split has weight.
+    """
+    sum_x, sum_w = sums[0], sums[1]
+    store(sum_x, 0, zeros())
+    store(sum_w, 0, zeros())
+    for j in range(32):
+        for lane in range(LANES):
+            a = order[j * LANES + lane] * LANES + lane
+            sum_x[(j + 1) * LANES + lane] = sum_x[j * LANES + lane] + weights[a] * values[a]
+            sum_w[(j + 1) * LANES + lane] = sum_w[j * LANES + lane] + weights[a]
+    all_x, all_w = load(sum_x, 32 * LANES, LANES), load(sum_w, 32 * LANES, LANES)
+    best, scale, choice = splat(F(-3.4028235e38), LANES), zeros(), splat(np.int32(-1), LANES)
+    for low in range(33):
+        low_x, low_w = load(sum_x, low * LANES, LANES), load(sum_w, low * LANES, LANES)
+        for middle in range(low, 33):
+            x, w = load(sum_x, middle * LANES, LANES), load(sum_w, middle * LANES, LANES)
+            for down in range(2):
+                shift = -SHIFT if down else SHIFT
+                a, b, c = F(-1) + shift, shift, F(1) + shift
+                sum_qx = low_x * a + (x - low_x) * b + (all_x - x) * c
+                sum_qq = low_w * a * a + (w - low_w) * b * b + (all_w - w) * c * c
+                better = (sum_qq > F(0)) & (sum_qx * sum_qx > best * sum_qq)
+                scale = select(better, sum_qx / sum_qq, scale)
+                best = select(better, scale * sum_qx, best)
+                choice = select(better, np.int32(down | low << 2 | middle << 8), choice)
+    return scale, choice
+
+
+@inline
+def _best_split_of_16(values, weights, order, sums):
+    """The same for a sub-block with a shift for each half; bit 1 of the choice stands for the first one."""
+    first_x, first_w, second_x, second_w = sums[0], sums[1], sums[2], sums[3]
+    for half in range(2):
+        sum_x, sum_w = sums[2 * half], sums[2 * half + 1]
+        store(sum_x, 0, zeros())
+        store(sum_w, 0, zeros())
+        for j in range(16):
+            for lane in range(LANES):
+                i = order[j * LANES + lane]
+                a = i * LANES + lane
+                sum_x[(j + 1) * LANES + lane] = sum_x[j * LANES + lane]
+                sum_w[(j + 1) * LANES + lane] = sum_w[j * LANES + lane]
+                if i // 8 == half:
+                    sum_x[(j + 1) * LANES + lane] += weights[a] * values[a]
+                    sum_w[(j + 1) * LANES + lane] += weights[a]
+    up, lower = F(1) + SHIFT, F(1) - SHIFT
+    x1, x2 = load(first_x, 16 * LANES, LANES), load(second_x, 16 * LANES, LANES)
+    w1, w2 = load(first_w, 16 * LANES, LANES), load(second_w, 16 * LANES, LANES)
+    best, scale, choice = splat(F(-3.4028235e38), LANES), zeros(), splat(np.int32(-1), LANES)
+    for low in range(17):
+        low_x1, low_x2 = load(first_x, low * LANES, LANES), load(second_x, low * LANES, LANES)
+        low_w1, low_w2 = load(first_w, low * LANES, LANES), load(second_w, low * LANES, LANES)
+        for middle in range(low, 17):
+            below1 = low_x1 + load(first_x, middle * LANES, LANES)
+            below2 = low_x2 + load(second_x, middle * LANES, LANES)
+            middle_w1, middle_w2 = load(first_w, middle * LANES, LANES), load(second_w, middle * LANES, LANES)
+            up_x1, up_x2 = x1 * up - below1, x2 * up - below2
+            down_x1, down_x2 = x1 * lower - below1, x2 * lower - below2
+            up_w1 = w1 * up * up + low_w1 * F(0.75) + middle_w1 * F(-1.25)
+            up_w2 = w2 * up * up + low_w2 * F(0.75) + middle_w2 * F(-1.25)
+            down_w1 = w1 * lower * lower + low_w1 * F(1.25) + middle_w1 * F(-0.75)
+            down_w2 = w2 * lower * lower + low_w2 * F(1.25) + middle_w2 * F(-0.75)
+            for down in range(4):
+                sum_qx = (down_x1 if down & 2 else up_x1) + (down_x2 if down & 1 else up_x2)
+                sum_qq = (down_w1 if down & 2 else up_w1) + (down_w2 if down & 1 else up_w2)
+                better = (sum_qq > F(0)) & (sum_qx * sum_qx > best * sum_qq)
+                scale = select(better, sum_qx / sum_qq, scale)
+                best = select(better, scale * sum_qx, best)
+                choice = select(better, np.int32(down | low << 2 | middle << 8), choice)
+    return scale, choice
+
+
+@inline
+def _fit_block(arrays, down, steps, d):
+    """The scale of IQ1_M's super-block that fits best with all codes and steps given; `d` where nothing has weight."""
+    values, weights, codes, _ = arrays
+    sum_qx, sum_qq = zeros(), zeros()
+    for s in range(16):
+        multiple = convert(load(steps, s * LANES, LANES), np.float32) * F(2) + F(1)
+        for g in range(2):
+            code = load(codes, (2 * s + g) * LANES, LANES)
+            base = _base(load(down, s * LANES, LANES), g == 0)
+            for i in range(8):
+                a = (16 * s + 8 * g + i) * LANES
+                q = (convert((code >> np.int32(2 * i)) & np.int32(3), np.float32) + base) * multiple
+                wq = load(weights, a, LANES) * q
+                sum_qx = sum_qx + wq * load(values, a, LANES)
+                sum_qq = sum_qq + wq * q
+    return select(sum_qq > F(0), sum_qx / sum_qq, d)
+
+
 CODECS = {
-    TensorType.IQ1_S: Codec(TensorType.IQ1_S, dequantize_iq1_s),
-    TensorType.IQ1_M: Codec(TensorType.IQ1_M, dequantize_iq1_m),
+    TensorType.IQ1_S: Codec(TensorType.IQ1_S, dequantize_iq1_s, None, quantize_iq1_s_weighted),
+    TensorType.IQ1_M: Codec(TensorType.IQ1_M, dequantize_iq1_m, quantize_iq1_m, quantize_iq1_m_weighted),
 }
