@@ -27,6 +27,8 @@ Needs the optional extra: pip install 'ggufmerge\\[llama]'.
 
   ggufmerge eval merged.gguf --prompt "Why is the sky blue?" --temperature 0.7 --seed 1
 
+  ggufmerge eval base.gguf merged.gguf --text prose.txt --require-better
+
   ggufmerge eval base.gguf merged.gguf --text prose.txt --json | jq '.scores[].perplexity'
 """
 
@@ -56,6 +58,12 @@ def evaluate(
         float, typer.Option("--temperature", min=0, help="0: always the most likely token; above: draw by chance.")
     ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed draws the same answer.")] = 0,
+    require_better: Annotated[
+        bool,
+        typer.Option(
+            "--require-better", help="Fail unless the models after the first predict every text better than it."
+        ),
+    ] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads to compute with.", show_default="all cores")
     ] = None,
@@ -90,11 +98,13 @@ def evaluate(
                     answers.append({"model": name, "prompt": prompt, "answer": said})
     if json:
         print_json({"context": context, "reference": reference, "scores": scores, "answers": answers})
-        return
-    if scores:
-        _show_scores(scores, reference)
-    for answer in answers:
-        _show_answer(answer)
+    else:
+        if scores:
+            _show_scores(scores, reference)
+        for answer in answers:
+            _show_answer(answer)
+    if require_better:
+        _require_better(scores)
 
 
 def _read(path: Path) -> str:
@@ -145,6 +155,20 @@ def _answer(model: LlamaModel, prompt: str, chat: bool, **how: Any) -> str:
     from ggufmerge.evaluate import chat_prompt, generate
 
     return generate(model, chat_prompt(model, prompt) if chat else prompt, **how)
+
+
+def _require_better(scores: list[Facts]) -> None:
+    from ggufmerge.errors import GgufmergeError
+
+    first = {s["text"]: s for s in reversed(scores)}
+    worse = [
+        f"{s['model']} on {s['text']} ({s['perplexity']:.3f}, {first[s['text']]['model']} has "
+        f"{first[s['text']]['perplexity']:.3f})"
+        for s in scores
+        if s["model"] != first[s["text"]]["model"] and not s["perplexity"] < first[s["text"]]["perplexity"]
+    ]
+    if worse:
+        raise GgufmergeError(f"not better: {'; '.join(worse)}")
 
 
 def _show_scores(scores: list[Facts], reference: str | None) -> None:

@@ -107,6 +107,15 @@ def test_answers_cannot_control_the_terminal(folder: pathlib.Path) -> None:
     assert all(c.isprintable() or c == "\n" for c in shown)
 
 
+def test_require_better_fails_for_a_worse_model(folder: pathlib.Path) -> None:
+    """A model that does not predict a text better than the first one fails the command, after the figures."""
+    base, tuned = facts("base.gguf", "tuned.gguf", "--text", "prose.txt")["scores"]
+    worse, better = sorted((base, tuned), key=lambda s: -s["perplexity"])
+    facts(worse["model"], better["model"], "--text", "prose.txt", "--require-better")
+    with pytest.raises(GgufmergeError, match=rf"not better: {worse['model']} on prose\.txt"):
+        facts(better["model"], worse["model"], "--text", "prose.txt", "--require-better")
+
+
 def test_nothing_to_do_is_a_usage_error(folder: pathlib.Path) -> None:
     """Without a text or a prompt, and with a reference but no text, the command says what to give."""
     for arguments in (["base.gguf"], ["base.gguf", "--prompt", "Why?", "--reference", "base.gguf"]):

@@ -1,0 +1,267 @@
+#!/usr/bin/env python3
+"""Measure the codecs against ggml: speed, scaling over two threads, and the time of the first compilation.
+
+    python scripts/bench_quants.py
+    python scripts/bench_quants.py --types Q4_0 Q4_K --quick --json speed.json
+
+Ours and ggml (PyPI package libggml-python) work on the same rows in one process, one thread each, in turns; figures are
+medians, in millions of values per second. The two-thread figure is our own speed on two threads over our own on one,
+with rows handed out in chunks by a thread pool. Compilation is timed in a fresh process with an empty cache directory,
+and again with the cache that the first one filled. docs/performance.md explains and keeps a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from ggufmerge import quants  # noqa: E402
+from ggufmerge.quants.codec import Codec  # noqa: E402
+from ggufmerge.types import TensorType  # noqa: E402
+from tests import ggml  # noqa: E402
+
+COLUMNS = 4096
+ROWS = 64  # a megabyte of floats: what a core's second-level cache holds
+CHUNKS = 8  # for the thread pool
+OPERATIONS = ("dequantize", "quantize", "quantize_weighted")
+
+FIRST_USE = """
+import json, sys, time
+import numpy as np
+import numba
+from ggufmerge import quants
+from ggufmerge.types import TensorType
+kind = TensorType[sys.argv[1]]
+x, imatrix = np.ones((1, 512), np.float32), np.ones(512, np.float32)
+raw, seconds = np.zeros((1, kind.row_bytes(512)), np.uint8), {}
+start = time.perf_counter()
+codec = quants.codec(kind)
+seconds["import"] = time.perf_counter() - start
+for name, args in (("dequantize", (raw, x)), ("quantize", (x, raw)), ("quantize_weighted", (x, raw, imatrix))):
+    kernel = getattr(codec, name)
+    if kernel is not None:
+        start = time.perf_counter()
+        kernel(*args)
+        seconds[name] = time.perf_counter() - start
+print(json.dumps(seconds))
+"""
+
+
+def main() -> None:
+    args = arguments()
+    console = Console()
+    console.print(f"{processor()}, {os.cpu_count()} cores; ggml {ggml.version()}")
+    results, missing = [], []
+    for kind in args.types:
+        codec = find_codec(kind)
+        if codec is None:
+            missing.append(str(kind))
+            continue
+        first, cached = compile_times(kind)
+        for name in OPERATIONS:
+            kernel = getattr(codec, name)
+            if kernel is None or not has_reference(kind, name):
+                missing.append(f"{kind} {name}" if has_reference(kind, name) and name != "quantize_weighted" else "")
+                continue
+            result = measure(kind, name, kernel, args.seconds)
+            result |= {"compile_s": first.get(name), "cached_s": cached.get(name)}
+            result |= {"first_use_s": sum(first.values()), "first_use_cached_s": sum(cached.values())}
+            results.append(result)
+            console.print(line(result), highlight=False)
+    console.print(table(results))
+    if missing := [m for m in missing if m]:
+        console.print("Not there: " + ", ".join(missing))
+    if args.json:
+        report = {"processor": processor(), "cores": os.cpu_count(), "ggml": ggml.version(), "results": results}
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--types", nargs="+", type=TensorType.parse, default=benchable(), help="such as Q4_0 Q4_K")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the time, less steady figures")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
+    args = parser.parse_args()
+    args.seconds = 0.5 if args.quick else 2.5
+    return args
+
+
+def benchable() -> list[TensorType]:
+    """The types that ggml converts."""
+    return [kind for kind in TensorType if ggml.lib().ggml_get_type_traits(kind.id).contents.to_float]
+
+
+def has_reference(kind: TensorType, operation: str) -> bool:
+    """Whether ggml does this operation at all."""
+    return operation != "quantize" or not ggml.lib().ggml_quantize_requires_imatrix(kind.id)
+
+
+def find_codec(kind: TensorType) -> Codec | None:
+    try:
+        return quants.codec(kind)
+    except (ImportError, KeyError):
+        return None
+
+
+def measure(kind: TensorType, operation: str, kernel: Callable[..., None], seconds: float) -> dict[str, Any]:
+    """Speeds of one operation of one type; each of three measurements takes about `seconds`."""
+    rng = np.random.default_rng(0)
+    imatrix = (rng.standard_t(3, COLUMNS) ** 2 + 1e-4).astype(np.float32)
+    x = (rng.standard_t(5, (ROWS, COLUMNS)) * 0.02).astype(np.float32)
+    if operation != "dequantize":
+        x = x[: affordable_rows(kind, operation, x, imatrix, seconds)]
+    raw = np.empty((x.shape[0], kind.row_bytes(COLUMNS)), np.uint8)
+    if operation == "dequantize":
+        raw = quantize_any(kind, x, imatrix)
+        ours, theirs = (lambda a, b: kernel(a, b)), ggml_dequantizer(kind)
+        source, out = raw, x
+    elif operation == "quantize":
+        ours, theirs = (lambda a, b: kernel(a, b)), ggml_quantizer(kind, None)
+        source, out = x, raw
+    else:
+        ours, theirs = (lambda a, b: kernel(a, b, imatrix)), ggml_quantizer(kind, imatrix)
+        source, out = x, raw
+    t_ours, t_ggml = alternate(lambda: ours(source, out), lambda: theirs(source, out), 2 * seconds)
+    one, two = threads(ours, source, out, seconds)
+    return {
+        "type": str(kind),
+        "operation": operation,
+        "ours": x.size / t_ours / 1e6,
+        "ggml": x.size / t_ggml / 1e6,
+        "ratio": t_ggml / t_ours,
+        "two_threads": one / two,
+    }
+
+
+def affordable_rows(kind: TensorType, operation: str, x: np.ndarray, imatrix: np.ndarray, seconds: float) -> int:
+    """As many rows as ggml quantizes in a tenth of the time, so that there are ten samples; at least CHUNKS."""
+    quantizer = ggml_quantizer(kind, imatrix if operation == "quantize_weighted" else None)
+    out = np.empty((1, kind.row_bytes(COLUMNS)), np.uint8)
+    quantizer(x[:1], out)
+    start = time.perf_counter()
+    quantizer(x[1:2], out)
+    return int(np.clip(seconds / 10 / (time.perf_counter() - start), CHUNKS, ROWS)) // CHUNKS * CHUNKS
+
+
+def quantize_any(kind: TensorType, x: np.ndarray, imatrix: np.ndarray) -> np.ndarray:
+    """Blocks of this type for dequantizing: of a few rows, repeated."""
+    few = ggml.quantize(x[:4], kind, imatrix)
+    return np.ascontiguousarray(np.resize(few, (x.shape[0], few.shape[1])))
+
+
+def ggml_dequantizer(kind: TensorType) -> Callable[[np.ndarray, np.ndarray], None]:
+    to_float = ggml.lib().ggml_get_type_traits(kind.id).contents.to_float
+    return lambda raw, out: to_float(raw.ctypes.data, out.ctypes.data, out.size)
+
+
+def ggml_quantizer(kind: TensorType, imatrix: np.ndarray | None) -> Callable[[np.ndarray, np.ndarray], None]:
+    chunk = ggml.lib().ggml_quantize_chunk
+    pointer = None if imatrix is None else imatrix.ctypes.data
+
+    def quantize(x: np.ndarray, out: np.ndarray) -> None:
+        chunk(kind.id, x.ctypes.data, out.ctypes.data, 0, *x.shape, pointer)
+
+    return quantize
+
+
+def alternate(a: Callable[[], None], b: Callable[[], None], seconds: float) -> tuple[float, float]:
+    """Median duration of a call of each, measured in turns for about `seconds`, at least five times."""
+    repeat_a, repeat_b = repetitions(a), repetitions(b)
+    times_a, times_b = [], []
+    end = time.perf_counter() + seconds
+    while len(times_a) < 5 or (time.perf_counter() < end and len(times_a) < 200):
+        times_a.append(duration(a, repeat_a))
+        times_b.append(duration(b, repeat_b))
+    return statistics.median(times_a), statistics.median(times_b)
+
+
+def repetitions(call: Callable[[], None]) -> int:
+    """How often to call for a sample of at least 2 ms. The first call, which may compile, does not count."""
+    call()
+    return max(1, int(2e-3 / max(duration(call, 1), 1e-6)))
+
+
+def duration(call: Callable[[], None], repeat: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeat):
+        call()
+    return (time.perf_counter() - start) / repeat
+
+
+def threads(ours: Callable, source: np.ndarray, out: np.ndarray, seconds: float) -> tuple[float, float]:
+    """Median durations of the same chunks on a pool of one thread and on a pool of two, in turns."""
+    chunks = list(zip(np.split(source, CHUNKS), np.split(out, CHUNKS), strict=True))
+    repeat = 2 * repetitions(lambda: ours(*chunks[0]))
+
+    def work(chunk: tuple[np.ndarray, np.ndarray]) -> None:
+        for _ in range(repeat):
+            ours(*chunk)
+
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
+        return alternate(lambda: drain(one.map(work, chunks)), lambda: drain(two.map(work, chunks)), seconds)
+
+
+def drain(results: Iterator[None]) -> None:
+    for _ in results:
+        pass
+
+
+def compile_times(kind: TensorType) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of the first import and calls in a new process, with an empty and with a filled cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        command = [sys.executable, "-c", FIRST_USE, str(kind)]
+        environment = {**os.environ, "NUMBA_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
+        first, cached = (
+            json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+            for _ in range(2)
+        )
+    return first, cached
+
+
+def line(r: dict[str, Any]) -> str:
+    return f"{r['type']:8} {r['operation']:18} {r['ours']:9.1f} ours {r['ggml']:9.1f} ggml {r['ratio']:6.2f}x"
+
+
+def table(results: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title="M values/s on one thread; seconds of first use")
+    for name in ("type", "operation"):
+        table.add_column(name)
+    for name in ("ours", "ggml", "ratio", "2 threads", "compile", "cached", "all of type"):
+        table.add_column(name, justify="right")
+    for r in results:
+        speeds = [f"{r['ours']:.4g}", f"{r['ggml']:.4g}", f"{r['ratio']:.2f}", f"{r['two_threads']:.2f}"]
+        seconds = [f"{r[key]:.2f}" for key in ("compile_s", "cached_s", "first_use_s")]
+        table.add_row(r["type"], r["operation"], *speeds, *seconds)
+    return table
+
+
+def processor() -> str:
+    """The CPU's name, as the operating system tells it."""
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        for text in info.read_text().splitlines():
+            if text.startswith("model name"):
+                return text.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
