@@ -12,12 +12,18 @@ from ggufmerge.cli.app import app
 
 def main() -> None:
     """Entry point of the console script: errors meant for the user become one line on stderr and exit code 1."""
+    import signal
+
     from ggufmerge.errors import GgufmergeError
 
+    # a shutdown is an interruption: the work done so far is kept
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except GgufmergeError as error:
         sys.exit(_fail(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted"))
     except OSError as error:
         where = f" {error.filename!r}" if error.filename else ""
         sys.exit(_fail(f"{error.strerror or error}{where}"))
