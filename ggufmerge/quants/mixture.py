@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum, auto
+from numbers import Integral
 from typing import Any, Protocol
 
 from ggufmerge.errors import FormatError, GgufmergeError, PlanError
 from ggufmerge.types import FileType, TensorType
 
-F = FileType
-T = TensorType
+F, T = FileType, TensorType  # the tables below name them often
 
 
 class TensorHeader(Protocol):
@@ -134,9 +134,9 @@ def decide_types(
         target,
         has_imatrix=bool(imatrix),
         pure=pure,
-        overrides=[(pattern, _compile(pattern), TensorType.parse(t)) for pattern, t in tensor_types],
-        output_type=None if output_tensor_type is None else TensorType.parse(output_tensor_type),
-        embedding_type=None if token_embedding_type is None else TensorType.parse(token_embedding_type),
+        overrides=[(pattern, _compile(pattern), _parse_type(t)) for pattern, t in tensor_types],
+        output_type=None if output_tensor_type is None else _parse_type(output_tensor_type),
+        embedding_type=None if token_embedding_type is None else _parse_type(token_embedding_type),
         leave_output=leave_output_tensor,
     )
     order = list(model.tensors) if keep_split else sorted(model.tensors, key=_visiting_order)
@@ -194,7 +194,7 @@ def guess_file_type(types: Mapping[str, TensorType], base: ModelHeader | None = 
     """
     if base is not None and {name: t.type for name, t in base.tensors.items()} == dict(types):
         declared = base.metadata.get("general.file_type")
-        known = None if declared is None else FileType.from_id(int(declared))
+        known = FileType.from_id(declared) if isinstance(declared, int) else None
         if known is not None:
             return known
     counts: Counter[TensorType] = Counter()
@@ -216,7 +216,7 @@ def parse_tensor_type(text: str) -> tuple[str, TensorType]:
     if not equals or not pattern or not name:
         raise GgufmergeError(f'tensor type "{text}": write it as NAME=TYPE, for example ffn_down=Q6_K')
     _compile(pattern)
-    return pattern, TensorType.parse(name)
+    return pattern, _parse_type(name)
 
 
 def parse_tensor_types(text: str) -> list[tuple[str, TensorType]]:
@@ -361,13 +361,18 @@ class _ModelFacts:
     def of(model: ModelHeader) -> _ModelFacts:
         meta = model.metadata
         arch = str(meta.get("general.architecture", ""))
+        required = f"{arch}.block_count" if arch else "general.architecture"
+        if required not in meta and arch != "clip":  # vision encoders of llama.cpp count no blocks
+            raise PlanError(f'the metadata lack "{required}", so types cannot be chosen layer by layer')
 
         def number(key: str, default: int = 0) -> int:
+            """A value of the whole model, or of its first layer when there is one for each."""
             value = meta.get(f"{arch}.{key}", default)
-            return int(value) if isinstance(value, (int, float)) or not hasattr(value, "__len__") else int(value[0])
+            first = next(iter(value), default) if isinstance(value, Iterable) else value
+            if not isinstance(first, Integral) or isinstance(first, bool):
+                raise PlanError(f'"{arch}.{key}" in the metadata is {value!r}, not a whole number')
+            return int(first)
 
-        if f"{arch}.block_count" not in meta and arch != "clip":
-            raise PlanError(f'the metadata lack "{arch}.block_count", so the types cannot be chosen per layer')
         blocks = number("block_count")
         n_head = number("attention.head_count")
         n_head_kv = number("attention.head_count_kv", n_head)
@@ -674,6 +679,14 @@ def _like(name: str, tensor: TensorHeader, other: ModelHeader, ftype: FileType, 
         why = f"{wanted} in the file to follow, but {n} values in a row are not a multiple of {wanted.block_size}"
         return replace(substitute, wanted=wanted, rule=Rule.FALLBACK, reason=f"{why}; {substitute.reason}")
     return Decision(wanted, wanted, Rule.LIKE, "as in the file to follow", needs_imatrix(name, wanted, ftype))
+
+
+def _parse_type(name: TensorType | str) -> TensorType:
+    """A type that a user may ask for; GgufmergeError for unknown ones and those that weights are not stored in."""
+    kind = TensorType.parse(name)
+    if not (kind.is_float or kind.is_quantized) or kind in (T.Q8_1, T.Q8_K):
+        raise GgufmergeError(f"{kind} is no type for weights; choose a float or a block format such as Q8_0")
+    return kind
 
 
 def _is_number(type: TensorType) -> bool:  # noqa: A002

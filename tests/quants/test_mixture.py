@@ -228,6 +228,8 @@ def test_glm5_next_keeps_eight_bits_and_its_small_weights() -> None:
         ({"ftype": "Q4_K_X"}, 'unknown type "Q4_K_X": did you mean "Q4_K_S"'),
         ({"ftype": "NVFP4"}, "NVFP4 files can be read but not written"),
         ({"tensor_types": [("attn_q", "Q9_0")]}, 'unknown tensor type "Q9_0"'),
+        ({"tensor_types": [("attn_q", "I32")]}, "I32 is no type for weights"),
+        ({"output_tensor_type": "Q8_K"}, "Q8_K is no type for weights"),
         ({"tensor_types": [("attn_(q", "Q8_0")]}, r'tensor type "attn_\(q": not a regular expression'),
         ({"tensor_types": [("atn_q", "Q8_0")]}, 'tensor type "atn_q" applies to no tensor'),
         (
@@ -258,9 +260,18 @@ def test_an_expert_outside_the_counted_layers_is_refused() -> None:
         plan_types(stray, "Q4_K_M")
 
 
-def test_a_model_without_block_count_is_refused() -> None:
-    with pytest.raises(PlanError, match=r'lack "llama\.block_count"'):
-        plan_types(MockModel({"general.architecture": "llama"}, {}), "Q4_K_M")
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, r'lack "general\.architecture"'),
+        ({"general.architecture": "llama"}, r'lack "llama\.block_count"'),
+        ({"general.architecture": "llama", "llama.block_count": "many"}, "is 'many', not a whole number"),
+        ({"general.architecture": "llama", "llama.block_count": 2, "llama.expert_count": 8.5}, "is 8.5, not a whole"),
+    ],
+)
+def test_metadata_that_do_not_describe_the_layers_are_refused(metadata: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        plan_types(MockModel(metadata, {}), "Q4_K_M")
 
 
 def test_patterns_are_searched_in_order_and_in_any_case() -> None:
