@@ -203,10 +203,10 @@ class MetadataEditor(_Spans):
         return before + 4 + (8 if kind == ValueKind.STRING else 0)
 
     def _candidates(self, key: str, value: Any) -> list[ValueKind]:
-        inferred = _infer(value)
         if key not in self._spans or _is_array(value) != (self.kind(key) == ValueKind.ARRAY):
-            return inferred
-        return [self.element_kind(key), *inferred]
+            return _infer(value)
+        known = self.element_kind(key)
+        return [known] if _is_array(value) and not len(value) else [known, *_infer(value)]
 
 
 def decode(span: bytes) -> Any:
