@@ -90,15 +90,21 @@ def _metadata() -> Iterator[Attack]:
     yield Attack("huge value type", _pairs(pair("a", 2**32 - 1, bytes(8))), "unknown value type 4294967295")
     yield Attack("long string", _pairs(pair("a", STRING, struct.pack("<Q", 2**40) + b"x")), "bytes, more than")
     yield Attack("negative string", _pairs(pair("a", STRING, b"\xff" * 8)), "bytes, more than")
-    yield Attack("string past the end", _pairs(pair("a", STRING, struct.pack("<Q", 99) + b"x")), "value of 'a' runs past")
-    yield Attack("array of arrays", _pairs(array("a", ARRAY, 1, struct.pack("<IQ", F32, 0))), "'a' is an array of arrays")
+    yield Attack(
+        "string past the end", _pairs(pair("a", STRING, struct.pack("<Q", 99) + b"x")), "value of 'a' runs past"
+    )
+    yield Attack(
+        "array of arrays", _pairs(array("a", ARRAY, 1, struct.pack("<IQ", F32, 0))), "'a' is an array of arrays"
+    )
     yield Attack("array of nothing known", _pairs(array("a", 99, 1, bytes(8))), "unknown value type 99")
     yield Attack("array without end", _pairs(array("a", F32, HUGE, bytes(8))), f"{HUGE} elements, more than")
     yield Attack("array of bytes without end", _pairs(array("a", 0, 2**30, bytes(8))), "array 'a' runs past the end")
     yield Attack("array whose size wraps", _pairs(array("a", U64, 2**61 + 1, bytes(8))), "elements, more than")
     yield Attack("array past the end", _pairs(array("a", I32, 100, bytes(8))), "array 'a' runs past the end")
     yield Attack("strings without end", _pairs(array("a", STRING, 2**30, bytes(8))), "strings in 'a' but only")
-    yield Attack("strings past the end", _pairs(array("a", STRING, 2, string("x") + struct.pack("<Q", 99))), "'a' runs past")
+    yield Attack(
+        "strings past the end", _pairs(array("a", STRING, 2, string("x") + struct.pack("<Q", 99))), "'a' runs past"
+    )
     huge = struct.pack("<Q", 2**64 - 8) + bytes(64)
     yield Attack("string whose length wraps", _pairs(array("a", STRING, 2, huge)), "array 'a' runs past the end")
     key = "general.alignment"
@@ -128,7 +134,9 @@ def _descriptions() -> Iterator[Attack]:
     yield Attack("2^63 values, then none", _tensors(info("a", [2**32, 2**31, 0], TYPE_F32, 0)), "more than 2^63 values")
     yield Attack("2^65 bytes", _tensors(info("a", [2**62, 1], 28, 0)), "past the end of the file")
     for removed in (4, 5, 31, 32, 33, 36, 37, 38):
-        yield Attack(f"removed type {removed}", _tensors(info("a", [256], removed, 0)), "which llama.cpp no longer reads")
+        yield Attack(
+            f"removed type {removed}", _tensors(info("a", [256], removed, 0)), "which llama.cpp no longer reads"
+        )
     yield Attack("unknown type", _tensors(info("a", [256], 43, 0)), "unknown type 43")
     yield Attack("negative type", _tensors(info("a", [256], 2**32 - 1, 0)), "unknown type 4294967295")
     yield Attack("half a block", _tensors(info("a", [48], TYPE_Q4_0, 0)), "rows of 48 values, not whole blocks of 32")
