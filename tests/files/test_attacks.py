@@ -127,12 +127,13 @@ def test_damage_anywhere_allocates_little(mutations: list[tuple[str, int, int]],
 def test_llama_cpp_and_we_agree_about_damage(mutations: list[tuple[str, int, int]], write: Write) -> None:
     """We accept what llama.cpp's parser accepts, unless tensors lie past the end, which its loader looks at later."""
     path = write(_mutate(mutations))
+    refusal = ""
     try:
         open_gguf(path).close()
     except FormatError as error:
-        assert not oracle.accepts(path) or "past the end of the file, which has" in str(error)
-    else:
-        assert oracle.accepts(path)
+        refusal = str(error)
+    if "lies past the end of the file" not in refusal:
+        assert oracle.accepts(path) == (not refusal)
 
 
 def _peak(path: pathlib.Path) -> int:
@@ -161,7 +162,7 @@ def test_a_missing_folder_is_refused(tmp_path: pathlib.Path) -> None:
 
 def test_a_folder_is_refused(tmp_path: pathlib.Path) -> None:
     """A folder is not opened by guessing which of its files is meant."""
-    with pytest.raises(FormatError, match="this is a folder: give the .gguf file in it"):
+    with pytest.raises(FormatError, match=r"this is a folder: give the \.gguf file in it"):
         open_gguf(tmp_path)
 
 

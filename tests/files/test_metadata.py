@@ -201,7 +201,7 @@ def test_a_value_that_cannot_be_stored_is_refused(value: Any, kind: ValueKind | 
     """The message names the key and the value; what was there stays."""
     editor = MetadataEditor()
     editor.set("some.key", "old")
-    with pytest.raises(GgufmergeError, match="some.key: ") as caught:
+    with pytest.raises(GgufmergeError, match=r"some\.key: ") as caught:
         editor.set("some.key", value, kind)
     assert message in str(caught.value)
     assert editor["some.key"] == "old"

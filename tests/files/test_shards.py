@@ -95,7 +95,7 @@ def test_a_name_that_counts_otherwise_is_refused(model: list[pathlib.Path]) -> N
 def test_swapped_shards_are_noticed(model: list[pathlib.Path]) -> None:
     """By the number within, not by the name."""
     model[1].write_bytes(shard(2, ["a", "bb"]))
-    with pytest.raises(FormatError, match="my model-00002-of-00003.gguf: by its contents this is part 3"):
+    with pytest.raises(FormatError, match=r"my model-00002-of-00003\.gguf: by its contents this is part 3"):
         open_gguf(model[0])
 
 
