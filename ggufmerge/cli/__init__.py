@@ -5,6 +5,7 @@ A command's module imports heavy rooms (engine, quants, numba) inside its functi
 
 from __future__ import annotations
 
+import io
 import sys
 
 from ggufmerge.cli.app import app
@@ -16,6 +17,8 @@ def main() -> None:
 
     from ggufmerge.errors import GgufmergeError
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a letter that the terminal lacks is no reason to stop
     # a shutdown is an interruption: the work done so far is kept
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
