@@ -40,7 +40,7 @@ from tests import ggml  # noqa: E402
 
 COLUMNS = 4096
 ROWS = 64  # a megabyte of floats: what a core's second-level cache holds
-CHUNKS = 8  # for the thread pool
+CHUNKS = 4  # of ROWS each, for the thread pool
 OPERATIONS = ("dequantize", "quantize", "quantize_weighted")
 
 FIRST_USE = """
@@ -67,7 +67,7 @@ print(json.dumps(seconds))
 
 def main() -> None:
     args = arguments()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(f"{processor()}, {os.cpu_count()} cores; ggml {ggml.version()}")
     results, missing = [], []
     for kind in args.types:
@@ -152,13 +152,13 @@ def measure(kind: TensorType, operation: str, kernel: Callable[..., None], secon
 
 
 def affordable_rows(kind: TensorType, operation: str, x: np.ndarray, imatrix: np.ndarray, seconds: float) -> int:
-    """As many rows as ggml quantizes in a tenth of the time, so that there are ten samples; at least CHUNKS."""
+    """As many rows as ggml quantizes in a tenth of the time, so that there are ten samples; at least 8."""
     quantizer = ggml_quantizer(kind, imatrix if operation == "quantize_weighted" else None)
     out = np.empty((1, kind.row_bytes(COLUMNS)), np.uint8)
     quantizer(x[:1], out)
     start = time.perf_counter()
     quantizer(x[1:2], out)
-    return int(np.clip(seconds / 10 / (time.perf_counter() - start), CHUNKS, ROWS)) // CHUNKS * CHUNKS
+    return int(np.clip(seconds / 10 / (time.perf_counter() - start), 8, ROWS)) // 8 * 8
 
 
 def quantize_any(kind: TensorType, x: np.ndarray, imatrix: np.ndarray) -> np.ndarray:
@@ -207,9 +207,9 @@ def duration(call: Callable[[], None], repeat: int) -> float:
 
 
 def threads(ours: Callable, source: np.ndarray, out: np.ndarray, seconds: float) -> tuple[float, float]:
-    """Median durations of the same chunks on a pool of one thread and on a pool of two, in turns."""
-    chunks = list(zip(np.split(source, CHUNKS), np.split(out, CHUNKS), strict=True))
-    repeat = 2 * repetitions(lambda: ours(*chunks[0]))
+    """Median durations of CHUNKS chunks on a pool of one thread and on a pool of two, in turns."""
+    chunks = [(source, np.empty_like(out)) for _ in range(CHUNKS)]
+    repeat = repetitions(lambda: ours(*chunks[0]))
 
     def work(chunk: tuple[np.ndarray, np.ndarray]) -> None:
         for _ in range(repeat):
@@ -241,16 +241,20 @@ def line(r: dict[str, Any]) -> str:
 
 
 def table(results: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title="M values/s on one thread; seconds of first use")
+    table = Table(title="M values/s on one thread; seconds of first use", width=118)
     for name in ("type", "operation"):
         table.add_column(name)
-    for name in ("ours", "ggml", "ratio", "2 threads", "compile", "cached", "all of type"):
+    for name in ("ours", "ggml", "ratio", "2 threads", "compile", "cached", "whole type"):
         table.add_column(name, justify="right")
     for r in results:
-        speeds = [f"{r['ours']:.4g}", f"{r['ggml']:.4g}", f"{r['ratio']:.2f}", f"{r['two_threads']:.2f}"]
+        speeds = [figure(r["ours"]), figure(r["ggml"]), f"{r['ratio']:.2f}", f"{r['two_threads']:.2f}"]
         seconds = [f"{r[key]:.2f}" for key in ("compile_s", "cached_s", "first_use_s")]
         table.add_row(r["type"], r["operation"], *speeds, *seconds)
     return table
+
+
+def figure(speed: float) -> str:
+    return f"{speed:.0f}" if speed >= 100 else f"{speed:.3g}"
 
 
 def processor() -> str:

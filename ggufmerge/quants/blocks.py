@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ggufmerge.quants.half import float_to_half, half_to_float, inlined
+from ggufmerge.quants.half import float_to_half, half_to_float, inlined, splat_half
 from ggufmerge.quants.simd import absolute, select
 
 F = np.float32
@@ -14,6 +14,12 @@ F = np.float32
 def load_half(raw, offset):
     """The little-endian float16 at a byte offset, as float32."""
     return half_to_float(np.uint16(raw[offset]) | (np.uint16(raw[offset + 1]) << np.uint16(8)))
+
+
+@inlined
+def load_scale(raw, offset):
+    """The same as a vector of 16 equal floats, for multiplying vectors by."""
+    return splat_half(np.uint16(raw[offset]) | (np.uint16(raw[offset + 1]) << np.uint16(8)))
 
 
 @inlined

@@ -141,7 +141,7 @@ def _to_ue4m3(x):
     if exponent <= 0:
         code = np.int64(x * F(512) + F(0.5))
         return np.uint8(code if code < 7 else 7)
-    # A mantissa that rounds up to 8 carries into the exponent by itself. ggml knows one scale with the largest exponent.
+    # A mantissa that rounds up to 8 carries into the exponent by itself. ggml has one scale of the largest exponent.
     code = (bits >> 20) - (120 << 3) + (bits >> 19 & 1)
     return np.uint8(code if code < 120 else 126)
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import config, njit, types
+from numba import njit, types
 from numba.extending import intrinsic
+
+from ggufmerge.quants.simd import INTERPRETED, Vector, splat
 
 inlined: Any = njit(forceinline=True, nogil=True, error_model="numpy")
 
@@ -45,7 +47,18 @@ def _truncate(context, x):
     return types.uint16(types.float32), emit
 
 
+def _extend_vector(context, halves):
+    floats = Vector(types.float32, halves.length)
+
+    def emit(context, builder, signature, args):
+        value = builder.bitcast(args[0], ir.VectorType(ir.HalfType(), halves.length))
+        return builder.fpext(value, ir.VectorType(ir.FloatType(), halves.length))
+
+    return floats(halves), emit
+
+
 _extend_half: Any = intrinsic(_extend)
+_extend_halves: Any = intrinsic(_extend_vector)
 _truncate_float: Any = intrinsic(_truncate)  # keeps a part of a NaN's payload, which ggml does not
 
 
@@ -101,9 +114,22 @@ def _processor_converts() -> bool:
     return machine in ("arm64", "aarch64")
 
 
-if config.DISABLE_JIT:  # type: ignore[attr-defined]
+def _splat_half_native(half):
+    return _extend_halves(splat(np.uint16(half), 16))
+
+
+def _splat_half_portable(half):
+    return splat(half_to_float(half), 16)
+
+
+# `splat_half(half)` is a vector of 16 equal floats. Converting a vector spares x86-64 a dependency: a lone half enters
+# a register beside what the register held before, and so would wait for the previous block.
+if INTERPRETED:
     half_to_float, float_to_half = _half_to_float_interpreted, _float_to_half_interpreted
+    splat_half = _splat_half_portable
 elif _processor_converts():
     half_to_float, float_to_half = inlined(_half_to_float_native), inlined(_float_to_half_native)
+    splat_half = inlined(_splat_half_native)
 else:
     half_to_float, float_to_half = inlined(_half_to_float_portable), inlined(_float_to_half_portable)
+    splat_half = inlined(_splat_half_portable)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from ggufmerge.quants.blocks import inverse, load_half, store_half
+from ggufmerge.quants.blocks import inverse, load_half, load_scale, store_half
 from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.simd import (
     absolute,
@@ -63,12 +63,12 @@ def quantize_q1_0(x, out):
 def dequantize_q2_0(raw, out):
     """Block of 64: d, 16 bytes of four codes + 1, the first in the lowest bits."""
     raw, y = raw.ravel(), out.ravel()
-    places = (indices(np.uint8, 32) & 3) << 1
+    places = (indices(np.uint8, 16) & 3) << 1
     for b in range(y.size // 64):
-        d = load_half(raw, 18 * b)
-        for i in range(2):
-            codes = (repeat(load(raw, 18 * b + 2 + 8 * i, 8), 4) >> places) & 3
-            store(y, 64 * b + 32 * i, (convert(codes, F) - 1) * d)
+        d = load_scale(raw, 18 * b)
+        for i in range(4):
+            codes = (repeat(load(raw, 18 * b + 2 + 4 * i, 4), 4) >> places) & 3
+            store(y, 64 * b + 16 * i, (convert(codes, F) - 1) * d)
 
 
 @kernel
