@@ -7,7 +7,7 @@ Needs an environment of its own (mergekit is LGPL-3.0 and never a dependency of 
     mergekit-env/bin/pip install --no-deps mergekit==0.1.5
     mergekit-env/bin/python scripts/make_method_goldens.py vendor/mergekit
 
-Only methods without randomness; inputs are drawn from a fixed seed. All calls are in float32.
+Only methods without randomness; inputs are drawn from a fixed seed. Calls are in float32 but for arcee_fusion.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def inputs() -> dict[str, np.ndarray]:
     near[1:] += 0.3 * normal(3, 9, 21)
     nearer = np.repeat(normal(1, 9, 21), 4, axis=0)
     nearer[1:] += 0.004 * normal(3, 9, 21)
+    allied = near + 0.3 * normal(1, 9, 21) * np.array([0, 1, 1, 1], np.float32).reshape(4, 1, 1)
     grid = (rng.integers(-4, 5, (4, 8, 19)) / 8).astype(np.float32)
     zero = normal(4, 6, 11)
     zero[1] = zero[0]
@@ -42,6 +43,7 @@ def inputs() -> dict[str, np.ndarray]:
         "matrix": normal(4, 12, 33),
         "vector": 2 * normal(4, 45),
         "near": near,  # fine-tunes, 30 % apart from the base
+        "allied": allied,  # fine-tunes whose changes agree in part
         "nearer": nearer,  # so close that slerp becomes lerp
         "opposite": np.stack([near[0], -near[0], near[1], -near[1]]),
         "grid": grid,  # many equal magnitudes and zero differences
@@ -88,6 +90,47 @@ def cases() -> Iterator[dict[str, Any]]:
         yield case(method, "matrix", [1, 2, 3], True, weight=[0.5, 0.7, -0.9], density=1.0)
         yield case(method, "matrix", [1, 2, 3], True, weight=[0.5, 0.7, -0.9], density=0.0)
         yield case(method, "vector", [1, 2, 3], True, weight=[0.5, 0.7, 0.9], density=1.0, normalize=True)
+    for data in every:
+        yield case("nuslerp", data, [1, 2], False, weight=[0.3, 0.5])
+        yield case("nuslerp", data, [1, 2], True, weight=[0.3, 0.5])
+        yield case("multislerp", data, [1, 2, 3], False, weight=[0.3, 0.5, 0.4])
+        yield case("multislerp", data, [1, 2, 3], True, weight=[0.3, 0.5, -0.1])
+        yield case("karcher", data, [1, 2, 3], False)
+        yield case("sce", data, [1, 2, 3], True)
+        yield case("ram", data, [1, 2, 3], True)
+        yield case("ramplus_tl", data, [1, 2, 3], True, epsilon=0.2, alpha=2.0, r=0.3)
+        yield case("nearswap", data, [1], True, t=0.1)
+        yield case("arcee_fusion", data, [1], True)
+    for data in ("matrix", "near", "grid"):
+        for row_wise in (False, True):
+            options = {"nuslerp_flatten": False, "nuslerp_row_wise": row_wise}
+            yield case("nuslerp", data, [1, 2], False, weight=[0.3, 0.5], **options)
+            yield case("nuslerp", data, [1, 2], True, weight=[0.3, 0.5], **options)
+        yield case("nuslerp", data, [1, 2], False, weight=[0.5, -0.5])
+        yield case("multislerp", data, [1, 2], False, weight=[0.3, 0.5], normalize_weights=False, eps=1e-3)
+        yield case("karcher", data, [1, 2], True, max_iter=3, tol=1e-3)
+        yield case("ram", data, [1, 2, 3], True, epsilon=0.5)
+        yield case("ramplus_tl", data, [1, 2], True)
+        yield case("nearswap", data, [1], True, t=0.9)
+    yield case("nuslerp", "vector", [1, 2], False, weight=[0.3, 0.5], nuslerp_flatten=False)
+    yield case("multislerp", "opposite", [0, 1], False, weight=[0.5, 0.5])
+    yield case("multislerp", "matrix", [1], False, weight=[0.4])
+    for models in ([1, 2], [1, 2, 3]):
+        yield case("model_stock", "allied", models, True)
+        yield case("model_stock", "cube", models, True)
+    yield case("model_stock", "allied", [1, 2, 3], True, filter_wise=True)
+    yield case("sce", "matrix", [1, 2, 3], True, select_topk=0.3)
+    yield case("sce", "near", [1, 2], True, select_topk=0.7)
+    yield case("sce", "vector", [1, 2, 3], True, select_topk=0.0)
+    yield case("sce", "matrix", [1], True, select_topk=0.5)
+    for method in ("breadcrumbs", "breadcrumbs_ties"):
+        for density, gamma in ((0.5, 0.1), (0.9, 0.2), (0.3, 0.0), (1.0, 0.5), (0.0, 0.1), (0.001, 0.001)):
+            options = {"density": density, "gamma": gamma, "weight": [0.5, 0.7, -0.9]}
+            yield case(method, "matrix", [1, 2, 3], True, **options)
+            yield case(method, "vector", [1, 2, 3], True, normalize=True, rescale=True, **options)
+    for method in ("della", "della_linear"):
+        yield case(method, "matrix", [1, 2, 3], True, weight=[0.5, 0.7, -0.9], density=1.0)
+        yield case(method, "vector", [1, 2, 3], True, weight=[0.5, 0.7, 0.9], density=[0.0, 1.0, 1.0])
 
 
 def merged(case: dict[str, Any], tensors: np.ndarray) -> np.ndarray:
@@ -100,7 +143,8 @@ def merged(case: dict[str, Any], tensors: np.ndarray) -> np.ndarray:
         method,
         parameters=case["parameters"],
         base_index=base,
-        dtype=torch.float32,
+        # its softmax and logarithm lose the importance of near-equal rows in float32
+        dtype=torch.float64 if method == "arcee_fusion" else torch.float32,
         out_dtype=torch.float32,
     )
     return result.numpy()

@@ -10,10 +10,23 @@ from ggufmerge.methods.spec import Method
 _MODULES = {
     "linear": "linear",
     "slerp": "slerp",
+    "nuslerp": "nuslerp",
+    "multislerp": "multislerp",
+    "karcher": "karcher",
     "task_arithmetic": "task_vectors",
     "ties": "ties",
     "dare_linear": "dare",
     "dare_ties": "dare",
+    "della": "della",
+    "della_linear": "della",
+    "breadcrumbs": "breadcrumbs",
+    "breadcrumbs_ties": "breadcrumbs",
+    "sce": "sce",
+    "ram": "ram",
+    "ramplus_tl": "ram",
+    "model_stock": "model_stock",
+    "nearswap": "nearswap",
+    "arcee_fusion": "arcee_fusion",
     "passthrough": "passthrough",
 }
 

@@ -14,8 +14,6 @@ from ggufmerge.methods import method as find_method
 from ggufmerge.methods.random import stream_key
 from ggufmerge.methods.spec import REQUIRED, Base, Chunk, Method, Parameter, Problem, Value
 
-_ELEMENTS = 1 << 20  # in a chunk
-
 
 def merge(
     tensors: Sequence[ArrayLike],
@@ -87,7 +85,7 @@ def problem(
 
 
 def run(method: Method, p: Problem, x: NDArray[np.float32], elements: int | None = None) -> NDArray[np.float32]:
-    """Merge the stack x, float32 [inputs, rows, n], by chunks of about `elements` elements: float32 [rows, n]."""
+    """Merge the stack x, float32 [inputs, rows, n], whole or by chunks of about `elements`: float32 [rows, n]."""
     statistics = None
     passes = method.passes(p)
     try:
@@ -107,7 +105,7 @@ def run(method: Method, p: Problem, x: NDArray[np.float32], elements: int | None
 
 def _chunks(x: NDArray[np.float32], elements: int | None) -> Iterator[tuple[NDArray[np.float32], Chunk]]:
     _, rows, n = x.shape
-    step = max(1, (elements or _ELEMENTS) // max(1, n))
+    step = max(1, (elements or x.size) // max(1, n))
     for index, row in enumerate(range(0, rows, step)):
         part = np.ascontiguousarray(x[:, row : row + step])
         yield part, Chunk(index, row, part.shape[1], row * n)

@@ -9,6 +9,7 @@ comes out to the bit.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class Combination(Method):
         return found
 
     def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
-        weighted_sum(x, self.coefficients(statistics), out)
+        weighted_sum(x, self.coefficients(statistics)[None, :], out)
 
 
 def gram(p: Problem, deltas: bool = False) -> Passes:
@@ -46,8 +47,16 @@ def gram(p: Problem, deltas: bool = False) -> Passes:
 
 
 def inner_product(a: NDArray[np.float64], b: NDArray[np.float64], products: NDArray[np.float64]) -> float:
-    """<Σ aᵢ xᵢ, Σ bᵢ xᵢ> of inputs with this Gram matrix; the exact sum of the rounded terms, whatever their order."""
-    return math.fsum((np.outer(a, b) * products).reshape(-1))
+    """<Σ aᵢ xᵢ, Σ bᵢ xᵢ> of inputs with this Gram matrix."""
+    return exact_sum((np.outer(a, b) * products).reshape(-1))
+
+
+def exact_sum(values: Iterable[float]) -> float:
+    """The sum rounded once, so that the order of the models has no influence; NaN where infinities meet."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):
+        return math.nan
 
 
 def add_rows(so_far: NDArray[np.float64], partial: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -124,23 +133,58 @@ _BLOCK = 512
 def weighted_sum(x, coefficients, out):
     """out = Σ coefficients[i] x[i] for x float32 [inputs, rows, n], in float64 and rounded once.
 
-    An input with coefficient zero is not read, so its infinities cannot reach the result.
+    coefficients: float64 [1, inputs] for all rows, or [rows, inputs]. An input with coefficient zero is not read, so
+    its infinities cannot reach the result.
     """
-    used = np.flatnonzero(coefficients)
     sums = np.empty(_BLOCK, np.float64)
     for r in range(x.shape[1]):
+        c = coefficients[r if coefficients.shape[0] > 1 else 0]
+        used = np.flatnonzero(c)
         for start in range(0, x.shape[2], _BLOCK):
             target = out[r, start : start + _BLOCK]
             total = sums[: target.size]
             total[:] = 0.0
             for u in range(0, used.size - 1, 2):
                 a, b = x[used[u], r, start : start + _BLOCK], x[used[u + 1], r, start : start + _BLOCK]
-                ca, cb = coefficients[used[u]], coefficients[used[u + 1]]
+                ca, cb = c[used[u]], c[used[u + 1]]
                 for j in range(target.size):
                     total[j] += ca * np.float64(a[j]) + cb * np.float64(b[j])
             if used.size % 2:
-                a, ca = x[used[-1], r, start : start + _BLOCK], coefficients[used[-1]]
+                a, ca = x[used[-1], r, start : start + _BLOCK], c[used[-1]]
                 for j in range(target.size):
                     total[j] += ca * np.float64(a[j])
             for j in range(target.size):
                 target[j] = np.float32(total[j])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def weighted_columns(x, coefficients, out):
+    """out[:, j] = Σ coefficients[i, j] x[i, :, j], in float64 and rounded once; coefficients: float64 [inputs, n]."""
+    sums = np.empty(x.shape[2], np.float64)
+    for r in range(x.shape[1]):
+        sums[:] = 0.0
+        for i in range(x.shape[0]):
+            given, c = x[i, r], coefficients[i]
+            for j in range(sums.size):
+                sums[j] += c[j] * np.float64(given[j])
+        target = out[r]
+        for j in range(sums.size):
+            target[j] = np.float32(sums[j])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def add_column_grams(x, deltas, total):
+    """total[i, k, j] += Σ over the rows, in their order, of x[i, :, j] x[k, :, j], or of differences from x[0]."""
+    first = 1 if deltas else 0
+    for r in range(x.shape[1]):
+        base = x[0, r]
+        for i in range(first, x.shape[0]):
+            for k in range(first, i + 1):
+                a, b, target = x[i, r], x[k, r], total[i - first, k - first]
+                if deltas:
+                    for j in range(target.size):
+                        u, v, w = np.float64(a[j]), np.float64(b[j]), np.float64(base[j])
+                        target[j] += (u - w) * (v - w)
+                else:
+                    for j in range(target.size):
+                        target[j] += np.float64(a[j]) * np.float64(b[j])

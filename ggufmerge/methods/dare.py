@@ -15,14 +15,14 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ggufmerge.methods.random import fill_words, threshold
-from ggufmerge.methods.spec import Chunk, Problem, Stack
+from ggufmerge.methods.spec import Chunk, Parameter, Problem, Stack
 from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors
 
 
 class AtRandom(Pruner):
     """Keep each element with probability `density`."""
 
-    parameters = (DENSITY,)
+    parameters: tuple[Parameter, ...] = (DENSITY,)
 
     def keeps_all(self, p: Problem) -> NDArray[np.bool_]:
         return p.models["density"] >= 1

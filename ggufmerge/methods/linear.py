@@ -5,11 +5,10 @@ Source: "Model soups" (Wortsman et al., 2022, arXiv:2203.05482).
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
+from numpy.typing import NDArray
 
-from ggufmerge.methods.combination import Combination
+from ggufmerge.methods.combination import Combination, exact_sum
 from ggufmerge.methods.spec import Base, Parameter, Passes, Problem
 
 
@@ -24,10 +23,8 @@ class Linear(Combination):
     )
 
     def check(self, p: Problem) -> None:
-        if p.shared["normalize"] and not _divisible(p):
-            raise ValueError(
-                "the weights sum to zero, so the average is undefined: change a weight or set `normalize: false`"
-            )
+        if p.shared["normalize"]:
+            check_divisible(p.models["weight"], "normalize")
 
     def untouched(self, p: Problem) -> int | None:
         weight = p.models["weight"]
@@ -38,14 +35,15 @@ class Linear(Combination):
 
     def passes(self, p: Problem) -> Passes:
         weight = p.models["weight"]
-        return weight / math.fsum(weight) if p.shared["normalize"] else weight
+        return weight / exact_sum(weight) if p.shared["normalize"] else weight
         yield
 
 
-def _divisible(p: Problem) -> bool:
-    """Whether the weights sum to something else than the rounding error of zero."""
-    weight = p.models["weight"]
-    return bool(abs(math.fsum(weight)) > 1e-12 * np.abs(weight).sum())
+def check_divisible(weight: NDArray[np.float64], switch: str | None) -> None:
+    """ValueError when the weights sum to zero, but for rounding. switch: the parameter that turns the division off."""
+    if abs(exact_sum(weight)) <= 1e-12 * np.abs(weight).sum():
+        way_out = f" or set `{switch}: false`" if switch else ""
+        raise ValueError(f"the weights sum to zero, so the average is undefined: change a weight{way_out}")
 
 
 METHODS = {"linear": Linear()}

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from ggufmerge.methods.spec import Chunk, Pass, Stack
 
-# scores(x, first, end): the quantities of rows [first, end) of a stack, float32 [quantities, elements], none negative
-Scores = Callable[[Stack, int, int], NDArray[np.float32]]
+# scores(x, chunk, first, end): the quantities of rows [first, end) of a chunk, float32 [quantities, elements], none < 0
+Scores = Callable[[Stack, Chunk, int, int], NDArray[np.float32]]
+Count = int | Callable[[int], int]  # k, or k from the number of values that are not zero
 
 CANDIDATES = 1 << 20  # values kept in memory at most, 12 bytes each
 
@@ -48,41 +49,64 @@ class _Search(NamedTuple):
     bin: int
 
 
-def largest(scores: Scores, elements: int, wanted: Sequence[tuple[int, int]]) -> Generator[Pass, Any, list[Cut]]:
+def largest(scores: Scores, elements: int, wanted: Sequence[tuple[int, Count]]) -> Generator[Pass, Any, list[Cut]]:
     """Passes that find, for each (quantity, k) in `wanted`, the cut of the k largest of this row of `scores`.
 
     elements: number of elements in the tensor.
     """
-    cuts = {i: EVERYTHING if k >= elements else NOTHING for i, (_, k) in enumerate(wanted) if not 0 < k < elements}
-    open_ = {i: quantity_k for i, quantity_k in enumerate(wanted) if i not in cuts}
-    if open_:
-        quantities = sorted({quantity for quantity, _ in open_.values()})
-        counts = yield _upper_histograms(scores, quantities)
+    cuts: dict[int, Cut] = {}
+    unknown: dict[int, tuple[int, Count]] = {}
+    for i, (quantity, k) in enumerate(wanted):
+        known = _trivial_cut(k, elements)
+        if known is None:
+            unknown[i] = quantity, k
+        else:
+            cuts[i] = known
+    if unknown:
+        quantities = sorted({quantity for quantity, _ in unknown.values()})
+        histograms, nonzero = yield _upper_histograms(scores, quantities)
         searches = {}
-        for i, (quantity, k) in open_.items():
-            histogram = counts[quantities.index(quantity)]
-            bin_, rank = _kth_bin(histogram, k)
-            searches[i] = _Search(quantity, rank, int(histogram[bin_]), bin_)
-        if sum(s.size for s in searches.values()) <= CANDIDATES:
+        for i, (quantity, k) in unknown.items():
+            at = quantities.index(quantity)
+            count = k(int(nonzero[at])) if callable(k) else k
+            known = _trivial_cut(count, elements)
+            if known is None:
+                bin_, rank = _kth_bin(histograms[at], count)
+                searches[i] = _Search(quantity, rank, int(histograms[at][bin_]), bin_)
+            else:
+                cuts[i] = known
+        if sum(s.size for s in searches.values()) > CANDIDATES:
+            cuts |= yield from _refine(scores, searches)
+        elif searches:
             found = yield _collect(scores, list(searches.values()))
             for (i, s), (places, values) in zip(searches.items(), found, strict=True):
                 cuts[i] = _cut_of(np.concatenate(places), np.concatenate(values), s)
-        else:
-            cuts |= yield from _refine(scores, searches)
     return [cuts[i] for i in range(len(wanted))]
 
 
+def _trivial_cut(k: Count, elements: int) -> Cut | None:
+    """The cut that needs no look at the values; None when it does."""
+    if callable(k) or 0 < k < elements:
+        return None
+    return NOTHING if k <= 0 else EVERYTHING
+
+
 def _upper_histograms(scores: Scores, quantities: list[int]) -> Pass:
-    """Counts of the upper 16 bits of these quantities, int64 [quantities, 32768]."""
+    """Histograms of the upper 16 bits of these quantities, int64 [quantities, 32768]; how many values are not zero."""
 
-    def count(x: Stack, chunk: Chunk) -> NDArray[np.uint32]:
+    def count(x: Stack, chunk: Chunk) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         histograms = np.zeros((len(quantities), 1 << 15), np.uint32)
+        nonzero = np.zeros(len(quantities), np.int64)
         for block, _ in _blocks(x, chunk, scores):
-            for histogram, quantity in zip(histograms, quantities, strict=True):
-                count_upper(block[quantity].view(np.uint32), histogram)
-        return histograms
+            for i, quantity in enumerate(quantities):
+                count_upper(block[quantity].view(np.uint32), histograms[i])
+                nonzero[i] += np.count_nonzero(block[quantity])
+        return histograms, nonzero
 
-    return Pass(count, np.add, np.zeros((len(quantities), 1 << 15), np.int64))
+    def add(so_far: Any, partial: Any) -> Any:
+        return so_far[0] + partial[0], so_far[1] + partial[1]
+
+    return Pass(count, add, (np.zeros((len(quantities), 1 << 15), np.int64), np.zeros(len(quantities), np.int64)))
 
 
 def _collect(scores: Scores, searches: list[_Search]) -> Pass:
@@ -99,10 +123,10 @@ def _collect(scores: Scores, searches: list[_Search]) -> Pass:
         return found
 
     def join(so_far: Any, partial: Any) -> Any:
-        for (places, values), (more_places, more_values) in zip(so_far, partial, strict=True):
-            places += more_places
-            values += more_values
-        return so_far
+        return [
+            (places + more_places, values + more_values)
+            for (places, values), (more_places, more_values) in zip(so_far, partial, strict=True)
+        ]
 
     return Pass(matches, join, [([], []) for _ in searches])
 
@@ -176,7 +200,7 @@ _BLOCK = 1 << 15
 def _blocks(x: Stack, chunk: Chunk, scores: Scores) -> Generator[tuple[NDArray[np.float32], int], None, None]:
     """The scores of a chunk by groups of rows, and the element index that each group starts at."""
     for first, end in row_groups(x):
-        yield scores(x, first, end), chunk.start + first * x.shape[2]
+        yield scores(x, chunk, first, end), chunk.start + first * x.shape[2]
 
 
 def row_groups(x: Stack) -> Generator[tuple[int, int], None, None]:

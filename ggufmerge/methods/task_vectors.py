@@ -15,14 +15,13 @@ Source: Ilharco et al., "Editing models with task arithmetic" (arXiv:2212.04089)
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from ggufmerge.methods.combination import add_rows, lane_total, weighted_sum
+from ggufmerge.methods.combination import add_rows, exact_sum, lane_total, weighted_sum
 from ggufmerge.methods.selection import row_groups
 from ggufmerge.methods.spec import Base, Chunk, Method, Parameter, Pass, Passes, Problem, Stack
 
@@ -49,6 +48,10 @@ class Pruner:
     def keeps_none(self, p: Problem) -> NDArray[np.bool_]:
         """Which models keep no element, bool [models]."""
         return np.zeros(p.others, bool)
+
+    def density_factors(self, p: Problem) -> NDArray[np.float64]:
+        """What makes up for pruning on average, float64 [models]: 1 / density."""
+        return np.divide(1.0, p.models["density"], out=np.ones(p.others), where=p.models["density"] > 0)
 
     def passes(self, p: Problem) -> Passes:
         """As Method.passes; what it returns is `state` below."""
@@ -147,7 +150,7 @@ class TaskVectors(Method):
         scale = float(p.shared["lambda"] or 0.0)
         if self._is_plain_sum(p):
             shares = scale * factors / _common_divisor(p)
-            weighted_sum(x, np.concatenate([[1.0 - math.fsum(shares)], shares]), out)
+            weighted_sum(x, np.concatenate([[1.0 - exact_sum(shares)], shares])[None, :], out)
             return
         if self.vote:
             weights = p.models["weight"]
@@ -176,7 +179,7 @@ class TaskVectors(Method):
         if not p.shared.get("rescale") or self.pruner.keeps_all(p).all():
             return ones
         if p.shared["rescale_by"] == "density":
-            return np.divide(1.0, p.models["density"], out=ones, where=p.models["density"] > 0)
+            return self.pruner.density_factors(p)
 
         def norms(x: Stack, chunk: Chunk) -> NDArray[np.float64]:
             sums = np.empty((x.shape[1], 2, p.others))
@@ -190,7 +193,7 @@ class TaskVectors(Method):
 
 def _common_divisor(p: Problem) -> float:
     """What `normalize` divides the sum by when every model takes part everywhere."""
-    total = math.fsum(p.models["weight"])
+    total = exact_sum(p.models["weight"])
     return total if p.shared["normalize"] and abs(total) >= NO_DIVISOR else 1.0
 
 

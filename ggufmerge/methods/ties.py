@@ -15,14 +15,14 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ggufmerge.methods.selection import EVERYTHING, NOTHING, Cut, largest
-from ggufmerge.methods.spec import Chunk, Passes, Problem, Stack
+from ggufmerge.methods.spec import Chunk, Parameter, Passes, Problem, Stack
 from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors
 
 
 class ByMagnitude(Pruner):
     """Keep the elements between two ranks of magnitude."""
 
-    parameters = (DENSITY,)
+    parameters: tuple[Parameter, ...] = (DENSITY,)
 
     def ranks(self, p: Problem, i: int) -> tuple[int, int]:
         """(from, to): model i keeps the elements from-th (counted from 0) to to-th (excluded) by falling magnitude."""
@@ -57,7 +57,7 @@ class ByMagnitude(Pruner):
         keep_between(x, first, chunk.start + first * x.shape[2], bits, last, kept, kept.view(np.uint32))
 
 
-def magnitudes(x: Stack, first: int, end: int) -> NDArray[np.float32]:
+def magnitudes(x: Stack, chunk: Chunk, first: int, end: int) -> NDArray[np.float32]:
     """|Wᵢ - base| of rows [first, end), float32 [models, elements]."""
     out = np.empty((x.shape[0] - 1, end - first, x.shape[2]), np.float32)
     absolute_differences(x, first, out)

@@ -22,6 +22,22 @@ PARAMETERS = {
     "ties": {"weight": [0.3, 0.6, -0.2], "density": [0.3, 1.0, 0.5], "rescale": True},
     "dare_linear": {"weight": [0.3, 0.6, -0.2], "density": [0.3, 1.0, 0.5]},
     "dare_ties": {"weight": [0.3, 0.6, -0.2], "density": [0.3, 1.0, 0.5], "normalize": True},
+    "nuslerp": {"weight": [0.3, 0.5]},
+    "nuslerp rows": {"weight": [0.3, 0.5], "nuslerp_flatten": False},
+    "nuslerp columns": {"weight": [0.3, 0.5], "nuslerp_flatten": False, "nuslerp_row_wise": True},
+    "multislerp": {"weight": [0.3, 0.6, 0.2]},
+    "karcher": {"weight": [0.3, 0.6, 0.2]},
+    "della": {"weight": [0.3, 0.6, 0.2], "density": [0.3, 1.0, 0.5]},
+    "della_linear": {"weight": [0.3, 0.6, -0.2], "density": [0.3, 1.0, 0.5], "rescale_by": "density"},
+    "breadcrumbs": {"weight": [0.3, 0.6, -0.2], "density": [0.3, 1.0, 0.5], "gamma": 0.1},
+    "breadcrumbs_ties": {"weight": [0.3, 0.6, -0.2], "density": [0.3, 1.0, 0.5], "rescale": True},
+    "sce": {"select_topk": 0.4},
+    "ram": {"epsilon": 0.3},
+    "ramplus_tl": {"epsilon": 0.3, "alpha": 2.0},
+    "model_stock": {},
+    "model_stock rows": {"filter_wise": True},
+    "nearswap": {"t": 0.1},
+    "arcee_fusion": {},
     "passthrough": {"scale": [0.7]},
 }
 
@@ -31,7 +47,7 @@ def stack(title, count=3, seed=0):
     chosen = method(title.split()[0])
     if chosen.max_models is not None:
         count = chosen.max_models
-    elif title == "slerp":
+    if title == "slerp":
         count = 1
     rng = np.random.default_rng(seed)
     base = rng.standard_normal((ROWS, N))
@@ -93,6 +109,19 @@ def test_a_vector_is_one_row_and_a_cube_has_rows_along_its_last_axis(title):
         ("ties", {"weight": [0.3, 0.6, -0.2], "density": 0.3}),
         ("dare_linear", {"weight": [0.3, 0.6, -0.2], "density": 0.3}),
         ("dare_ties", {"weight": [0.3, 0.6, -0.2], "density": 0.3}),
+        ("nuslerp", PARAMETERS["nuslerp"]),
+        ("nuslerp rows", PARAMETERS["nuslerp rows"]),
+        ("nuslerp columns", PARAMETERS["nuslerp columns"]),
+        ("karcher", {}),
+        ("della", PARAMETERS["della"]),
+        ("breadcrumbs", PARAMETERS["breadcrumbs"]),
+        ("sce", PARAMETERS["sce"]),
+        ("ram", {}),
+        ("ramplus_tl", {}),
+        ("model_stock", {}),
+        ("model_stock rows", {"filter_wise": True}),
+        ("nearswap", {"t": 0.1}),
+        ("arcee_fusion", {}),
     ],
 )
 def test_a_model_merged_with_itself_is_itself(title, parameters):
@@ -102,7 +131,13 @@ def test_a_model_merged_with_itself_is_itself(title, parameters):
     np.testing.assert_array_equal(merged(title, same, parameters), x[0])
 
 
-@pytest.mark.parametrize("title", ["linear", "task_arithmetic", "ties"])
+ANY_ORDER = [
+    "linear", "task_arithmetic", "ties", "multislerp", "karcher", "breadcrumbs", "breadcrumbs_ties", "sce", "ram",
+    "ramplus_tl", "model_stock", "model_stock rows",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("title", ANY_ORDER)
 def test_order_of_models_does_not_matter(title):
     """Models permuted with their weights and densities give the same result, to float32 rounding."""
     _, x = stack(title)
@@ -142,6 +177,16 @@ UNTOUCHED = [
     ("dare_linear", {"weight": [0.7, 1.0, 0.2], "density": [0.0, 1.0, 0.0]}, 2),
     ("dare_ties", {"weight": [0.7, 1.0, 0.0], "density": [0.0, 1.0, 0.5]}, 2),
     ("dare_ties", {"weight": 0.7, "lambda": 0.0}, 0),
+    ("nuslerp", {"weight": [0.7, 0.0]}, 1),
+    ("nuslerp", {"weight": [0.0, -0.7]}, 2),
+    ("multislerp", {"weight": [0.0, 0.7, 0.0]}, 2),
+    ("karcher", {"weight": [0.0, 0.7, 0.0]}, 2),
+    ("della", {"weight": [0.7, 0.3, 0.2], "density": [0.0, 1.0, 0.0]}, 2),
+    ("della_linear", {"weight": 0.7, "density": 0.0}, 0),
+    ("breadcrumbs", {"weight": [0.0, 1.0, 0.0]}, 2),
+    ("breadcrumbs_ties", {"weight": [0.7, 0.3, 0.2], "density": 0.0}, 0),
+    ("sce", {"select_topk": 0.0}, 0),
+    ("nearswap", {"t": 0.0}, 0),
     ("passthrough", {}, 1),
     ("passthrough", {"scale": 1.0}, 1),
 ]
@@ -151,7 +196,7 @@ UNTOUCHED = [
 def test_untouched_names_the_input_that_comes_out(title, parameters, expected):
     """`untouched` tells it beforehand, and computing gives it, too: to the bit or, for differences, to rounding."""
     chosen, x = stack(title)
-    based = chosen.base is not Base.MODEL
+    based = chosen.base is Base.REQUIRED
     inputs = x if based else x[1:]
     p = problem(chosen, inputs.shape, based, parameters)
     place = expected if based else expected - 1
@@ -163,7 +208,7 @@ def test_untouched_names_the_input_that_comes_out(title, parameters, expected):
 def test_a_true_merge_is_not_called_untouched(title):
     """The parameters of these tests change every tensor."""
     chosen, x = stack(title)
-    based = chosen.base is not Base.MODEL
+    based = chosen.base is Base.REQUIRED
     inputs = x if based else x[1:]
     assert chosen.untouched(problem(chosen, inputs.shape, based, PARAMETERS[title])) is None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggufmerge.methods import selection
@@ -15,7 +15,7 @@ from ggufmerge.methods.spec import Chunk
 def by_passes(values, wanted, rows_at_a_time):
     """Cuts for `wanted` over values, float32 [quantities, rows, n], read in chunks; and how many passes that took."""
 
-    def scores(x, first, end):
+    def scores(x, chunk, first, end):
         return np.ascontiguousarray(x[:, first:end].reshape(len(x), -1))
 
     search = largest(scores, values[0].size, wanted)
@@ -52,6 +52,7 @@ magnitudes = st.one_of(
 
 
 @pytest.mark.parametrize("in_memory", [0, 1 << 20])
+@settings(deadline=None)
 @given(data=st.data())
 def test_the_cut_holds_the_k_largest(in_memory, data):
     """For any values, runs of equal ones and infinities included, whether or not the candidates fit in memory."""

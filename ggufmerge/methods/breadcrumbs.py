@@ -1,0 +1,47 @@
+"""Model breadcrumbs: prune each difference to the elements between its smallest and its largest.
+
+Of n elements, the int(gamma · n) largest magnitudes go first, then as many of the smallest as it takes to leave
+int(density · n); where the density asks for more than that leaves, fewer of the largest go. Density 1 prunes nothing.
+
+Source: Davari and Belilovsky, "Model breadcrumbs" (2023, arXiv:2312.06795).
+"""
+
+from __future__ import annotations
+
+from ggufmerge.methods.spec import Parameter, Problem
+from ggufmerge.methods.task_vectors import TaskVectors
+from ggufmerge.methods.ties import ByMagnitude
+
+
+class WithoutOutliers(ByMagnitude):
+    """Keep the middle of the magnitudes."""
+
+    parameters = (
+        *ByMagnitude.parameters,
+        Parameter("gamma", "model", float, "share of the largest elements to drop", 0.01, low=0, high=1),
+    )
+
+    def ranks(self, p: Problem, i: int) -> tuple[int, int]:
+        elements = p.shape[0] * p.shape[1]
+        keep = int(p.models["density"][i] * elements)
+        smallest = max(0, elements - keep - int(p.models["gamma"][i] * elements))
+        return elements - smallest - keep, elements - smallest
+
+
+METHODS = {
+    "breadcrumbs": TaskVectors(
+        "breadcrumbs",
+        "drop the largest and the smallest elements of the differences, add",
+        "Model breadcrumbs, arXiv:2312.06795",
+        WithoutOutliers(),
+        rescale=False,
+    ),
+    "breadcrumbs_ties": TaskVectors(
+        "breadcrumbs_ties",
+        "drop the largest and the smallest elements of the differences, elect signs, add what agrees",
+        "Model breadcrumbs, arXiv:2312.06795",
+        WithoutOutliers(),
+        vote=True,
+        rescale=False,
+    ),
+}

@@ -1,0 +1,48 @@
+"""NearSwap: take over the other model where it is close to the base, less and less where it is not.
+
+    w = t / |other - base|, at most 1        result = w · other + (1 - w) · base
+
+So every element moves towards the other model by t at most.
+
+Source: the model card of alchemonaut/QuartetAnemoi-70B-t0.0001 (2024).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ggufmerge.methods.spec import Chunk, Method, Parameter, Problem, Stack
+
+NO_DIFFERENCE = 1e-6  # differences below it count as this
+
+
+class NearSwap(Method):
+    name = "nearswap"
+    summary = "move each element towards the other model, by a fixed step at most"
+    reference = "https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
+    max_models = 1
+    parameters = (Parameter("t", "shared", float, "the longest step an element may take", low=0),)
+
+    def untouched(self, p: Problem) -> int | None:
+        return 0 if p.shared["t"] == 0 else None
+
+    def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
+        step_towards(x, float(p.shared["t"] or 0.0), out)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def step_towards(x, t, out):
+    """out = x[0] moved towards x[1] by the NearSwap rule."""
+    for r in range(x.shape[1]):
+        base, other, target = x[0, r], x[1, r], out[r]
+        for j in range(target.size):
+            a, b = np.float64(base[j]), np.float64(other[j])
+            w = min(1.0, t / max(abs(b - a), NO_DIFFERENCE))
+            target[j] = np.float32(w * b + (1.0 - w) * a)
+
+
+METHODS = {"nearswap": NearSwap()}
