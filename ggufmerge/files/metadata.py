@@ -64,7 +64,7 @@ class ValueKind(IntEnum):
         return self.code[:1] == "f"
 
 
-class _Spans(Mapping[str, Any]):
+class KeyValues(Mapping[str, Any]):
     """Keys to decoded values, over raw spans that a subclass holds.
 
     A value is int, float, bool or str; an array of numbers or booleans is a read-only numpy array of the stored type;
@@ -85,7 +85,7 @@ class _Spans(Mapping[str, Any]):
 
     def __eq__(self, other: object) -> bool:
         """Same keys with the same bytes, in whatever order."""
-        if not isinstance(other, _Spans):
+        if not isinstance(other, KeyValues):
             return NotImplemented
         return self.keys() == other.keys() and all(self.raw(key) == other.raw(key) for key in self)
 
@@ -105,8 +105,8 @@ class _Spans(Mapping[str, Any]):
         return _ARRAY.unpack(self._head(key))[2] if self.kind(key) == ValueKind.ARRAY else 1
 
 
-class Metadata(_Spans):
-    """The key-value pairs of an open file: a read-only mapping in file order. See `_Spans` for how values decode."""
+class Metadata(KeyValues):
+    """The key-value pairs of an open file, in file order, read-only; they cannot be read once it is closed."""
 
     def __init__(self, read: Callable[[int, int], bytes], spans: Mapping[str, tuple[int, int]]) -> None:
         """read(start, stop) gives bytes of the file; `spans` says where the span of each key starts and stops."""
@@ -135,10 +135,10 @@ class Metadata(_Spans):
         return stop - start
 
 
-class MetadataEditor(_Spans):
+class MetadataEditor(KeyValues):
     """Key-value pairs to be written: ordered, starting as a copy of a file's (or empty), changed key by key."""
 
-    def __init__(self, metadata: _Spans | None = None) -> None:
+    def __init__(self, metadata: KeyValues | None = None) -> None:
         self._spans: dict[str, bytes] = {key: metadata.raw(key) for key in metadata} if metadata is not None else {}
 
     def __iter__(self) -> Iterator[str]:

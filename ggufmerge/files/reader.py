@@ -21,7 +21,7 @@ from typing import NoReturn
 from ggufmerge.errors import FormatError
 from ggufmerge.files import shards
 from ggufmerge.files.metadata import MAX_ARRAY, MAX_STRING, Metadata, ValueKind
-from ggufmerge.files.tensor import Mapping, Tensor, TensorInfo
+from ggufmerge.files.tensor import MappedFile, Tensor, TensorInfo
 from ggufmerge.types import TensorType
 
 MAGIC = b"GGUF"
@@ -217,7 +217,7 @@ class _Header:
     def _skip_value(self, key: str) -> None:
         kind = self._kind(key)
         if kind == ValueKind.STRING:
-            self._string_end(f"the value of {_show(key)}")
+            self._skip_string(f"the value of {_show(key)}")
         elif kind == ValueKind.ARRAY:
             self._skip_array(key)
         else:
@@ -342,10 +342,10 @@ class _Header:
         return number
 
     def _string(self, what: str) -> str:
-        end = self._string_end(what)
-        return bytes(self._view[end : self._at]).decode("utf-8", "surrogateescape")
+        start = self._skip_string(what)
+        return bytes(self._view[start : self._at]).decode("utf-8", "surrogateescape")
 
-    def _string_end(self, what: str) -> int:
+    def _skip_string(self, what: str) -> int:
         """Step over a string; where its first character is."""
         length = self._number(_U64, f"the length of {what}")
         if length > MAX_STRING:
@@ -361,7 +361,7 @@ class _Header:
         return at
 
 
-def _map(path: Path) -> Mapping:
+def _map(path: Path) -> MappedFile:
     try:
         # before opening, since opening a pipe waits for its writer
         mode = path.stat().st_mode
@@ -371,7 +371,7 @@ def _map(path: Path) -> Mapping:
             raise FormatError(f"{path}: this is no regular file: save the model to disk first")
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
-            return Mapping(path, descriptor)
+            return MappedFile(path, descriptor)
         finally:
             os.close(descriptor)
     except FileNotFoundError:

@@ -51,7 +51,7 @@ class TensorInfo:
         return self.rows * self.row_bytes
 
 
-class Mapping:
+class MappedFile:
     """A file mapped into memory, read-only. Views taken from it stay valid after `close`, which only lets go of it."""
 
     __slots__ = ("_bytes", "path")
@@ -86,7 +86,7 @@ class Tensor(TensorInfo):
 
     path: Path
     offset: int
-    _file: Mapping = field(repr=False, compare=False)
+    _file: MappedFile = field(repr=False, compare=False)
 
     @property
     def raw(self) -> NDArray[np.uint8]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pathlib
 import struct
+import tracemalloc
+from collections.abc import Callable
 
 import gguf
 import numpy as np
@@ -67,6 +69,19 @@ def test_both_versions_read_alike(version: int, tmp_path: pathlib.Path) -> None:
     file = open_gguf(tmp_path / "model.gguf")
     assert file.version == version
     assert list(file.tensors) == ["one", "vector", "blocks", "stack", "nothing"]
+
+
+@pytest.mark.parametrize("model", [models.smollm2, pytest.param(models.gemma3, marks=pytest.mark.slow)])
+def test_a_vocabulary_takes_no_memory(model: Callable[[], pathlib.Path]) -> None:
+    """Tokens stay in the file until somebody asks for them."""
+    path = model()
+    tracemalloc.start()
+    try:
+        with open_gguf(path) as file:
+            assert file.metadata.count("tokenizer.ggml.tokens") > 40_000
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_facts_of_a_file(path: pathlib.Path) -> None:
