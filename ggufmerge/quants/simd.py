@@ -188,17 +188,20 @@ def largest(context, vector):
     return vector.dtype(vector), emit
 
 
-@_vectors(lambda mask: np.argmax(mask))
+@_vectors(lambda mask: np.argmax(mask) if mask.any() else mask.size - 1)
 def first(context, mask):
-    """Index of the first set element of a mask; some element must be set."""
+    """Index of the first set element of a mask, or the last index when none is set."""
 
     def emit(context, builder, signature, args):
         bits = ir.IntType(mask.length)
-        count = builder.cttz(builder.bitcast(args[0], bits), ir.Constant(ir.IntType(1), 1))
+        # the highest bit stands in for a missing one
+        highest = ir.Constant(bits, 1 << (mask.length - 1))
+        found = builder.or_(builder.bitcast(args[0], bits), highest)
+        count = builder.cttz(found, ir.Constant(ir.IntType(1), 1))
         wide = ir.IntType(64)
         return count if bits == wide else (builder.zext if mask.length < 64 else builder.trunc)(count, wide)
 
-    return types.intp(mask), emit
+    return types.int64(mask), emit
 
 
 @_vectors(lambda mask: np.packbits(mask, bitorder="little"))
