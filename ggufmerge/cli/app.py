@@ -9,6 +9,8 @@ from ggufmerge.cli.evaluate import HELP as EVAL_HELP
 from ggufmerge.cli.evaluate import evaluate
 from ggufmerge.cli.inspect import HELP as INSPECT_HELP
 from ggufmerge.cli.inspect import inspect
+from ggufmerge.cli.quantize import HELP as QUANTIZE_HELP
+from ggufmerge.cli.quantize import quantize
 
 app = typer.Typer(
     name="ggufmerge",
@@ -24,7 +26,8 @@ app = typer.Typer(
 def _root() -> None: ...
 
 
-app.command(help=INSPECT_HELP)(inspect)
 app.command(help=BUILD_HELP)(build)
 app.command(help=PLAN_HELP)(plan)
+app.command(help=QUANTIZE_HELP)(quantize)
+app.command(help=INSPECT_HELP)(inspect)
 app.command("eval", help=EVAL_HELP)(evaluate)

@@ -38,6 +38,10 @@ _Type = Annotated[
         "--type", "-t", metavar="TYPE", help="File type of the result, such as Q8_0; wins over the recipe's out_type."
     ),
 ]
+_Imatrix = Annotated[
+    list[Path] | None,
+    typer.Option("--imatrix", metavar="FILE", help="Importance matrix to quantize with; several add up."),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
 _All = Annotated[bool, typer.Option("--all", help="List every tensor, not one line per kind.")]
 
@@ -48,6 +52,7 @@ def build(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="The GGUF file to write.")
     ] = None,
     out_type: _Type = None,
+    imatrix: _Imatrix = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
@@ -64,43 +69,38 @@ def build(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     json: _Json = False,
 ) -> None:
-    from ggufmerge.cli.terminal import console, print_json, show_build, show_plan, show_warnings
+    from ggufmerge.cli.terminal import print_json, show_build, show_plan, show_warnings
     from ggufmerge.engine import make_plan
     from ggufmerge.engine.checks import check_output
     from ggufmerge.recipe import load_recipe
 
     if output is None and not dry_run:
         raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
-    plan, sources = make_plan(load_recipe(recipe), out_type=out_type)
+    plan, opened = make_plan(load_recipe(recipe), out_type=out_type, imatrix=imatrix or ())
     if output is not None:
-        check_output(output, sources, plan.nbytes, overwrite=overwrite)
+        check_output(output, opened.sources, plan.nbytes, overwrite=overwrite)
     if dry_run or output is None:
         print_json(plan.to_json()) if json else show_plan(plan)
         return
-    from ggufmerge.cli.progress import ProgressDisplay
-    from ggufmerge.engine.run import DEFAULT_CHUNK, run
+    from ggufmerge.cli.progress import run_with_progress
 
     show_warnings(plan.warnings)
-    progress = ProgressDisplay(console(stderr=True))
-    try:
-        report = run(
-            plan, sources, output, overwrite=overwrite, threads=threads, chunk=chunk or DEFAULT_CHUNK, progress=progress
-        )
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted: give the same command again to go on ({progress.summary()})", err=True)
-        raise typer.Exit(1) from None
+    options = {"chunk": chunk} if chunk else {}
+    report = run_with_progress(plan, opened, output, overwrite=overwrite, threads=threads, **options)
     if json:
         print_json(_report(report))
     else:
         show_build(report, plan)
 
 
-def plan(recipe: _Recipe, out_type: _Type = None, all_tensors: _All = False, json: _Json = False) -> None:
+def plan(
+    recipe: _Recipe, out_type: _Type = None, imatrix: _Imatrix = None, all_tensors: _All = False, json: _Json = False
+) -> None:
     from ggufmerge.cli.terminal import print_json, show_plan
     from ggufmerge.engine import make_plan
     from ggufmerge.recipe import load_recipe
 
-    planned, _ = make_plan(load_recipe(recipe), out_type=out_type)
+    planned, _ = make_plan(load_recipe(recipe), out_type=out_type, imatrix=imatrix or ())
     print_json(planned.to_json()) if json else show_plan(planned, every=all_tensors)
 
 

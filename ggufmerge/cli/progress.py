@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,7 +19,23 @@ from rich.progress import (
 
 from ggufmerge.engine.progress import Progress as ProgressEvents
 
+if TYPE_CHECKING:
+    from ggufmerge.engine import BuildReport, Plan
+    from ggufmerge.engine.planner import Opened
+
 _PLAIN_INTERVAL = 10.0  # seconds between lines when nobody watches
+
+
+def run_with_progress(plan: Plan, opened: Opened, output: Path, **options: Any) -> BuildReport:
+    """`engine.run` with its progress on standard error; an interruption ends the program with a line how to go on."""
+    from ggufmerge.engine.run import run
+
+    progress = ProgressDisplay(Console(stderr=True, highlight=False))
+    try:
+        return run(plan, opened, output, progress=progress, **options)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: give the same command again to go on ({progress.summary()})", err=True)
+        raise typer.Exit(1) from None
 
 
 class ProgressDisplay(ProgressEvents):
@@ -49,6 +68,10 @@ class ProgressDisplay(ProgressEvents):
         self._bar.start()
 
     def phase(self, text: str) -> None:
+        if self._bar is None and time.monotonic() - self._last >= _PLAIN_INTERVAL:
+            self._console.print(text, soft_wrap=True)
+        if not self._done:
+            self._started = self._last = time.monotonic()  # compiling kernels says nothing about the speed
         self._describe(text)
 
     def tensor(self, name: str) -> None:

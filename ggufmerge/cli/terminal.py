@@ -26,7 +26,8 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    # a pipe on Windows may not take every letter
+    typer.echo(json.dumps(value, indent=2, ensure_ascii="utf" not in (sys.stdout.encoding or "").lower()))
 
 
 def show_table(heads: Row, rows: Iterable[Row], numbers: int = 0) -> None:
@@ -77,6 +78,11 @@ def count(number: int) -> str:
     return str(number)
 
 
+def kind_of(tensor: str) -> str:
+    """A tensor's name with its layer left open: blk.*.attn_q.weight."""
+    return re.sub(r"^blk\.\d+\.", "blk.*.", tensor)
+
+
 def size(number: int) -> str:
     """A number of bytes: 98.4 MB."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
@@ -91,58 +97,74 @@ def show_warnings(warnings: Iterable[str]) -> None:
 
 
 def show_plan(plan: Plan, *, every: bool = False) -> None:
-    """The models, then what happens to each kind of tensor (`every`: to each tensor), then warnings."""
+    """The models, the parameters that hold everywhere, what happens to each kind of tensor (`every`: to each tensor),
+    and what was decided without asking.
+    """
     typer.echo(
         f"{plan.method} of {len(plan.sources)} {plan.architecture} models into one {plan.file_type} file: "
         f"{count(plan.parameters)} parameters, {size(plan.nbytes)}"
     )
-    labels = [s.label for s in plan.sources]
-    show_table(("", "model", "name", "type", "size"), _source_rows(plan), numbers=1)
-    groups: dict[Row, list[str]] = {}
+    sources = [(str(i), s.label, s.name, s.file_type, size(s.nbytes)) for i, s in enumerate(plan.sources)]
+    show_table(("", "model", "name", "type", "size"), sources, numbers=1)
+    merged = [t for t in plan.tensors if t.action == "merge"]
+    common = {k: v for k, v in _ranges(merged).items() if all(_values(t)[k] == _values(merged[0])[k] for t in merged)}
+    if common:
+        typer.echo("everywhere: " + ", ".join(f"{k} {v}" for k, v in common.items()))
+    groups: dict[Row, list[PlannedTensor]] = {}
     for tensor in plan.tensors:
-        name = tensor.name if every else re.sub(r"^blk\.\d+\.", "blk.*.", tensor.name)
+        name = tensor.name if every else kind_of(tensor.name)
         shape = " x ".join(map(str, tensor.shape))
-        groups.setdefault((name, shape, str(tensor.type), _action(tensor, len(labels))), []).append(tensor.name)
-    rows = [(f"{len(names)} x {key[0]}" if len(names) > 1 else key[0], *key[1:]) for key, names in groups.items()]
+        groups.setdefault((name, shape, str(tensor.type), _verb(tensor, len(sources))), []).append(tensor)
+    rows = []
+    for (name, shape, kind, verb), tensors in groups.items():
+        own = ", ".join(f"{k} {v}" for k, v in _ranges(tensors).items() if k not in common)
+        title = f"{len(tensors)} x {name}" if len(tensors) > 1 else tensors[0].name
+        rows.append((title, shape, kind, f"{verb}: {own}" if own else verb))
     show_table(("tensor", "shape", "type", "what happens"), rows)
-    decisions: dict[str, list[str]] = {}
-    for tensor in plan.tensors:
-        for decision in tensor.decisions:
-            decisions.setdefault(decision, []).append(tensor.name)
-    for decision, names in decisions.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        typer.echo(f"note: {names[0]}{more}: {printable(decision)}")
+    show_notes((t.name, decision) for t in plan.tensors for decision in t.decisions)
     show_warnings(plan.warnings)
 
 
-def _source_rows(plan: Plan) -> Iterable[Row]:
-    for i, source in enumerate(plan.sources):
-        yield str(i), source.label, source.name, source.file_type, size(source.nbytes)
-
-
-def _action(tensor: PlannedTensor, models: int) -> str:
-    """What happens to a tensor, in a few words."""
+def _verb(tensor: PlannedTensor, models: int) -> str:
+    """What happens to a tensor and to which models' tensors."""
     origins = " ".join(str(i.source) for i in tensor.inputs)
-    moved = [i.tensor for i in tensor.inputs if i.tensor != tensor.name]
-    if tensor.action != "merge":
-        verb = {"copy": "copied from", "convert": "converted from"}[tensor.action]
-        return f"{verb} {origins}" + (f" {moved[0]}" if moved else "")
-    given = {k: values for k, values in tensor.models.items() if any(v is not None for v in values)}
-    per_model = [f"{k} {' '.join(_folded(values))}" for k, values in given.items()]
-    shared = [f"{k} {_value(v)}" for k, v in tensor.shared.items() if v is not None]
-    who = "" if len(tensor.inputs) == models else f" of {origins}"
-    return f"{tensor.method}{who}: " + ", ".join(per_model + shared)
+    if tensor.action == "merge":
+        return "merged" if len(tensor.inputs) == models else f"merged from {origins}"
+    verb = {"copy": "copied", "convert": "converted"}[tensor.action]
+    layers = {i.tensor.split(".")[1] for i in tensor.inputs if i.tensor != tensor.name and i.tensor.startswith("blk.")}
+    return f"{verb} from {origins}" + (f" layer {layers.pop()}" if layers else "")
 
 
-def _folded(values: Sequence[float | None]) -> list[str]:
-    shown = values[:1] if len(set(values)) == 1 else values
-    return [_value(v) for v in shown]
+def _values(tensor: PlannedTensor) -> dict[str, tuple[Any, ...]]:
+    """The parameters that say something about a tensor; those at their default say nothing."""
+    from ggufmerge.methods import method
+
+    specs = {q.name: q for q in method(tensor.method).parameters}
+    shared = {k: (v,) for k, v in tensor.shared.items() if v is not None and v != specs[k].default}
+    models = {k: v for k, v in tensor.models.items() if any(x is not None and x != specs[k].default for x in v)}
+    return {**models, **shared}
+
+
+def _ranges(tensors: Sequence[PlannedTensor]) -> dict[str, str]:
+    """For each parameter its value for these tensors: one per model unless they agree, from-to where tensors differ."""
+    seen: dict[str, list[tuple[Any, ...]]] = {}
+    for tensor in tensors:
+        if tensor.action == "merge":
+            for key, value in _values(tensor).items():
+                seen.setdefault(key, []).append(value)
+    out = {}
+    for key, values in seen.items():
+        columns = [list(dict.fromkeys(column)) for column in zip(*values, strict=True)]
+        if all(column == columns[0] for column in columns):
+            columns = columns[:1]
+        out[key] = " ".join(_value(c[0]) if len(c) == 1 else f"{_value(c[0])}..{_value(c[-1])}" for c in columns)
+    return out
 
 
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
 
 
 def show_build(report: BuildReport, plan: Plan) -> None:
@@ -154,8 +176,13 @@ def show_build(report: BuildReport, plan: Plan) -> None:
     typer.echo(f"{len(plan.tensors)} tensors: {what}; {report.seconds:.1f} s, {rate:.0f} MB/s of sources")
     if report.resumed:
         typer.echo(f"{report.resumed} tensors were taken over from an interrupted build")
+    show_notes(report.notes)
+
+
+def show_notes(notes: Iterable[tuple[str, str]]) -> None:
+    """(tensor, what was decided) pairs, a line for each decision however many tensors it was taken for."""
     grouped: dict[str, list[str]] = {}
-    for name, note in report.notes:
+    for name, note in notes:
         grouped.setdefault(re.sub(r"[-+]?\d+\.\d+", "#", note), []).append(name)
     for note, names in grouped.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""

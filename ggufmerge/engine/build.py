@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from ggufmerge.engine.planner import make_plan
 from ggufmerge.engine.progress import Progress
@@ -15,6 +16,7 @@ def build(
     output: str | os.PathLike[str],
     *,
     out_type: str | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
     overwrite: bool = False,
     threads: int | None = None,
     chunk: int = DEFAULT_CHUNK,
@@ -22,11 +24,12 @@ def build(
 ) -> BuildReport:
     """Merge the models of `recipe` (a Recipe, a path, or YAML text) into the GGUF file `output`.
 
-    out_type: file type that wins over the recipe's, such as "Q8_0".  threads: None for all cores.
+    out_type: file type that wins over the recipe's, such as "Q8_0".  imatrix: files that win over the recipe's.
+    threads: None for all cores.
     chunk: values of a tensor that a thread works on at a time; memory grows with it, the result does not depend on it.
     GgufmergeError (RecipeError, FormatError, PlanError) before work starts when something does not fit.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
-    plan, sources = make_plan(recipe, out_type=out_type)
-    return run(plan, sources, output, overwrite=overwrite, threads=threads, chunk=chunk, progress=progress)
+    plan, opened = make_plan(recipe, out_type=out_type, imatrix=imatrix)
+    return run(plan, opened, output, overwrite=overwrite, threads=threads, chunk=chunk, progress=progress)

@@ -29,6 +29,7 @@ _STALE = (
     "general.version",
 )
 _INHERITED = ("author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
+QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 DIGEST_PLACEHOLDER = "0" * 64
 
 
@@ -52,6 +53,7 @@ def result_metadata(
     quantized: bool,
     sources: Sequence[Source],
     layout: Sequence[Slice],
+    imatrix: Mapping[str, Any],
     overrides: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[str]]:
     """(changes to the first source's metadata, warnings). A change is a value to set, or None to remove the key."""
@@ -59,7 +61,8 @@ def result_metadata(
     changes: dict[str, Any] = {k: None for k in donor.metadata if k in _STALE or k.startswith(_STALE_PREFIXES)}
     changes |= {"general.name": name, "general.finetune": "merge", "general.file_type": file_type.id}
     if quantized:
-        changes["general.quantization_version"] = 2
+        changes["general.quantization_version"] = QUANTIZATION_VERSION
+    changes |= imatrix
     changes |= _parents(sources)
     tags = donor.metadata.get("general.tags") or []
     changes["general.tags"] = [*tags, *(t for t in ("merge", "ggufmerge") if t not in tags)]

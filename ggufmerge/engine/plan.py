@@ -45,7 +45,8 @@ class PlannedTensor:
         another type; "merge" combines the inputs, which stand in the method's order (base first if it has one).
     shared, models: the parameters that hold for this tensor, as in `methods.spec.Problem`.
     experts: number of matrices stacked in the tensor that are merged one by one (1 for ordinary tensors).
-    decisions: what was decided automatically for this tensor, in words.
+    why_type: the rule that chose the type.
+    decisions: what was decided automatically for this tensor and may surprise, in words.
     """
 
     name: str
@@ -58,6 +59,7 @@ class PlannedTensor:
     shared: dict[str, Value] = field(default_factory=dict)
     models: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
     experts: int = 1
+    why_type: str = ""
     decisions: tuple[str, ...] = ()
 
     @property
@@ -68,6 +70,11 @@ class PlannedTensor:
     @property
     def rows(self) -> int:
         return prod(self.shape[:-1])
+
+    @property
+    def matrices(self) -> int:
+        """Number of matrices stacked in the tensor (experts, mostly); an importance matrix has a row for each."""
+        return prod(self.shape[:-2])
 
     @property
     def nbytes(self) -> int:
@@ -87,6 +94,7 @@ class Plan:
     options: str  # what the command line changed, empty when nothing
     sources: tuple[PlannedSource, ...]
     tensors: tuple[PlannedTensor, ...]
+    imatrix: tuple[str, ...]  # importance matrices, whose sums and counts add up
     metadata: dict[str, Any]  # keys to set in the result; None removes the key of the first source
     warnings: tuple[str, ...] = ()
 
@@ -116,6 +124,7 @@ class Plan:
         fields = dict(data)
         fields["file_type"] = FileType.parse(data["file_type"])
         fields["warnings"] = tuple(data["warnings"])
+        fields["imatrix"] = tuple(data["imatrix"])
         fields["sources"] = tuple(
             PlannedSource(**{**s, "adapters": tuple((path, strength) for path, strength in s["adapters"])})
             for s in data["sources"]

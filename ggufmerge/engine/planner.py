@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,20 +20,33 @@ from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import REQUIRED, Base, Method, Problem, Value
 from ggufmerge.quants import codec
-from ggufmerge.quants.mixture import decide_types, guess_file_type, needs_imatrix, require_imatrix
+from ggufmerge.quants.imatrix import Imatrix
+from ggufmerge.quants.mixture import Decision, decide_types, guess_file_type, needs_imatrix, parse_tensor_type
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.names import known_words, spellings
 from ggufmerge.recipe.settings import Setting, at
 from ggufmerge.sources import Source, open_source
+from ggufmerge.sources.imatrix import load_imatrix
 from ggufmerge.types import FileType, TensorType
 
 _FLOAT_FILES = {"float32": FileType.F32, "float16": FileType.F16, "bfloat16": FileType.BF16}
 
 
-def make_plan(recipe: Recipe, *, out_type: str | None = None) -> tuple[Plan, list[Source]]:
-    """The plan of a recipe, and its opened sources.
+@dataclass(frozen=True)
+class Opened:
+    """What a plan reads from: its sources in order, and its importance matrix if it has one."""
+
+    sources: list[Source]
+    imatrix: Imatrix | None = None
+
+
+def make_plan(
+    recipe: Recipe, *, out_type: str | None = None, imatrix: Sequence[str | os.PathLike[str]] = ()
+) -> tuple[Plan, Opened]:
+    """The plan of a recipe, and what it reads from, opened.
 
     out_type: a file type that wins over the recipe's out_type, out_dtype and dtype.
+    imatrix: files that win over the recipe's; several are combined.
     RecipeError, PlanError and FormatError say what does not fit.
     """
     method = find_method(recipe.merge_method)
@@ -52,10 +66,13 @@ def make_plan(recipe: Recipe, *, out_type: str | None = None) -> tuple[Plan, lis
         raise RecipeError("\n".join(resolver.problems))
 
     donor = sources[0]
-    tensors, file_type = _with_types(recipe, out_type, tensors, donor, header.layer_metadata(donor, sources, layout))
-    tensors = [_with_action(t, sources) for t in tensors]
-    _check_writable(tensors)
-    options = f"--type {out_type}" if out_type else ""
+    matrix_files = [str(p) for p in imatrix] or [str(Path(recipe.folder) / p) for p in recipe.imatrix]
+    matrix = combined_imatrix(matrix_files)
+    structure = header.layer_metadata(donor, sources, layout)
+    tensors, file_type = _with_types(recipe, out_type, tensors, donor, structure, matrix)
+    tensors = [with_action(t, sources) for t in tensors]
+    warnings += check_writable(tensors, file_type, matrix)
+    options = " ".join([f"--type {out_type}"] * bool(out_type) + [f"--imatrix {Path(p).name}" for p in imatrix])
     metadata, more = header.result_metadata(
         name=_result_name(recipe, donor),
         version=version("ggufmerge"),
@@ -65,6 +82,7 @@ def make_plan(recipe: Recipe, *, out_type: str | None = None) -> tuple[Plan, lis
         quantized=any(t.type.is_quantized for t in tensors),
         sources=sources,
         layout=layout,
+        imatrix=matrix.metadata() if matrix else {},
         overrides=recipe.metadata,
     )
     warnings += [*checks.differing_hyperparameters(sources, donor), *more]
@@ -76,12 +94,19 @@ def make_plan(recipe: Recipe, *, out_type: str | None = None) -> tuple[Plan, lis
         folder=recipe.folder,
         recipe=recipe.text,
         options=options,
-        sources=tuple(map(_planned_source, references, sources)),
+        sources=tuple(map(planned_source, references, sources)),
         tensors=tuple(tensors),
+        imatrix=tuple(matrix_files),
         metadata=metadata,
         warnings=tuple(warnings),
     )
-    return plan, sources
+    return plan, Opened(sources, matrix)
+
+
+def combined_imatrix(paths: Sequence[str]) -> Imatrix | None:
+    """The importance matrix of several files together; None of none."""
+    matrices = [load_imatrix(path) for path in paths]
+    return matrices[0].combine(matrices[1:]) if len(matrices) > 1 else matrices[0] if matrices else None
 
 
 def _references(recipe: Recipe) -> list[ModelReference]:
@@ -102,7 +127,7 @@ def _result_name(recipe: Recipe, donor: Source) -> str:
     return f"{header.display_name(donor)} merge" if recipe.origin == "recipe" else Path(recipe.origin).stem
 
 
-def _planned_source(reference: ModelReference, source: Source) -> PlannedSource:
+def planned_source(reference: ModelReference, source: Source) -> PlannedSource:
     declared = source.metadata.get("general.file_type")
     file_type = FileType.from_id(int(declared)) if isinstance(declared, int) else None
     return PlannedSource(
@@ -303,7 +328,7 @@ def problem_of(tensor: PlannedTensor, keys: Sequence[int] = ()) -> Problem:
 
 
 @dataclass(frozen=True)
-class _Header:
+class PlannedHeader:
     """A model that does not exist yet, as the mixture rules want to see it."""
 
     metadata: Mapping[str, Any]
@@ -311,41 +336,53 @@ class _Header:
 
 
 def _with_types(
-    recipe: Recipe, out_type: str | None, tensors: list[PlannedTensor], donor: Source, structure: dict[str, Any]
+    recipe: Recipe,
+    out_type: str | None,
+    tensors: list[PlannedTensor],
+    donor: Source,
+    structure: dict[str, Any],
+    imatrix: Imatrix | None,
 ) -> tuple[list[PlannedTensor], FileType]:
     """The tensors with the types they are written in, and the file type that describes them."""
     float_file = _FLOAT_FILES.get(recipe.out_dtype or recipe.dtype or "")
     wanted = out_type or recipe.out_type or float_file
     if wanted is None:
         return _with_kept_types(recipe, tensors, donor)
-    planned = _Header(ChainMap(structure, donor.metadata), {t.name: t for t in tensors})  # type: ignore[arg-type]
+    planned = PlannedHeader(ChainMap(structure, donor.metadata), {t.name: t for t in tensors})  # type: ignore[arg-type]
     file_type = FileType.parse(wanted)
     overrides = [(pattern, TensorType.parse(name)) for pattern, name in recipe.tensor_types.items()]
-    decided = decide_types(planned, file_type, tensor_types=overrides)
+    return with_decided_types(tensors, decide_types(planned, file_type, imatrix, tensor_types=overrides)), file_type
+
+
+def with_decided_types(tensors: Sequence[PlannedTensor], decided: Mapping[str, Decision]) -> list[PlannedTensor]:
+    """The tensors with the types that the mixture rules gave them, and why."""
     typed = []
     for t in tensors:
         d = decided[t.name]
-        note = (d.reason,) if d.type != d.wanted else ()
-        typed.append(replace(t, type=d.type, decisions=(*t.decisions, *note)))
-    copied = {t.name for t in typed if t.action == "copy" and t.type == planned.tensors[t.name].type}
-    require_imatrix(decided, None, [t.name for t in typed if t.name not in copied])
-    return typed, file_type
+        note = (f"{d.type} instead of {d.wanted}: {d.reason}",) if d.type != d.wanted else ()
+        typed.append(replace(t, type=d.type, why_type=d.reason, decisions=(*t.decisions, *note)))
+    return typed
 
 
 def _with_kept_types(
     recipe: Recipe, tensors: list[PlannedTensor], donor: Source
 ) -> tuple[list[PlannedTensor], FileType]:
-    rules = [(pattern, TensorType.parse(name)) for pattern, name in recipe.tensor_types.items()]
+    """Every tensor in the type it has in the model the result takes after, but for the recipe's tensor_types."""
+    rules = [parse_tensor_type(f"{pattern}={name}") for pattern, name in recipe.tensor_types.items()]
+    for pattern, _ in rules:
+        if not any(re.search(pattern, t.name, re.IGNORECASE) for t in tensors):
+            raise RecipeError(f'{recipe.origin}: the pattern "{pattern}" of tensor_types matches no tensor')
     typed = []
     for t in tensors:
-        kind = next((kind for pattern, kind in rules if re.search(pattern, t.name)), t.type)
+        found = next(((p, kind) for p, kind in rules if re.search(p, t.name, re.IGNORECASE)), None)
+        kind, why = (found[1], f"asked for by {found[0]}") if found else (t.type, "as in the first model")
         if t.n % kind.block_size:
             raise PlanError(f"{t.name}: rows of {t.n} values do not fit {kind}'s blocks of {kind.block_size}")
-        typed.append(replace(t, type=kind))
+        typed.append(replace(t, type=kind, why_type=why))
     return typed, guess_file_type({t.name: t.type for t in typed}, donor)
 
 
-def _with_action(tensor: PlannedTensor, sources: Sequence[Source]) -> PlannedTensor:
+def with_action(tensor: PlannedTensor, sources: Sequence[Source]) -> PlannedTensor:
     """A tensor with a single input is copied if its bytes stay what they are, else converted."""
     if tensor.action == "merge":
         return tensor
@@ -355,13 +392,24 @@ def _with_action(tensor: PlannedTensor, sources: Sequence[Source]) -> PlannedTen
     return replace(tensor, inputs=tensor.inputs[:1], action="copy" if same else "convert")
 
 
-def _check_writable(tensors: Sequence[PlannedTensor]) -> None:
+def check_writable(tensors: Sequence[PlannedTensor], file_type: FileType, imatrix: Imatrix | None) -> list[str]:
+    """PlanError for tensors that cannot be quantized as planned; warnings for those that go without their imatrix."""
+    uncovered = []
     for t in tensors:
         if t.action == "copy":
             continue
         if not codec(t.type).writable:
             raise PlanError(f"{t.name}: {t.type} can be read but not written; choose another type with --type")
-        if codec(t.type).needs_imatrix or needs_imatrix(t.name, t.type):
+        weights = imatrix.get(t.name, t.n, t.matrices) if imatrix else None
+        if weights is None and (codec(t.type).needs_imatrix or needs_imatrix(t.name, t.type, file_type)):
+            remedy = "one made for this model" if imatrix else "one with --imatrix FILE"
             raise PlanError(
-                f"{t.name}: {t.type} cannot be written without an importance matrix; choose a wider type with --type"
+                f"{t.name}: {t.type} cannot be written without an importance matrix: give {remedy}, "
+                "or choose a wider type with --type"
             )
+        if imatrix and weights is None and t.name.startswith("blk.") and codec(t.type).quantize_weighted is not None:
+            uncovered.append(t.name)
+    if not uncovered:
+        return []
+    more = f" and {len(uncovered) - 1} more" if len(uncovered) > 1 else ""
+    return [f"the importance matrix has no entry for {uncovered[0]}{more}: quantized without"]

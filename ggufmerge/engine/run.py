@@ -27,7 +27,7 @@ from ggufmerge.engine import header
 from ggufmerge.engine.checks import check_output
 from ggufmerge.engine.journal import Journal
 from ggufmerge.engine.plan import Plan, PlannedTensor
-from ggufmerge.engine.planner import problem_of
+from ggufmerge.engine.planner import Opened, problem_of
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.scheduler import Job, Stage, drive
 from ggufmerge.errors import GgufmergeError
@@ -38,6 +38,7 @@ from ggufmerge.methods.api import run as merge_stack
 from ggufmerge.methods.random import stream_key
 from ggufmerge.methods.spec import Chunk, Pass, Passes
 from ggufmerge.quants import codec
+from ggufmerge.quants.imatrix import Imatrix
 from ggufmerge.sources import Source, SourceTensor
 
 DEFAULT_CHUNK = 1 << 18  # values; a chunk of each input and of the result stay in a core's cache
@@ -56,37 +57,43 @@ class BuildReport:
     copied: int
     resumed: int
     sources: dict[str, str]  # file -> sha256
+    errors: dict[str, float]  # tensor -> relative RMS error of writing it in its type, when measured
     notes: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 def run(
     plan: Plan,
-    sources: Sequence[Source],
+    opened: Opened,
     output: str | os.PathLike[str],
     *,
     overwrite: bool = False,
     threads: int | None = None,
     chunk: int = DEFAULT_CHUNK,
     progress: Progress | None = None,
+    measure: bool = False,
 ) -> BuildReport:
     """Carry out a plan: `output` appears when it is complete and verified.
 
     threads: None for all cores.  chunk: values of one input that a thread holds at a time (at least one row).
+    measure: report the relative RMS error of writing each tensor in its type.
     A run that was interrupted left its work beside the output and is continued by the same call; any other error leaves
     nothing. PlanError when the output is not allowed, GgufmergeError when merged weights are not finite.
     """
     started = time.monotonic()
     output = Path(output)
+    sources = opened.sources
     check_output(output, sources, plan.nbytes, overwrite=overwrite)
     fingerprints = [source.fingerprint() for source in sources]
+    if opened.imatrix:
+        fingerprints.append(opened.imatrix.fingerprint())
     editor = header.apply(plan.metadata, MetadataEditor(sources[0].file.metadata))
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
     with (
         Journal(output, _identity(plan, fingerprints, chunk)) as journal,
         GGUFWriter(output, editor, infos, overwrite=overwrite, resume=bool(journal.done)) as writer,
     ):
-        build = _Build(plan, sources, fingerprints, writer, journal, progress or Progress(), chunk)
+        build = _Build(plan, opened, fingerprints, writer, journal, progress or Progress(), chunk, measure)
         try:
             build.execute(threads or os.cpu_count() or 1)
         except KeyboardInterrupt:
@@ -105,6 +112,7 @@ def run(
         copied=plan.count("copy"),
         resumed=build.resumed,
         sources={str(path): digest for path, digest in build.digests.items()},
+        errors=build.errors,
         notes=tuple(build.notes),
         warnings=plan.warnings,
     )
@@ -122,15 +130,18 @@ class _Build:
     def __init__(
         self,
         plan: Plan,
-        sources: Sequence[Source],
+        opened: Opened,
         fingerprints: Sequence[str],
         writer: GGUFWriter,
         journal: Journal,
         progress: Progress,
         chunk: int,
+        measure: bool,
     ) -> None:
-        self.plan, self.sources, self.fingerprints = plan, sources, fingerprints
-        self.writer, self.journal, self.progress, self.chunk = writer, journal, progress, chunk
+        self.plan, self.sources, self.imatrix, self.fingerprints = plan, opened.sources, opened.imatrix, fingerprints
+        self.writer, self.journal, self.progress = writer, journal, progress
+        self.chunk, self.measure = chunk, measure
+        self.errors: dict[str, float] = {}
         self.notes: list[tuple[str, str]] = []
         self.digests: dict[Path, str] = {}
         self.resumed = 0
@@ -138,7 +149,8 @@ class _Build:
 
     def execute(self, threads: int) -> None:
         """Make all tensors that an earlier run did not make, digest the sources and check the file."""
-        paths = header.source_files(self.sources)
+        provable = header.digest_key(0) in self.plan.metadata
+        paths = header.source_files(self.sources) if provable else []
         done = self._finished_before() if self.writer.resumed else set()
         self.resumed = len(done)
         self.journal.start()
@@ -146,7 +158,7 @@ class _Build:
         total = sum(t.nbytes for t in todo) + sum(path.stat().st_size for path in paths)
         self.progress.begin(total, len(todo))
         self.progress.phase("preparing kernels")
-        _warm_up(self.plan, self.sources)
+        _warm_up(self.plan, self.sources, self.imatrix)
         self.progress.phase("merging")
         drive(self._jobs(todo, paths), threads)
         self.progress.phase("verifying")
@@ -178,31 +190,28 @@ class _Build:
         """Make one tensor: the passes of its method, then the pass that writes it."""
         self.progress.tensor(tensor.name)
         inputs = [self.sources[i.source].open_tensor(i.tensor) for i in tensor.inputs]
-        row_bytes = tensor.type.row_bytes(tensor.n)
         steps = _steps(tensor, self.chunk)
-        checksum = 0
+        written = _Written()
 
-        def fold(partial: tuple[int, int]) -> None:
-            nonlocal checksum
-            crc, nbytes = partial
-            checksum = _chain(checksum, crc)
-            self.progress.advance(nbytes)
-
-        def put(start: int, raw: NDArray[np.uint8]) -> tuple[int, int]:
-            self.writer.write(tensor.name, start * row_bytes, raw)
-            return zlib.crc32(raw.data), raw.nbytes
+        def fold(piece: _Written) -> None:
+            written.add(piece)
+            self.progress.advance(piece.nbytes)
 
         if tensor.action == "copy":
-            yield Stage(len(steps), lambda i: put(steps[i][0], inputs[0].raw_rows(*steps[i])), fold)
+            yield Stage(len(steps), lambda i: self._put(tensor, steps[i][0], inputs[0].raw_rows(*steps[i])), fold)
         elif tensor.action == "convert":
-            yield Stage(
-                len(steps), lambda i: put(steps[i][0], self._encode(tensor, self._read(inputs, *steps[i])[0])), fold
-            )
+            weights = self._weights(tensor)
+
+            def convert(i: int) -> _Written:
+                return self._encode(tensor, steps[i][0], self._read(inputs, *steps[i])[0], weights)
+
+            yield Stage(len(steps), convert, fold)
         else:
-            rows = tensor.rows // tensor.experts
             for expert in range(tensor.experts):
-                yield from self._merge(tensor, inputs, expert, expert * rows, put, fold)
-        self.journal.finished(tensor.name, checksum)
+                yield from self._merge(tensor, inputs, expert, fold)
+        if self.measure:
+            self.errors[tensor.name] = written.relative_error
+        self.journal.finished(tensor.name, written.checksum)
         self.progress.tensor_done(tensor.name)
 
     def _merge(
@@ -210,14 +219,14 @@ class _Build:
         tensor: PlannedTensor,
         inputs: Sequence[SourceTensor],
         expert: int,
-        first: int,
-        put: Callable[[int, NDArray[np.uint8]], tuple[int, int]],
-        fold: Callable[[tuple[int, int]], None],
+        fold: Callable[[_Written], None],
     ) -> Job:
-        """Merge one matrix of a tensor: all of it, or one expert of a stack, which starts at row `first`."""
+        """Merge one matrix of a tensor: all of it, or one expert of a stack."""
         method = find_method(tensor.method)
         problem = problem_of(tensor, self._keys(tensor, expert))
-        chunks = _chunks(problem.shape, self.chunk)
+        first = expert * problem.shape[0]
+        chunks = _chunks(problem.shape, self.chunk, tensor.rows // tensor.matrices)
+        weights = self._weights(tensor)
 
         def read(chunk: Chunk) -> NDArray[np.float32]:
             return self._read(inputs, first + chunk.row, first + chunk.row + chunk.rows)
@@ -225,11 +234,11 @@ class _Build:
         statistics = yield from _statistics(method.passes(problem), chunks, read)
         self.notes += [(tensor.name, note) for note in method.notes(problem, statistics)]
 
-        def task(i: int) -> tuple[int, int]:
+        def task(i: int) -> _Written:
             chunk = chunks[i]
             out = self._buffer("out", (chunk.rows, tensor.n), np.float32)
             method.combine(read(chunk), problem, statistics, chunk, out)
-            return put(first + chunk.row, self._encode(tensor, out))
+            return self._encode(tensor, first + chunk.row, out, weights)
 
         yield Stage(len(chunks), task, fold)
 
@@ -253,18 +262,32 @@ class _Build:
             source.adapt(start, x[i])
         return x
 
-    def _encode(self, tensor: PlannedTensor, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Rows in the tensor's type, uint8 [rows, row_bytes], in the thread's own buffer."""
+    def _weights(self, tensor: PlannedTensor) -> NDArray[np.float32] | None:
+        """The importance of each column, float32 [matrices, n]; None without."""
+        return self.imatrix.get(tensor.name, tensor.n, tensor.matrices) if self.imatrix else None
+
+    def _encode(
+        self, tensor: PlannedTensor, start: int, rows: NDArray[np.float32], weights: NDArray[np.float32] | None
+    ) -> _Written:
+        """Write rows [start, ...) of a tensor, all of one matrix, in its type."""
         if not _all_finite(rows):
             raise GgufmergeError(
                 f"{tensor.name}: the merged weights are not all finite numbers; "
                 "a source is damaged, or the weights of the recipe are far too large"
             )
         raw = self._buffer("raw", (len(rows), tensor.type.row_bytes(tensor.n)), np.uint8)
-        quantize = codec(tensor.type).quantize
-        assert quantize is not None, f"the plan lets {tensor.type} through only if it can be written"
-        quantize(rows, raw)
-        return raw
+        matrix = start * tensor.matrices // tensor.rows
+        codec(tensor.type).encode(rows, raw, None if weights is None else weights[matrix])
+        written = self._put(tensor, start, raw)
+        if self.measure:
+            back = self._buffer("back", rows.shape, np.float32)
+            codec(tensor.type).dequantize(raw, back)
+            written.error, written.energy = _squares(rows, back)
+        return written
+
+    def _put(self, tensor: PlannedTensor, start: int, raw: NDArray[np.uint8]) -> _Written:
+        self.writer.write(tensor.name, start * tensor.type.row_bytes(tensor.n), raw)
+        return _Written(zlib.crc32(raw.data), raw.nbytes)
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
         """A scratch array of the calling thread, reused from chunk to chunk."""
@@ -290,23 +313,46 @@ class _Build:
                     left -= len(piece)
             return read
 
+        self.progress.phase(f"digesting {path.name}")
         yield Stage(-(-size // _DIGEST_STEP), task, self.progress.advance, ordered=True)
         self.digests[path] = digest.hexdigest()
 
 
+@dataclass
+class _Written:
+    """A piece of a tensor that was written, or all of it so far: checksum, size, squared error and squared values."""
+
+    checksum: int = 0
+    nbytes: int = 0
+    error: float = 0.0
+    energy: float = 0.0
+
+    def add(self, piece: _Written) -> None:
+        """The next piece in order."""
+        self.checksum = _chain(self.checksum, piece.checksum)
+        self.nbytes += piece.nbytes
+        self.error += piece.error
+        self.energy += piece.energy
+
+    @property
+    def relative_error(self) -> float:
+        """Relative RMS error; 0 for a tensor of zeros."""
+        return math.sqrt(self.error / self.energy) if self.energy else 0.0
+
+
 def _steps(tensor: PlannedTensor, chunk: int) -> list[tuple[int, int]]:
     """The rows [start, stop) that are written at a time, the same for every run with this chunk size."""
-    if tensor.action == "merge":
-        rows = tensor.rows // tensor.experts
-        inside = _chunks((rows, tensor.n), chunk)
-        return [(e * rows + c.row, e * rows + c.row + c.rows) for e in range(tensor.experts) for c in inside]
-    return [(c.row, c.row + c.rows) for c in _chunks((tensor.rows, tensor.n), chunk)]
+    shape = (tensor.rows, tensor.n)
+    return [(c.row, c.row + c.rows) for c in _chunks(shape, chunk, tensor.rows // (tensor.matrices or 1))]
 
 
-def _chunks(shape: tuple[int, int], chunk: int) -> list[Chunk]:
+def _chunks(shape: tuple[int, int], chunk: int, matrix: int) -> list[Chunk]:
+    """Pieces of about `chunk` values, each of whole rows of one matrix; `matrix` is the number of rows of a matrix."""
     rows, n = shape
     step = max(1, chunk // max(1, n))
-    return [Chunk(i, row, min(step, rows - row), row * n) for i, row in enumerate(range(0, rows, step))]
+    starts = [row for first in range(0, rows, matrix or 1) for row in range(first, first + matrix, step)]
+    ends = [min(row + step, row - row % matrix + matrix) for row in starts]
+    return [Chunk(i, row, end - row, row * n) for i, (row, end) in enumerate(zip(starts, ends, strict=True))]
 
 
 def _chain(checksum: int, crc: int) -> int:
@@ -339,7 +385,7 @@ def _statistics(
         return end.value
 
 
-def _warm_up(plan: Plan, sources: Sequence[Source]) -> None:
+def _warm_up(plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None) -> None:
     """Compile (or load from numba's cache) the kernels that a plan needs, on a row of 256 values, in one thread.
 
     Without it all threads would start by waiting for the same compiler.
@@ -347,13 +393,12 @@ def _warm_up(plan: Plan, sources: Sequence[Source]) -> None:
     n = 256
     rows = np.sin(np.arange(n, dtype=np.float32)).reshape(1, n)
     _all_finite(rows)
-    for kind in {
-        sources[i.source].tensors[i.tensor].type for t in plan.tensors if t.action != "copy" for i in t.inputs
-    }:
+    made = [t for t in plan.tensors if t.action != "copy"]
+    for kind in {sources[i.source].tensors[i.tensor].type for t in made for i in t.inputs}:
         codec(kind).dequantize(np.zeros((1, kind.row_bytes(n)), np.uint8), np.empty_like(rows))
-    for kind in {t.type for t in plan.tensors if t.action != "copy"}:
-        if (quantize := codec(kind).quantize) is not None:
-            quantize(rows, np.empty((1, kind.row_bytes(n)), np.uint8))
+    for kind, weighted in {(t.type, imatrix is not None and t.name in imatrix) for t in made}:
+        weights = np.ones(n, np.float32) if weighted else None
+        codec(kind).encode(rows, np.empty((1, kind.row_bytes(n)), np.uint8), weights)
     kinds = {(t.method, len(t.inputs), tuple(t.shared.items())): t for t in plan.tensors if t.action == "merge"}
     for tensor in kinds.values():
         keys = range(len(tensor.inputs) - tensor.has_base)
@@ -370,3 +415,16 @@ def _all_finite(rows):  # type: ignore[no-untyped-def]
         for j in range(rows.shape[1]):
             bad += (rows[i, j] - rows[i, j]) != 0
     return bad == 0
+
+
+@njit(nogil=True, cache=True)
+def _squares(rows, back):  # type: ignore[no-untyped-def]
+    """Sums over all values of (rows - back)^2 and of rows^2, in float64."""
+    error = energy = 0.0
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            x = np.float64(rows[i, j])
+            d = x - np.float64(back[i, j])
+            error += d * d
+            energy += x * x
+    return error, energy

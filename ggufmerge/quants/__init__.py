@@ -55,16 +55,8 @@ def quantize(x: ArrayLike, type: TensorType | str, imatrix: ArrayLike | None = N
     rows = np.ascontiguousarray(np.atleast_2d(np.asarray(x, np.float32)))
     n = rows.shape[1]
     out = np.empty((rows.shape[0], kind.row_bytes(n)), np.uint8)
-    c = codec(kind)
     weights = None if imatrix is None else np.ascontiguousarray(imatrix, np.float32)
     if weights is not None and weights.shape != (n,):
         raise ValueError(f"imatrix has shape {weights.shape}, expected ({n},): one value per column")
-    if weights is not None and c.quantize_weighted is not None:
-        c.quantize_weighted(rows, out, weights)
-    elif c.quantize is not None:
-        c.quantize(rows, out)
-    elif c.needs_imatrix:
-        raise GgufmergeError(f"{kind} cannot be written without an importance matrix")
-    else:
-        raise GgufmergeError(f"{kind} can be read but not written")
+    codec(kind).encode(rows, out, weights)
     return out

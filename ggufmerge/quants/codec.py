@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ggufmerge.errors import GgufmergeError
 from ggufmerge.quants.simd import INTERPRETED
 from ggufmerge.types import TensorType
 
@@ -50,6 +51,20 @@ class Codec:
             kernel = getattr(self, name)
             if kernel is not None:
                 object.__setattr__(self, name, _guard(kernel, self.type, reads_raw=name == "dequantize"))
+
+    def encode(self, x: Rows, out: Raw, imatrix: NDArray[np.float32] | None = None) -> None:
+        """`quantize_weighted` when there is a matrix and the type heeds it, else `quantize`.
+
+        GgufmergeError when the type cannot be written at all, or not without a matrix.
+        """
+        if imatrix is not None and self.quantize_weighted is not None:
+            self.quantize_weighted(x, out, imatrix)
+        elif self.quantize is not None:
+            self.quantize(x, out)
+        elif self.needs_imatrix:
+            raise GgufmergeError(f"{self.type} cannot be written without an importance matrix")
+        else:
+            raise GgufmergeError(f"{self.type} can be read but not written")
 
     @property
     def writable(self) -> bool:

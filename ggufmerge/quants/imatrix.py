@@ -7,6 +7,7 @@ v0.5.0 (`tools/imatrix`, `tools/quantize`, `llama_model_quantize_impl`). `ggufme
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -150,6 +151,14 @@ class Imatrix(Collection[str]):
             if (not include or any(part in name for part in include)) and not any(part in name for part in exclude)
         }
         return Imatrix(entries, datasets=self.datasets, chunks=self.chunks, chunk_size=self.chunk_size, file=self.file)
+
+    def fingerprint(self) -> str:
+        """A hash of all names, sums and counts."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in sorted(self):
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+            digest.update(self._entries[name].sums.tobytes() + self._entries[name].counts.tobytes())
+        return digest.hexdigest()
 
     def metadata(self) -> dict[str, str | int]:
         """The keys that llama-quantize writes into a file it made with this matrix: str and u32.

@@ -5,16 +5,17 @@ The models here accept exactly what a recipe may say; `load.py` turns their comp
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
+from ggufmerge.errors import GgufmergeError
 from ggufmerge.recipe import settings
+from ggufmerge.recipe.document import shown
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.settings import Setting
-
-Reference = Annotated[ModelReference, BeforeValidator(ModelReference.parse)]
-Parameters = dict[str, Annotated[Setting, BeforeValidator(settings.parse)]]
+from ggufmerge.types import FileType, TensorType
 
 
 def _dtype(value: Any) -> Any:
@@ -24,7 +25,70 @@ def _dtype(value: Any) -> Any:
     return value
 
 
+def _layers(value: Any) -> tuple[int, int]:
+    numbers = value if isinstance(value, list) else []
+    if len(numbers) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+        raise ValueError(f"layer_range is [first layer, layer after the last one], such as [0, 16], not {shown(value)}")
+    start, stop = numbers
+    if stop <= start:
+        raise ValueError(
+            f"layer_range [{start}, {stop}] holds no layers; it ends before its second number: "
+            f"[{start}, {start + 1}] is layer {start} alone"
+        )
+    return start, stop
+
+
+def _tokens_of(value: Any) -> Any:
+    return value if value in (None, "base", "union") else ModelReference.parse(value)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _named(parse: Any) -> Any:
+    """A validator of names that `parse` knows; the name itself stays."""
+
+    def validate(value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                parse(value)
+            except GgufmergeError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    return validate
+
+
+def _pattern(value: Any) -> Any:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"{shown(value)} is not a regular expression: {error.msg}") from None
+    return value
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError(f"{shown(value)} does not fit in 64 bits; write it in quotes")
+    if not isinstance(value, (str, bool, int, float)) and not (
+        isinstance(value, list) and all(isinstance(v, str) for v in value)
+    ):
+        raise ValueError(f"metadata is a text, a number, true, false or a list of texts, not {shown(value)}")
+    return value
+
+
+Reference = Annotated[ModelReference, BeforeValidator(ModelReference.parse)]
+Parameters = Annotated[
+    dict[str, Annotated[Setting, BeforeValidator(settings.parse)]],
+    BeforeValidator(lambda value: {} if value is None else value),  # "parameters:" with nothing but comments below it
+]
 DType = Annotated[Literal["float32", "float16", "bfloat16"], BeforeValidator(_dtype)]
+LayerRange = Annotated[tuple[int, int], BeforeValidator(_layers)]
+TokenizerSource = Annotated[Literal["base", "union"] | ModelReference | None, BeforeValidator(_tokens_of)]
+FileTypeName = Annotated[str, BeforeValidator(_named(FileType.parse))]
+TensorTypeName = Annotated[str, BeforeValidator(_named(TensorType.parse))]
+Pattern = Annotated[str, BeforeValidator(_pattern)]
 
 
 class _Node(BaseModel):
@@ -42,7 +106,7 @@ class SliceSource(_Node):
     """One model's share of an output slice: layers [start, end) of it."""
 
     model: Reference
-    layer_range: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+    layer_range: LayerRange
     parameters: Parameters = {}
 
 
@@ -52,6 +116,12 @@ class OutputSlice(_Node):
     sources: Annotated[list[SliceSource], Field(min_length=1)]
     base_model: Reference | None = None
     parameters: Parameters = {}
+
+
+class Tokenizer(_Node):
+    """mergekit's newer way to write `tokenizer_source`."""
+
+    source: TokenizerSource = "union"
 
 
 class Recipe(_Node):
@@ -64,15 +134,17 @@ class Recipe(_Node):
     parameters: Parameters = {}
     dtype: DType | None = None
     out_dtype: DType | None = None
-    tokenizer_source: Literal["base", "union"] | Reference | None = None
+    tokenizer_source: TokenizerSource = None
+    tokenizer: Tokenizer | None = None
     chat_template: str | None = None
     name: str | None = None
 
     # Not in mergekit
-    out_type: str | None = None
-    tensor_types: dict[str, str] = {}
-    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
-    metadata: dict[str, str | bool | int | float | list[str]] = {}
+    out_type: FileTypeName | None = None
+    tensor_types: dict[Pattern, TensorTypeName] = {}
+    imatrix: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
+    seed: Annotated[int, Field(ge=0, lt=2**64, strict=True)] = 0
+    metadata: dict[str, Annotated[str | bool | int | float | list[str], BeforeValidator(_storable)]] = {}
 
     _source: tuple[str, str, str] = PrivateAttr(default=("", "recipe", "."))  # text, name, folder
     _warnings: tuple[str, ...] = PrivateAttr(default=())

@@ -1,0 +1,109 @@
+"""The plan of writing one file in another file type: what `llama-quantize --allow-requantize` does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ggufmerge.engine.header import QUANTIZATION_VERSION
+from ggufmerge.engine.plan import Input, Plan, PlannedTensor
+from ggufmerge.engine.planner import (
+    Opened,
+    check_writable,
+    combined_imatrix,
+    planned_source,
+    with_action,
+    with_decided_types,
+)
+from ggufmerge.errors import GgufmergeError
+from ggufmerge.files import open_gguf
+from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like
+from ggufmerge.recipe import ModelReference
+from ggufmerge.sources import open_source
+from ggufmerge.types import FileType, TensorType
+
+
+def plan_quantize(
+    path: str | os.PathLike[str],
+    ftype: FileType | str | None,
+    *,
+    like: str | os.PathLike[str] | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
+    pure: bool = False,
+    tensor_types: Sequence[tuple[str, TensorType | str]] = (),
+    output_tensor_type: TensorType | str | None = None,
+    token_embedding_type: TensorType | str | None = None,
+    leave_output_tensor: bool = False,
+) -> tuple[Plan, Opened]:
+    """The plan of quantizing `path` to a file type, and what it reads from, opened.
+
+    ftype: a file type, "COPY" to change nothing, or None with `like`.
+    like: another GGUF file whose types are taken over tensor by tensor.
+    imatrix: importance matrices, which add up; include_weights and exclude_weights as in `Imatrix.select`.
+    The others: see `ggufmerge.quants.mixture.plan_types`.
+    GgufmergeError (PlanError, FormatError) says what does not fit.
+    """
+    if (ftype is None) == (like is None):
+        raise GgufmergeError("give either a type, such as Q4_K_M, or a file to follow with --like")
+    reference = ModelReference(os.fspath(path))
+    source = open_source(reference)
+    matrix = combined_imatrix([os.fspath(p) for p in imatrix])
+    if matrix is not None and (include_weights or exclude_weights):
+        matrix = matrix.select(include_weights, exclude_weights)
+    tensors = [
+        PlannedTensor(name, t.shape, t.type, "copy", (Input(0, name),), why_type="as it is")
+        for name, t in source.tensors.items()
+    ]
+    if like is not None:
+        with open_gguf(like) as other:
+            tensors = with_decided_types(tensors, types_like(source, other))
+        file_type = guess_file_type({t.name: t.type for t in tensors}, source)
+    elif str(ftype).upper() == "COPY":
+        file_type = guess_file_type({t.name: t.type for t in tensors}, source)
+    else:
+        file_type = FileType.parse(str(ftype))
+        decided = decide_types(
+            source,
+            file_type,
+            matrix,
+            pure=pure,
+            tensor_types=tensor_types,
+            output_tensor_type=output_tensor_type,
+            token_embedding_type=token_embedding_type,
+            leave_output_tensor=leave_output_tensor,
+        )
+        tensors = with_decided_types(tensors, decided)
+    # tensors of numbers that are no weights stay what they are under every rule, so none is converted here
+    tensors = [with_action(t, [source]) for t in tensors]
+    warnings = check_writable(tensors, file_type, matrix)
+    coarse = sorted({str(source.tensors[t.name].type) for t in tensors if t.action == "convert"} - _FULL_PRECISION)
+    if coarse:
+        warnings.append(
+            f"{source.label} is quantized already ({', '.join(coarse)}): its error stays and the new one adds"
+        )
+    metadata: dict[str, Any] = {"general.file_type": file_type.id}
+    metadata |= {key: None for key in source.metadata if matrix and key.startswith("quantize.imatrix.")}
+    if any(t.type.is_quantized for t in tensors):
+        metadata["general.quantization_version"] = QUANTIZATION_VERSION
+    metadata |= matrix.metadata() if matrix else {}
+    plan = Plan(
+        method="",
+        architecture=source.file.architecture,
+        file_type=file_type,
+        seed=0,
+        folder=".",
+        recipe="",
+        options="",
+        sources=(planned_source(reference, source),),
+        tensors=tuple(tensors),
+        imatrix=tuple(os.fspath(p) for p in imatrix),
+        metadata=metadata,
+        warnings=tuple(warnings),
+    )
+    return plan, Opened([source], matrix)
+
+
+_FULL_PRECISION = {str(t) for t in TensorType if t.is_float}
