@@ -63,68 +63,70 @@ def keep_by_rank(x, first, start, keys, densities, epsilons, divide, kept):
     n = kept.shape[2]
     words = np.empty(n, np.uint32)
     magnitudes = np.empty(n, np.float32)
-    bits = magnitudes.view(np.uint32)
-    order, spare = np.empty(n, np.int64), np.empty(n, np.int64)
+    ranks = np.empty(n, np.uint32)
+    scratch = np.empty((2, n), np.uint64)
     for i in range(kept.shape[0]):
         density = densities[i]
-        if 0.0 < density < 1.0:
-            lowest, step = density - epsilons[i], 2.0 * epsilons[i] / max(1, n - 1)
-            if n == 1:
-                lowest = density
+        lowest, step = density, 0.0
+        if n > 1:
+            lowest, step = density - epsilons[i], 2.0 * epsilons[i] / (n - 1)
         for r in range(kept.shape[1]):
             model, base, target = x[i + 1, first + r], x[0, first + r], kept[i, r]
-            for j in range(n):
+            for j in range(target.size):
                 target[j] = model[j] - base[j]
             if density >= 1.0:
                 continue
             if density <= 0.0:
                 target[:] = np.float32(0.0)
                 continue
-            for j in range(n):
+            for j in range(magnitudes.size):
                 magnitudes[j] = abs(target[j])
-            sort_indices(bits, order, spare)
+            rank(magnitudes.view(np.uint32), ranks, scratch)
             fill_words(keys[i], start + r * n, words)
-            for rank in range(n):
-                j = order[rank]
-                probability = lowest + step * rank
-                if np.float64(words[j]) >= np.rint(probability * 4294967296.0):
-                    target[j] = np.float32(0.0)
-                elif divide:
-                    target[j] = np.float32(np.float64(target[j]) / probability)
+            if divide:
+                for j in range(ranks.size):
+                    target[j] = np.float32(np.float64(target[j]) / (lowest + step * np.float64(ranks[j])))
+            for j in range(ranks.size):
+                below = np.rint((lowest + step * np.float64(ranks[j])) * 4294967296.0)
+                target[j] = target[j] if np.float64(words[j]) < below else np.float32(0.0)
 
 
 _DIGIT = 11  # bits; three digits hold a magnitude's 31
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def sort_indices(bits, order, spare):
-    """Indices that sort `bits`, uint32 below 2^31, equal ones by position, to `order`: a radix sort.
+def rank(bits, ranks, scratch):
+    """How many of `bits`, uint32 [n] below 2^31, are smaller than each, or equal and to its left, to `ranks`.
 
-    order, spare: int64 of the same length; `spare` is overwritten.
+    A radix sort of the values with their places. scratch: uint64 [2, n].
     """
     size = 1 << _DIGIT
-    counts = np.zeros((3, size), np.int64)
-    mask = np.uint32(size - 1)
+    low, middle, high = np.zeros(size, np.int32), np.zeros(size, np.int32), np.zeros(size, np.int32)
+    mask, digit = np.uint32(size - 1), np.uint32(_DIGIT)
     for i in range(bits.size):
-        for digit in range(3):
-            counts[digit, (bits[i] >> np.uint32(_DIGIT * digit)) & mask] += 1
-    for digit in range(3):
-        total = 0
+        low[bits[i] & mask] += 1
+        middle[(bits[i] >> digit) & mask] += 1
+        high[bits[i] >> (digit + digit)] += 1
+    for counts in (low, middle, high):
+        total = np.int32(0)
         for b in range(size):
-            count = counts[digit, b]
-            counts[digit, b] = total
+            count = counts[b]
+            counts[b] = total
             total += count
+    once, twice = scratch[0], scratch[1]
+    half = np.uint64(32)
     for i in range(bits.size):
-        spare[i] = i
-    source, target = spare, order
-    for digit in range(3):
-        place, shift = counts[digit], np.uint32(_DIGIT * digit)
-        for i in range(bits.size):
-            index = source[i]
-            b = (bits[index] >> shift) & mask
-            target[place[b]] = index
-            place[b] += 1
-        source, target = target, source
+        b = bits[i] & mask
+        once[low[b]] = np.uint64(bits[i]) << half | np.uint64(i)
+        low[b] += 1
+    for i in range(bits.size):
+        b = np.uint32(once[i] >> half) >> digit & mask
+        twice[middle[b]] = once[i]
+        middle[b] += 1
+    for i in range(bits.size):
+        b = np.uint32(twice[i] >> half) >> (digit + digit)
+        ranks[np.uint32(twice[i])] = high[b]
+        high[b] += 1
 
 
 METHODS = {

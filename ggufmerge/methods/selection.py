@@ -64,7 +64,7 @@ def largest(scores: Scores, elements: int, wanted: Sequence[tuple[int, Count]]) 
             cuts[i] = known
     if unknown:
         quantities = sorted({quantity for quantity, _ in unknown.values()})
-        histograms, nonzero = yield _upper_histograms(scores, quantities)
+        histograms, nonzero = yield _upper_histograms(scores, quantities, any(callable(k) for _, k in unknown.values()))
         searches = {}
         for i, (quantity, k) in unknown.items():
             at = quantities.index(quantity)
@@ -91,8 +91,9 @@ def _trivial_cut(k: Count, elements: int) -> Cut | None:
     return NOTHING if k <= 0 else EVERYTHING
 
 
-def _upper_histograms(scores: Scores, quantities: list[int]) -> Pass:
-    """Histograms of the upper 16 bits of these quantities, int64 [quantities, 32768]; how many values are not zero."""
+def _upper_histograms(scores: Scores, quantities: list[int], count_nonzero: bool) -> Pass:
+    """Histograms of the upper 16 bits of these quantities, int64 [quantities, 32768]; and, if `count_nonzero`, of how many
+    values are not zero."""
 
     def count(x: Stack, chunk: Chunk) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         histograms = np.zeros((len(quantities), 1 << 15), np.uint32)
@@ -100,7 +101,8 @@ def _upper_histograms(scores: Scores, quantities: list[int]) -> Pass:
         for block, _ in _blocks(x, chunk, scores):
             for i, quantity in enumerate(quantities):
                 count_upper(block[quantity].view(np.uint32), histograms[i])
-                nonzero[i] += np.count_nonzero(block[quantity])
+                if count_nonzero:
+                    nonzero[i] += np.count_nonzero(block[quantity])
         return histograms, nonzero
 
     def add(so_far: Any, partial: Any) -> Any:

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 import ggufmerge
 from ggufmerge.errors import RecipeError
-from ggufmerge.methods.della import sort_indices
+from ggufmerge.methods.della import rank
 from ggufmerge.methods.random import stream_key, words
 from tests.methods import naive
 
@@ -28,11 +28,13 @@ def probabilities(d, density, epsilon):
 
 @settings(deadline=None)
 @given(bits=arrays(np.uint32, st.integers(0, 200), elements=st.integers(0, 2**31 - 1) | st.integers(0, 3)))
-def test_sort_indices_is_a_stable_sort(bits):
+def test_rank_is_the_place_in_a_stable_sort(bits):
     """Whatever the values."""
-    order, spare = np.empty(len(bits), np.int64), np.empty(len(bits), np.int64)
-    sort_indices(bits, order, spare)
-    np.testing.assert_array_equal(order, np.argsort(bits, kind="stable"))
+    ranks = np.empty(len(bits), np.uint32)
+    rank(bits, ranks, np.empty((2, len(bits)), np.uint64))
+    expected = np.empty(len(bits), np.uint32)
+    expected[np.argsort(bits, kind="stable")] = np.arange(len(bits))
+    np.testing.assert_array_equal(ranks, expected)
 
 
 @settings(deadline=None)
