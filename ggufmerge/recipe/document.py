@@ -1,13 +1,18 @@
 """YAML with positions: plain data for the schema, and the line and column of every key and value for messages.
 
-Recipes are read with PyYAML's safe constructor, so anchors, aliases and merge keys (`<<:`) work and no tag can run
-code. Duplicate keys, which YAML forbids and PyYAML lets pass, are errors.
+A recipe may come from anywhere, so only YAML's plain types are read (mappings, lists, texts, numbers, true/false,
+null): tags cannot name anything else, aliases cannot grow without end, and duplicate keys, which YAML forbids and
+PyYAML lets pass, are errors. Anchors, aliases and merge keys (`<<:`) work. Words mean what they mean to PyYAML, and so
+to mergekit, but for two: `1e-5` is a number, and a date is a text.
 """
 
 from __future__ import annotations
 
+import re
+import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -15,10 +20,18 @@ from ggufmerge.errors import RecipeError
 
 Location = tuple[str | int, ...]
 
+MAX_VALUES = (
+    200_000  # keys count, too; with aliases written out; frankenmerges of hundreds of layers have a few thousand
+)
+MAX_DEPTH = 20
+
 
 @dataclass
 class Document:
-    """One YAML document: `data` as plain Python values, `marks` from a location to its (line, column), 1-based."""
+    """One YAML document: `data` as plain Python values, `marks` from a location to its (line, column), 1-based.
+
+    Keys of mappings are always texts, as they are written.
+    """
 
     data: Any
     marks: dict[Location, tuple[int, int]] = field(default_factory=dict)
@@ -35,48 +48,162 @@ class Document:
 
 
 def parse(text: str, name: str = "recipe") -> Document:
-    """The single YAML document in `text`; RecipeError names line and column of what YAML does not allow."""
-    loader = yaml.SafeLoader(text)
+    """The single YAML document in `text`; RecipeError names line and column of what a recipe may not hold."""
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise RecipeError(f"{name}:{line}: not a text: it holds the character U+{error.character:04X}") from None
     try:
         node = loader.get_single_node()
         if node is None:
             raise RecipeError(f"{name}: the recipe is empty; it needs at least merge_method and models")
-        document = Document(None, {}, name)
-        _mark(node, (), document, loader, set())
-        document.data = loader.construct_document(node)
+        reader = _Reader(loader, Document(None, {}, name))
+        reader.document.data = reader.read(node, (), ())
+        return reader.document
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise RecipeError(f"{place}: not valid YAML: {error.problem or error.context}") from None
-    except yaml.reader.ReaderError as error:
-        raise RecipeError(f"{name}: not a YAML text: {error.reason} at position {error.position}") from None
+        raise RecipeError(_not_yaml(error, name)) from None
+    except RecursionError:
+        raise RecipeError(f"{name}: nested deeper than any recipe; check the brackets") from None
     finally:
         loader.dispose()
-    return document
 
 
-def _mark(node: yaml.Node, at: Location, document: Document, loader: yaml.SafeLoader, above: set[int]) -> None:
-    """Record the position of `node` and of all below it; a key's position stands for the pair."""
-    if id(node) in above:
-        raise RecipeError(f"{document.where(at)}: an alias that contains itself")
-    document.marks.setdefault(at, (node.start_mark.line + 1, node.start_mark.column + 1))
-    if isinstance(node, yaml.SequenceNode):
-        for i, item in enumerate(node.value):
-            _mark(item, (*at, i), document, loader, above | {id(node)})
-    elif isinstance(node, yaml.MappingNode):
-        written = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode) and k.tag != _MERGE]
-        for key in {k for k in written if written.count(k) > 1}:
-            raise RecipeError(f'{document.where(at)}: the key "{key}" stands twice in one mapping; remove one')
-        loader.flatten_mapping(node)
+def shown(value: Any) -> str:
+    """A value as messages show it: on one line, shortened, without characters that steer a terminal."""
+    if not isinstance(value, str):
+        return reprlib.repr(value)
+    text = value if len(value) <= 60 else value[:57] + "..."
+    return '"' + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) + '"'
+
+
+def _not_yaml(error: yaml.MarkedYAMLError, name: str) -> str:
+    mark = error.problem_mark or error.context_mark
+    place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+    what = " ".join(", ".join(filter(None, (error.context, error.problem))).split())
+    if "'\\t'" in what:
+        what += "; indent with spaces"
+    elif "single document" in what:
+        what = 'a second document begins with "---"; a recipe is one document'
+    return f"{place}: not valid YAML: {what}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Splits text into nodes and resolves what plain words mean."""
+
+
+_TAG = "tag:yaml.org,2002:"
+_MERGE = _TAG + "merge"
+_OURS = {_TAG + "timestamp", _TAG + "value"}  # dates, and "=": texts here
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OURS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _TAG + "float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$", re.ASCII), list("-+.0123456789")
+)
+
+
+class _Reader:
+    """Turns nodes into data and notes where each stands."""
+
+    def __init__(self, loader: yaml.SafeLoader, document: Document) -> None:
+        self.document = document
+        self.values = 0
+        self._scalars = {
+            "null": loader.construct_yaml_null,
+            "bool": loader.construct_yaml_bool,
+            "int": loader.construct_yaml_int,
+            "float": loader.construct_yaml_float,
+            "str": loader.construct_yaml_str,
+        }
+
+    def read(self, node: yaml.Node, at: Location, above: tuple[yaml.Node, ...]) -> Any:
+        """The data of a node at a location; `above` are the nodes that it stands in."""
+        self.document.marks.setdefault(at, _mark(node))
+        self._count(node)
+        if node in above:
+            self._refuse(node, "an alias that contains itself")
+        if len(above) > MAX_DEPTH:
+            self._refuse(node, "nested deeper than any recipe; check the brackets")
+        kind = node.tag.removeprefix(_TAG)
+        if isinstance(node, yaml.MappingNode) and kind == "map":
+            return self._mapping(node, at, above)
+        if isinstance(node, yaml.SequenceNode) and kind == "seq":
+            return [self.read(item, (*at, i), (*above, node)) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode) and kind in self._scalars:
+            return self._scalar(node, kind)
+        return self._refuse(node, f"the tag {shown(node.tag)} has no meaning in a recipe; remove it")
+
+    def _mapping(self, node: yaml.MappingNode, at: Location, above: tuple[yaml.Node, ...]) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for key_node, value in self._pairs(node, above):
+            key = self._key(key_node)
+            if key not in data:
+                place = (*at, key)
+                self.document.marks[place] = _mark(key_node)  # a key's position stands for the pair
+                data[key] = self.read(value, place, (*above, node))
+        return data
+
+    def _pairs(
+        self, node: yaml.MappingNode, above: tuple[yaml.Node, ...]
+    ) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
+        """The pairs of a mapping, then those it merges in; of a key that comes again the first counts."""
         seen = set()
-        for key_node, value in reversed(node.value):  # merged pairs come first, and the last one counts
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else str(key_node.tag)
-            if key in seen:
+        merged: list[yaml.Node] = []
+        for key, value in node.value:
+            if key.tag == _MERGE:
+                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
                 continue
-            seen.add(key)
-            place = (*at, key)
-            document.marks[place] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
-            _mark(value, place, document, loader, above | {id(node)})
+            if self._key(key) in seen:
+                self._refuse(key, f"the key {shown(key.value)} stands twice in one mapping; remove one")
+            seen.add(self._key(key))
+            self._count(key)
+            yield key, value
+        for other in merged:
+            if not isinstance(other, yaml.MappingNode):
+                self._refuse(other, '"<<" takes a mapping, such as an alias of one')
+            if other in (*above, node):
+                self._refuse(other, "an alias that contains itself")
+            yield from self._pairs(other, (*above, node))
+
+    def _count(self, node: yaml.Node) -> None:
+        self.values += 1
+        if self.values > MAX_VALUES:
+            self._refuse(node, f"with its aliases written out the recipe has more than {MAX_VALUES} words and values")
+
+    def _key(self, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            self._refuse(node, "a key is a word, not a list or a mapping")
+        return self._text(node)
+
+    def _scalar(self, node: yaml.ScalarNode, kind: str) -> Any:
+        if kind == "str":
+            return self._text(node)
+        try:
+            return self._scalars[kind](node)
+        except (ValueError, KeyError, IndexError):
+            self._refuse(node, f"{shown(node.value)} is not a valid {kind}")
+
+    def _text(self, node: yaml.ScalarNode) -> str:
+        text: str = node.value
+        if "\0" in text or not _is_unicode(text):
+            self._refuse(node, f"{shown(text)} holds a character that texts cannot have")
+        return text
+
+    def _refuse(self, node: yaml.Node, what: str) -> NoReturn:
+        line, column = _mark(node)
+        raise RecipeError(f"{self.document.name}:{line}:{column}: {what}")
 
 
-_MERGE = "tag:yaml.org,2002:merge"
+def _mark(node: yaml.Node) -> tuple[int, int]:
+    return node.start_mark.line + 1, node.start_mark.column + 1
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether every character can be written as UTF-8: YAML's escapes can write half of one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -6,18 +6,23 @@ that name them; every other unknown word is an error that suggests the nearest v
 
 from __future__ import annotations
 
+import codecs
+import math
 import os
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
 from ggufmerge.errors import RecipeError, nearest
+from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
-from ggufmerge.methods.spec import Base, Method
-from ggufmerge.recipe.document import Document, Location, parse
-from ggufmerge.recipe.schema import Model, OutputSlice, Recipe, SliceSource
-from ggufmerge.recipe.settings import Setting
+from ggufmerge.methods.spec import Base, Method, Parameter
+from ggufmerge.recipe.document import Document, Location, parse, shown
+from ggufmerge.recipe.schema import Model, OutputSlice, Recipe, SliceSource, Tokenizer
+from ggufmerge.recipe.settings import Scalar, Setting
 
 # Words that stand in published recipes and that mergekit reads without effect.
 INERT = {
@@ -27,13 +32,28 @@ INERT = {
     "residual_weight": "mergekit never read it",
     "consensus_method": "mergekit never read it",
 }
+# Keys with a meaning in mergekit that the result does not depend on here.
+_UNREAD = {
+    "tokenizer_source": "the models must have one vocabulary, and the result has it, too",
+    "tokenizer": "the models must have one vocabulary, and the result has it, too",
+    "chat_template": 'the result keeps its donor\'s; set "tokenizer.chat_template" under metadata: for another one',
+}
 _TASK_ONLY = {"density", "rescale"}  # accepted by mergekit for task_arithmetic, which sparsifies nothing
+
+MAX_BYTES = 1 << 20
 
 _KEYS: dict[str, type[pydantic.BaseModel]] = {
     "": Recipe,
     "models": Model,
     "slices": OutputSlice,
     "sources": SliceSource,
+    "tokenizer": Tokenizer,
+}
+_MOVED = {
+    "modules": "GGUF files hold one module; write its models or slices at the top level",
+    "random_seed": 'write "seed" at the top level',
+    "tokens": "the models must have one vocabulary; remove it",
+    "pad_to_multiple_of": "the vocabulary keeps its size; remove it",
 }
 
 
@@ -46,142 +66,193 @@ def load_recipe(source: str | os.PathLike[str]) -> Recipe:
     if isinstance(source, str) and "\n" in source:
         return _build(source, "recipe", ".")
     path = Path(source)
+    return _build(_text(path), path.name, str(path.parent))
+
+
+def _text(path: Path) -> str:
+    """The recipe file's text with `\\n` as line break; RecipeError when it is no text or cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        hint = "; it is a GGUF file, give a recipe (YAML)" if _is_gguf(path) else ""
-        raise RecipeError(f"{path}: not a text file{hint}") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
-    return _build(text, path.name, str(path.parent))
-
-
-def _is_gguf(path: Path) -> bool:
-    with path.open("rb") as f:
-        return f.read(4) == b"GGUF"
+        with path.open("rb") as f:
+            data = f.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecipeError(f"{shown(str(path))[1:-1]}: cannot read the recipe: {reason}") from None
+    if data[:4] == b"GGUF":
+        raise RecipeError(f"{path}: a GGUF file, not a recipe; write a recipe (YAML) that names it under models:")
+    if len(data) > MAX_BYTES:
+        raise RecipeError(f"{path}: more than {MAX_BYTES >> 20} MiB, which is no recipe; give a YAML file")
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what `>` writes in Windows PowerShell
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise RecipeError(f"{path.name}:{line}: not UTF-8 text; save the recipe as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _build(text: str, name: str, folder: str) -> Recipe:
     document = parse(text, name)
     if not isinstance(document.data, dict):
-        raise RecipeError(f"{name}: a recipe is a mapping with the keys merge_method, models, ...")
-    warnings: list[str] = []
-    data = _without_inert(document.data, (), document, warnings)
-    try:
-        recipe = Recipe.model_validate(data)
-    except pydantic.ValidationError as error:
-        raise RecipeError("\n".join(_complaints(error, document))) from None
-    problems = _check(recipe, document, warnings)
-    if problems:
-        raise RecipeError("\n".join(problems))
+        raise RecipeError(f"{document.where(())}: a recipe is a mapping with the keys merge_method, models, ...")
+    report = _Report(document)
+    recipe = _validated(_without_inert(document.data, (), report), report)
+    if recipe is not None:
+        _check(recipe, report)
+    if recipe is None or report.problems:
+        raise RecipeError("\n".join(line for _, line in sorted(report.problems.values())))
     recipe._source = (text, name, folder)
-    recipe._warnings = tuple(warnings)
+    recipe._warnings = tuple(line for _, line in sorted(report.warnings))
     return recipe
 
 
-def _without_inert(data: Any, at: Location, document: Document, warnings: list[str]) -> Any:
+class _Report:
+    """What is wrong with a recipe, one complaint per place, and what has no effect."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems: dict[Location, tuple[tuple[int, int], str]] = {}
+        self.warnings: list[tuple[tuple[int, int], str]] = []
+
+    def problem(self, at: Location, what: str) -> None:
+        self.problems.setdefault(at, (self.document.position(at), f"{self.document.where(at)}: {what}"))
+
+    def warn(self, at: Location, what: str) -> None:
+        self.warnings.append((self.document.position(at), f"{self.document.where(at)}: {what}"))
+
+
+def _without_inert(data: Any, at: Location, report: _Report) -> Any:
     """A copy of the data without the inert words, each of which becomes a warning."""
     if isinstance(data, list):
-        return [_without_inert(v, (*at, i), document, warnings) for i, v in enumerate(data)]
-    if not isinstance(data, dict) or at[-1:] == ("metadata",):
+        return [_without_inert(v, (*at, i), report) for i, v in enumerate(data)]
+    if not isinstance(data, dict) or at in (("metadata",), ("tensor_types",)):
         return data
     kept = {}
     for key, value in data.items():
         if key in INERT:
-            warnings.append(f'{document.where((*at, key))}: "{key}" has no effect: {INERT[key]}')
+            report.warn((*at, key), f'"{key}" has no effect: {INERT[key]}')
         else:
-            kept[key] = _without_inert(value, (*at, key), document, warnings)
+            kept[key] = _without_inert(value, (*at, key), report)
     return kept
 
 
-def _complaints(error: pydantic.ValidationError, document: Document) -> list[str]:
-    """One line per complaint of the schema, in the order of the text, without pydantic's jargon."""
-    lines: dict[Location, tuple[tuple[int, int], str]] = {}
-    for item in error.errors():
-        loc = tuple(part for part in item["loc"] if isinstance(part, int) or not _is_branch(part))
-        lines.setdefault(loc, (document.position(loc), f"{document.where(loc)}: {_explain(item, loc)}"))
-    return [line for _, line in sorted(lines.values())]
+def _validated(data: dict[str, Any], report: _Report) -> Recipe | None:
+    """The data as a Recipe; None when it is none.
+
+    Unknown keys and bad parameters are reported and left out, so that the checks that follow can find more.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except pydantic.ValidationError as error:
+        for item in error.errors():
+            at = _place(item, report.document)
+            report.problem(at, _explain(item, at, data))
+            if item["type"] == "extra_forbidden":
+                _remove(data, at)
+            elif (parameter := _parameter(at)) is not None:
+                _remove(data, parameter)
+    try:
+        return Recipe.model_validate(data)
+    except pydantic.ValidationError:
+        return None
 
 
-def _is_branch(part: str) -> bool:
-    """Whether a location part is pydantic's name for a branch of a union, not a key of the recipe."""
-    return part.startswith(("function-", "literal[", "is-instance"))
+def _place(item: Any, document: Document) -> Location:
+    """The place in the recipe that pydantic complains about: its location without the names of union branches."""
+    at: Location = ()
+    for part in item["loc"]:
+        if (*at, part) in document.marks:
+            at = (*at, part)
+    return (*at, item["loc"][-1]) if item["type"] == "missing" else at
 
 
-def _explain(item: Any, loc: Location) -> str:
-    key = next((part for part in reversed(loc) if isinstance(part, str)), "")
+def _parameter(at: Location) -> Location | None:
+    """The location of the parameter that a place lies in."""
+    start = next(
+        (i for i, part in enumerate(at) if part not in ("models", "slices", "sources") and type(part) is str), 0
+    )
+    return at[: start + 2] if at[start : start + 1] == ("parameters",) and len(at) > start + 1 else None
+
+
+def _remove(data: Any, at: Location) -> None:
+    for part in at[:-1]:
+        data = data[part]
+    data.pop(at[-1], None)
+
+
+def _explain(item: Any, at: Location, data: dict[str, Any]) -> str:
+    """A complaint of the schema in words of the recipe."""
+    rooms = [part for part in at if isinstance(part, str)]
+    key = rooms[-1] if rooms else ""
+    subject = f'an entry of "{key}"' if at and isinstance(at[-1], int) else shown(key) if key else "a recipe"
+    value = shown(item["input"])
     match item["type"]:
         case "extra_forbidden":
-            room = next((p for p in reversed(loc[:-1]) if isinstance(p, str)), "")
-            owner = _KEYS.get(room, Recipe)
-            hint = _MOVED.get(str(key)) or nearest(str(key), owner.model_fields)
-            return f'unknown key "{key}": {hint}'
+            owner = _KEYS.get(rooms[-2] if len(rooms) > 1 else "", Recipe)
+            hint = _MOVED.get(key) or _parameter_hint(key, data) or nearest(key, owner.model_fields)
+            return f"unknown key {subject}: {hint}"
         case "missing":
-            return f'the key "{key}" is missing'
+            known = f"; it is one of {', '.join(NAMES)}" if key == "merge_method" else ""
+            return f"the key {subject} is missing{known}"
         case "value_error":
             return str(item["ctx"]["error"])
         case "literal_error":
-            return f'"{item["input"]}" is not a valid {key}; it is one of {item["ctx"]["expected"]}'
+            return f"{value} is not a valid {key}; it is one of {item['ctx']['expected']}"
         case "too_short":
-            return f'"{key}" needs at least one entry'
+            return f"{subject} needs at least one entry"
+        case "model_type" | "dict_type":
+            return f"{subject} is a mapping of keys to values, not {value}"
+        case "list_type":
+            return f"{subject} is a list, not {value}"
+        case "string_type":
+            return f"{subject} is a text, not {value}; write it in quotes"
         case _:
-            return f'"{key}": {item["msg"][0].lower()}{item["msg"][1:]}'
+            return f"{subject} {item['msg'].removeprefix('Input ')}, not {value}"
 
 
-_MOVED = {
-    "modules": "GGUF files hold one module; write its models or slices at the top level",
-    "random_seed": 'write "seed" at the top level',
-    "weight": 'parameters such as weight stand under "parameters:"',
-    "density": 'parameters such as density stand under "parameters:"',
-    "t": 'parameters such as t stand under "parameters:"',
-}
+def _parameter_hint(key: str, data: dict[str, Any]) -> str:
+    name = data.get("merge_method")
+    methods = [name] if name in NAMES else NAMES
+    known = any(find_method(n).parameter(key) for n in methods)
+    return "a parameter of the method stands under parameters:" if known else ""
 
 
-def _check(recipe: Recipe, document: Document, warnings: list[str]) -> list[str]:
-    """What the schema cannot see: methods, parameter names, scopes and values."""
-    problems = []
+def _check(recipe: Recipe, report: _Report) -> None:
+    """What the schema cannot see: methods, parameter names, scopes and values, which get the types of their method."""
     if (recipe.models is None) == (recipe.slices is None):
-        problems.append(f'{document.where(())}: a recipe has either "models" or "slices"')
+        report.problem((), 'a recipe has either "models" or "slices"')
+    for key, reason in _UNREAD.items():
+        if getattr(recipe, key) is not None:
+            report.warn((key,), f'"{key}" has no effect: {reason}')
     try:
         method = find_method(recipe.merge_method)
     except RecipeError as error:
-        return [*problems, f"{document.where(('merge_method',))}: {error}"]
+        report.problem(("merge_method",), str(error))
+        return
     if method.base is Base.REQUIRED and recipe.base_model is None and not _every_slice_has_base(recipe):
-        problems.append(
-            f"{document.where(('merge_method',))}: {method.name} takes differences from a base: "
-            'add "base_model: FILE.gguf", the model that the others were tuned from'
+        report.problem(
+            ("merge_method",),
+            f"{method.name} takes differences from a base: "
+            'add "base_model: FILE.gguf", the model that the others were tuned from',
         )
     for at, parameters, per_model in _parameter_places(recipe):
-        is_base = per_model and _is_base(recipe, at)
+        is_base = per_model and method.base is not Base.MODEL and _is_base(recipe, at)
         for name, setting in parameters.items():
-            place = (*at, name)
-            try:
-                _check_parameter(method, name, setting, per_model)
-            except ValueError as error:
-                if method.name == "task_arithmetic" and name in _TASK_ONLY:
-                    warnings.append(f'{document.where(place)}: "{name}" has no effect in task_arithmetic')
-                else:
-                    problems.append(f"{document.where(place)}: {error}")
-            else:
-                if is_base and method.base is not Base.MODEL:
-                    warnings.append(f'{document.where(place)}: "{name}" has no effect on the base model')
-    return problems
+            _check_parameter(method, (*at, name), parameters, setting, per_model, is_base, report)
 
 
 def _every_slice_has_base(recipe: Recipe) -> bool:
     return bool(recipe.slices) and all(s.base_model for s in recipe.slices or ())
 
 
-def _parameter_places(recipe: Recipe) -> list[tuple[Location, dict[str, Setting], bool]]:
+def _parameter_places(recipe: Recipe) -> Iterable[tuple[Location, dict[str, Setting], bool]]:
     """(location, parameters, whether they belong to one model) for each place where a recipe sets parameters."""
-    places: list[tuple[Location, dict[str, Setting], bool]] = [(("parameters",), recipe.parameters, False)]
+    yield ("parameters",), recipe.parameters, False
     for i, model in enumerate(recipe.models or ()):
-        places.append((("models", i, "parameters"), model.parameters, True))
+        yield ("models", i, "parameters"), model.parameters, True
     for i, out in enumerate(recipe.slices or ()):
-        places.append((("slices", i, "parameters"), out.parameters, False))
+        yield ("slices", i, "parameters"), out.parameters, False
         for j, source in enumerate(out.sources):
-            places.append((("slices", i, "sources", j, "parameters"), source.parameters, True))
-    return places
+            yield ("slices", i, "sources", j, "parameters"), source.parameters, True
 
 
 def _is_base(recipe: Recipe, at: Location) -> bool:
@@ -191,39 +262,78 @@ def _is_base(recipe: Recipe, at: Location) -> bool:
     return out.sources[int(at[3])].model == (out.base_model or recipe.base_model)
 
 
-def _check_parameter(method: Method, name: str, setting: Setting, per_model: bool) -> None:
-    """ValueError when the method does not know the parameter, reads it elsewhere, or refuses one of its values."""
+def _check_parameter(
+    method: Method,
+    at: Location,
+    parameters: dict[str, Setting],
+    setting: Setting,
+    per_model: bool,
+    is_base: bool,
+    report: _Report,
+) -> None:
+    """Report what is wrong with one parameter; else give its values in `parameters` their type."""
+    name = str(at[-1])
     spec = method.parameter(name)
     if spec is None:
+        if method.name == "task_arithmetic" and name in _TASK_ONLY:
+            report.warn(at, f'"{name}" has no effect in task_arithmetic')
+            return
         names = [q.name for q in method.parameters]
         hint = nearest(name, names) if names else f"{method.name} has no parameters"
-        raise ValueError(f'{method.name} has no parameter "{name}": {hint}')
+        report.problem(at, f"{method.name} has no parameter {shown(name)}: {hint}")
+        return
     if per_model and spec.scope == "shared":
-        raise ValueError(
-            f'"{name}" of {method.name} is one value for all models and is not read here: move it to "parameters:"'
+        report.problem(
+            at, f'"{name}" of {method.name} is one value for all models and is not read here: move it to "parameters:"'
         )
-    for rule in setting.rules:
-        for value in rule.value if isinstance(rule.value, tuple) else (rule.value,):
-            _check_value(spec.name, spec.type, value, spec.low, spec.high, spec.choices)
+        return
+    try:
+        parameters[name] = Setting(tuple(replace(rule, value=_typed(spec, rule.value)) for rule in setting.rules))
+    except ValueError as error:
+        report.problem(at, str(error))
+        return
+    if is_base:
+        report.warn(at, f'"{name}" has no effect on the base model')
+    for rule in setting.unreachable():
+        what = "the value without a filter" if rule.filter is None else f"the filter {shown(rule.filter)}"
+        report.warn(at, f'{what} of "{name}" has no effect: an earlier filter takes all its tensors; write it first')
 
 
-def _check_value(
-    name: str, kind: type, value: Any, low: float | None, high: float | None, choices: tuple[str, ...]
-) -> None:
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise ValueError(f'"{name}" is true or false, not {value!r}')
-        return
-    if kind is str:
-        if value not in choices:
-            raise ValueError(f'"{name}" is one of {", ".join(choices)}, not {value!r}')
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f'"{name}" is a number, not {value!r}')
-    if kind is int and int(value) != value:
-        raise ValueError(f'"{name}" is a whole number, not {value!r}')
-    if value != value or abs(value) == float("inf"):
-        raise ValueError(f'"{name}" is a finite number, not {value!r}')
-    if (low is not None and value < low) or (high is not None and value > high):
+def _typed(spec: Parameter, value: Scalar | tuple[Scalar, ...]) -> Scalar | tuple[Scalar, ...]:
+    """A value or gradient in the parameter's type; ValueError when it is not one. As in mergekit a number may be
+    written as a text, and a switch as 0 or 1."""
+    if isinstance(value, tuple):
+        return tuple(_scalar(spec, v) for v in value)
+    return _scalar(spec, value)
+
+
+def _scalar(spec: Parameter, value: Scalar) -> Scalar:
+    if spec.type is bool:
+        if value not in (0, 1):
+            raise ValueError(f'"{spec.name}" is true or false, not {shown(value)}')
+        return bool(value)
+    if spec.type is str:
+        if value not in spec.choices:
+            raise ValueError(f'"{spec.name}" is one of {", ".join(spec.choices)}, not {shown(value)}')
+        return value
+    return _number(spec, value)
+
+
+def _number(spec: Parameter, value: Scalar) -> float:
+    try:
+        if value is None or isinstance(value, bool):
+            raise ValueError
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f'"{spec.name}" is a number, not {shown(value)}') from None
+    if not math.isfinite(number):
+        raise ValueError(f'"{spec.name}" is a finite number, not {shown(value)}')
+    low, high = spec.low, spec.high
+    if (low is not None and number < low) or (high is not None and number > high):
         bounds = f"at least {low:g}" if high is None else f"at most {high:g}" if low is None else f"{low:g} to {high:g}"
-        raise ValueError(f'"{name}" is {bounds}, not {value!r}')
+        raise ValueError(f'"{spec.name}" is {bounds}, not {shown(value)}')
+    if spec.type is int:
+        if number != int(number):
+            raise ValueError(f'"{spec.name}" is a whole number, not {shown(value)}')
+        return int(number)
+    return number

@@ -4,12 +4,16 @@ base.gguf                       a file, relative to the recipe's folder
 base.gguf+kjv.gguf              the same with an adapter applied at its full strength
 base.gguf+kjv.gguf=0.5          ... at half its strength
 {model: "a+b.gguf", lora: x}    mergekit's dict form, for paths that contain a plus sign
+{model: base.gguf, lora: [{path: x, strength: 0.5}, y]}
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+from ggufmerge.recipe.document import shown
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,13 @@ class AdapterReference:
     strength: float = 1.0
 
     def __str__(self) -> str:
-        return self.path if self.strength == 1 else f"{self.path}={self.strength:g}"
+        plain = self.strength == 1 and _adapter(self.path).path == self.path
+        return self.path if plain else f"{self.path}={self.strength!r}"
 
 
 @dataclass(frozen=True)
 class ModelReference:
-    """What a recipe calls a model. `str()` gives the short form again."""
+    """What a recipe calls a model. `str()` gives the short form, which is for people when a path contains a plus."""
 
     path: str
     adapters: tuple[AdapterReference, ...] = ()
@@ -39,40 +44,70 @@ class ModelReference:
         if isinstance(value, ModelReference):
             return value
         if isinstance(value, str):
-            path, *adapters = value.strip().split("+")
+            path, *adapters = map(_tidy, value.split("+"))
             if not path or not all(adapters):
-                raise ValueError(f'"{value}" has an empty path; write base.gguf+adapter.gguf')
+                raise ValueError(f"{shown(value)} has an empty path; write base.gguf+adapter.gguf")
             return cls(path, tuple(map(_adapter, adapters)))
         if isinstance(value, dict):
             return cls._from_dict(value)
-        raise ValueError(f"a model is a path, not {type(value).__name__}")
+        raise ValueError(f"a model is a path such as model.gguf, not {shown(value)}")
 
     @classmethod
     def _from_dict(cls, value: dict[str, Any]) -> ModelReference:
-        unknown = set(value) - {"model", "lora", "override_architecture"}
-        if unknown or "model" not in value:
+        if set(value) - {"model", "lora", "override_architecture"} or "model" not in value:
             raise ValueError("a model written as a mapping has the keys model and lora")
         if value.get("override_architecture"):
             raise ValueError("override_architecture has no meaning for GGUF files; remove it")
-        path, loras = _path(value["model"]), value.get("lora") or []
-        return cls(path, tuple(AdapterReference(_path(x)) for x in (loras if isinstance(loras, list) else [loras])))
+        loras = value.get("lora") or []
+        return cls(_path(value["model"]), tuple(map(_lora, loras if isinstance(loras, list) else [loras])))
+
+
+def _lora(value: Any) -> AdapterReference:
+    if not isinstance(value, dict) or "strength" not in value:
+        return AdapterReference(_path(value))
+    strength = value["strength"]
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+        raise ValueError(f"an adapter's strength is a number, not {shown(strength)}")
+    return AdapterReference(_path({k: v for k, v in value.items() if k != "strength"}), _finite(strength))
 
 
 def _path(value: Any) -> str:
     if isinstance(value, dict):
         if value.get("revision"):
             raise ValueError("revision has no meaning for a local file; remove it")
+        if unknown := sorted(set(value) - {"path", "revision"}):
+            raise ValueError(f'unknown key {shown(unknown[0])}; a path written as a mapping has the key "path"')
         value = value.get("path")
-    if not isinstance(value, str) or not value:
-        raise ValueError("a model's path is a text")
-    return value
+    if not isinstance(value, str) or not _tidy(value):
+        raise ValueError(f"the path of a model is a text, not {shown(value)}")
+    return _tidy(value)
+
+
+def _tidy(path: str) -> str:
+    """The path without blanks around it and without a leading `./`, so that one file has one name in a recipe."""
+    path = path.strip()
+    while path.startswith(("./", ".\\")):
+        path = path[2:].lstrip("/\\")
+    return path
 
 
 def _adapter(text: str) -> AdapterReference:
-    path, sign, strength = text.rpartition("=")
-    if sign:
+    path, sign, strength = map(str.strip, text.rpartition("="))
+    if sign and path:
         try:
-            return AdapterReference(path, float(strength))
+            number = float(strength)
         except ValueError:
             pass  # the path itself has an equals sign
+        else:
+            return AdapterReference(path, _finite(number))
     return AdapterReference(text)
+
+
+def _finite(strength: float) -> float:
+    try:
+        number = float(strength)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"an adapter's strength is a finite number, not {shown(strength)}")
+    return number

@@ -29,13 +29,7 @@ def _layers(value: Any) -> tuple[int, int]:
     numbers = value if isinstance(value, list) else []
     if len(numbers) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
         raise ValueError(f"layer_range is [first layer, layer after the last one], such as [0, 16], not {shown(value)}")
-    start, stop = numbers
-    if stop <= start:
-        raise ValueError(
-            f"layer_range [{start}, {stop}] holds no layers; it ends before its second number: "
-            f"[{start}, {start + 1}] is layer {start} alone"
-        )
-    return start, stop
+    return numbers[0], numbers[1]
 
 
 def _tokens_of(value: Any) -> Any:

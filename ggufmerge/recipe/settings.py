@@ -7,6 +7,8 @@
              {value: 0.5}]                       no filter: every tensor
 
 A filter is a plain part of the tensor's name, in GGUF's or Hugging Face's vocabulary, or a glob over the whole name.
+
+The language is mergekit's (`evaluate_setting` of mergekit 0.1.5); globs and GGUF names are ours.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ggufmerge.recipe.document import shown
 from ggufmerge.recipe.names import spellings
 
 Scalar = float | bool | int | str | None
@@ -40,7 +43,17 @@ class Setting:
     rules: tuple[Rule, ...]
 
     def rule_for(self, tensor: str) -> Rule | None:
+        """The rule that decides for a tensor (a GGUF name); None when no filter means it."""
         return next((rule for rule in self.rules if rule.matches(tensor)), None)
+
+    def unreachable(self) -> list[Rule]:
+        """Rules that can never decide, because an earlier one takes all their tensors."""
+        found, filters = [], set[str | None]()
+        for rule in self.rules:
+            if rule.filter in filters or None in filters:
+                found.append(rule)
+            filters.add(rule.filter)
+        return found
 
 
 def parse(value: Any) -> Setting:
@@ -54,12 +67,12 @@ def parse(value: Any) -> Setting:
 
 def _rule(item: dict[str, Any]) -> Rule:
     if unknown := sorted(map(str, set(item) - {"filter", "value"})):
-        raise ValueError(f'unknown key "{unknown[0]}" in a conditional value; it has the keys filter and value')
+        raise ValueError(f"unknown key {shown(unknown[0])} in a conditional value; it has the keys filter and value")
     if "value" not in item:
         raise ValueError("a conditional value needs the key value")
     pattern = item.get("filter")
     if pattern is not None and not isinstance(pattern, str):
-        raise ValueError(f"a filter is a part of a tensor name, not {pattern!r}")
+        raise ValueError(f"a filter is a part of a tensor name, not {shown(pattern)}")
     return Rule(None if pattern == "*" else pattern, _value(item["value"]))
 
 
@@ -68,11 +81,13 @@ def _value(value: Any) -> Scalar | tuple[Scalar, ...]:
         if not value:
             raise ValueError("a gradient needs at least one value")
         if any(isinstance(v, (dict, list)) for v in value):
-            raise ValueError("a gradient is a list of plain values; conditional values are a list of mappings")
+            raise ValueError(
+                "a list holds either plain values (a gradient) or mappings with filter and value, not both"
+            )
         return tuple(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise ValueError(f"{value!r} is neither a value, a gradient nor a list of conditional values")
+    raise ValueError(f"{shown(value)} is neither a value, a gradient nor a list of conditional values")
 
 
 def matches(pattern: str, tensor: str) -> bool:
@@ -85,13 +100,18 @@ def matches(pattern: str, tensor: str) -> bool:
 def at(value: Scalar | Sequence[Scalar], position: float) -> Scalar:
     """The value of a gradient at `position` in [0, 1]; a scalar is itself.
 
-    Numbers are interpolated linearly between equally spaced anchors; switches and words are picked, as mergekit does.
+    Numbers are interpolated linearly between equally spaced anchors; switches and words are taken from the anchor at or
+    before the position. These are mergekit's rules, except that a position within 1e-9 of an anchor is on it: layer 15
+    of 23 stands at 15 / 22 * 22 = 14.999999999999998, and mergekit then takes the switch of layer 14.
     """
     if not isinstance(value, tuple):
         return value  # type: ignore[return-value]
     x = position * (len(value) - 1)
-    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
-        i = min(int(x), len(value) - 1)
-        left, right = value[i], value[min(i + 1, len(value) - 1)]
-        return float(left) + (float(right) - float(left)) * (x - i)
-    return value[int(x)]
+    if abs(x - round(x)) < 1e-9:
+        x = round(x)
+    i = int(x)
+    left = value[i]
+    if i == x or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
+        return left
+    right = value[i + 1]
+    return float(left) + (float(right) - float(left)) * (x - i)
