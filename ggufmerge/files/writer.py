@@ -105,6 +105,8 @@ class GGUFWriter:
         self._header = bytearray(self._layout.header)
         self._written = dict.fromkeys(self._layout.tensors, 0)
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._writing = 0  # calls of `write` that are under way
         self._kept = False
         check_target(self.path, overwrite=overwrite)
         self._descriptor = _open_locked(self.partial_path)
@@ -153,10 +155,16 @@ class GGUFWriter:
         tensor = self._layout.tensors[name]
         if not 0 <= offset <= offset + view.nbytes <= tensor.nbytes:
             raise ValueError(f"{name}: bytes [{offset}, {offset + view.nbytes}) of a tensor of {tensor.nbytes}")
-        if view.nbytes:  # memoryview cannot flatten arrays without elements
-            self._pwrite(view.cast("B"), self.offset(name) + offset)
         with self._lock:
-            self._written[name] += view.nbytes
+            descriptor = self._open()
+            self._writing += 1
+        try:
+            if view.nbytes:  # memoryview cannot flatten arrays without elements
+                self._pwrite(descriptor, view.cast("B"), self.offset(name) + offset)
+        except BaseException:
+            self._end_write(name, 0)
+            raise
+        self._end_write(name, view.nbytes)
 
     def read(self, name: str) -> NDArray[np.uint8]:
         """uint8 [nbytes]: what was written of a tensor so far (zeros elsewhere), a read-only view of the file.
@@ -198,7 +206,7 @@ class GGUFWriter:
         check_target(self.path, overwrite=self.overwrite)
         try:
             os.fsync(descriptor)
-            self._pwrite(memoryview(self._header), 0)
+            self._pwrite(descriptor, memoryview(self._header), 0)
             os.fsync(descriptor)
             if (size := os.fstat(descriptor).st_size) != self.total_bytes:
                 raise PlanError(f"{self.partial_path}: has {size} of {self.total_bytes} bytes: something else wrote it")
@@ -226,12 +234,18 @@ class GGUFWriter:
     ) -> None:
         self._close(remove=not self._kept)
 
+    def _end_write(self, name: str, count: int) -> None:
+        with self._lock:
+            self._written[name] += count
+            self._writing -= 1
+            self._idle.notify_all()
+
     def _start(self) -> None:
         try:
             os.ftruncate(self._descriptor, 0)
             _preallocate(self._descriptor, self.path.parent, self.total_bytes)
             # last, so a file with a header has its full size
-            self._pwrite(memoryview(self._header), 0)
+            self._pwrite(self._descriptor, memoryview(self._header), 0)
         except OSError as error:
             os.ftruncate(self._descriptor, 0)  # so that the message counts all that is free
             self._refuse(error)
@@ -256,10 +270,9 @@ class GGUFWriter:
                 file.write(self._layout.header)  # a resumed build looks for the header without patches
             raise
 
-    def _pwrite(self, view: memoryview, position: int) -> None:
-        descriptor = self._open()
+    def _pwrite(self, descriptor: int, view: memoryview, position: int) -> None:
         try:
-            while view:
+            while view:  # a system may write less than it is given
                 if hasattr(os, "pwrite"):
                     count = os.pwrite(descriptor, view, position)
                 else:
@@ -289,7 +302,10 @@ class GGUFWriter:
         return self._descriptor
 
     def _close(self, *, remove: bool) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, -1
+            # the system gives the number of a closed file to the next one, and a late write would go there
+            self._idle.wait_for(lambda: not self._writing)
         if descriptor < 0:
             return
         if os.name == "nt":

@@ -10,6 +10,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 from typing import NoReturn
 
 import gguf
@@ -494,6 +495,33 @@ def test_short_writes_are_continued(
     monkeypatch.setattr(os, "pwrite", lambda descriptor, view, position: pwrite(descriptor, view[:7], position))
     build(target, metadata)
     assert_complete(target, metadata)
+
+
+def test_closing_waits_for_writes_under_way(
+    target: pathlib.Path, metadata: MetadataEditor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of a closed file may be another file's a moment later, and late bytes would end up in that."""
+    if not hasattr(os, "pwrite"):
+        return
+    writer = GGUFWriter(target, metadata, TENSORS)
+    begun, go_on, pwrite = threading.Event(), threading.Event(), os.pwrite
+
+    def slow(descriptor: int, view: memoryview, position: int) -> int:
+        begun.set()
+        assert go_on.wait(60)
+        return pwrite(descriptor, view, position)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        write = pool.submit(writer.write, "norm", 0, bytes(12))
+        assert begun.wait(60)
+        abort = pool.submit(writer.abort)
+        with pytest.raises(concurrent.futures.TimeoutError):
+            abort.result(0.05)
+        go_on.set()
+        write.result()
+        abort.result()
+    assert list(target.parent.iterdir()) == []
 
 
 BAD_TENSORS = [
