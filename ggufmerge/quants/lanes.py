@@ -1,11 +1,10 @@
-"""Scale searches of the K-quants, one block per SIMD lane.
+"""Scale searches of the K-quants, one block in each lane of a vector.
 
-ggml fits the scale of a block with serial float sums that a compiler must not reorder, so its code runs scalar. Here
-a group of LANES blocks is transposed to `[values, LANES]` and every inner loop runs over the lanes: each lane does
-ggml's operations in ggml's order, so each sum has ggml's bits, while the compiler vectorizes across lanes.
+ggml fits the scale of a block with serial float sums, which a compiler must not reorder, so its code runs scalar. Here
+LANES blocks are searched side by side: each lane does ggml's operations in ggml's order, so every sum has ggml's bits,
+while one instruction serves many blocks. Branches are selects.
 
-The arrays are float32 `[n, LANES]` (values, weights, codes) or `[LANES]` (one number per block). Branches are selects.
-`tmp` is scratch of at least TMP rows. Nothing here may be reordered, fused or contracted.
+Arrays are float32 [rows * LANES]: row i is value (or sub-block) i of all lanes. Codes are whole numbers in float32.
 
 Source: `make_qx_quants`, `make_q3_quants`, `make_qkx2_quants`, `make_qkx3_quants` and `make_qp_quants` of
 `ggml-quants.c`, llama.cpp v0.5.0.
@@ -13,342 +12,302 @@ Source: `make_qx_quants`, `make_q3_quants`, `make_qkx2_quants`, `make_qkx3_quant
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
-from numba import config, njit
+from numba import njit
+
+from ggufmerge.quants.simd import absolute, convert, largest, load, select, splat, square_root, store, view
 
 F, U = np.float32, np.uint32
 
-# 64 lanes keep the tile of a 32-value block in the first-level cache; without the JIT one lane wastes no padding.
-LANES = 1 if config.DISABLE_JIT else 64
-UNROLL = 8  # values added per visit of a lane, so that running sums stay in registers
-TMP = 12
+LANES = 32  # two registers of AVX-512, four of AVX2: enough independent work to hide the latency of a sum
+TOGETHER = 2  # blocks of a lane that `descend_symmetric` serves in turn
+EMPTY = F(1e-15)  # GROUP_MAX_EPS: a block of smaller magnitudes counts as zero
+MAGIC = F(12582912)  # 1.5 * 2**23: after adding it the mantissa ends in the nearest integer
 
-EMPTY = F(1e-15)  # GROUP_MAX_EPS: a block whose largest magnitude is below counts as zero
-MAGIC = F(12582912.0)  # 1.5 * 2**23: adding it leaves the nearest integer in the mantissa
+# Parts of a kernel, which nothing else calls: without wrappers for calls from Python and C they compile a third faster.
+_NO_WRAPPERS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inlined: Callable = njit(nogil=True, error_model="numpy", forceinline=True, **_NO_WRAPPERS)
 
-inline = njit(nogil=True, error_model="numpy", forceinline=True)
+
+@inlined
+def row(array, i):
+    return load(array, i * LANES, LANES)
 
 
-@inline
+@inlined
+def set_row(array, i, vector):
+    store(array, i * LANES, vector)
+
+
+@inlined
+def constant(value):
+    return splat(F(value), LANES)
+
+
+@inlined
+def transpose(values, first, offset, n, x):
+    """Values offset .. offset + n of the super-blocks from `first` on, to rows 0 .. n of x.
+
+    values: all super-blocks, or one row of an importance matrix, whose super-blocks repeat. Lanes without a super-block
+    of their own get some other one.
+    """
+    for i in range(0, n, 16):  # a cache line of values at a time
+        block = first * 256 % values.size
+        for lane in range(LANES):
+            for u in range(16):
+                x[(i + u) * LANES + lane] = values[block + offset + i + u]
+            block = block + 256 if block + 256 < values.size else 0
+
+
+@inlined
 def nearest(v):
-    """The integer nearest to v, half to even, as float32; out of range (|v| > 2**22, infinite, NaN) what ggml's
+    """Integers nearest to a float vector, half to even; out of range (|v| > 2**22, infinite, NaN) what ggml's
     nearest_int makes of the bits.
     """
-    return U((F(v + MAGIC).view(np.uint32) & U(0x7FFFFF)) | U(0x4B000000)).view(np.float32) - MAGIC
+    return view(view(v + MAGIC, U) & U(0x7FFFFF) | U(0x4B000000), F) - MAGIC
 
 
-@inline
-def clamp(v, low, high):
-    v = low if v < low else v
-    return high if v > high else v
+@inlined
+def nearest_between(v, low, high):
+    """nearest(v), limited to low..high."""
+    l = view(view(v + MAGIC, U) & U(0x7FFFFF) | U(0x4B000000), F)
+    l = select(l < MAGIC + low, MAGIC + low, l)
+    return select(l > MAGIC + high, MAGIC + high, l) - MAGIC
 
 
-@inline
-def load(blocks, first, x):
-    """Transpose the blocks from `first` on, [count, n], to x [n, LANES]; missing blocks repeat the last one."""
-    last = blocks.shape[0] - 1
-    for i in range(0, blocks.shape[1], 16):
-        for j in range(LANES):
-            block = blocks[min(first + j, last)]
-            for u in range(16):
-                x[i + u, j] = block[i + u]
+@inlined
+def nearest_below(v, high):
+    """nearest(v), limited to `high`."""
+    l = nearest(v)
+    return select(l > high, high, l)
 
 
-@inline
-def load_cyclic(blocks, first, start, x):
-    """Values `start` and following of blocks taken in turn, to x: lane j gets block (first + j) modulo their number."""
-    count = blocks.shape[0]
-    for i in range(0, x.shape[0], 16):
-        for j in range(LANES):
-            block = blocks[(first + j) % count]
-            for u in range(16):
-                x[i + u, j] = block[start + i + u]
+@inlined
+def as_byte(l):
+    """Whole numbers as ggml stores them in a byte: modulo 256."""
+    return convert(convert(l, np.int32) & np.int32(255), F)
 
 
-@inline
-def mean_square(x, factor, out):
-    """`factor` (1 or 2) times the sum of the squares of each lane, over the number of values."""
-    n = x.shape[0]
-    for j in range(LANES):
-        out[j] = F(0)
-    for i in range(0, n, UNROLL):
-        for j in range(LANES):
-            total = out[j]
-            for u in range(UNROLL):
-                total += x[i + u, j] * x[i + u, j]
-            out[j] = total
-    for j in range(LANES):
-        out[j] = factor * out[j] / F(n)
+@inlined
+def mean_square(x, start, n, factor):
+    """`factor` times the sum of the squares of rows start .. start + n, over n."""
+    total = constant(0)
+    for i in range(start, start + n):
+        v = row(x, i)
+        total = total + v * v
+    return total * factor / F(n)
 
 
-@inline
-def largest(x, amax, peak):
-    """The largest magnitude of each lane, and the first value that has it."""
-    for j in range(LANES):
-        amax[j] = peak[j] = F(0)
-    for i in range(x.shape[0]):
-        for j in range(LANES):
-            v = x[i, j]
-            a = abs(v)
-            peak[j] = v if a > amax[j] else peak[j]
-            amax[j] = a if a > amax[j] else amax[j]
+@inlined
+def weigh(x, start, n, imatrix, variance, w):
+    """Weights of values under an importance matrix, imatrix * sqrt(variance + x**2), to w; returns their sum."""
+    total = constant(0)
+    for i in range(n):
+        v = row(x, start + i)
+        weight = row(imatrix, i) * square_root(variance + v * v)
+        set_row(w, i, weight)
+        total = total + weight
+    return total
 
 
-@inline
-def importance(x, imatrix, variance, w, sum_w):
-    """Weights of values under an importance matrix, imatrix * sqrt(variance + x**2), and their sum."""
-    for j in range(LANES):
-        sum_w[j] = F(0)
-    for i in range(x.shape[0]):
-        for j in range(LANES):
-            weight = imatrix[i, j] * np.sqrt(variance[j] + x[i, j] * x[i, j])
-            w[i, j] = weight
-            sum_w[j] += weight
+@inlined
+def extreme(x, start, n):
+    """The largest magnitude of n rows, and the first value that has it."""
+    amax, peak = constant(0), constant(0)
+    for i in range(start, start + n):
+        v = row(x, i)
+        a = absolute(v)
+        larger = a > amax
+        amax, peak = select(larger, a, amax), select(larger, v, peak)
+    return amax, peak
 
 
-@inline
-def search_affine(x, w, top, first, delta, steps, absolute, codes, tmp, scale, minimum, inverse, offset):
-    """Scale and negated minimum of blocks whose codes run from 0 to `top` (make_qkx2_quants, make_qkx3_quants).
+@inlined
+def search_affine(x, start, n, w, top, first, delta, steps, linear, codes):
+    """Scale and minimum of blocks with codes from 0 to `top` (make_qkx2_quants, make_qkx3_quants).
 
-    Least squares over steps + 1 candidate grids of (top + first + delta * step) / range, the one with the smallest
-    weighted squared (or `absolute`) error wins. The codes of the winner are nearest(inverse * (x - offset)), clamped.
-    A block of equal values x <= 0 needs no branch: its range of 0 makes every code and the scale 0.
+    Among steps + 1 grids of (top + first + delta * step) / range, each refined by least squares, the one with the
+    smallest weighted squared (`linear`: absolute) error wins. Returns scale, minimum, and `inverse` and `offset`
+    such that the codes of the winner are nearest(inverse * (x - offset)), limited. Blocks of equal values x <= 0 need
+    no branch: their range of 0 makes codes and scale 0. `codes` is scratch of n rows.
     """
-    n = x.shape[0]
-    lo, hi, sum_w, sum_x, best, inv = tmp[0], tmp[1], tmp[2], tmp[3], tmp[4], tmp[5]
-    sum_l, sum_l2, sum_xl, error, a, b = tmp[6], tmp[7], tmp[8], tmp[9], tmp[10], tmp[11]
-    zero, one = F(0), F(1)
-    for j in range(LANES):
-        lo[j] = hi[j] = x[0, j]
-        sum_w[j] = w[0, j]
-        sum_x[j] = w[0, j] * x[0, j]
+    lo, hi, sum_w = row(x, start), row(x, start), row(w, 0)
+    sum_x = sum_w * lo
     for i in range(1, n):
-        for j in range(LANES):
-            v, u = x[i, j], w[i, j]
-            lo[j] = v if v < lo[j] else lo[j]
-            hi[j] = v if v > hi[j] else hi[j]
-            sum_w[j] += u
-            sum_x[j] += u * v
-    for j in range(LANES):
-        lo[j] = zero if lo[j] > zero else lo[j]
-        inv[j] = top / (hi[j] - lo[j])
-        scale[j] = one / inv[j]
-        inverse[j], offset[j] = inv[j], lo[j]
-        a[j], b[j] = scale[j], lo[j]
-        best[j] = zero
+        v, u = row(x, start + i), row(w, i)
+        lo, hi = select(v < lo, v, lo), select(v > hi, v, hi)
+        sum_w = sum_w + u
+        sum_x = sum_x + u * v
+    lo = select(lo > F(0), F(0), lo)
+    inv = constant(top) / (hi - lo)
+    scale, inverse, offset = constant(1) / inv, inv, lo
     for i in range(n):
-        for j in range(LANES):
-            codes[i, j] = clamp(nearest(inv[j] * (x[i, j] - lo[j])), zero, top)
-    _add_error(x, w, codes, a, b, absolute, best)
+        set_row(codes, i, nearest_between(inv * (row(x, start + i) - lo), F(0), top))
+    best = _error(x, start, n, w, codes, scale, lo, linear)
     for step in range(steps + 1):
-        numerator = F(first + F(delta * F(step))) + top
-        for j in range(LANES):
-            # lo may be the minimum of an earlier winner: ggml keeps searching from there
-            inv[j] = numerator / (hi[j] - lo[j])
-            sum_l[j] = sum_l2[j] = sum_xl[j] = zero
-        for i in range(0, n, UNROLL):
-            for j in range(LANES):
-                k, m = inv[j], lo[j]
-                s0, s1, s2 = sum_l[j], sum_l2[j], sum_xl[j]
-                for u in range(UNROLL):
-                    l = clamp(nearest(k * (x[i + u, j] - m)), zero, top)
-                    codes[i + u, j] = l
-                    wl = w[i + u, j] * l
-                    s0 += wl
-                    s1 += wl * l
-                    s2 += wl * x[i + u, j]
-                sum_l[j], sum_l2[j], sum_xl[j] = s0, s1, s2
-        for j in range(LANES):
-            det = sum_w[j] * sum_l2[j] - sum_l[j] * sum_l[j]
-            slope = (sum_w[j] * sum_xl[j] - sum_x[j] * sum_l[j]) / det
-            start = (sum_l2[j] * sum_x[j] - sum_l[j] * sum_xl[j]) / det
-            a[j] = sum_xl[j] / sum_l2[j] if start > zero else slope
-            b[j] = zero if start > zero else start
-            error[j] = zero if det > zero else F(np.inf)
-        _add_error(x, w, codes, a, b, absolute, error)
-        for j in range(LANES):
-            won = error[j] < best[j]
-            best[j] = error[j] if won else best[j]
-            inverse[j] = inv[j] if won else inverse[j]
-            offset[j] = lo[j] if won else offset[j]
-            scale[j] = a[j] if won else scale[j]
-            lo[j] = b[j] if won else lo[j]
-    for j in range(LANES):
-        minimum[j] = -lo[j]
+        # lo may be the minimum of an earlier winner: ggml goes on from there
+        inv = constant(F(first + F(delta * F(step))) + top) / (hi - lo)
+        sum_l, sum_l2, sum_xl = constant(0), constant(0), constant(0)
+        for i in range(n):
+            v, u = row(x, start + i), row(w, i)
+            l = nearest_between(inv * (v - lo), F(0), top)
+            set_row(codes, i, l)
+            ul = u * l
+            sum_l = sum_l + ul
+            sum_l2 = sum_l2 + ul * l
+            sum_xl = sum_xl + ul * v
+        det = sum_w * sum_l2 - sum_l * sum_l
+        a = (sum_w * sum_xl - sum_x * sum_l) / det
+        b = (sum_l2 * sum_x - sum_l * sum_xl) / det
+        a, b = select(b > F(0), sum_xl / sum_l2, a), select(b > F(0), F(0), b)
+        error = _error(x, start, n, w, codes, a, b, linear)
+        won = (det > F(0)) & (error < best)
+        best, inverse, offset = select(won, error, best), select(won, inv, inverse), select(won, lo, offset)
+        scale, lo = select(won, a, scale), select(won, b, lo)
+    return scale, lo, inverse, offset
 
 
-@inline
-def _add_error(x, w, codes, a, b, absolute, error):
-    """Add the weighted squared or absolute errors of a * code + b to `error`."""
-    for i in range(0, x.shape[0], UNROLL):
-        for j in range(LANES):
-            total = error[j]
-            for u in range(UNROLL):
-                d = a[j] * codes[i + u, j] + b[j] - x[i + u, j]
-                total += w[i + u, j] * (abs(d) if absolute else d * d)
-            error[j] = total
+@inlined
+def _error(x, start, n, w, codes, a, b, linear):
+    """Weighted squared or absolute error of a * codes + b."""
+    total = constant(0)
+    for i in range(n):
+        d = a * row(codes, i) + b - row(x, start + i)
+        total = total + row(w, i) * (absolute(d) if linear else d * d)
+    return total
 
 
-@inline
-def search_symmetric(x, w, top, tmp, scale, inverse):
-    """Scale of blocks whose codes run from -top to top - 1 (make_qx_quants with weights).
+@inlined
+def search_symmetric(x, start, n, w, at, top):
+    """Scale of blocks with codes from -top to top - 1 (make_qx_quants); weights are the rows of w from `at`.
 
-    Of 19 grids around -top / (value of largest magnitude) the one with the best weighted fit wins. The codes of the
-    winner are nearest(inverse * x), clamped, plus top; where the block counts as zero they are 0 and `inverse` is NaN.
+    Of 19 grids around -top / (value of largest magnitude) the one with the best weighted fit wins. Returns the scale
+    and `inverse`: the codes of the winner are nearest(inverse * x), limited. In a block that counts as zero the scale
+    is 0 and `inverse` NaN, and ggml's codes are -top.
     """
-    n = x.shape[0]
-    amax, peak, inv, sum_lx, sum_l2, best = tmp[0], tmp[1], tmp[2], tmp[3], tmp[4], tmp[5]
-    zero, low, high = F(0), -top, top - F(1)
-    largest(x, amax, peak)
+    amax, peak = extreme(x, start, n)
+    scale, inverse, best = constant(0), constant(0), constant(0)
     for trial in range(19):
-        # the plain grid first, then 0.1 steps from -0.9 to 0.9
-        offset = F(0) if trial == 0 else F(0.1) * F(trial - 10 if trial < 10 else trial - 9)
-        numerator = -(top + offset)
-        for j in range(LANES):
-            inv[j] = numerator / peak[j]
-            sum_lx[j] = sum_l2[j] = zero
-        for i in range(0, n, UNROLL):
-            for j in range(LANES):
-                k, s0, s1 = inv[j], sum_lx[j], sum_l2[j]
-                for u in range(UNROLL):
-                    l = clamp(nearest(k * x[i + u, j]), low, high)
-                    s0 += w[i + u, j] * x[i + u, j] * l
-                    s1 += w[i + u, j] * l * l
-                sum_lx[j], sum_l2[j] = s0, s1
+        # the plain grid first, then steps of 0.1 from -0.9 to 0.9
+        step = 0 if trial == 0 else trial - 10 if trial < 10 else trial - 9
+        inv = constant(-(top + F(F(0.1) * F(step)))) / peak
+        sum_xl, sum_l2 = constant(0), constant(0)
+        for i in range(n):
+            v, u = row(x, start + i), row(w, at + i)
+            l = nearest_between(inv * v, -top, top - F(1))
+            sum_xl = sum_xl + u * v * l
+            sum_l2 = sum_l2 + u * l * l
+        fit = sum_xl / sum_l2
         if trial == 0:
-            for j in range(LANES):
-                scale[j] = sum_lx[j] / sum_l2[j] if sum_l2[j] != zero else zero
-                best[j] = scale[j] * sum_lx[j]
-                inverse[j] = inv[j]
+            scale, inverse = select(sum_l2 != F(0), fit, F(0)), inv
+            best = scale * sum_xl
         else:
-            for j in range(LANES):
-                won = (sum_l2[j] > zero) & (sum_lx[j] * sum_lx[j] > best[j] * sum_l2[j])
-                fit = sum_lx[j] / sum_l2[j]
-                scale[j] = fit if won else scale[j]
-                best[j] = fit * sum_lx[j] if won else best[j]
-                inverse[j] = inv[j] if won else inverse[j]
-    for j in range(LANES):
-        scale[j] = zero if amax[j] < EMPTY else scale[j]
-        inverse[j] = F(np.nan) if amax[j] < EMPTY else inverse[j]
+            won = (sum_l2 > F(0)) & (sum_xl * sum_xl > best * sum_l2)
+            scale, best, inverse = select(won, fit, scale), select(won, fit * sum_xl, best), select(won, inv, inverse)
+    empty = amax < EMPTY
+    return select(empty, F(0), scale), select(empty, F(np.nan), inverse)
 
 
-@inline
-def descend_symmetric(x, top, tmp, codes, scale):
-    """Scale and codes (0 to 2 * top - 1) of blocks weighted by x**2: coordinate descent from the plain grid
-    (make_q3_quants). A block that counts as zero gets codes 0 and scale 0.
+@inlined
+def descend_symmetric(x, first, n, top, codes, scale, sums):
+    """Scales and codes (0 to 2 * top - 1) of TOGETHER blocks of n values weighted by x**2, from block `first` on:
+    coordinate descent from the plain grid (make_q3_quants). Writes rows of `codes` like those of x, and of `scale`.
+    In a block that counts as zero both are 0.
+
+    Each step of a descent waits for the division of the step before, so several blocks take turns. `sums` is scratch of
+    2 * TOGETHER rows.
     """
-    n = x.shape[0]
-    amax, peak, inv, sum_lx, sum_l2 = tmp[0], tmp[1], tmp[2], tmp[3], tmp[4]
-    zero, low, high = F(0), -top, top - F(1)
-    largest(x, amax, peak)
-    for j in range(LANES):
-        inv[j] = low / peak[j]
-        sum_lx[j] = sum_l2[j] = zero
-    for i in range(n):
-        for j in range(LANES):
-            v = x[i, j]
-            w = v * v
-            l = clamp(nearest(inv[j] * v), low, high)
-            codes[i, j] = l
-            sum_lx[j] += w * v * l
-            sum_l2[j] += w * l * l
+    for b in range(TOGETHER):
+        start = n * (first + b)
+        amax, peak = extreme(x, start, n)
+        inv = constant(-top) / peak
+        sum_xl, sum_l2 = constant(0), constant(0)
+        for i in range(start, start + n):
+            v = row(x, i)
+            l = nearest_between(inv * v, -top, top - F(1))
+            set_row(codes, i, l)
+            sum_xl = sum_xl + v * v * v * l
+            sum_l2 = sum_l2 + v * v * l * l
+        set_row(sums, b, sum_xl)
+        set_row(sums, TOGETHER + b, sum_l2)
     for _ in range(5):
-        changed = 0
-        for i in range(n):
-            for j in range(LANES):
-                v, l = x[i, j], codes[i, j]
+        changed = constant(0)
+        for i in range(n * first, n * (first + 1)):
+            for b in range(TOGETHER):
+                v, l, sum_xl, sum_l2 = row(x, i + n * b), row(codes, i + n * b), row(sums, b), row(sums, TOGETHER + b)
                 w = v * v
-                lx = sum_lx[j] - w * v * l
-                l2 = sum_l2[j] - w * l * l
-                new = clamp(nearest(v * l2 / lx), low, high)
-                new_lx = lx + w * v * new
-                new_l2 = l2 + w * new * new
-                better = new_lx * new_lx * sum_l2[j] > sum_lx[j] * sum_lx[j] * new_l2
-                won = (lx > zero) & (new != l) & (new_l2 > zero) & better
-                codes[i, j] = new if won else l
-                sum_lx[j] = new_lx if won else sum_lx[j]
-                sum_l2[j] = new_l2 if won else sum_l2[j]
-                changed += won
-        if changed == 0:
+                xl, l2 = sum_xl - w * v * l, sum_l2 - w * l * l
+                new = nearest_between(v * l2 / xl, -top, top - F(1))
+                new_xl, new_l2 = xl + w * v * new, l2 + w * new * new
+                better = new_xl * new_xl * sum_l2 > sum_xl * sum_xl * new_l2
+                won = (xl > F(0)) & (new != l) & (new_l2 > F(0)) & better
+                set_row(codes, i + n * b, select(won, new, l))
+                set_row(sums, b, select(won, new_xl, sum_xl))
+                set_row(sums, TOGETHER + b, select(won, new_l2, sum_l2))
+                changed = select(won, F(1), changed)
+        if largest(changed) == F(0):
             break
-    for j in range(LANES):
-        scale[j] = sum_lx[j] / sum_l2[j] if (sum_l2[j] > zero) & (amax[j] >= EMPTY) else zero
-    for i in range(n):
-        for j in range(LANES):
-            codes[i, j] = zero if amax[j] < EMPTY else codes[i, j] + top
+    for b in range(TOGETHER):
+        start, sum_xl, sum_l2 = n * (first + b), row(sums, b), row(sums, TOGETHER + b)
+        amax, _ = extreme(x, start, n)
+        empty = amax < EMPTY
+        set_row(scale, first + b, select(empty, F(0), select(sum_l2 > F(0), sum_xl / sum_l2, F(0))))
+        for i in range(start, start + n):
+            set_row(codes, i, select(empty, F(0), row(codes, i) + top))
 
 
-@inline
-def search_positive(x, w, top, tmp, codes, scale):
-    """Scale of blocks of values x >= 0 with codes 0 to `top` (make_qp_quants): nine grids, then coordinate descent.
+@inlined
+def search_positive(x, n, w, top, codes):
+    """Scale of blocks of values x >= 0 with codes from 0 to `top` (make_qp_quants): nine grids, coordinate descent.
 
-    Codes are bytes in ggml, so a negative one (from an x a little below 0) continues as 256 more.
+    ggml keeps codes in bytes: a negative one (of an x below 0) takes part in the descent as 256 more.
     """
-    n = x.shape[0]
-    peak, inv, inverse, unit = tmp[0], tmp[1], tmp[2], tmp[3]
-    error, best, sum_lx, sum_l2 = tmp[4], tmp[5], tmp[6], tmp[7]
-    zero, one = F(0), F(1)
-    for j in range(LANES):
-        peak[j] = zero
+    peak = constant(0)
     for i in range(n):
-        for j in range(LANES):
-            peak[j] = peak[j] if peak[j] > x[i, j] else x[i, j]
+        v = row(x, i)
+        peak = select(peak > v, peak, v)
+    inverse, best = constant(0), constant(0)
     for trial in range(9):
-        # the plain grid first, then 0.1 steps from -0.4 to 0.4
-        offset = F(0) if trial == 0 else F(0.1) * F(trial - 5 if trial < 5 else trial - 4)
-        for j in range(LANES):
-            inv[j] = (offset + top) / peak[j]
-            unit[j] = one / inv[j]
-            error[j] = zero
+        # the plain grid first, then steps of 0.1 from -0.4 to 0.4
+        step = 0 if trial == 0 else trial - 5 if trial < 5 else trial - 4
+        inv = constant(F(F(0.1) * F(step)) + top) / peak
+        unit = constant(1) / inv
+        error = constant(0)
         for i in range(n):
-            for j in range(LANES):
-                l = nearest(inv[j] * x[i, j])
-                l = byte(l) if trial == 0 else _at_most(l, top)
-                d = x[i, j] - unit[j] * l
-                error[j] += w[i, j] * d * d
-        for j in range(LANES):
-            won = (trial == 0) | (error[j] < best[j])
-            best[j] = error[j] if won else best[j]
-            inverse[j] = inv[j] if won else inverse[j]
-    for j in range(LANES):
-        sum_lx[j] = sum_l2[j] = zero
+            v = row(x, i)
+            l = as_byte(nearest(inv * v)) if trial == 0 else nearest_below(inv * v, top)
+            d = v - unit * l
+            error = error + row(w, i) * d * d
+        if trial == 0:
+            best, inverse = error, inv
+        else:
+            won = error < best
+            best, inverse = select(won, error, best), select(won, inv, inverse)
+    sum_xl, sum_l2 = constant(0), constant(0)
     for i in range(n):
-        for j in range(LANES):
-            l = _at_most(nearest(inverse[j] * x[i, j]), top)
-            codes[i, j] = byte(l)
-            sum_lx[j] += w[i, j] * x[i, j] * l
-            sum_l2[j] += w[i, j] * l * l
+        v, u = row(x, i), row(w, i)
+        l = nearest_below(inverse * v, top)
+        set_row(codes, i, as_byte(l))
+        sum_xl = sum_xl + u * v * l
+        sum_l2 = sum_l2 + u * l * l
     for _ in range(5):
-        changed = 0
+        changed = constant(0)
         for i in range(n):
-            for j in range(LANES):
-                v, u, l = x[i, j], w[i, j], codes[i, j]
-                lx = sum_lx[j] - u * v * l
-                l2 = sum_l2[j] - u * l * l
-                new = _at_most(nearest(v * l2 / lx), top)
-                new_lx = lx + u * v * new
-                new_l2 = l2 + u * new * new
-                better = new_lx * new_lx * sum_l2[j] > sum_lx[j] * sum_lx[j] * new_l2
-                won = (lx > zero) & (l2 > zero) & (new != l) & better
-                codes[i, j] = byte(new) if won else l
-                sum_lx[j] = new_lx if won else sum_lx[j]
-                sum_l2[j] = new_l2 if won else sum_l2[j]
-                changed += won
-        if changed == 0:
+            v, u, l = row(x, i), row(w, i), row(codes, i)
+            xl, l2 = sum_xl - u * v * l, sum_l2 - u * l * l
+            new = nearest_below(v * l2 / xl, top)
+            new_xl, new_l2 = xl + u * v * new, l2 + u * new * new
+            better = new_xl * new_xl * sum_l2 > sum_xl * sum_xl * new_l2
+            won = (xl > F(0)) & (l2 > F(0)) & (new != l) & better
+            set_row(codes, i, select(won, as_byte(new), l))
+            sum_xl, sum_l2 = select(won, new_xl, sum_xl), select(won, new_l2, sum_l2)
+            changed = select(won, F(1), changed)
+        if largest(changed) == F(0):
             break
-    for j in range(LANES):
-        scale[j] = sum_lx[j] / sum_l2[j] if (sum_l2[j] > zero) & (peak[j] >= EMPTY) else zero
+    empty = peak < EMPTY
     for i in range(n):
-        for j in range(LANES):
-            codes[i, j] = zero if peak[j] < EMPTY else codes[i, j]
-
-
-@inline
-def _at_most(v, high):
-    return high if v > high else v
-
-
-@inline
-def byte(l):
-    """An integer modulo 256, as float32."""
-    return F(np.int32(l) & np.int32(255))
+        set_row(codes, i, select(empty, F(0), row(codes, i)))
+    return select(empty, F(0), select(sum_l2 > F(0), sum_xl / sum_l2, F(0)))
