@@ -1,4 +1,4 @@
-"""ggml itself, from the wheel of libggml-python, as the oracle of codecs and of the container format."""
+"""ggml itself, from the wheel of libggml-python (IQ1: of xllamacpp), as the oracle of codecs and of GGUF."""
 
 from __future__ import annotations
 
@@ -28,6 +28,21 @@ def lib() -> C.CDLL:
     # tables that ggml's own quantizers build lazily
     ggml.ggml_quantize_init.argtypes = [C.c_int]
     ggml.ggml_quantize_init.restype = None
+    return ggml
+
+
+@functools.cache
+def llama() -> C.CDLL:
+    """The ggml inside xllamacpp, as new as llama.cpp v0.5.0, whose search for IQ1_M adds in another order than before
+    and so rounds differently: the wheel of libggml-python is older and has other bytes in some blocks of that type.
+    IQ1_S comes along because ggml takes ten seconds to sort the neighbours in the grid that both share.
+    """
+    spec = importlib.util.find_spec("xllamacpp.xllamacpp")
+    assert spec, "pip install xllamacpp"
+    assert spec.origin
+    ggml = C.CDLL(spec.origin)
+    ggml.ggml_quantize_chunk.argtypes = lib().ggml_quantize_chunk.argtypes
+    ggml.ggml_quantize_chunk.restype = C.c_size_t
     return ggml
 
 
@@ -62,7 +77,8 @@ def quantize(x: np.ndarray, type: TensorType, imatrix: np.ndarray | None = None)
     weights = None if imatrix is None else np.ascontiguousarray(imatrix, np.float32)
     pointer = None if weights is None else weights.ctypes.data
     assert pointer is not None or not lib().ggml_quantize_requires_imatrix(type.id), f"{type} aborts without imatrix"
-    size = lib().ggml_quantize_chunk(type.id, x.ctypes.data, out.ctypes.data, 0, rows, n, pointer)
+    ggml = llama() if type in (TensorType.IQ1_S, TensorType.IQ1_M) else lib()
+    size = ggml.ggml_quantize_chunk(type.id, x.ctypes.data, out.ctypes.data, 0, rows, n, pointer)
     assert size == out.size
     return out
 

@@ -338,7 +338,7 @@ def search_blocks(
     floor: a sub-block whose values are all smaller is zero; the others as in `search_grid`.
     arrays: `block_arrays()`.
     """
-    values, scales, codes, signs, scratch = arrays
+    values, scales, zero, codes, signs, scratch = arrays
     weighted = imatrix.size > 0
     transpose(x, first, blocks, 256, 0, 256, values)
     mean = zeros()
@@ -367,13 +367,16 @@ def search_blocks(
         sign_mask = np.int32(127 if even else 255)
         scale = settle(scale, empty, own_codes, size // width, own_signs, size // 8, sign_mask)
         store(scales, s * LANES, scale)
+        store(zero, s * LANES, select(empty, splat(np.int32(1), LANES), np.int32(0)))
         largest_scale = select(largest_scale > scale, largest_scale, scale)
     return largest_scale
 
 
 @inline
 def block_arrays():
-    """Working memory of `search_blocks`: values, scales, codes, signs, scratch."""
-    values, scales = np.empty(256 * LANES, F), np.empty(16 * LANES, F)
+    """Working memory of `search_blocks`: values; scales of sub-blocks and whether they are zero; codes and signs of
+    groups; scratch.
+    """
+    values, scales, zero = np.empty(256 * LANES, F), np.empty(16 * LANES, F), np.empty(16 * LANES, np.int32)
     codes, signs = np.empty(64 * LANES, np.int32), np.empty(32 * LANES, np.int32)
-    return values, scales, codes, signs, scratch_arrays()
+    return values, scales, zero, codes, signs, scratch_arrays()

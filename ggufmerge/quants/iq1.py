@@ -120,7 +120,7 @@ def _quantize_iq1_s(x, out, imatrix, point, span, neighbours):
             o = 50 * min(first + lane, blocks - 1)
             store_half(out, o, largest[lane] / F(15) * F(1.125))
             for s in range(8):
-                high = 0
+                high = np.int32(0)
                 if largest[lane] != F(0):
                     high = steps[s * LANES + lane] << 12 | down[s * LANES + lane] << 15
                 for k in range(4):

@@ -113,7 +113,7 @@ def quantize_iq2_s_weighted(x, out, imatrix):
 def _quantize_iq2_xxs(x, out, imatrix, point, span, neighbours):
     """x: float32 [blocks * 256], out: uint8 [blocks * 66], imatrix: float32 [n of a row]."""
     blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
-    _, scales, codes, signs, _ = arrays
+    _, scales, _, codes, signs, _ = arrays
     steps, largest = np.empty(8 * LANES, np.int32), np.empty(LANES, F)
     for first in range(0, blocks, LANES):
         largest_scale = search_blocks(
@@ -140,7 +140,7 @@ def _quantize_iq2_xxs(x, out, imatrix, point, span, neighbours):
 def _quantize_iq2_xs(x, out, imatrix, point, span, neighbours):
     """x: float32 [blocks * 256], out: uint8 [blocks * 74], imatrix: float32 [n of a row]."""
     blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
-    _, scales, codes, signs, _ = arrays
+    _, scales, _, codes, signs, _ = arrays
     steps, largest = np.empty(16 * LANES, np.int32), np.empty(LANES, F)
     for first in range(0, blocks, LANES):
         largest_scale = search_blocks(
@@ -166,7 +166,7 @@ def _quantize_iq2_xs(x, out, imatrix, point, span, neighbours):
 def _quantize_iq2_s(x, out, imatrix, point, span, neighbours):
     """x: float32 [blocks * 256], out: uint8 [blocks * 82], imatrix: float32 [n of a row], empty for none."""
     blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
-    _, scales, codes, signs, _ = arrays
+    _, scales, _, codes, signs, _ = arrays
     steps, largest = np.empty(16 * LANES, np.int32), np.empty(LANES, F)
     for first in range(0, blocks, LANES):
         largest_scale = search_blocks(

@@ -100,7 +100,7 @@ def quantize_iq3_s_weighted(x, out, imatrix):
 def _quantize_iq3_xxs(x, out, imatrix, point, span, neighbours):
     """x: float32 [blocks * 256], out: uint8 [blocks * 98], imatrix: float32 [n of a row], empty for none."""
     blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
-    _, scales, codes, signs, _ = arrays
+    _, scales, _, codes, signs, _ = arrays
     steps, largest = np.empty(8 * LANES, np.int32), np.empty(LANES, F)
     for first in range(0, blocks, LANES):
         largest_scale = search_blocks(
@@ -128,7 +128,7 @@ def _quantize_iq3_xxs(x, out, imatrix, point, span, neighbours):
 def _quantize_iq3_s(x, out, imatrix, point, span, neighbours):
     """x: float32 [blocks * 256], out: uint8 [blocks * 110], imatrix: float32 [n of a row], empty for none."""
     blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
-    _, scales, codes, signs, _ = arrays
+    _, scales, zero, codes, signs, _ = arrays
     steps, largest = np.empty(8 * LANES, np.int32), np.empty(LANES, F)
     for first in range(0, blocks, LANES):
         largest_scale = search_blocks(
@@ -139,13 +139,18 @@ def _quantize_iq3_s(x, out, imatrix, point, span, neighbours):
         for lane in range(LANES):
             o = 110 * min(first + lane, blocks - 1)
             store_half(out, o, largest[lane] / F(31) * F(1.033))
-            out[o + 66 : o + 74] = 0
-            for k in range(64):
-                index = np.int32(point[codes[k * LANES + lane]])
-                out[o + 2 + k] = index & 255
-                out[o + 66 + k // 8] |= index >> 8 << k % 8
-            for k in range(32):
-                out[o + 74 + k] = signs[k * LANES + lane]
+            out[o + 2 : o + 110] = 0
+            at = 0  # ggml does not move on past a sub-block of zeros, except in the high bits
+            for s in range(8):
+                if zero[s * LANES + lane]:
+                    continue
+                for k in range(8):
+                    index = np.int32(point[codes[(8 * s + k) * LANES + lane]])
+                    out[o + 2 + 8 * at + k] = index & 255
+                    out[o + 66 + s] |= index >> 8 << k
+                for k in range(4):
+                    out[o + 74 + 4 * at + k] = signs[(4 * s + k) * LANES + lane]
+                at += 1
             for s in range(4):
                 pair = steps[2 * s * LANES + lane] | steps[(2 * s + 1) * LANES + lane] << 4
                 out[o + 106 + s] = pair if largest[lane] != F(0) else 0
