@@ -3,11 +3,12 @@
 
     python scripts/bench_quants.py
     python scripts/bench_quants.py --types Q4_0 Q4_K --quick --json speed.json
+    python scripts/bench_quants.py --docs           # writes the table of docs/performance.md anew, in about ten minutes
 
 Ours and ggml (PyPI package libggml-python) work on the same rows in one process, one thread each, in turns; figures are
 medians, in millions of values per second. The two-thread figure is our own speed on two threads over our own on one,
 with rows handed out in chunks by a thread pool. Compilation is timed in a fresh process with an empty cache directory,
-and again with the cache that the first one filled. docs/performance.md explains and keeps a table.
+and again with the cache that the first one filled. docs/performance.md explains the figures.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -42,6 +44,8 @@ COLUMNS = 4096
 ROWS = 64  # a megabyte of floats: what a core's second-level cache holds
 CHUNKS = 4  # of ROWS each, for the thread pool
 OPERATIONS = ("dequantize", "quantize", "quantize_weighted")
+DOCS = ROOT / "docs" / "performance.md"
+TABLE = re.compile("(?<=<!-- speeds -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 FIRST_USE = """
 import json, sys, time
@@ -92,6 +96,9 @@ def main() -> None:
     if args.json:
         report = {"processor": processor(), "cores": os.cpu_count(), "ggml": ggml.version(), "results": results}
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if args.docs:
+        text = DOCS.read_text(encoding="utf-8")
+        DOCS.write_text(TABLE.sub(lambda _: markdown(results), text), encoding="utf-8")
 
 
 def arguments() -> argparse.Namespace:
@@ -99,6 +106,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--types", nargs="+", type=TensorType.parse, default=benchable(), help="such as Q4_0 Q4_K")
     parser.add_argument("--quick", action="store_true", help="a fifth of the time, less steady figures")
     parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
+    parser.add_argument("--docs", action="store_true", help="also put the figures into docs/performance.md")
     args = parser.parse_args()
     args.seconds = 0.5 if args.quick else 2.5
     return args
@@ -251,6 +259,22 @@ def table(results: Sequence[dict[str, Any]]) -> Table:
         seconds = [f"{r[key]:.2f}" for key in ("compile_s", "cached_s", "first_use_s")]
         table.add_row(r["type"], r["operation"], *speeds, *seconds)
     return table
+
+
+def markdown(results: Sequence[dict[str, Any]]) -> str:
+    """A row for each type: our speed and its ratio to ggml's, for each operation."""
+    lines = [
+        f"{processor()}, {os.cpu_count()} cores; ggml {ggml.version()}",
+        "",
+        "| type | dequantize | quantize | with imatrix | two threads | first use |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind in dict.fromkeys(r["type"] for r in results):
+        rows = {r["operation"]: r for r in results if r["type"] == kind}
+        cells = [f"{figure(r['ours'])} ({r['ratio']:.1f}×)" if (r := rows.get(name)) else "" for name in OPERATIONS]
+        *_, last = rows.values()
+        lines.append(f"| {kind} | {' | '.join(cells)} | {last['two_threads']:.1f}× | {last['first_use_s']:.1f} s |")
+    return "\n".join([*lines, ""])
 
 
 def figure(speed: float) -> str:

@@ -3,7 +3,8 @@
 A value is `d * code` with a signed code, or `d * code + m`. The low 4 bits of codes j and j + 16 share byte j; the
 fifth bits of Q5 stand in a 32-bit word of their own.
 
-Without an importance matrix the scale follows from the extreme values.
+Without an importance matrix the scale follows from the extreme values. With one it is searched, as in K-quants, for the
+smallest error weighted by imatrix * sqrt(mean of x**2 over the row + x**2); Q8_0 takes no matrix.
 
 Source: `ggml-common.h` (layouts) and `ggml-quants.c` (order of float operations) of llama.cpp v0.5.0.
 """
@@ -11,13 +12,16 @@ Source: `ggml-common.h` (layouts) and `ggml-quants.c` (order of float operations
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
-from ggufmerge.quants.blocks import in_range, inverse, load_half, store_half
+from ggufmerge.quants.blocks import in_range, inverse, load_scale, store_half
 from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.half import inlined
+from ggufmerge.quants.lanes import LANES, nearest_between, search_affine, search_symmetric, weigh
 from ggufmerge.quants.simd import (
     absolute,
     bit_mask,
@@ -45,7 +49,7 @@ def dequantize_q4_0(raw, out):
     raw, y = raw.ravel(), out.ravel()
     for b in range(y.size // BLOCK):
         block = 18 * b
-        d = load_half(raw, block)
+        d = load_scale(raw, block)
         codes = load(raw, block + 2, 16)
         store(y, BLOCK * b, (convert(codes & 15, F) - 8) * d)
         store(y, BLOCK * b + 16, (convert(codes >> 4, F) - 8) * d)
@@ -57,7 +61,7 @@ def dequantize_q4_1(raw, out):
     raw, y = raw.ravel(), out.ravel()
     for b in range(y.size // BLOCK):
         block = 20 * b
-        d, m = load_half(raw, block), load_half(raw, block + 2)
+        d, m = load_scale(raw, block), load_scale(raw, block + 2)
         codes = load(raw, block + 4, 16)
         store(y, BLOCK * b, convert(codes & 15, F) * d + m)
         store(y, BLOCK * b + 16, convert(codes >> 4, F) * d + m)
@@ -69,7 +73,7 @@ def dequantize_q5_0(raw, out):
     raw, y = raw.ravel(), out.ravel()
     for b in range(y.size // BLOCK):
         block = 22 * b
-        d = load_half(raw, block)
+        d = load_scale(raw, block)
         low, high = _five_bit_codes(raw, block + 2)
         store(y, BLOCK * b, (convert(low, F) - 16) * d)
         store(y, BLOCK * b + 16, (convert(high, F) - 16) * d)
@@ -81,7 +85,7 @@ def dequantize_q5_1(raw, out):
     raw, y = raw.ravel(), out.ravel()
     for b in range(y.size // BLOCK):
         block = 24 * b
-        d, m = load_half(raw, block), load_half(raw, block + 2)
+        d, m = load_scale(raw, block), load_scale(raw, block + 2)
         low, high = _five_bit_codes(raw, block + 4)
         store(y, BLOCK * b, convert(low, F) * d + m)
         store(y, BLOCK * b + 16, convert(high, F) * d + m)
@@ -93,7 +97,7 @@ def dequantize_q8_0(raw, out):
     raw, y = raw.ravel(), out.ravel()
     for b in range(y.size // BLOCK):
         block = 34 * b
-        d = load_half(raw, block)
+        d = load_scale(raw, block)
         store(y, BLOCK * b, convert(view(load(raw, block + 2, 16), np.int8), F) * d)
         store(y, BLOCK * b + 16, convert(view(load(raw, block + 18, 16), np.int8), F) * d)
 
@@ -166,6 +170,78 @@ def quantize_q8_0(x, out):
         store(raw, block + 2, view(convert(codes, np.int8), np.uint8))
 
 
+@kernel
+def quantize_weighted_q4_0(x, out, imatrix):
+    values, raw, group = x.ravel(), out.ravel(), _group(x)
+    for first_block in range(0, x.size // BLOCK, LANES):
+        count = _weigh(group, x, imatrix, first_block)
+        _search_symmetric(group, 8)
+        for lane in range(count):
+            start, block = BLOCK * (first_block + lane), 18 * (first_block + lane)
+            low = _symmetric_codes(values, start, group.inverse[lane], 8)
+            high = _symmetric_codes(values, start + 16, group.inverse[lane], 8)
+            store_half(raw, block, group.scale[lane])
+            store(raw, block + 2, convert(low | high << 4, np.uint8))
+
+
+@kernel
+def quantize_weighted_q4_1(x, out, imatrix):
+    values, raw, group = x.ravel(), out.ravel(), _group(x)
+    for first_block in range(0, x.size // BLOCK, LANES):
+        count = _weigh(group, x, imatrix, first_block)
+        _search_affine(group, 15)
+        for lane in range(count):
+            start, block = BLOCK * (first_block + lane), 20 * (first_block + lane)
+            low = _affine_codes(values, start, group.inverse[lane], group.offset[lane], 15)
+            high = _affine_codes(values, start + 16, group.inverse[lane], group.offset[lane], 15)
+            store_half(raw, block, group.scale[lane])
+            store_half(raw, block + 2, group.minimum[lane])
+            store(raw, block + 4, convert(low | high << 4, np.uint8))
+
+
+@kernel
+def quantize_weighted_q5_0(x, out, imatrix):
+    values, raw, group = x.ravel(), out.ravel(), _group(x)
+    for first_block in range(0, x.size // BLOCK, LANES):
+        count = _weigh(group, x, imatrix, first_block)
+        _search_symmetric(group, 16)
+        for lane in range(count):
+            start, block = BLOCK * (first_block + lane), 22 * (first_block + lane)
+            low = _symmetric_codes(values, start, group.inverse[lane], 16)
+            high = _symmetric_codes(values, start + 16, group.inverse[lane], 16)
+            store_half(raw, block, group.scale[lane])
+            _store_five_bit_codes(raw, block + 2, low, high)
+
+
+@kernel
+def quantize_weighted_q5_1(x, out, imatrix):
+    values, raw, group = x.ravel(), out.ravel(), _group(x)
+    for first_block in range(0, x.size // BLOCK, LANES):
+        count = _weigh(group, x, imatrix, first_block)
+        _search_affine(group, 31)
+        for lane in range(count):
+            start, block = BLOCK * (first_block + lane), 24 * (first_block + lane)
+            low = _affine_codes(values, start, group.inverse[lane], group.offset[lane], 31)
+            high = _affine_codes(values, start + 16, group.inverse[lane], group.offset[lane], 31)
+            store_half(raw, block, group.scale[lane])
+            store_half(raw, block + 2, group.minimum[lane])
+            _store_five_bit_codes(raw, block + 4, low, high)
+
+
+class _Group(NamedTuple):
+    """LANES blocks side by side: arrays of [32 * LANES] with value i of all blocks in a row, and of [LANES]."""
+
+    row_square: NDArray[np.float32]  # mean of the squares of each row of the tensor
+    values: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    square: NDArray[np.float32]  # row_square of the row that a block belongs to
+    codes: NDArray[np.float32]  # scratch of the search
+    scale: NDArray[np.float32]
+    minimum: NDArray[np.float32]
+    inverse: NDArray[np.float32]  # codes are nearest(inverse * (x - offset))
+    offset: NDArray[np.float32]
+
+
 @inlined
 def _extreme(x, start):
     """The first value of a block with the largest magnitude, sign kept; +0 in a zero block."""
@@ -207,10 +283,88 @@ def _store_five_bit_codes(raw, offset, low, high):
     store(raw, offset + 4, convert((low & 15) | (high & 15) << 4, np.uint8))
 
 
+@inlined
+def _group(x):
+    return _Group(
+        _row_squares(x),
+        np.empty(BLOCK * LANES, F),
+        np.empty(BLOCK * LANES, F),
+        np.empty(LANES, F),
+        np.empty(BLOCK * LANES, F),
+        np.empty(LANES, F),
+        np.empty(LANES, F),
+        np.empty(LANES, F),
+        np.empty(LANES, F),
+    )
+
+
+@inlined
+def _row_squares(x):
+    """The mean of the squares of each row, added up in order; four rows at once hide the latency of the additions."""
+    rows, n = x.shape
+    means = np.empty(rows, F)
+    for r in range(0, rows, 4):
+        r1, r2, r3 = min(r + 1, rows - 1), min(r + 2, rows - 1), min(r + 3, rows - 1)
+        s0 = s1 = s2 = s3 = F(0)
+        for i in range(n):
+            s0 += x[r, i] * x[r, i]
+            s1 += x[r1, i] * x[r1, i]
+            s2 += x[r2, i] * x[r2, i]
+            s3 += x[r3, i] * x[r3, i]
+        means[r3], means[r2], means[r1], means[r] = s3 / F(n), s2 / F(n), s1 / F(n), s0 / F(n)
+    return means
+
+
+@inlined
+def _weigh(group, x, imatrix, first_block):
+    """Lay out the values and weights of LANES blocks; returns how many there are. Spare lanes repeat the last block."""
+    per_row, blocks, values = x.shape[1] // BLOCK, x.size // BLOCK, x.ravel()
+    for lane in range(LANES):
+        block = min(first_block + lane, blocks - 1)
+        column = block % per_row * BLOCK
+        group.square[lane] = group.row_square[block // per_row]
+        for i in range(BLOCK):
+            group.values[i * LANES + lane] = values[block * BLOCK + i]
+            group.weights[i * LANES + lane] = imatrix[column + i]
+    weigh(group.values, 0, BLOCK, group.weights, load(group.square, 0, LANES), group.weights)
+    return min(LANES, blocks - first_block)
+
+
+@inlined
+def _search_symmetric(group, top):
+    scale, inverse = search_symmetric(group.values, 0, BLOCK, group.weights, 0, F(top))
+    store(group.scale, 0, scale)
+    store(group.inverse, 0, inverse)
+
+
+@inlined
+def _search_affine(group, top):
+    scale, minimum, inverse, offset = search_affine(
+        group.values, 0, BLOCK, group.weights, F(top), F(-0.9), F(0.05), 36, False, group.codes
+    )
+    store(group.scale, 0, scale)
+    store(group.minimum, 0, minimum)
+    store(group.inverse, 0, inverse)
+    store(group.offset, 0, offset)
+
+
+@inlined
+def _symmetric_codes(values, start, inverse, top):
+    """16 codes, shifted to begin at 0. In a block that counts as zero `inverse` is NaN and ggml's codes are 0."""
+    scaled = load(values, start, 16) * inverse
+    codes = nearest_between(scaled, F(-top), F(top - 1)) + F(top)
+    return convert(select(scaled == scaled, codes, F(0)), np.int32)
+
+
+@inlined
+def _affine_codes(values, start, inverse, offset, top):
+    return convert(nearest_between((load(values, start, 16) - offset) * inverse, F(0), F(top)), np.int32)
+
+
 CODECS = {
-    TensorType.Q4_0: Codec(TensorType.Q4_0, dequantize_q4_0, quantize_q4_0),
-    TensorType.Q4_1: Codec(TensorType.Q4_1, dequantize_q4_1, quantize_q4_1),
-    TensorType.Q5_0: Codec(TensorType.Q5_0, dequantize_q5_0, quantize_q5_0),
-    TensorType.Q5_1: Codec(TensorType.Q5_1, dequantize_q5_1, quantize_q5_1),
+    TensorType.Q4_0: Codec(TensorType.Q4_0, dequantize_q4_0, quantize_q4_0, quantize_weighted_q4_0),
+    TensorType.Q4_1: Codec(TensorType.Q4_1, dequantize_q4_1, quantize_q4_1, quantize_weighted_q4_1),
+    TensorType.Q5_0: Codec(TensorType.Q5_0, dequantize_q5_0, quantize_q5_0, quantize_weighted_q5_0),
+    TensorType.Q5_1: Codec(TensorType.Q5_1, dequantize_q5_1, quantize_q5_1, quantize_weighted_q5_1),
     TensorType.Q8_0: Codec(TensorType.Q8_0, dequantize_q8_0, quantize_q8_0),
 }
