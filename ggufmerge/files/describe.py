@@ -63,12 +63,12 @@ def _file_type(metadata: Metadata) -> str | None:
 
 
 def _value(metadata: Metadata, key: str, full: bool) -> dict[str, Any]:
-    kind, value = metadata.kind(key), metadata[key]
+    kind = metadata.kind(key)
     if kind != ValueKind.ARRAY:
-        return {"kind": kind.name.lower(), "value": _plain(value)}
+        return {"kind": kind.name.lower(), "value": _plain(metadata[key])}
     count = metadata.count(key)
     shortened = count > LONG and not full
-    items = value[:LONG] if shortened else value
+    items = metadata.first(key, LONG if shortened else count)
     return {
         "kind": kind.name.lower(),
         "of": metadata.element_kind(key).name.lower(),

@@ -91,6 +91,10 @@ class KeyValues(Mapping[str, Any]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def first(self, key: str, count: int) -> Any:
+        """The first `count` elements of an array, without decoding the others; any other value as it is."""
+        return decode(self.raw(key), count)
+
     def kind(self, key: str) -> ValueKind:
         """Type of the value; ARRAY for arrays, whose elements' type `element_kind` tells."""
         return ValueKind(_U32.unpack_from(self._head(key))[0])
@@ -209,8 +213,8 @@ class MetadataEditor(KeyValues):
         return [known] if _is_array(value) and not len(value) else [known, *_infer(value)]
 
 
-def decode(span: bytes) -> Any:
-    """The value of a span (type tag and value), as `Metadata` gives it."""
+def decode(span: bytes, most: int = MAX_ARRAY) -> Any:
+    """The value of a span (type tag and value), as `Metadata` gives it; of an array, no more than `most` elements."""
     kind = ValueKind(_U32.unpack_from(span)[0])
     if kind == ValueKind.STRING:
         return span[12:].decode("utf-8", "surrogateescape")
@@ -218,9 +222,10 @@ def decode(span: bytes) -> Any:
         return _as_array(span[4:], kind)[0].item()
     _, element, count = _ARRAY.unpack_from(span)
     if element != ValueKind.STRING:
-        return _as_array(span[16:], ValueKind(element))
+        kind = ValueKind(element)
+        return _as_array(span[16 : 16 + min(count, most) * kind.size], kind)
     strings, position = [], 16
-    for _ in range(count):
+    for _ in range(min(count, most)):
         start = position + 8
         position = start + _U64.unpack_from(span, position)[0]
         strings.append(span[start:position].decode("utf-8", "surrogateescape"))

@@ -55,6 +55,14 @@ def test_arrays_of_numbers_are_numpy_arrays_and_arrays_of_strings_lists(metadata
     assert not any(array.flags.writeable for array in (scores, flags))
 
 
+def test_the_first_elements_come_without_the_others(metadata: Metadata) -> None:
+    """Of arrays of both sorts; asking for more than there are gives all."""
+    assert metadata.first("x.words", 2) == ["a", ""]
+    assert metadata.first("x.words", 9) == ["a", "", "größe"]
+    assert metadata.first("x.scores", 1).tolist() == [0.25]
+    assert metadata.first("x.u8", 1) == 200
+
+
 def test_types_and_lengths_are_known_without_decoding(metadata: Metadata) -> None:
     """`kind`, `element_kind`, `count` and `nbytes` look at the first bytes only."""
     assert (metadata.kind("x.u16"), metadata.element_kind("x.u16"), metadata.count("x.u16")) == (
