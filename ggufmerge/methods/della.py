@@ -116,17 +116,17 @@ def rank(bits, ranks, scratch):
     once, twice = scratch[0], scratch[1]
     half = np.uint64(32)
     for i in range(bits.size):
-        b = bits[i] & mask
-        once[low[b]] = np.uint64(bits[i]) << half | np.uint64(i)
-        low[b] += 1
+        slot = bits[i] & mask
+        once[low[slot]] = np.uint64(bits[i]) << half | np.uint64(i)
+        low[slot] += 1
     for i in range(bits.size):
-        b = np.uint32(once[i] >> half) >> digit & mask
-        twice[middle[b]] = once[i]
-        middle[b] += 1
+        slot = np.uint32(once[i] >> half) >> digit & mask
+        twice[middle[slot]] = once[i]
+        middle[slot] += 1
     for i in range(bits.size):
-        b = np.uint32(twice[i] >> half) >> (digit + digit)
-        ranks[np.uint32(twice[i])] = high[b]
-        high[b] += 1
+        slot = np.uint32(twice[i] >> half) >> (digit + digit)
+        ranks[np.uint32(twice[i])] = high[slot]
+        high[slot] += 1
 
 
 METHODS = {

@@ -3,7 +3,8 @@
 Non-negative float32 numbers sort like their bits, so a histogram of the upper 16 bits in one pass tells which narrow
 interval the k-th largest value lies in; a second pass keeps the few values of that interval, with their places. Only
 where it holds very many (long runs of equal values) a histogram of the lower 16 bits takes their place, and another
-pass finds where among the equal ones the count is reached. Equal values are taken in the order of their element index.
+pass finds where among the equal ones the count is reached. Equal values are taken in the order of their element index;
+only zeros, should the count reach into them, may all be taken.
 """
 
 from __future__ import annotations
@@ -92,10 +93,12 @@ def _trivial_cut(k: Count, elements: int) -> Cut | None:
 
 
 def _upper_histograms(scores: Scores, quantities: list[int], count_nonzero: bool) -> Pass:
-    """Histograms of the upper 16 bits of these quantities, int64 [quantities, 32768]; and, if `count_nonzero`, of how many
-    values are not zero."""
+    """Histograms of the upper 16 bits of these quantities, int64 [quantities, 32768], and counts of values not zero.
 
-    def count(x: Stack, chunk: Chunk) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    The latter stay 0 unless `count_nonzero`.
+    """
+
+    def count(x: Stack, chunk: Chunk) -> tuple[list[tuple[NDArray[np.int64], NDArray[np.uint32]]], NDArray[np.int64]]:
         histograms = np.zeros((len(quantities), 1 << 15), np.uint32)
         nonzero = np.zeros(len(quantities), np.int64)
         for block, _ in _blocks(x, chunk, scores):
@@ -103,12 +106,20 @@ def _upper_histograms(scores: Scores, quantities: list[int], count_nonzero: bool
                 count_upper(block[quantity].view(np.uint32), histograms[i])
                 if count_nonzero:
                     nonzero[i] += np.count_nonzero(block[quantity])
-        return histograms, nonzero
+        return [_filled_bins(h) for h in histograms], nonzero
 
     def add(so_far: Any, partial: Any) -> Any:
-        return so_far[0] + partial[0], so_far[1] + partial[1]
+        for total, (bins, counts) in zip(so_far[0], partial[0], strict=True):
+            total[bins] += counts
+        return so_far[0], so_far[1] + partial[1]
 
     return Pass(count, add, (np.zeros((len(quantities), 1 << 15), np.int64), np.zeros(len(quantities), np.int64)))
+
+
+def _filled_bins(histogram: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    """The few bins of a histogram that are not empty, and their counts."""
+    bins = np.flatnonzero(histogram)
+    return bins, histogram[bins]
 
 
 def _collect(scores: Scores, searches: list[_Search]) -> Pass:
@@ -157,7 +168,7 @@ def _refine(scores: Scores, searches: dict[int, _Search]) -> Generator[Pass, Any
         lower, rank = _kth_bin(histogram, s.rank)
         bits = s.bin << 16 | lower
         cuts[i] = Cut(bits, EVERYTHING.last)
-        if rank < histogram[lower]:
+        if bits and rank < histogram[lower]:
             ties.append((i, s.quantity, bits, rank))
     if not ties:
         return cuts

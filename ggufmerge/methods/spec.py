@@ -96,7 +96,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Pass:
-    """One reading of the whole tensor. map(x, chunk) runs in a worker; fold(so_far, partial) in chunk order."""
+    """One reading of the whole tensor. map(x, chunk) runs in a worker; fold(so_far, partial) in chunk order.
+
+    `fold` starts from `initial`, and may change what it is given and return it.
+    """
 
     map: Callable[[Stack, Chunk], Any]
     fold: Callable[[Any, Any], Any]
