@@ -71,7 +71,7 @@ def quantize_mxfp4(x, out):
     for b in range(x.size // 32):
         top = largest(absolute(load(x, 32 * b, 32)))
         # ggml keeps the low byte of a negative exponent, so blocks below 2**-125 get a huge scale and codes 0
-        scale = np.uint8((_floor_log2(top) + 125) & 255) if top > 0 else np.uint8(0)
+        scale = np.uint8((_floor_log2(top) + 125) & 255) if 0 < top < np.inf else np.uint8(0)
         raw[17 * b] = scale
         low = _nearest(load(x, 32 * b, 16), E8M0[scale])
         high = _nearest(load(x, 32 * b + 16, 16), E8M0[scale])

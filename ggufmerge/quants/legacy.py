@@ -32,6 +32,7 @@ from ggufmerge.quants.simd import (
     mask_bytes,
     round_half_away,
     select,
+    splat,
     store,
     view,
 )
@@ -351,9 +352,9 @@ def _search_affine(group, top):
 @inlined
 def _symmetric_codes(values, start, inverse, top):
     """16 codes, shifted to begin at 0. In a block that counts as zero `inverse` is NaN and ggml's codes are 0."""
-    scaled = load(values, start, 16) * inverse
-    codes = nearest_between(scaled, F(-top), F(top - 1)) + F(top)
-    return convert(select(scaled == scaled, codes, F(0)), np.int32)
+    factor = splat(inverse, 16)
+    codes = nearest_between(load(values, start, 16) * factor, F(-top), F(top - 1)) + F(top)
+    return convert(select(factor == factor, codes, F(0)), np.int32)
 
 
 @inlined

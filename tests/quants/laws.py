@@ -129,6 +129,17 @@ def check_idempotent(kind: TensorType) -> None:
         assert_same_bytes(twice, once, x, kind, f"{name}, a second time")
 
 
+def check_infinities(kind: TensorType) -> None:
+    """Infinite values, as an overflow leaves them, give the bytes that ggml makes of them on x86-64."""
+    rng = np.random.default_rng(9)
+    for infinities in ([np.inf], [-np.inf], [np.inf, -np.inf]):
+        x = rng.standard_normal((ROWS, N)).astype(np.float32)
+        x[rng.integers(0, ROWS, 12), rng.integers(0, N, 12)] = rng.choice(infinities, 12)
+        for name, imatrix in (("no", None), ("plain", plain_imatrix())):
+            expected = ggml.quantize(x, kind, imatrix)
+            assert_same_bytes(quants.quantize(x, kind, imatrix), expected, x, kind, f"{infinities}, {name} imatrix")
+
+
 def sample_rows() -> dict[str, np.ndarray]:
     """Float32 [rows, N] by name: ordinary weights, real ones, and the edges of float32 and of the formats."""
     rng = np.random.default_rng(7)

@@ -10,7 +10,7 @@ from ggufmerge import quants
 from ggufmerge.quants import codec, half
 from ggufmerge.types import TensorType
 from tests import ggml
-from tests.quants.laws import INTERPRETED, CodecLaws, check_idempotent
+from tests.quants.laws import INTERPRETED, CodecLaws, check_idempotent, check_infinities
 
 FLOATS = [TensorType.F16, TensorType.BF16]
 PLAIN = {"F64": "<f8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
@@ -19,6 +19,13 @@ PLAIN = {"F64": "<f8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 @pytest.mark.parametrize("kind", FLOATS)
 class TestFloats(CodecLaws):
     """The laws of every codec."""
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", FLOATS)
+def test_infinite_values(kind):
+    """They end in ggml's bytes; nothing is read or written outside of the block."""
+    check_infinities(kind)
 
 
 @pytest.mark.parametrize("kind", [TensorType.F32, *FLOATS])

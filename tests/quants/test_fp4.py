@@ -8,7 +8,7 @@ from ggufmerge import quants
 from ggufmerge.quants import fp4
 from ggufmerge.types import TensorType
 from tests import ggml
-from tests.quants.laws import CodecLaws, assert_same_bytes, check_idempotent
+from tests.quants.laws import CodecLaws, assert_same_bytes, check_idempotent, check_infinities
 
 TYPES = [TensorType.MXFP4, TensorType.NVFP4]
 
@@ -16,6 +16,13 @@ TYPES = [TensorType.MXFP4, TensorType.NVFP4]
 @pytest.mark.parametrize("kind", TYPES)
 class TestFP4(CodecLaws):
     """The laws of every codec."""
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", TYPES)
+def test_infinite_values(kind):
+    """They end in ggml's bytes; nothing is read or written outside of the block."""
+    check_infinities(kind)
 
 
 def test_quantizing_to_mxfp4_again_changes_nothing():

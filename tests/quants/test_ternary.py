@@ -5,7 +5,7 @@ import pytest
 
 from ggufmerge import quants
 from ggufmerge.types import TensorType
-from tests.quants.laws import CodecLaws, check_idempotent
+from tests.quants.laws import CodecLaws, check_idempotent, check_infinities
 
 TYPES = [TensorType.TQ1_0, TensorType.TQ2_0]
 
@@ -13,6 +13,13 @@ TYPES = [TensorType.TQ1_0, TensorType.TQ2_0]
 @pytest.mark.parametrize("kind", TYPES)
 class TestTernary(CodecLaws):
     """The laws of every codec."""
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", TYPES)
+def test_infinite_values(kind):
+    """They end in ggml's bytes; nothing is read or written outside of the block."""
+    check_infinities(kind)
 
 
 @pytest.mark.parametrize("kind", TYPES)
