@@ -27,7 +27,7 @@ NO_PROBABILITY = 1e-8  # added to each
 class ArceeFusion(Method):
     name = "arcee_fusion"
     summary = "take the elements that matter most from the other model"
-    reference = "https://arcee.ai"
+    reference = "Arcee AI 2024"
     max_models = 1
 
     def passes(self, p: Problem) -> Passes:

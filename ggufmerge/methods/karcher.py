@@ -7,7 +7,7 @@ and is passed over, like one that coincides with it.
 
 All iterates are combinations of the inputs, so one Gram matrix is all that is read.
 
-Source: Karcher, "Riemannian center of mass and mollifier smoothing" (1977); for models, arXiv:2603.04972.
+Source: Wang, Ye, Yin, "Functionality-oriented LLM merging on the Fisher-Rao manifold" (2026, arXiv:2603.04972).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ggufmerge.methods.spec import Base, Parameter, Passes, Problem
 class Karcher(Combination):
     name = "karcher"
     summary = "Riemannian mean of the models on the sphere"
-    reference = "Karcher mean merging, arXiv:2603.04972"
+    reference = "Functionality-oriented LLM merging on the Fisher-Rao manifold, arXiv:2603.04972"
     base = Base.MODEL
     parameters = (
         Parameter("max_iter", "shared", int, "iterations at most", 10, low=1),

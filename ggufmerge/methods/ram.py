@@ -7,7 +7,7 @@ counts 1 / c. `ramplus_tl` strengthens what model i alone changed, by the share 
 
 Rounding of quantized sources exceeds the default epsilon everywhere: set it above the step of the type.
 
-Source: "Reinforced agent merging" (2026, arXiv:2601.13572).
+Source: Yuan et al., "Behavior knowledge merge in reinforced agentic models" (2026, arXiv:2601.13572).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _EPSILON = Parameter("epsilon", "shared", float, "changes up to this are none", 
 class Ram(Method):
     name = "ram"
     summary = "keep what one model changed, average what several changed"
-    reference = "Reinforced agent merging, arXiv:2601.13572"
+    reference = "Behavior knowledge merge in reinforced agentic models, arXiv:2601.13572"
     parameters: tuple[Parameter, ...] = (_EPSILON,)
 
     def passes(self, p: Problem) -> Passes:
