@@ -91,7 +91,9 @@ def test_help_has_examples(run: Run, command: str) -> None:
 
 def test_help_answers_without_loading_numba() -> None:
     """Nothing heavy is imported until a command needs it."""
-    script = "import sys, ggufmerge.cli.app; print([m for m in ('numba', 'numpy', 'pydantic', 'yaml') if m in sys.modules])"
+    script = (
+        "import sys, ggufmerge.cli.app; print([m for m in ('numba', 'numpy', 'pydantic', 'yaml') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
