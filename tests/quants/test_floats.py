@@ -1,6 +1,7 @@
 """F16 and BF16 are ggml's, the plain number types are numpy's."""
 
 import ctypes as C
+import functools
 
 import numpy as np
 import pytest
@@ -79,15 +80,19 @@ def ggml_halves(x):
 
 def apply(function, x, dtype):
     """An inlined scalar function over an array, compiled as in a kernel."""
+    out = np.empty(x.size, dtype)
+    loop_over(function)(x, out)
+    return out
 
+
+@functools.cache
+def loop_over(function):
     @njit(error_model="numpy")
     def loop(x, out):
         for i in range(x.size):
             out[i] = function(x[i])
 
-    out = np.empty(x.size, dtype)
-    loop(x, out)
-    return out
+    return loop
 
 
 COMPILED = half.inlined(half._float_to_half_portable), half.inlined(half._half_to_float_portable)
