@@ -146,7 +146,8 @@ def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int
     where = recipe.origin if recipe.slices is None else f"{recipe.origin}: slice {number + 1}"
     besides = "" if method.base is Base.MODEL else " besides the base"
     if count < method.min_models:
-        raise RecipeError(f"{where}: {method.name} needs at least {method.min_models} models{besides}, not {count}")
+        least = "1 model" if method.min_models == 1 else f"{method.min_models} models"
+        raise RecipeError(f"{where}: {method.name} needs at least {least}{besides}, not {count}")
     if method.max_models is not None and count > method.max_models:
         also = (
             f" (base_model {recipe.base_model} counts as one)"

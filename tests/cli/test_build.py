@@ -274,8 +274,9 @@ def test_a_signal_leaves_something_to_go_on_with(models: Path, kind: str) -> Non
     """Ctrl-C or a shutdown: one line, exit code 1, and the next run continues."""
     write_tiny_llama(models / "a.gguf", layers=24, embed=256, ff=2048)
     write_tiny_llama(models / "b.gguf", layers=24, embed=256, ff=2048, tune=(1, 0.02))
-    command = [sys.executable, "-m", "ggufmerge", "build", "recipe.yaml", "-o", "out.gguf", "--threads", "1"]
-    process = subprocess.Popen(command + ["--chunk", "1024"], stderr=subprocess.PIPE, text=True)
+    options = ["-o", "out.gguf", "--threads", "1", "--chunk", "1024"]
+    command = [sys.executable, "-m", "ggufmerge", "build", "recipe.yaml", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     journal = models / ".out.gguf.journal"
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
@@ -288,5 +289,5 @@ def test_a_signal_leaves_something_to_go_on_with(models: Path, kind: str) -> Non
     assert err.startswith("interrupted: give the same command again to go on")
     assert len(err.splitlines()) == 1
     assert not (models / "out.gguf").exists()
-    again = subprocess.run(command + ["--chunk", "1024"], capture_output=True, text=True, check=True)
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "taken over from an interrupted build" in again.stdout

@@ -108,14 +108,14 @@ def test_a_filter_that_matches_nothing_is_an_error(family: Path) -> None:
     [
         (
             "merge_method: slerp\nbase_model: a.q8.gguf\nmodels: [{model: b.q8.gguf}]",
-            "no t is given, which slerp needs",
+            "no t is given",
         ),
         ("merge_method: linear\nmodels: [{model: a.q8.gguf}]", "a.q8.gguf has no weight, which linear needs"),
         (
             "merge_method: passthrough\nmodels: [{model: a.q8.gguf}, {model: b.q8.gguf}]",
-            "takes at most 1 models, not 2",
+            "takes at most 1 model, not 2",
         ),
-        ("merge_method: ties\nbase_model: a.q8.gguf\nmodels: [{model: a.q8.gguf}]", "needs at least 1 models besides"),
+        ("merge_method: ties\nbase_model: a.q8.gguf\nmodels: [{model: a.q8.gguf}]", "needs at least 1 model besides"),
         (
             "merge_method: linear\nmodels: [{model: a.q8.gguf}, {model: b.q8.gguf, parameters: {weight: -1}}]\n"
             "parameters: {weight: 1}",
