@@ -308,17 +308,35 @@ def _affine_group(n):
     """Memory for super-blocks with sub-blocks of n values."""
     s = SUPER // n
     return _Affine(
-        _rows(SUPER), _rows(n), _rows(n), _rows(n),
-        _rows(s), _rows(s), _rows(s), _rows(s), _rows(s), _rows(s), _rows(s),
-        _rows(1), _rows(1),
-    )  # fmt: skip
+        x=_rows(SUPER),
+        w=_rows(n),
+        codes=_rows(n),
+        imatrix=_rows(n),
+        scale=_rows(s),
+        minimum=_rows(s),
+        inverse=_rows(s),
+        offset=_rows(s),
+        sum_w=_rows(s),
+        level=_rows(s),
+        low=_rows(s),
+        d=_rows(1),
+        dmin=_rows(1),
+    )
 
 
 @inlined
 def _symmetric_group():
+    """Memory for super-blocks with sub-blocks of 16 values."""
     return _Symmetric(
-        _rows(SUPER), _rows(SUPER), _rows(16), _rows(16), _rows(16), _rows(16), _rows(16), _rows(1)
-    )  # fmt: skip
+        x=_rows(SUPER),
+        w=_rows(SUPER),
+        imatrix=_rows(16),
+        scale=_rows(16),
+        inverse=_rows(16),
+        sum_w=_rows(16),
+        level=_rows(16),
+        d=_rows(1),
+    )
 
 
 @inlined
