@@ -144,19 +144,17 @@ def planned_source(reference: ModelReference, source: Source) -> PlannedSource:
 def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int) -> None:
     count = len(piece.parts) - (piece.base is not None)
     where = recipe.origin if recipe.slices is None else f"{recipe.origin}: slice {number + 1}"
-    besides = "" if method.base is Base.MODEL else " besides the base"
+    besides = " besides the base"
+    if method.base is Base.MODEL:
+        besides = f", of which base_model {recipe.base_model} is one" if recipe.base_model else ""
     if count < method.min_models:
-        least = "1 model" if method.min_models == 1 else f"{method.min_models} models"
-        raise RecipeError(f"{where}: {method.name} needs at least {least}{besides}, not {count}")
+        raise RecipeError(f"{where}: {method.name} needs at least {_models(method.min_models)}{besides}, not {count}")
     if method.max_models is not None and count > method.max_models:
-        also = (
-            f" (base_model {recipe.base_model} counts as one)"
-            if method.base is Base.MODEL and recipe.base_model
-            else ""
-        )
-        raise RecipeError(
-            f"{where}: {method.name} takes at most {method.max_models} models{besides}, not {count}{also}"
-        )
+        raise RecipeError(f"{where}: {method.name} takes at most {_models(method.max_models)}{besides}, not {count}")
+
+
+def _models(count: int) -> str:
+    return "1 model" if count == 1 else f"{count} models"
 
 
 def _check_presence(filled: Sequence[Slot], sources: Sequence[Source]) -> None:
