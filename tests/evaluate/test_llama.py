@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-import sys
 
 import numpy as np
 import pytest
 
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.evaluate import LlamaModel
-from ggufmerge.evaluate import llama as binding
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 TEXT = "the history of the wind and that which was in it"
@@ -92,6 +90,14 @@ def test_nan_in_weights_is_refused(tmp_path: pathlib.Path) -> None:
         LlamaModel(path)
 
 
+def test_weights_that_overflow_are_refused(tmp_path: pathlib.Path) -> None:
+    """Finite weights that give infinite logits end in an error, not in NaN figures."""
+    path = tmp_path / "huge.gguf"
+    write_tiny_llama(path, replace={"output.weight": np.full((320, 64), 1e38)})
+    with LlamaModel(path) as model, pytest.raises(GgufmergeError, match="NaN or infinite"):
+        model.logits([1, 2, 3])
+
+
 def test_a_foreign_adapter_is_refused(tmp_path: pathlib.Path, tiny_path: pathlib.Path) -> None:
     """An adapter made for another shape is refused by name."""
     other = write_tiny_llama(tmp_path / "wide.gguf", embed=128)
@@ -130,23 +136,3 @@ def test_a_closed_model_is_not_used(tiny_path: pathlib.Path) -> None:
     for use in (lambda: model.logits([1]), lambda: model.tokenize("x"), lambda: model.extend([1])):
         with pytest.raises(ValueError, match="is closed"):
             use()
-
-
-def test_without_llama_cpp_the_error_says_what_to_install(
-    tiny_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The optional extra is named when it is missing."""
-    monkeypatch.setattr(binding, "_library", binding._library.__wrapped__)
-    monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    monkeypatch.delitem(sys.modules, "xllamacpp.xllamacpp", raising=False)
-    with pytest.raises(GgufmergeError, match=r"pip install 'ggufmerge\[llama\]'"):
-        LlamaModel(tiny_path)
-
-
-def test_a_release_with_other_parameters_is_refused(tiny_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the defaults show another struct layout, nothing is called with it."""
-    shifted = [("inserted", binding.C.c_uint64), *binding._ModelParams._fields_]
-    monkeypatch.setattr(binding, "_library", binding._library.__wrapped__)
-    monkeypatch.setattr(binding, "_ModelParams", type("Shifted", (binding.C.Structure,), {"_fields_": shifted}))
-    with pytest.raises(GgufmergeError, match="another llama_model_params"):
-        LlamaModel(tiny_path)
