@@ -24,8 +24,10 @@ class AdapterReference:
     strength: float = 1.0
 
     def __str__(self) -> str:
-        plain = self.strength == 1 and _adapter(self.path).path == self.path
-        return self.path if plain else f"{self.path}={self.strength!r}"
+        if self.strength == 1 and _adapter(self.path).path == self.path:
+            return self.path
+        strength = repr(self.strength).replace("e+", "e")  # a plus sign begins the next adapter
+        return f"{self.path}={strength}"
 
 
 @dataclass(frozen=True)
