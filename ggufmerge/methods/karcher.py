@@ -43,7 +43,7 @@ class Karcher(Combination):
     def passes(self, p: Problem) -> Passes:
         products = yield from gram(p)
         weight = p.models["weight"] / exact_sum(p.models["weight"])
-        return _mean(products, weight, int(p.shared["max_iter"] or 0), float(p.shared["tol"] or 0.0))
+        return _mean(products, weight, int(p.number("max_iter")), p.number("tol"))
 
 
 def _mean(products: NDArray[np.float64], weight: NDArray[np.float64], max_iter: int, tol: float) -> NDArray[np.float64]:

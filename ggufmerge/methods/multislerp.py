@@ -48,7 +48,7 @@ class MultiSlerp(Combination):
     def passes(self, p: Problem) -> Passes:
         """Statistics: coefficients of the inputs, and whether the unit vectors cancelled out."""
         products = yield from gram(p, p.has_base)
-        shares, cancelled = _mean_on_sphere(products, _weights(p), float(p.shared["eps"] or 0.0))
+        shares, cancelled = _mean_on_sphere(products, _weights(p), p.number("eps"))
         return (np.concatenate([[1.0 - exact_sum(shares)], shares]) if p.has_base else shares), cancelled
 
     def coefficients(self, statistics: Any) -> NDArray[np.float64]:

@@ -31,7 +31,7 @@ class NearSwap(Method):
         return 0 if p.shared["t"] == 0 else None
 
     def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
-        step_towards(x, float(p.shared["t"] or 0.0), out)
+        step_towards(x, p.number("t"), out)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -35,7 +35,7 @@ class Ram(Method):
         yield
 
     def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
-        add_changes(x, np.float32(p.shared["epsilon"]), statistics, out)
+        add_changes(x, np.float32(p.number("epsilon")), statistics, out)
 
 
 class RamPlus(Ram):
@@ -48,14 +48,14 @@ class RamPlus(Ram):
     )
 
     def passes(self, p: Problem) -> Passes:
-        epsilon = np.float32(p.shared["epsilon"])
+        epsilon = np.float32(p.number("epsilon"))
 
         def count(x: Stack, chunk: Chunk) -> NDArray[np.int64]:
             return count_changes(x, epsilon)
 
         shared, unique = yield Pass(count, np.add, np.zeros((2, p.others), np.int64))
         ratio = shared / np.maximum(unique, max(float(epsilon), np.finfo(np.float64).tiny))
-        return 1.0 + float(p.shared["r"] or 0.0) * np.clip(ratio, 0.0, float(p.shared["alpha"] or 0.0))
+        return 1.0 + p.number("r") * np.clip(ratio, 0.0, p.number("alpha"))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -43,7 +43,7 @@ _LANES = 256  # blocks computed side by side, one in each SIMD lane
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def philox(key, counter, out):
-    """Philox4x32-10: the four words of each of the blocks counter, counter + 1, ..., to `out`, uint32 [blocks, 4].
+    """Philox4x32-10: the four words of each of the blocks counter, counter + 1, ..., to `out`, uint32 [4 · blocks].
 
     key, counter: uint64. The upper half of the 128-bit counter is zero.
     """
@@ -52,7 +52,8 @@ def philox(key, counter, out):
     weyl0, weyl1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
     c0, c1 = np.empty(_LANES, np.uint32), np.empty(_LANES, np.uint32)
     c2, c3 = np.empty(_LANES, np.uint32), np.empty(_LANES, np.uint32)
-    for first in range(0, out.shape[0], _LANES):
+    blocks = out.size // 4
+    for first in range(0, blocks, _LANES):
         for i in range(_LANES):
             at = np.uint64(counter + np.uint64(first + i))
             c0[i] = np.uint32(at & low)
@@ -70,18 +71,20 @@ def philox(key, counter, out):
                 c3[i] = np.uint32(p0 & low)
             k0 = (k0 + weyl0) & low
             k1 = (k1 + weyl1) & low
-        for i in range(min(_LANES, out.shape[0] - first)):
-            out[first + i, 0] = c0[i]
-            out[first + i, 1] = c1[i]
-            out[first + i, 2] = c2[i]
-            out[first + i, 3] = c3[i]
+        target = out[4 * first :]
+        for i in range(min(_LANES, blocks - first)):
+            target[4 * i] = c0[i]
+            target[4 * i + 1] = c1[i]
+            target[4 * i + 2] = c2[i]
+            target[4 * i + 3] = c3[i]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def fill_words(key, start, out):
     """Write words [start, start + len(out)) of the stream `key` to `out`, uint32."""
     first = start // 4
-    blocks = np.empty(((start + out.size + 3) // 4 - first, 4), np.uint32)
+    blocks = np.empty(4 * ((start + out.size + 3) // 4 - first), np.uint32)
     philox(key, np.uint64(first), blocks)
-    skip = start - 4 * first
-    out[:] = blocks.reshape(-1)[skip : skip + out.size]
+    wanted = blocks[start - 4 * first :]
+    for i in range(out.size):
+        out[i] = wanted[i]

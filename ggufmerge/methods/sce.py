@@ -36,14 +36,14 @@ class Sce(Method):
     )
 
     def untouched(self, p: Problem) -> int | None:
-        share = float(p.shared["select_topk"] or 0.0)
+        share = p.number("select_topk")
         if share == 0 or (share < 1 and p.others == 1):  # one model does not vary
             return 0
         return 1 if p.others == 1 else None
 
     def passes(self, p: Problem) -> Passes:
         """Statistics: the cut of the selection, and the weights, float64 [models]."""
-        share = float(p.shared["select_topk"] or 0.0)
+        share = p.number("select_topk")
         cut = EVERYTHING if share >= 1 else NOTHING
         if 0 < share < 1:
             wanted = [(0, lambda varying: int(varying * share))]

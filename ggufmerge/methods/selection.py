@@ -202,9 +202,10 @@ def _refine(scores: Scores, searches: dict[int, _Search]) -> Generator[Pass, Any
 
 def _kth_bin(histogram: NDArray[np.int64], k: int) -> tuple[int, int]:
     """The bin that holds the k-th largest value, and which of that bin's values it is, counted from the largest."""
-    above = np.cumsum(histogram[::-1])
-    reverse = int(np.searchsorted(above, k))
-    return len(histogram) - 1 - reverse, k - int(above[reverse] - histogram[len(histogram) - 1 - reverse])
+    falling = histogram[::-1]
+    so_far = np.cumsum(falling)
+    at = int(np.searchsorted(so_far, k))
+    return len(histogram) - 1 - at, k - int(so_far[at] - falling[at])
 
 
 _BLOCK = 1 << 15

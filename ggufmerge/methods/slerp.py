@@ -102,7 +102,7 @@ def slerp_coefficients(t: float, aa: float, ab: float, bb: float) -> tuple[float
 def _fractions(p: Problem) -> NDArray[np.float64]:
     """t of each step, float64 [inputs - 1]."""
     t = p.models["chain_t"]
-    return np.where(np.isnan(t), float(p.shared["t"] or 0.0), t)
+    return np.where(np.isnan(t), p.number("t"), t)
 
 
 METHODS = {"slerp": Slerp()}

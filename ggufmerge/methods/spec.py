@@ -79,6 +79,12 @@ class Problem:
         """Number of inputs that are not the base."""
         return self.inputs - self.has_base
 
+    def number(self, name: str) -> float:
+        """The value of a shared parameter that is a number."""
+        value = self.shared[name]
+        assert isinstance(value, (int, float))
+        return float(value)
+
 
 @dataclass(frozen=True)
 class Chunk:

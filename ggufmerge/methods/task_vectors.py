@@ -126,7 +126,7 @@ class TaskVectors(Method):
         self.pruner.check(p)
 
     def untouched(self, p: Problem) -> int | None:
-        weight, scale = p.models["weight"], float(p.shared["lambda"] or 0.0)
+        weight, scale = p.models["weight"], p.number("lambda")
         used = np.flatnonzero((weight != 0) & ~self.pruner.keeps_none(p))
         if scale == 0 or len(used) == 0:
             return 0
@@ -142,12 +142,13 @@ class TaskVectors(Method):
             state, factors = None, p.models["weight"]
         else:
             state = yield from self.pruner.passes(p)
-            factors = p.models["weight"] * (yield from self._rescaling(p, state))
+            rescaling = yield from self._rescaling(p, state)
+            factors = np.where(p.models["weight"] == 0, 0.0, p.models["weight"] * rescaling)
         return TaskStatistics(state, factors)
 
     def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
         state, factors = statistics
-        scale = float(p.shared["lambda"] or 0.0)
+        scale = p.number("lambda")
         if self._is_plain_sum(p):
             shares = scale * factors / _common_divisor(p)
             weighted_sum(x, np.concatenate([[1.0 - exact_sum(shares)], shares])[None, :], out)
@@ -188,7 +189,7 @@ class TaskVectors(Method):
             return sums
 
         before, after = yield Pass(norms, add_rows, np.zeros((2, p.others)))
-        return np.divide(before, after, out=ones, where=(before >= NO_SUM) & (after >= NO_SUM))
+        return np.divide(before, after, out=ones, where=(before >= NO_SUM) & (after >= NO_SUM) & np.isfinite(before))
 
 
 def _common_divisor(p: Problem) -> float:
@@ -232,7 +233,8 @@ def l1_norms(x, first, kept, out):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def add_all(x, first, kept, factors, out):
-    """out[first + r] = x[0, first + r] + Σ factors[i] kept[i, r], in float64 and rounded once."""
+    """out[first + r] = x[0, first + r] + Σ factors[i] kept[i, r], in float64 and rounded once; factor 0 is not read."""
+    used = np.flatnonzero(factors)
     sums = np.empty(_BLOCK, np.float64)
     for r in range(kept.shape[1]):
         for start in range(0, kept.shape[2], _BLOCK):
@@ -241,7 +243,7 @@ def add_all(x, first, kept, factors, out):
             total = sums[: target.size]
             for j in range(target.size):
                 total[j] = np.float64(base[j])
-            for i in range(kept.shape[0]):
+            for i in used:
                 survivor, factor = kept[i, r, start : start + _BLOCK], factors[i]
                 for j in range(target.size):
                     total[j] += factor * np.float64(survivor[j])
@@ -254,8 +256,9 @@ def add_elected(x, first, kept, factors, weights, scale, no_divisor, by_count, o
     """As add_all with `scale` as common factor, but per element only of the models whose factors[i] kept[i] has the
     elected sign, over the sum of their weights unless that is `no_divisor` or less.
 
-    A sum of zero elects "+"; a zero never votes.
+    A sum of zero elects "+"; a zero never votes. A model with factor 0 is not read.
     """
+    used = np.flatnonzero(factors)
     votes, sums, divisors = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
     for r in range(kept.shape[1]):
         for start in range(0, kept.shape[2], _BLOCK):
@@ -265,7 +268,7 @@ def add_elected(x, first, kept, factors, weights, scale, no_divisor, by_count, o
             vote[:] = 0.0
             total[:] = 0.0
             divisor[:] = 0.0
-            for i in range(kept.shape[0]):
+            for i in used:
                 survivor, factor = kept[i, r, start : start + _BLOCK], factors[i]
                 if by_count:
                     for j in range(target.size):
@@ -273,7 +276,7 @@ def add_elected(x, first, kept, factors, weights, scale, no_divisor, by_count, o
                 else:
                     for j in range(target.size):
                         vote[j] += factor * np.float64(survivor[j])
-            for i in range(kept.shape[0]):
+            for i in used:
                 survivor, factor, weight = kept[i, r, start : start + _BLOCK], factors[i], weights[i]
                 for j in range(target.size):
                     change = factor * np.float64(survivor[j])

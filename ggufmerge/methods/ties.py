@@ -38,7 +38,7 @@ class ByMagnitude(Pruner):
     def passes(self, p: Problem) -> Passes:
         """State: the bounds of what is kept, [models] each: excluded and included cut, as bits and last elements."""
         wanted = []
-        pruned = np.flatnonzero(~self.keeps_all(p))
+        pruned = np.flatnonzero(~self.keeps_all(p) & (p.models["weight"] != 0))
         for i in pruned:
             wanted += [(int(i), rank) for rank in self.ranks(p, int(i))]
         cuts = iter((yield from largest(magnitudes, p.shape[0] * p.shape[1], wanted)))
