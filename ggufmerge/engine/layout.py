@@ -7,13 +7,14 @@ slice (embeddings and the like) or the last one (final norm and output head), as
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggufmerge.errors import PlanError
 from ggufmerge.methods.spec import Base, Method
+from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import layer_of, with_layer
 from ggufmerge.recipe.reference import ModelReference
-from ggufmerge.recipe.schema import Parameters, Recipe, SliceSource
+from ggufmerge.recipe.schema import Model, Parameters, Recipe, SliceSource
 from ggufmerge.sources import Source
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
@@ -23,12 +24,18 @@ _CONSTANTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_sho
 
 @dataclass(frozen=True)
 class Part:
-    """One source's share of an output slice: its layers [start, stop) and the parameters given for it alone."""
+    """One source's share of an output slice: its layers [start, stop) and the parameters given for it alone.
+
+    listed: False for the base that takes part though the recipe's `models` do not name it.
+    where: the parameters' location in the recipe.
+    """
 
     source: int
     start: int
     stop: int
     parameters: Parameters
+    listed: bool
+    where: Location
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Slice:
     parts: tuple[Part, ...]
     base: int | None
     parameters: Parameters
+    where: Location
 
     @property
     def layers(self) -> int:
@@ -71,32 +79,41 @@ def block_count(source: Source) -> int:
 
 
 def slices(
-    recipe: Recipe, method: Method, references: Sequence[ModelReference], sources: Sequence[Source]
+    recipe: Recipe, methods: Sequence[Method], references: Sequence[ModelReference], sources: Sequence[Source]
 ) -> list[Slice]:
-    """The recipe's output slices over opened sources, each with its base among the parts when the method uses one."""
+    """The recipe's output slices over opened sources, each with its base among the parts if it has one."""
+    needs_base = any(method.base is Base.REQUIRED for method in methods)
     out = []
     for number, (entries, base, parameters) in enumerate(recipe.output_slices()):
+        place: Location = () if recipe.slices is None else ("slices", number)
         where = recipe.origin if recipe.slices is None else f"{recipe.origin}: slice {number + 1}"
-        parts = [_part(entry, references, sources) for entry in entries]
+        parts = [_part(entry, place, i, references, sources) for i, entry in enumerate(entries)]
         at = None
         if base is not None:
             index = references.index(base)
             at = next((i for i, part in enumerate(parts) if part.source == index), None)
             if at is None and recipe.slices is None:
-                parts.append(Part(index, 0, block_count(sources[index]), {}))
+                parts.append(Part(index, 0, block_count(sources[index]), {}, False, ("base_model",)))
                 at = len(parts) - 1
-            elif at is None and method.base is Base.REQUIRED:
+            elif at is None and needs_base:
                 raise PlanError(f"{where}: base_model {base} is not among the sources; add it with its layer_range")
         _check_lengths(parts, sources, where)
-        out.append(Slice(tuple(parts), None if method.base is Base.MODEL else at, parameters))
+        out.append(Slice(tuple(parts), at, parameters, (*place, "parameters")))
     return out
 
 
-def _part(entry: object, references: Sequence[ModelReference], sources: Sequence[Source]) -> Part:
-    index = references.index(entry.model)  # type: ignore[attr-defined]
+def _part(
+    entry: Model | SliceSource,
+    place: Location,
+    number: int,
+    references: Sequence[ModelReference],
+    sources: Sequence[Source],
+) -> Part:
+    index = references.index(entry.model)
     if isinstance(entry, SliceSource):
-        return Part(index, *entry.layer_range, entry.parameters)
-    return Part(index, 0, block_count(sources[index]), entry.parameters)  # type: ignore[attr-defined]
+        where = (*place, "sources", number, "parameters")
+        return Part(index, *entry.layer_range, entry.parameters, True, where)
+    return Part(index, 0, block_count(sources[index]), entry.parameters, True, ("models", number, "parameters"))
 
 
 def _check_lengths(parts: Sequence[Part], sources: Sequence[Source], where: str) -> None:
@@ -149,7 +166,7 @@ def _outside(piece: Slice, sources: Sequence[Source], *, after: bool) -> Iterato
         own = tuple(name if name in s.tensors else None for s in parts)
         if name in _CONSTANTS:
             if own[first] is not None:
-                only = Slice((piece.parts[first],), None, piece.parameters)
+                only = replace(piece, parts=(piece.parts[first],), base=None)
                 note = f"computed, not trained: taken from {parts[first].label}"
                 yield Slot(name, only, (name,), 0.0, (note,), constant=True)
         elif name == _HEAD and None in own:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +17,23 @@ from ggufmerge.engine import checks, header
 from ggufmerge.engine.layout import Slice, Slot, slices, slots
 from ggufmerge.engine.plan import Input, Plan, PlannedSource, PlannedTensor
 from ggufmerge.errors import PlanError, RecipeError
+from ggufmerge.files import open_gguf
 from ggufmerge.methods import method as find_method
-from ggufmerge.methods.spec import REQUIRED, Base, Method, Problem, Value
+from ggufmerge.methods.spec import REQUIRED, Base, Method, Parameter, Problem, Value
 from ggufmerge.quants import codec
 from ggufmerge.quants.imatrix import Imatrix
-from ggufmerge.quants.mixture import Decision, decide_types, guess_file_type, needs_imatrix, parse_tensor_type
+from ggufmerge.quants.mixture import (
+    Decision,
+    decide_types,
+    guess_file_type,
+    needs_imatrix,
+    parse_tensor_type,
+    types_like,
+)
 from ggufmerge.recipe import ModelReference, Recipe
+from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import known_words, spellings
-from ggufmerge.recipe.settings import Setting, at
+from ggufmerge.recipe.settings import Rule, Setting, at, matches
 from ggufmerge.sources import Source, open_source
 from ggufmerge.sources.imatrix import load_imatrix
 from ggufmerge.types import FileType, TensorType
@@ -49,21 +58,23 @@ def make_plan(
     imatrix: files that win over the recipe's; several are combined.
     RecipeError, PlanError and FormatError say what does not fit.
     """
-    method = find_method(recipe.merge_method)
+    methods = [find_method(name) for name in recipe.methods]
     references = _references(recipe)
     sources = [open_source(reference, recipe.folder) for reference in references]
     checks.check_architectures(sources)
     checks.check_vocabularies(sources)
-    layout = slices(recipe, method, references, sources)
+    layout = slices(recipe, methods, references, sources)
     for number, piece in enumerate(layout):
-        _check_model_count(method, piece, recipe, number)
+        for method in methods:
+            _check_model_count(method, piece, recipe, number)
     filled = list(slots(layout, sources))
     _check_presence(filled, sources)
     warnings = [*recipe.warnings, *_check_filters(recipe, filled)]
-    resolver = _Resolver(recipe, method, sources)
+    resolver = Resolver(recipe, sources)
     tensors = [resolver.resolve(slot) for slot in filled]
     if resolver.problems:
         raise RecipeError("\n".join(resolver.problems))
+    tensors = _with_grafts(recipe, tensors, references, sources)
 
     donor = sources[0]
     matrix_files = [str(p) for p in imatrix] or [str(Path(recipe.folder) / p) for p in recipe.imatrix]
@@ -87,7 +98,7 @@ def make_plan(
     )
     warnings += [*checks.differing_hyperparameters(sources, donor), *more]
     plan = Plan(
-        method=method.name,
+        method=" + ".join(recipe.methods),
         architecture=donor.file.architecture,
         file_type=file_type,
         seed=recipe.seed,
@@ -118,6 +129,7 @@ def _references(recipe: Recipe) -> list[ModelReference]:
         found.update((entry.model, None) for entry in entries)
         if base is not None:
             found.setdefault(base, None)
+    found.update((graft.model, None) for graft in recipe.graft)
     return list(found)
 
 
@@ -142,7 +154,7 @@ def planned_source(reference: ModelReference, source: Source) -> PlannedSource:
 
 
 def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int) -> None:
-    count = len(piece.parts) - (piece.base is not None)
+    count = len(_stack(method, piece, recipe)) - uses_base(method, piece)
     where = recipe.origin if recipe.slices is None else f"{recipe.origin}: slice {number + 1}"
     besides = " besides the base"
     if method.base is Base.MODEL:
@@ -151,6 +163,23 @@ def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int
         raise RecipeError(f"{where}: {method.name} needs at least {_models(method.min_models)}{besides}, not {count}")
     if method.max_models is not None and count > method.max_models:
         raise RecipeError(f"{where}: {method.name} takes at most {_models(method.max_models)}{besides}, not {count}")
+
+
+def uses_base(method: Method, piece: Slice) -> bool:
+    """Whether the method takes differences from the slice's base, which then stands first in its inputs."""
+    return piece.base is not None and method.base is not Base.MODEL
+
+
+def _stack(method: Method, piece: Slice, recipe: Recipe) -> list[int]:
+    """The parts of a slice that a method merges, in its order: its base first, then as the recipe names them.
+
+    A method without a base takes `base_model` as one more model, as mergekit does; but in a recipe of several methods,
+    where base_model is there for another one, only if `models` names it.
+    """
+    order = list(range(len(piece.parts)))
+    if uses_base(method, piece):
+        return [piece.base or 0, *(i for i in order if i != piece.base)]
+    return [i for i in order if piece.parts[i].listed or len(recipe.methods) == 1]
 
 
 def _models(count: int) -> str:
@@ -189,6 +218,7 @@ def _check_filters(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
     levels = [recipe.parameters] + [s.parameters for s in recipe.slices or ()]
     levels += [m.parameters for m in recipe.models or ()]
     levels += [source.parameters for s in recipe.slices or () for source in s.sources]
+    levels += [{"merge_method": recipe.merge_method, "exclude": Setting(tuple(Rule(p, None) for p in recipe.exclude))}]
     unused = {
         rule.filter: key
         for parameters in levels
@@ -210,44 +240,45 @@ def _check_filters(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
     return warnings
 
 
-class _Resolver:
+class Resolver:
     """Finds the parameters that hold for each tensor; collects all problems instead of stopping at the first."""
 
-    def __init__(self, recipe: Recipe, method: Method, sources: Sequence[Source]) -> None:
-        self.recipe, self.method, self.sources = recipe, method, sources
+    def __init__(self, recipe: Recipe, sources: Sequence[Source]) -> None:
+        self.recipe, self.sources = recipe, sources
         self.problems: list[str] = []
         self._missing: set[tuple[str, str]] = set()
 
     def resolve(self, slot: Slot) -> PlannedTensor:
         """The planned tensor with its final inputs; its type is that of the model the result takes after."""
-        base = slot.slice.base
-        order = list(range(len(slot.names)))
-        if base is not None:
-            order = [base, *(i for i in order if i != base)]
+        method = find_method(self.recipe.method_for(slot.name))
+        order = [0] if slot.constant else _stack(method, slot.slice, self.recipe)
         inputs = tuple(Input(slot.slice.parts[i].source, slot.names[i] or slot.name) for i in order)
         stored = self._type_donor(slot, inputs)
         tensor = self.sources[stored.source].tensors[stored.tensor]
         planned = PlannedTensor(slot.name, tensor.shape, tensor.type, "copy", inputs, decisions=slot.decisions)
         if slot.constant:
             return planned
+        if any(matches(pattern, slot.name) for pattern in self.recipe.exclude):
+            return replace(planned, inputs=(stored,), decisions=(*planned.decisions, "excluded from merging"))
         if tensor.type.is_quantized or tensor.type.is_float:
-            return self._merged(slot, order, planned)
+            return self._merged(slot, method, order, planned)
         return self._unmergeable(planned, stored)
 
-    def _merged(self, slot: Slot, order: Sequence[int], planned: PlannedTensor) -> PlannedTensor:
-        has_base = slot.slice.base is not None
+    def _merged(self, slot: Slot, method: Method, order: Sequence[int], planned: PlannedTensor) -> PlannedTensor:
+        has_base = uses_base(method, slot.slice)
         others = order[1:] if has_base else order
-        shared = {q.name: self._shared(slot, q.name, q.default) for q in self.method.parameters if q.scope == "shared"}
-        models = {
-            q.name: tuple(self._of_model(slot, i, q.name, q.default) for i in others)
-            for q in self.method.parameters
-            if q.scope == "model"
-        }
+        shared: dict[str, Value] = {}
+        models: dict[str, tuple[float | None, ...]] = {}
+        for q in method.parameters:
+            if q.scope == "shared":
+                shared[q.name] = self._shared(slot, method, q)
+            else:
+                models[q.name] = tuple(self._of_model(slot, i, method, q) for i in others)
         experts = planned.shape[0] if len(planned.shape) == 3 and "_exps." in planned.name else 1
         merged = replace(
             planned,
             action="merge",
-            method=self.method.name,
+            method=method.name,
             has_base=has_base,
             shared=shared,
             models=models,
@@ -257,39 +288,56 @@ class _Resolver:
             return merged
         problem = problem_of(merged)
         try:
-            self.method.check(problem)
+            method.check(problem)
         except ValueError as error:
             if len(self.problems) < 10:
                 self.problems.append(f"{self.recipe.origin}: {slot.name}: {error}")
             return merged
-        single = self.method.untouched(problem)
+        single = method.untouched(problem)
         return merged if single is None else replace(planned, inputs=(merged.inputs[single],))
 
-    def _shared(self, slot: Slot, name: str, default: Value) -> Value:
-        value = _lookup(name, [slot.slice.parameters, self.recipe.parameters], slot.name, slot.position)
-        if value is not None:
-            return value
-        return self._default(name, default, f'add "{name}" under parameters:')
+    def _shared(self, slot: Slot, method: Method, parameter: Parameter) -> Value:
+        found = self.find(parameter, slot)
+        if found is not None:
+            return found.value
+        return self._default(method, parameter, f'add "{parameter.name}" under parameters:')
 
-    def _of_model(self, slot: Slot, i: int, name: str, default: Value) -> float | None:
-        part = slot.slice.parts[i]
-        levels = [part.parameters, slot.slice.parameters, self.recipe.parameters]
-        own_name = slot.names[i] or slot.name
-        if own_name.split(".")[0] != slot.name.split(".")[0]:
-            own_name = slot.name  # an embedding that stands in for a tied output head is filtered as the head
-        value = _lookup(name, levels, own_name, slot.position)
-        if value is None:
-            label = self.sources[part.source].label
-            value = self._default(name, default, f"add it to the parameters of {label}", label)
+    def _of_model(self, slot: Slot, i: int, method: Method, parameter: Parameter) -> float | None:
+        found = self.find(parameter, slot, i)
+        if found is not None:
+            return None if found.value is None else float(found.value)
+        label = self.sources[slot.slice.parts[i].source].label
+        value = self._default(method, parameter, f"add it to the parameters of {label}", label)
         return None if value is None else float(value)
 
-    def _default(self, name: str, default: Value, remedy: str, label: str = "") -> Value:
-        if default is not REQUIRED:
-            return default
-        if (name, label) not in self._missing:
-            self._missing.add((name, label))
-            subject = f"{label} has no {name}" if label else f"no {name} is given"
-            self.problems.append(f"{self.recipe.origin}: {subject}, which {self.method.name} needs: {remedy}")
+    def find(self, parameter: Parameter, slot: Slot, i: int | None = None) -> Found | None:
+        """What the recipe says of a parameter for a tensor, of part `i` of its slice if it is per model.
+
+        The closest level that has a value decides: the model's own, the slice's, the recipe's. Shared parameters are
+        filtered by the name in the result, per-model ones by the tensor's name in that model.
+        """
+        levels = [(slot.slice.where, slot.slice.parameters), (("parameters",), self.recipe.parameters)]
+        name = slot.name
+        if i is not None:
+            part = slot.slice.parts[i]
+            levels.insert(0, (part.where, part.parameters))
+            own = slot.names[i] or slot.name
+            # an embedding that stands in for a tied output head is filtered as the head
+            name = own if own.split(".")[0] == slot.name.split(".")[0] else slot.name
+        for where, level in levels:
+            setting = level.get(parameter.name)
+            rule = setting.rule_for(name) if setting else None
+            if rule is not None:
+                return Found(at(rule.value, slot.position), rule, (*where, parameter.name))
+        return None
+
+    def _default(self, method: Method, parameter: Parameter, remedy: str, label: str = "") -> Value:
+        if parameter.default is not REQUIRED:
+            return parameter.default
+        if (parameter.name, label) not in self._missing:
+            self._missing.add((parameter.name, label))
+            subject = f"{label} has no {parameter.name}" if label else f"no {parameter.name} is given"
+            self.problems.append(f"{self.recipe.origin}: {subject}, which {method.name} needs: {remedy}")
         return None
 
     def _type_donor(self, slot: Slot, inputs: Sequence[Input]) -> Input:
@@ -304,14 +352,38 @@ class _Resolver:
         return replace(planned, inputs=(stored,), decisions=(*planned.decisions, "the same integers in all models"))
 
 
-def _lookup(name: str, levels: Iterable[dict[str, Setting]], tensor: str, position: float) -> Value:
-    """The first value that a level gives for this tensor; None when no level does."""
-    for level in levels:
-        setting = level.get(name)
-        rule = setting.rule_for(tensor) if setting else None
-        if rule is not None:
-            return at(rule.value, position)
-    return None
+@dataclass(frozen=True)
+class Found:
+    """A parameter's value, the rule it comes from and that rule's place in the recipe."""
+
+    value: Value
+    rule: Rule
+    where: Location
+
+
+def _with_grafts(
+    recipe: Recipe, tensors: list[PlannedTensor], references: Sequence[ModelReference], sources: Sequence[Source]
+) -> list[PlannedTensor]:
+    """The tensors, those that a graft names replaced by the same tensors of its model, in the type they have there."""
+    for number, graft in enumerate(recipe.graft):
+        index = references.index(graft.model)
+        source = sources[index]
+        where = recipe.where(("graft", number))
+        for pattern in graft.tensors:
+            hits = [i for i, t in enumerate(tensors) if matches(pattern, t.name)]
+            if not hits:
+                raise RecipeError(f'{where}: the filter "{pattern}" of graft matches no tensor of the result')
+            for i in hits:
+                stored = source.tensors.get(tensors[i].name)
+                if stored is None:
+                    raise PlanError(f"{where}: {source.label} has no {tensors[i].name} to graft")
+                if stored.shape != tensors[i].shape:
+                    shapes = f"{list(stored.shape)} in {source.label}, {list(tensors[i].shape)} in the result"
+                    raise PlanError(f"{where}: {stored.name} has another shape: {shapes}")
+                note = f"grafted from {source.label}"
+                only = (Input(index, stored.name),)
+                tensors[i] = PlannedTensor(stored.name, stored.shape, stored.type, "copy", only, decisions=(note,))
+    return tensors
 
 
 def problem_of(tensor: PlannedTensor, keys: Sequence[int] = ()) -> Problem:
@@ -344,13 +416,20 @@ def _with_types(
 ) -> tuple[list[PlannedTensor], FileType]:
     """The tensors with the types they are written in, and the file type that describes them."""
     float_file = _FLOAT_FILES.get(recipe.out_dtype or recipe.dtype or "")
-    wanted = out_type or recipe.out_type or float_file
-    if wanted is None:
-        return _with_kept_types(recipe, tensors, donor)
+    wanted = out_type or recipe.out_type or (None if recipe.like else float_file)
+    grafted = {t.name for t in tensors if any(matches(p, t.name) for graft in recipe.graft for p in graft.tensors)}
+    if wanted is None and recipe.like is None:
+        return _with_kept_types(recipe, tensors, donor, grafted)
     planned = PlannedHeader(ChainMap(structure, donor.metadata), {t.name: t for t in tensors})  # type: ignore[arg-type]
-    file_type = FileType.parse(wanted)
     overrides = [(pattern, TensorType.parse(name)) for pattern, name in recipe.tensor_types.items()]
-    return with_decided_types(tensors, decide_types(planned, file_type, imatrix, tensor_types=overrides)), file_type
+    if wanted is None:
+        with open_gguf(Path(recipe.folder) / str(recipe.like)) as other:
+            decided = types_like(planned, other)
+    else:
+        decided = decide_types(planned, FileType.parse(wanted), imatrix, tensor_types=overrides)
+    typed = with_decided_types(tensors, decided)
+    typed = [was if was.name in grafted else now for was, now in zip(tensors, typed, strict=True)]
+    return typed, FileType.parse(wanted) if wanted else guess_file_type({t.name: t.type for t in typed})
 
 
 def with_decided_types(tensors: Sequence[PlannedTensor], decided: Mapping[str, Decision]) -> list[PlannedTensor]:
@@ -364,7 +443,7 @@ def with_decided_types(tensors: Sequence[PlannedTensor], decided: Mapping[str, D
 
 
 def _with_kept_types(
-    recipe: Recipe, tensors: list[PlannedTensor], donor: Source
+    recipe: Recipe, tensors: list[PlannedTensor], donor: Source, grafted: Collection[str]
 ) -> tuple[list[PlannedTensor], FileType]:
     """Every tensor in the type it has in the model the result takes after, but for the recipe's tensor_types."""
     rules = [parse_tensor_type(f"{pattern}={name}") for pattern, name in recipe.tensor_types.items()]
@@ -373,7 +452,9 @@ def _with_kept_types(
             raise RecipeError(f'{recipe.origin}: the pattern "{pattern}" of tensor_types matches no tensor')
     typed = []
     for t in tensors:
-        found = next(((p, kind) for p, kind in rules if re.search(p, t.name, re.IGNORECASE)), None)
+        found = None
+        if t.name not in grafted:
+            found = next(((p, kind) for p, kind in rules if re.search(p, t.name, re.IGNORECASE)), None)
         kind, why = (found[1], f"asked for by {found[0]}") if found else (t.type, "as in the first model")
         if t.n % kind.block_size:
             raise PlanError(f"{t.name}: rows of {t.n} values do not fit {kind}'s blocks of {kind.block_size}")

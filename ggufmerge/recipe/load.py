@@ -21,7 +21,7 @@ from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import Base, Method, Parameter
 from ggufmerge.recipe.document import Document, Location, parse, shown
-from ggufmerge.recipe.schema import Model, OutputSlice, Recipe, SliceSource, Tokenizer
+from ggufmerge.recipe.schema import Graft, Model, OutputSlice, Recipe, SliceSource, Tokenizer
 from ggufmerge.recipe.settings import Scalar, Setting
 
 # Words that stand in published recipes and that mergekit reads without effect.
@@ -47,6 +47,7 @@ _KEYS: dict[str, type[pydantic.BaseModel]] = {
     "models": Model,
     "slices": OutputSlice,
     "sources": SliceSource,
+    "graft": Graft,
     "tokenizer": Tokenizer,
 }
 _MOVED = {
@@ -102,6 +103,7 @@ def _build(text: str, name: str, folder: str) -> Recipe:
         raise RecipeError("\n".join(line for _, line in sorted(report.problems.values())))
     recipe._source = (text, name, folder)
     recipe._warnings = tuple(line for _, line in sorted(report.warnings))
+    recipe._document = document
     return recipe
 
 
@@ -211,7 +213,7 @@ def _explain(item: Any, at: Location, data: dict[str, Any]) -> str:
 
 def _parameter_hint(key: str, data: dict[str, Any]) -> str:
     name = data.get("merge_method")
-    methods = [name] if name in NAMES else NAMES
+    methods = [name] if isinstance(name, str) and name in NAMES else NAMES
     known = any(find_method(n).parameter(key) for n in methods)
     return "a parameter of the method stands under parameters:" if known else ""
 
@@ -223,21 +225,31 @@ def _check(recipe: Recipe, report: _Report) -> None:
     for key, reason in _UNREAD.items():
         if getattr(recipe, key) is not None:
             report.warn((key,), f'"{key}" has no effect: {reason}')
+    if recipe.like is not None and recipe.out_type is not None:
+        report.problem(("like",), 'a recipe has either "like" or "out_type": both say which types the result has')
     try:
-        method = find_method(recipe.merge_method)
+        methods = [find_method(name) for name in recipe.methods]
     except RecipeError as error:
         report.problem(("merge_method",), str(error))
         return
-    if method.base is Base.REQUIRED and recipe.base_model is None and not _every_slice_has_base(recipe):
-        report.problem(
-            ("merge_method",),
-            f"{method.name} takes differences from a base: "
-            'add "base_model: FILE.gguf", the model that the others were tuned from',
-        )
+    for method in methods:
+        if method.base is Base.REQUIRED and recipe.base_model is None and not _every_slice_has_base(recipe):
+            report.problem(
+                ("merge_method",),
+                f"{method.name} takes differences from a base: "
+                'add "base_model: FILE.gguf", the model that the others were tuned from',
+            )
     for at, parameters, per_model in _parameter_places(recipe):
-        is_base = per_model and method.base is not Base.MODEL and _is_base(recipe, at)
+        is_base = per_model and all(method.base is not Base.MODEL for method in methods) and _is_base(recipe, at)
         for name, setting in parameters.items():
-            _check_parameter(method, (*at, name), parameters, setting, per_model, is_base, report)
+            # the method that reads the parameter here, else one that knows it, else any: its complaint is the user's
+            order = sorted(methods, key=lambda m: _affinity(m, name, per_model), reverse=True)
+            _check_parameter(order[0], (*at, name), parameters, setting, per_model, is_base, report)
+
+
+def _affinity(method: Method, name: str, per_model: bool) -> int:
+    spec = method.parameter(name)
+    return 0 if spec is None else 1 if per_model and spec.scope == "shared" else 2
 
 
 def _every_slice_has_base(recipe: Recipe) -> bool:

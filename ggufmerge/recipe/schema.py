@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.recipe import settings
-from ggufmerge.recipe.document import shown
+from ggufmerge.recipe.document import Document, Location, shown
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.settings import Setting
 from ggufmerge.types import FileType, TensorType
@@ -72,6 +72,16 @@ def _storable(value: Any) -> Any:
     return value
 
 
+def _methods(value: Any) -> Setting:
+    setting = settings.parse(value)
+    for rule in setting.rules:
+        if not isinstance(rule.value, str):
+            raise ValueError(f"merge_method is a word, or a list of mappings with filter and value, not {shown(value)}")
+    if setting.rules[-1].filter is not None:
+        raise ValueError("merge_method needs a last value without a filter, for the tensors that no filter matches")
+    return setting
+
+
 Reference = Annotated[ModelReference, BeforeValidator(ModelReference.parse)]
 Parameters = Annotated[
     dict[str, Annotated[Setting, BeforeValidator(settings.parse)]],
@@ -112,6 +122,13 @@ class OutputSlice(_Node):
     parameters: Parameters = {}
 
 
+class Graft(_Node):
+    """Tensors that are taken from a model as they are. Not in mergekit."""
+
+    model: Reference
+    tensors: Annotated[list[str], Field(min_length=1)]
+
+
 class Tokenizer(_Node):
     """mergekit's newer way to write `tokenizer_source`."""
 
@@ -121,7 +138,7 @@ class Tokenizer(_Node):
 class Recipe(_Node):
     """A whole recipe. Exactly one of `models` and `slices` is given."""
 
-    merge_method: str
+    merge_method: Annotated[Setting, BeforeValidator(_methods)]
     base_model: Reference | None = None
     models: Annotated[list[Model], Field(min_length=1)] | None = None
     slices: Annotated[list[OutputSlice], Field(min_length=1)] | None = None
@@ -136,12 +153,16 @@ class Recipe(_Node):
     # Not in mergekit
     out_type: FileTypeName | None = None
     tensor_types: dict[Pattern, TensorTypeName] = {}
+    like: str | None = None
     imatrix: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
+    graft: tuple[Graft, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**64, strict=True)] = 0
     metadata: dict[str, Annotated[str | bool | int | float | list[str], BeforeValidator(_storable)]] = {}
 
     _source: tuple[str, str, str] = PrivateAttr(default=("", "recipe", "."))  # text, name, folder
     _warnings: tuple[str, ...] = PrivateAttr(default=())
+    _document: Document | None = PrivateAttr(default=None)
 
     @property
     def text(self) -> str:
@@ -162,6 +183,21 @@ class Recipe(_Node):
     def warnings(self) -> tuple[str, ...]:
         """What was read but has no effect, one line each."""
         return self._warnings
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The merge methods that the recipe names; more than one only with filters."""
+        return tuple(dict.fromkeys(str(rule.value) for rule in self.merge_method.rules))
+
+    def method_for(self, tensor: str) -> str:
+        """The merge method of a tensor of the result (a GGUF name)."""
+        rule = self.merge_method.rule_for(tensor)
+        assert rule is not None, "the last rule of merge_method has no filter"
+        return str(rule.value)
+
+    def where(self, location: Location) -> str:
+        """A place of the recipe as `file:line:column`."""
+        return self._document.where(location) if self._document else self.origin
 
     def output_slices(self) -> list[tuple[list[Model | SliceSource], ModelReference | None, Parameters]]:
         """The recipe as output slices: (sources, base, parameters). `models` is one slice of all layers."""
