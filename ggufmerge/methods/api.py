@@ -116,10 +116,11 @@ def _check_inputs(method: Method, arrays: list[NDArray[np.float32]], has_base: b
     if method.base is Base.REQUIRED and not has_base:
         raise GgufmergeError(f"{method.name} takes differences from a base: give `base`")
     if models < method.min_models or (method.max_models is not None and models > method.max_models):
-        most = "or more" if method.max_models is None else f"to {method.max_models}"
-        wanted = str(method.min_models) if method.max_models == method.min_models else f"{method.min_models} {most}"
-        besides = " besides the base" if method.base is not Base.MODEL else ""
-        raise GgufmergeError(f"{method.name} merges {wanted} models{besides}, not {models}")
+        wanted = f"{method.min_models} {'model' if method.max_models == 1 else 'models'}"
+        if method.max_models is None:
+            wanted = f"{method.min_models} or more models"
+        besides = "" if method.base is Base.MODEL else " besides the base"
+        raise GgufmergeError(f"{method.name} merges {wanted}{besides}, not {models}")
     for i, array in enumerate(arrays[1:], start=1):
         if array.shape != arrays[0].shape:
             raise GgufmergeError(f"the arrays must have one shape: number {i} is {array.shape}, not {arrays[0].shape}")

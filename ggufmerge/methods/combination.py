@@ -8,8 +8,6 @@ comes out to the bit.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ggufmerge.methods.spec import Chunk, Method, Pass, Passes, Problem, Stack
+from ggufmerge.methods.sums import LANES, add_rows, exact_sum, lane_total
 
 
 class Combination(Method):
@@ -51,42 +50,6 @@ def inner_product(a: NDArray[np.float64], b: NDArray[np.float64], products: NDAr
     return exact_sum((np.outer(a, b) * products).reshape(-1))
 
 
-def exact_sum(values: Iterable[float]) -> float:
-    """The sum rounded once, so that the order of the models has no influence; NaN where infinities meet."""
-    try:
-        return math.fsum(values)
-    except (OverflowError, ValueError):
-        return math.nan
-
-
-def add_rows(so_far: NDArray[np.float64], partial: NDArray[np.float64]) -> NDArray[np.float64]:
-    """so_far + partial[0] + partial[1] + ..., strictly in this order: the same sum however the rows were cut."""
-    total = np.array(so_far, np.float64)
-    _add_rows(total.reshape(-1), partial.reshape(len(partial), -1))
-    return total
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _add_rows(total, partial):
-    for r in range(partial.shape[0]):
-        for i in range(total.size):
-            total[i] += partial[r, i]
-
-
-_LANES = 64  # partial sums of a row: fixed, so that a sum is the same on every processor
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def lane_total(lanes):
-    """Sum of the partial sums in `lanes`, float64 [_LANES], by halves; `lanes` is overwritten."""
-    half = lanes.size // 2
-    while half > 0:
-        for l in range(half):
-            lanes[l] += lanes[l + half]
-        half //= 2
-    return lanes[0]
-
-
 @njit(nogil=True, cache=True, error_model="numpy")
 def row_grams(x, deltas, out):
     """Gram matrix of each row of x, float32 [inputs, rows, n], or of its differences from x[0], to `out`, float64
@@ -94,12 +57,12 @@ def row_grams(x, deltas, out):
     first = 1 if deltas else 0
     m = x.shape[0] - first
     n = x.shape[2]
-    values = np.zeros((m, _LANES), np.float64)
-    sums = np.empty((m, m, _LANES), np.float64)
+    values = np.zeros((m, LANES), np.float64)
+    sums = np.empty((m, m, LANES), np.float64)
     for r in range(x.shape[1]):
         sums[:] = 0.0
-        for start in range(0, n, _LANES):
-            end = min(start + _LANES, n)
+        for start in range(0, n, LANES):
+            end = min(start + LANES, n)
             base = x[0, r, start:end]
             for i in range(m):
                 given, value = x[i + first, r, start:end], values[i]
@@ -122,7 +85,7 @@ def row_grams(x, deltas, out):
 @njit(nogil=True, cache=True, error_model="numpy")
 def accumulate_products(a, b, sums):
     """sums += a * b, lane by lane."""
-    for l in range(_LANES):
+    for l in range(LANES):
         sums[l] += a[l] * b[l]
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.methods.combination import Combination, exact_sum
+from ggufmerge.methods.combination import Combination
 from ggufmerge.methods.spec import Base, Parameter, Passes, Problem
+from ggufmerge.methods.sums import exact_sum
 
 
 class Linear(Combination):

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.methods.combination import Combination, exact_sum, gram, inner_product
+from ggufmerge.methods.combination import Combination, gram, inner_product
 from ggufmerge.methods.linear import check_divisible
 from ggufmerge.methods.spec import Base, Parameter, Passes, Problem
+from ggufmerge.methods.sums import exact_sum
 
 
 class MultiSlerp(Combination):

@@ -18,9 +18,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from ggufmerge.methods.combination import add_rows, exact_sum, lane_total
 from ggufmerge.methods.selection import EVERYTHING, NOTHING, Cut, largest, row_groups
 from ggufmerge.methods.spec import Chunk, Method, Parameter, Pass, Passes, Problem, Stack
+from ggufmerge.methods.sums import LANES, add_rows, exact_sum, lane_total
 
 NO_DIVISOR = 1e-6  # a sum of weights below it counts as this
 
@@ -79,7 +79,7 @@ def _selected(x: Stack, chunk: Chunk, cut: Cut):
             selected = np.ones((end - first, x.shape[2]), bool)
         else:
             bits = variances(x, chunk, first, end)[0].view(np.uint32)
-            elements = np.arange(bits.size) + (chunk.start + first * x.shape[2])
+            elements = np.arange(bits.size, dtype=np.int64) + (chunk.start + first * x.shape[2])
             selected = (bits > cut.bits) | ((bits == cut.bits) & (elements <= cut.last))
         yield first, end, selected.reshape(end - first, x.shape[2])
 
@@ -108,20 +108,17 @@ def variance_of_differences(x, first, out):
             target[j] = np.float32(squares[j] / models)
 
 
-_LANES = 64
-
-
 @njit(nogil=True, cache=True, error_model="numpy")
 def row_energies(x, first, selected, out):
     """Row by row, Σ (x[i + 1] - x[0])² over the selected elements, to `out`, float64 [rows, models]."""
-    sums = np.empty(_LANES)
+    sums = np.empty(LANES)
     for i in range(out.shape[1]):
         for r in range(out.shape[0]):
             sums[:] = 0.0
-            for start in range(0, x.shape[2], _LANES):
-                model = x[i + 1, first + r, start : start + _LANES]
-                base = x[0, first + r, start : start + _LANES]
-                chosen = selected[r, start : start + _LANES]
+            for start in range(0, x.shape[2], LANES):
+                model = x[i + 1, first + r, start : start + LANES]
+                base = x[0, first + r, start : start + LANES]
+                chosen = selected[r, start : start + LANES]
                 for l in range(model.size):
                     d = np.float64(model[l] - base[l])
                     sums[l] += d * d if chosen[l] else 0.0

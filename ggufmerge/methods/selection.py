@@ -87,7 +87,7 @@ def largest(scores: Scores, elements: int, wanted: Sequence[tuple[int, Count]]) 
 
 def _trivial_cut(k: Count, elements: int) -> Cut | None:
     """The cut that needs no look at the values; None when it does."""
-    if callable(k) or 0 < k < elements:
+    if callable(k) or 0 < k <= elements:
         return None
     return NOTHING if k <= 0 else EVERYTHING
 

@@ -82,9 +82,10 @@ class Slerp(Combination):
         return found
 
     def notes(self, p: Problem, statistics: Any) -> list[str]:
+        step = "step {} of the chain: " if p.shared["chain"] else ""
         return [
-            f"lerp instead of slerp: cosine {cosine:.6f} is beyond {PARALLEL}"
-            for cosine in statistics[1]
+            f"{step.format(k)}lerp instead of slerp: cosine {cosine:.6f} is beyond {PARALLEL}"
+            for k, cosine in enumerate(statistics[1], start=1)
             if abs(cosine) > PARALLEL
         ]
 

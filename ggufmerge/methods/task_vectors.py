@@ -21,9 +21,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from ggufmerge.methods.combination import add_rows, exact_sum, lane_total, weighted_sum
+from ggufmerge.methods.combination import weighted_sum
 from ggufmerge.methods.selection import row_groups
 from ggufmerge.methods.spec import Base, Chunk, Method, Parameter, Pass, Passes, Problem, Stack
+from ggufmerge.methods.sums import LANES, add_rows, exact_sum, lane_total
 
 NO_DIVISOR = 1e-8  # a sum of all weights this small does not divide
 CANCELLED = 1e-12  # nor does a sum of elected weights this small beside the weights: what rounding leaves of zero
@@ -208,22 +209,21 @@ def subtract_base(x, first, kept):
                 target[j] = model[j] - base[j]
 
 
-_LANES = 64
 _BLOCK = 512
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def l1_norms(x, first, kept, out):
     """Row by row, Σ |x[i + 1] - x[0]| and Σ |kept[i]| of each model, to `out`, float64 [rows, 2, models]."""
-    before, after = np.empty(_LANES), np.empty(_LANES)
+    before, after = np.empty(LANES), np.empty(LANES)
     for i in range(kept.shape[0]):
         for r in range(kept.shape[1]):
             before[:] = 0.0
             after[:] = 0.0
-            for start in range(0, x.shape[2], _LANES):
-                survivor = kept[i, r, start : start + _LANES]
-                model = x[i + 1, first + r, start : start + _LANES]
-                base = x[0, first + r, start : start + _LANES]
+            for start in range(0, x.shape[2], LANES):
+                survivor = kept[i, r, start : start + LANES]
+                model = x[i + 1, first + r, start : start + LANES]
+                base = x[0, first + r, start : start + LANES]
                 for l in range(survivor.size):
                     before[l] += np.float64(abs(model[l] - base[l]))
                     after[l] += np.float64(abs(survivor[l]))

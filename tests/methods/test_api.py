@@ -58,7 +58,7 @@ def test_input_errors_tell_what_to_do():
     """Missing base, wrong number of models, unequal shapes, a lone number."""
     with pytest.raises(GgufmergeError, match="give `base`"):
         ggufmerge.merge([A], "ties", {"weight": 1.0})
-    with pytest.raises(GgufmergeError, match="merges 1 models, not 2"):
+    with pytest.raises(GgufmergeError, match="merges 1 model, not 2"):
         ggufmerge.merge([A, A], "passthrough")
     with pytest.raises(GgufmergeError, match="1 or more models besides the base, not 0"):
         ggufmerge.merge([], "ties", {"weight": []}, base=A)

@@ -88,9 +88,10 @@ def test_karcher_with_equal_weights_is_without_weights():
     assert np.vdot(heavy, x[0]) > np.vdot(plain, x[0])
 
 
-def test_arcee_fusion_takes_whole_elements_above_the_exact_threshold():
+@pytest.mark.parametrize("shape", [(40, 60), (1, 3), (2, 2), (1, 1)])
+def test_arcee_fusion_takes_whole_elements_above_the_exact_threshold(shape):
     """Each element is the base's or the other's, by naive quartiles of the naive importance."""
-    base, other = random(2, 40, 60)
+    base, other = random(2, *shape)
     p, q = (np.exp(v.astype(np.float64)) for v in (other, base))
     p, q = (v / v.sum(axis=1, keepdims=True) + 1e-8 for v in (p, q))
     importance = np.abs(other - base) * np.sum(p * np.log(p / q), axis=1, keepdims=True)
