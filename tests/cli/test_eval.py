@@ -29,7 +29,7 @@ def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
 
 
 def facts(*arguments: str) -> dict:
-    result = CliRunner().invoke(app, ["eval", *arguments, "--json"], catch_exceptions=False)
+    result = CliRunner().invoke(app, ["eval", *arguments, "--json", "--threads", "1"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
@@ -87,7 +87,7 @@ def test_prompt_is_answered_in_chat_format(folder: pathlib.Path) -> None:
 
 def test_table_compares_models_of_a_text(folder: pathlib.Path) -> None:
     """In a pipe each line is a text and model, with the change against the first model."""
-    arguments = ["eval", "base.gguf", "tuned.gguf", "--text", "prose.txt", "--reference", "base.gguf"]
+    arguments = ["eval", "base.gguf", "tuned.gguf", "--text", "prose.txt", "--reference", "base.gguf", "--threads=1"]
     found = facts(*arguments[1:])["scores"]
     change = 100 * (found[1]["perplexity"] / found[0]["perplexity"] - 1)
     heads, base, tuned = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout.split("\n")[1:4]
@@ -100,7 +100,7 @@ def test_table_compares_models_of_a_text(folder: pathlib.Path) -> None:
 
 def test_answers_cannot_control_the_terminal(folder: pathlib.Path) -> None:
     """Control characters that a model says are shown as escapes."""
-    arguments = ["eval", "base.gguf", "--prompt", "the", "--temperature", "3", "--answer-tokens", "200"]
+    arguments = ["eval", "base.gguf", "--prompt", "the", "--temperature", "3", "--answer-tokens", "200", "--threads=1"]
     said = facts(*arguments[1:])["answers"][0]["answer"]
     assert any(not c.isprintable() and c != "\n" for c in said)
     shown = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
