@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,8 +78,10 @@ def evaluate(
 
     from ggufmerge.cli.terminal import console, print_json
 
-    texts = {path: _read(path) for path in text or []}
     names = list(dict.fromkeys([*([] if reference is None else [reference]), *models]))
+    if require_better and not (text and len(names) > 1):
+        raise typer.BadParameter("needs a --text and models to compare", param_hint="--require-better")
+    texts = {path: _read(path) for path in text or []}
     room = context if prompt is None else max(context, 512)
     scores: list[Facts] = []
     answers: list[Facts] = []
@@ -87,10 +89,10 @@ def evaluate(
         other = None if reference is None else stack.enter_context(_open(reference, room, threads))
         for name in names:
             status.update(f"loading {escape(name)}")
-            with _open(name, room, threads) as model:
+            with nullcontext(other) if other and name == reference else _open(name, room, threads) as model:
                 for path, content in texts.items():
                     status.update(f"{escape(name)} reads {escape(str(path))}")
-                    measured = _score(model, None if name == reference else other, content, context, tokens)
+                    measured = _score(model, None if model is other else other, content, context, tokens)
                     scores.append({"model": name, "text": str(path), **measured})
                 if prompt is not None:
                     status.update(f"{escape(name)} answers")

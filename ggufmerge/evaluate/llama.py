@@ -82,8 +82,8 @@ class LlamaModel:
     @property
     def begin_token(self) -> int | None:
         """The token that llama.cpp puts before a text of this model (BOS), or None when it puts none."""
-        lib = library()
-        return lib.llama_vocab_bos(self._vocab) if lib.llama_vocab_get_add_bos(self._vocab) else None
+        lib, vocabulary = library(), self._opened_vocabulary()
+        return lib.llama_vocab_bos(vocabulary) if lib.llama_vocab_get_add_bos(vocabulary) else None
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of a text, without BOS. special: read the names of control tokens in it, such as <|im_start|>."""

@@ -9,6 +9,7 @@ by some percent, and need long texts.)
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.evaluate.llama import LlamaModel
 
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 _ROWS = 32  # logits are turned into float64 probabilities for so many tokens at once, to keep memory flat
 
 
@@ -35,8 +37,8 @@ class Perplexity:
 
     @property
     def value(self) -> float:
-        """The perplexity, exp(nll)."""
-        return math.exp(self.nll)
+        """The perplexity, exp(nll); infinite where a float64 cannot hold it."""
+        return math.exp(self.nll) if self.nll < _LARGEST_EXPONENT else math.inf
 
     @property
     def error(self) -> float:

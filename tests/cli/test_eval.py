@@ -116,12 +116,12 @@ def test_require_better_fails_for_a_worse_model(folder: pathlib.Path) -> None:
         facts(better["model"], worse["model"], "--text", "prose.txt", "--require-better")
 
 
-def test_nothing_to_do_is_a_usage_error(folder: pathlib.Path) -> None:
-    """Without a text or a prompt, and with a reference but no text, the command says what to give."""
-    for arguments in (["base.gguf"], ["base.gguf", "--prompt", "Why?", "--reference", "base.gguf"]):
-        result = CliRunner().invoke(app, ["eval", *arguments])
-        assert result.exit_code == 2
-        assert "--text" in result.output
+@pytest.mark.parametrize("options", ["", "--prompt Why? --reference base.gguf", "--require-better --text prose.txt"])
+def test_nothing_to_do_is_a_usage_error(folder: pathlib.Path, options: str) -> None:
+    """Without a text or a prompt, a text for the reference, or models to compare, the command says what to give."""
+    result = CliRunner().invoke(app, ["eval", "base.gguf", *options.split()])
+    assert result.exit_code == 2
+    assert "--text" in result.output
 
 
 def test_bad_input_is_one_clear_error(folder: pathlib.Path) -> None:

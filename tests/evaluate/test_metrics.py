@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.evaluate import LlamaModel, kl_divergence, perplexity
+from ggufmerge.evaluate import LlamaModel, Perplexity, kl_divergence, perplexity
 from tests.models import smollm2
 from tests.tiny import write_tiny_llama
 
@@ -49,6 +49,11 @@ def test_windows_begin_with_bos_where_the_model_wants_it(tmp_path: pathlib.Path)
         found = perplexity(model, TEXT, context=50)
     assert found.tokens == len(tokens)
     assert found.nll == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_perplexity_beyond_float64_is_infinite() -> None:
+    """A model that is sure of something else has a finite loss, but no finite perplexity."""
+    assert Perplexity(nll=1e6, tokens=2, standard_error=1.0).value == np.inf
 
 
 def test_limit_uses_the_beginning_of_the_text(tiny: LlamaModel) -> None:
