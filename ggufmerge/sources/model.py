@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ from ggufmerge.sources.lora import Delta, LoraAdapter
 
 
 class SourceTensor:
-    """One tensor of a source. `rows` and `n` are its shape as a matrix (leading dimensions flattened)."""
+    """One tensor of a source. `rows` and `n` are its shape as a matrix (leading dimensions flattened).
+
+    Nothing of it is kept in memory but a factor of each adapter. Several threads may read at once.
+    """
 
     def __init__(self, tensor: Tensor, deltas: list[Delta]) -> None:
         self.tensor = tensor
@@ -42,7 +47,7 @@ class SourceTensor:
 
     def same_data(self, other: SourceTensor) -> bool:
         """Whether both read the same bytes of the same file, adapters aside."""
-        return (self.tensor.path, self.tensor.offset) == (other.tensor.path, other.tensor.offset)
+        return self.tensor == other.tensor
 
     def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
         """The stored bytes of rows [start, stop); only meaningful when no adapter changes the tensor."""
@@ -64,7 +69,7 @@ class Source:
         return any(name in adapter.names for adapter in self.adapters)
 
     def open_tensor(self, name: str) -> SourceTensor:
-        """A reader of one tensor; adapters' factors are held while it lives."""
+        """A reader of one tensor; a factor of each adapter is held while it lives."""
         deltas = [d for adapter in self.adapters if (d := adapter.delta(name)) is not None]
         return SourceTensor(self.tensors[name], deltas)
 
@@ -74,35 +79,79 @@ class Source:
         for adapter in self.adapters:
             yield from adapter.file.paths
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the source's files hold without effect, one line each."""
+        return [
+            f"{adapter.file.path}: {len(adapter.ignored)} tensors for norms ({adapter.ignored[0]}, ...) are ignored, "
+            "as llama.cpp ignores them"
+            for adapter in self.adapters
+            if adapter.ignored
+        ]
+
     def fingerprint(self) -> str:
         """A short hash that tells one model from another without reading it whole.
 
-        It covers the header of each file, the strengths of the adapters and the first 64 bytes of each tensor, and so
-        does not depend on where the file lies or what it is called: random masks are keyed by it.
+        It covers names, types and shapes of the tensors, 64 bytes at the beginning, in the middle and at the end of
+        each, and the scales of the adapters, and so does not depend on where the files lie, what they are called or
+        how they are sharded: random masks are keyed by it.
         """
         digest = hashlib.blake2b(digest_size=16)
-        for file, strength in [(self.file, 1.0), *((a.file, a.strength) for a in self.adapters)]:
-            digest.update(repr(strength).encode())
-            for name, t in file.tensors.items():
-                digest.update(f"{name}|{t.type}|{t.shape}|".encode())
-                digest.update(bytes(t.raw[:64]))
+        _add_file(digest, self.file)
+        for adapter in self.adapters:
+            digest.update(struct.pack("<2d", adapter.strength, adapter.alpha))
+            _add_file(digest, adapter.file)
         return digest.hexdigest()
+
+    def close(self) -> None:
+        """Let go of the files; tensors cannot be read any more."""
+        for file in (self.file, *(a.file for a in self.adapters)):
+            file.close()
+
+
+def _add_file(digest: hashlib.blake2b, file: GGUFFile) -> None:
+    for name, tensor in file.tensors.items():
+        digest.update(f"{name}|{tensor.type}|{tensor.shape}|".encode())
+        raw = tensor.raw
+        for start in (0, len(raw) // 2, max(0, len(raw) - 64)):
+            digest.update(bytes(raw[start : start + 64]))
 
 
 def open_source(reference: Any, folder: str | os.PathLike[str] = ".") -> Source:
     """Open a `ModelReference`: its file and its adapters, with paths starting from `folder`.
 
-    FormatError and PlanError say which file is not what it should be.
+    A path may begin with `~`. FormatError and PlanError say which file is not what it should be.
     """
     file = open_gguf(_locate(reference.path, folder))
-    kind = file.metadata.get("general.type", "model")
-    if kind == "adapter":
-        raise PlanError(f"{file.path}: a LoRA adapter, not a model; write base.gguf+{Path(reference.path).name}")
-    if not file.tensors:
-        raise PlanError(f"{file.path}: holds no tensors, so there is nothing to merge")
-    adapters = [LoraAdapter(_locate(a.path, folder), file, a.strength) for a in reference.adapters]
+    adapters: list[LoraAdapter] = []
+    try:
+        _check_model(file)
+        for adapter in reference.adapters:
+            adapters.append(LoraAdapter(_locate(adapter.path, folder), file, adapter.strength))  # noqa: PERF401 - see below
+    except BaseException:
+        for opened in (file, *(a.file for a in adapters)):  # those opened before one failed
+            opened.close()
+        raise
     return Source(str(reference), file, adapters)
 
 
+def _check_model(file: GGUFFile) -> None:
+    kind = file.metadata.get("general.type", "model")
+    if kind == "adapter":
+        raise PlanError(f"{file.path}: a LoRA adapter, not a model; write base.gguf+{file.path.name}")
+    if kind == "imatrix":
+        raise PlanError(f"{file.path}: an importance matrix, not a model; name it under imatrix:")
+    if not file.tensors:
+        raise PlanError(f"{file.path}: holds no tensors, so there is nothing to merge")
+
+
 def _locate(path: str, folder: str | os.PathLike[str]) -> Path:
-    return Path(folder) / Path(path).expanduser()
+    """Where a recipe's path leads; PlanError when there is no such file."""
+    try:
+        found = Path(folder) / Path(path).expanduser()
+    except RuntimeError:  # ~ of a user who does not exist
+        raise PlanError(f"{path}: there is no such home folder; write the whole path") from None
+    with contextlib.suppress(OSError):  # a folder that may not be read: opening the file says so
+        if not found.exists():
+            raise PlanError(f"{found}: no such file; models are paths of GGUF files, starting from the recipe's folder")
+    return found
