@@ -8,14 +8,8 @@ from typing import Any
 
 from ggufmerge.engine.header import QUANTIZATION_VERSION
 from ggufmerge.engine.plan import Input, Plan, PlannedTensor
-from ggufmerge.engine.planner import (
-    Opened,
-    check_writable,
-    combined_imatrix,
-    planned_source,
-    with_action,
-    with_decided_types,
-)
+from ggufmerge.engine.planner import Opened, planned_source
+from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_decided_types
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import open_gguf
 from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like

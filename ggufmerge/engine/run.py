@@ -27,8 +27,9 @@ from ggufmerge.engine import header
 from ggufmerge.engine.checks import check_output
 from ggufmerge.engine.journal import Journal
 from ggufmerge.engine.plan import Plan, PlannedTensor
-from ggufmerge.engine.planner import Opened, problem_of
+from ggufmerge.engine.planner import Opened
 from ggufmerge.engine.progress import Progress
+from ggufmerge.engine.resolve import problem_of
 from ggufmerge.engine.scheduler import Job, Stage, drive
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import MetadataEditor, TensorInfo, open_gguf

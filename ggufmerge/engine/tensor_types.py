@@ -1,0 +1,134 @@
+"""Which type each tensor is written in, and whether it can be."""
+
+from __future__ import annotations
+
+import re
+from collections import ChainMap
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ggufmerge.engine.plan import PlannedTensor
+from ggufmerge.errors import PlanError, RecipeError
+from ggufmerge.files import open_gguf
+from ggufmerge.quants import codec
+from ggufmerge.quants.imatrix import Imatrix
+from ggufmerge.quants.mixture import (
+    Decision,
+    decide_types,
+    guess_file_type,
+    needs_imatrix,
+    parse_tensor_type,
+    types_like,
+)
+from ggufmerge.recipe import Recipe
+from ggufmerge.recipe.settings import matches
+from ggufmerge.sources import Source
+from ggufmerge.sources.imatrix import load_imatrix
+from ggufmerge.types import FileType, TensorType
+
+_FLOAT_FILES = {"float32": FileType.F32, "float16": FileType.F16, "bfloat16": FileType.BF16}
+
+
+def with_types(
+    recipe: Recipe,
+    out_type: str | None,
+    tensors: list[PlannedTensor],
+    donor: Source,
+    structure: dict[str, Any],
+    imatrix: Imatrix | None,
+) -> tuple[list[PlannedTensor], FileType]:
+    """The tensors with the types they are written in, and the file type that describes them."""
+    float_file = _FLOAT_FILES.get(recipe.out_dtype or recipe.dtype or "")
+    wanted = out_type or recipe.out_type or (None if recipe.like else float_file)
+    grafted = {t.name for t in tensors if any(matches(p, t.name) for graft in recipe.graft for p in graft.tensors)}
+    if wanted is None and recipe.like is None:
+        return _with_kept_types(recipe, tensors, donor, grafted)
+    planned = _PlannedHeader(ChainMap(structure, donor.metadata), {t.name: t for t in tensors})  # type: ignore[arg-type]
+    overrides = [(pattern, TensorType.parse(name)) for pattern, name in recipe.tensor_types.items()]
+    if wanted is None:
+        with open_gguf(Path(recipe.folder) / str(recipe.like)) as other:
+            decided = types_like(planned, other)
+    else:
+        decided = decide_types(planned, FileType.parse(wanted), imatrix, tensor_types=overrides)
+    typed = with_decided_types(tensors, decided)
+    typed = [was if was.name in grafted else now for was, now in zip(tensors, typed, strict=True)]
+    return typed, FileType.parse(wanted) if wanted else guess_file_type({t.name: t.type for t in typed})
+
+
+def with_decided_types(tensors: Sequence[PlannedTensor], decided: Mapping[str, Decision]) -> list[PlannedTensor]:
+    """The tensors with the types that the mixture rules gave them, and why."""
+    typed = []
+    for t in tensors:
+        d = decided[t.name]
+        note = (f"{d.type} instead of {d.wanted}: {d.reason}",) if d.type != d.wanted else ()
+        typed.append(replace(t, type=d.type, why_type=d.reason, decisions=(*t.decisions, *note)))
+    return typed
+
+
+def _with_kept_types(
+    recipe: Recipe, tensors: list[PlannedTensor], donor: Source, grafted: Collection[str]
+) -> tuple[list[PlannedTensor], FileType]:
+    """Every tensor in the type it has in the model the result takes after, but for the recipe's tensor_types."""
+    rules = [parse_tensor_type(f"{pattern}={name}") for pattern, name in recipe.tensor_types.items()]
+    for pattern, _ in rules:
+        if not any(re.search(pattern, t.name, re.IGNORECASE) for t in tensors):
+            raise RecipeError(f'{recipe.origin}: the pattern "{pattern}" of tensor_types matches no tensor')
+    typed = []
+    for t in tensors:
+        found = None
+        if t.name not in grafted:
+            found = next(((p, kind) for p, kind in rules if re.search(p, t.name, re.IGNORECASE)), None)
+        kind, why = (found[1], f"asked for by {found[0]}") if found else (t.type, "as in the first model")
+        if t.n % kind.block_size:
+            raise PlanError(f"{t.name}: rows of {t.n} values do not fit {kind}'s blocks of {kind.block_size}")
+        typed.append(replace(t, type=kind, why_type=why))
+    return typed, guess_file_type({t.name: t.type for t in typed}, donor)
+
+
+@dataclass(frozen=True)
+class _PlannedHeader:
+    """A model that does not exist yet, as the mixture rules want to see it."""
+
+    metadata: Mapping[str, Any]
+    tensors: dict[str, PlannedTensor]
+
+
+def with_action(tensor: PlannedTensor, sources: Sequence[Source]) -> PlannedTensor:
+    """A tensor with a single input is copied if its bytes stay what they are, else converted."""
+    if tensor.action == "merge":
+        return tensor
+    source, name = sources[tensor.inputs[0].source], tensor.inputs[0].tensor
+    same = source.tensors[name].type == tensor.type and not source.changed_by_adapter(name)
+    # a single input is what is left of a merge; the others play no part any more
+    return replace(tensor, inputs=tensor.inputs[:1], action="copy" if same else "convert")
+
+
+def check_writable(tensors: Sequence[PlannedTensor], file_type: FileType, imatrix: Imatrix | None) -> list[str]:
+    """PlanError for tensors that cannot be quantized as planned; warnings for those that go without their imatrix."""
+    uncovered = []
+    for t in tensors:
+        if t.action == "copy":
+            continue
+        if not codec(t.type).writable:
+            raise PlanError(f"{t.name}: {t.type} can be read but not written; choose another type with --type")
+        weights = imatrix.get(t.name, t.n, t.matrices) if imatrix else None
+        if weights is None and (codec(t.type).needs_imatrix or needs_imatrix(t.name, t.type, file_type)):
+            remedy = "one made for this model" if imatrix else "one with --imatrix FILE"
+            raise PlanError(
+                f"{t.name}: {t.type} cannot be written without an importance matrix: give {remedy}, "
+                "or choose a wider type with --type"
+            )
+        if imatrix and weights is None and t.name.startswith("blk.") and codec(t.type).quantize_weighted is not None:
+            uncovered.append(t.name)
+    if not uncovered:
+        return []
+    more = f" and {len(uncovered) - 1} more" if len(uncovered) > 1 else ""
+    return [f"the importance matrix has no entry for {uncovered[0]}{more}: quantized without"]
+
+
+def combined_imatrix(paths: Sequence[str]) -> Imatrix | None:
+    """The importance matrix of several files together; None of none."""
+    matrices = [load_imatrix(path) for path in paths]
+    return matrices[0].combine(matrices[1:]) if len(matrices) > 1 else matrices[0] if matrices else None
