@@ -75,13 +75,18 @@ def variances(x: Stack, chunk: Chunk, first: int, end: int) -> NDArray[np.float3
 def _selected(x: Stack, chunk: Chunk, cut: Cut):
     """Which elements of a chunk are selected, by groups of rows: (first row, end row, bool [rows, n])."""
     for first, end in row_groups(x):
-        if cut == EVERYTHING:
-            selected = np.ones((end - first, x.shape[2]), bool)
-        else:
+        selected = np.ones((end - first, x.shape[2]), bool)
+        if cut != EVERYTHING:
             bits = variances(x, chunk, first, end)[0].view(np.uint32)
-            elements = np.arange(bits.size, dtype=np.int64) + (chunk.start + first * x.shape[2])
-            selected = (bits > cut.bits) | ((bits == cut.bits) & (elements <= cut.last))
-        yield first, end, selected.reshape(end - first, x.shape[2])
+            select(bits, chunk.start + first * x.shape[2], np.uint32(cut.bits), cut.last, selected.reshape(-1))
+        yield first, end, selected
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def select(bits, start, cut, last, selected):
+    """selected[i] = whether element start + i of value `bits[i]` is within the cut."""
+    for i in range(selected.size):
+        selected[i] = (bits[i] > cut) | (bits[i] == cut) & (start + i <= last)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -105,7 +105,7 @@ def _upper_histograms(scores: Scores, quantities: list[int], count_nonzero: bool
             for i, quantity in enumerate(quantities):
                 count_upper(block[quantity].view(np.uint32), histograms[i])
                 if count_nonzero:
-                    nonzero[i] += np.count_nonzero(block[quantity])
+                    nonzero[i] += count_filled(block[quantity].view(np.uint32))
         return [_filled_bins(h) for h in histograms], nonzero
 
     def add(so_far: Any, partial: Any) -> Any:
@@ -230,6 +230,15 @@ def count_upper(bits, histogram):
     """histogram[b >> 16] += 1 for each of `bits`, uint32, below 2^31."""
     for i in range(bits.size):
         histogram[bits[i] >> np.uint32(16)] += 1
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def count_filled(bits):
+    """How many of `bits` are not zero."""
+    count = 0
+    for i in range(bits.size):
+        count += bits[i] != np.uint32(0)
+    return count
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
