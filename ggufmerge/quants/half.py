@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.extending import intrinsic
 
 from ggufmerge.quants.simd import INTERPRETED, Vector, splat
@@ -110,6 +110,9 @@ def _float_to_half_interpreted(x):
 def _processor_converts() -> bool:
     machine = platform.machine().lower()
     if machine in ("x86_64", "amd64"):
+        demanded = config.CPU_FEATURES  # type: ignore[attr-defined]
+        if demanded is not None:  # NUMBA_CPU_FEATURES overrides what the processor has
+            return "+f16c" in demanded.split(",")
         return bool(binding.get_host_cpu_features().get("f16c", False))
     return machine in ("arm64", "aarch64")
 

@@ -9,7 +9,8 @@ Vectors combine with vectors of their type and with scalars (cast to the element
 comparisons; comparisons give masks for `select`, masks combine by & |. Integers wrap around; // is for unsigned ones.
 Without a compiler (NUMBA_DISABLE_JIT=1) vectors are numpy arrays and the same kernels run as they are.
 
-`load` and `store` address the memory of a one-dimensional array and do not check bounds.
+`load` and `store` address the memory of a one-dimensional array and do not check bounds. Kernels import the functions by
+name: numba takes `simd.view(...)` for a method of arrays.
 """
 
 from __future__ import annotations
