@@ -18,6 +18,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+NEIGHBOURS = 16  # compared at once
+
 # Rings of equal distance around an unlisted group whose points are candidates (`nwant` in ggml's iq2xs_init_impl and
 # iq3xs_init_impl); IQ1_M shares the grid of IQ1_S.
 _RINGS = {"IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ1_S": 3, "IQ3_XXS": 2, "IQ3_S": 3}
@@ -38,16 +40,13 @@ class CodeBook(NamedTuple):
 
     point: int16 [codes], the grid index of a code, -1 where the grid has no such point.
     span: int32 [codes], where the neighbours of a code stand: `start << 9 | count`, 0 for grid points.
-    neighbours: uint16, codes of grid points, nearest first, equally near ones by grid index; `PADDING` zeros follow,
-        so that a vector may be loaded from any place.
+    neighbours: uint16, codes of grid points, nearest first, equally near ones by grid index; `NEIGHBOURS` zeros
+        follow, so that a vector of so many may be loaded from any place.
     """
 
     point: NDArray[np.int16]
     span: NDArray[np.int32]
     neighbours: NDArray[np.uint16]
-
-
-PADDING = 16
 
 
 @functools.cache
@@ -75,7 +74,7 @@ def code_book(name: str) -> CodeBook:
         span[part] = (start + np.cumsum(count) - count) << 9 | count
         lists.append(codes[neighbour])
         start += code.size
-    lists.append(np.zeros(PADDING, np.uint16))
+    lists.append(np.zeros(NEIGHBOURS, np.uint16))
     return CodeBook(_read_only(point), _read_only(span), _read_only(np.concatenate(lists)))
 
 

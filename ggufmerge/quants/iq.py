@@ -1,26 +1,48 @@
-"""What the quantizers of the IQ formats share: blocks side by side in vector lanes, and ggml's rounding.
+"""What the quantizers of the IQ formats share: blocks side by side in vector lanes, and the search of IQ2 and IQ3.
 
 ggml's searches are serial float sums over one block, which may not be reordered. So `LANES` blocks are searched at
 once, one in each lane of a vector: every lane adds in ggml's order and gets ggml's bits. `transpose` lays out blocks
-for this: value i of all lanes is `buffer[i * LANES : (i + 1) * LANES]`. Lanes past the last block repeat it, and
-writing its bytes again is harmless.
+for this: value i of all lanes is `buffer[i * LANES : (i + 1) * LANES]`. Lanes past the last block repeat it.
+
+Most of the time goes into groups that are no grid point: each looks for the best of some ten neighbours, in each of
+some twenty attempts. There the lanes of vectors are neighbours, not blocks.
+
+Source: `ggml-quants.c` (order of float operations) of llama.cpp v0.5.0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
-from ggufmerge.quants.simd import convert, first, indices, largest, load, select, splat, square_root, store, view
+from ggufmerge.quants.grids import NEIGHBOURS
+from ggufmerge.quants.simd import (
+    INTERPRETED,
+    convert,
+    first,
+    indices,
+    largest,
+    load,
+    select,
+    splat,
+    square_root,
+    store,
+    view,
+)
 
-F = np.float32
-LANES = 16
-OFF_GRID, ANY_OFF_GRID, ALWAYS = 0, 1, 2  # which groups `search_grid` rounds once more in the end
-NO_WEIGHTS = np.empty(0, F)
+F, I = np.float32, np.int32
+
+LANES = 2 if INTERPRETED else 16  # blocks searched at once; interpreted, empty lanes cost time
+FLT_MAX = np.finfo(F).max
+
+NO_WEIGHTS = np.empty(0, F)  # the importance matrix of a call without one
 NO_WEIGHTS.setflags(write=False)
 
-kernel = njit(nogil=True, cache=True, error_model="numpy")
-inline = njit(nogil=True, forceinline=True, error_model="numpy")
+kernel: Callable = njit(nogil=True, cache=True, error_model="numpy")
+inline: Callable = njit(nogil=True, error_model="numpy", forceinline=True)
 
 
 @inline
@@ -42,11 +64,23 @@ def zeros():
 
 
 @inline
+def int_zeros():
+    """An int32 vector of zeros."""
+    return splat(I(0), LANES)
+
+
+@inline
+def negate(x):
+    """-x, also for zero."""
+    return x * F(-1)
+
+
+@inline
 def nearest_int(x):
     """Float vector to the nearest int32, ties to even, by ggml's addition of 1.5 * 2**23: also its results for numbers
     of more than 22 bits.
     """
-    return (view(x + F(12582912), np.int32) & 0x7FFFFF) - 0x400000
+    return (view(x + F(12582912), I) & 0x7FFFFF) - 0x400000
 
 
 @inline
@@ -54,12 +88,6 @@ def clamp(l, low, high):
     """Int vector limited to low..high."""
     l = select(l < low, low, l)
     return select(l > high, high, l)
-
-
-@inline
-def negate(x):
-    """-x, also for zero."""
-    return x * F(-1)
 
 
 @inline
@@ -82,76 +110,12 @@ def weigh(values, weights, offset, size, mean, weighted):
 
 
 @inline
-def split_signs(values, weights, offset, size, even, signs):
-    """Replace `size` values from `offset` by their magnitudes and set a bit in `signs` for each negative one.
-
-    signs: int32, a vector for each group of 8. With `even` an odd number of negative values is mended at the least
-    important one, whose magnitude becomes negative, and the eighth bit is dropped.
-    """
-    zero, one = splat(np.int32(0), LANES), splat(np.int32(1), LANES)
-    for g in range(size // 8):
-        bits, odd, least, lowest = zero, zero, zero, zeros()
-        for i in range(8):
-            a = (offset + 8 * g + i) * LANES
-            v = load(values, a, LANES)
-            negative = v < F(0)
-            bits = bits | select(negative, one << np.int32(i), zero)
-            odd = odd ^ select(negative, one, zero)
-            store(values, a, select(negative, negate(v), v))
-            if even:
-                importance = load(weights, (8 * g + i) * LANES, LANES) * v * v
-                lower = (importance < lowest) | (zero == np.int32(i))
-                lowest = select(lower, importance, lowest)
-                least = select(lower, zero + np.int32(i), least)
-        if even:
-            for i in range(8):
-                a = (offset + 8 * g + i) * LANES
-                v = load(values, a, LANES)
-                flip = (least == np.int32(i)) & (odd == np.int32(1))
-                store(values, a, select(flip, negate(v), v))
-                bits = bits ^ select(flip, one << np.int32(i), zero)
-            bits = bits & np.int32(127)
-        store(signs, g * LANES, bits)
-
-
-@inline
-def highest(values, offset, size):
-    """Lane by lane, the largest of `size` values from `offset`."""
-    top = load(values, offset * LANES, LANES)
-    for i in range(1, size):
-        v = load(values, (offset + i) * LANES, LANES)
-        top = select(top > v, top, v)
-    return top
-
-
-@inline
-def round_to_codes(values, offset, groups, width, bits, levels, inverse, codes):
-    """Codes of the levels nearest to each group of `width` values, which are odd numbers times 1 / inverse."""
-    for g in range(groups):
-        code = splat(np.int32(0), LANES)
-        for i in range(width):
-            v = load(values, (offset + width * g + i) * LANES, LANES)
-            l = clamp(nearest_int((inverse * v - F(1)) * F(0.5)), np.int32(0), np.int32(levels - 1))
-            code = code | l << np.int32(bits * i)
-        store(codes, g * LANES, code)
-
-
-@inline
-def move_to_grid(codes, groups, width, bits, rows, roots, scales, span, neighbours, moved):
-    """Replace codes that are no grid points by the best of their neighbours; `moved` tells which.
-
-    rows, roots: float32 [LANES * groups * width], magnitudes and roots of weights, untransposed; scales: float32
-    [LANES].
-    """
-    for g in range(groups):
-        for lane in range(LANES):
-            here = span[codes[g * LANES + lane]]
-            moved[g * LANES + lane] = here != 0
-            if here != 0:
-                a = (lane * groups + g) * width
-                codes[g * LANES + lane] = best_neighbour(
-                    here, width, bits, F(2), F(1), rows, roots, a, scales[lane], neighbours
-                )
+def quantize_scales(scales, count, largest_scale, divisor, limit, steps):
+    """`count` scales of sub-blocks as odd multiples 2 * step + 1, step in 0..limit, of largest_scale / divisor."""
+    inverse = F(1) / (largest_scale / F(divisor))
+    for a in range(0, count * LANES, LANES):
+        multiple = (inverse * load(scales, a, LANES) - F(1)) * F(0.5)
+        store(steps, a, clamp(nearest_int(multiple), I(0), I(limit)))
 
 
 @inline
@@ -160,134 +124,276 @@ def best_neighbour(here, width, bits, step, base, values, weights, a, scale, nei
     values[a : a + width]; a level stands for scale * (step * level + base). The first of equally good ones.
     """
     start, count = here >> 9, here & 511
-    mask = np.int32((1 << bits) - 1)
-    best, where = splat(F(3.4028235e38), LANES), splat(np.int32(0), LANES)
-    for c in range(0, count, LANES):
-        code = convert(load(neighbours, start + c, LANES), np.int32)
-        distance = zeros()
+    mask = I((1 << bits) - 1)
+    best, where = splat(FLT_MAX, NEIGHBOURS), splat(I(0), NEIGHBOURS)
+    for c in range(0, count, NEIGHBOURS):
+        code = convert(load(neighbours, start + c, NEIGHBOURS), I)
+        error = splat(F(0), NEIGHBOURS)
         for i in range(width):
-            q = convert((code >> np.int32(bits * i)) & mask, np.float32) * step + base
+            q = convert((code >> I(bits * i)) & mask, F) * step + base
             difference = q * scale - values[a + i]
-            distance = distance + difference * weights[a + i] * difference
-        place = indices(np.int32, LANES) + np.int32(c)
-        closer = (distance < best) & (place < np.int32(count))
-        best = select(closer, distance, best)
-        where = select(closer, place, where)
+            error = error + difference * weights[a + i] * difference
+        place = indices(I, NEIGHBOURS) + I(c)
+        better = (error < best) & (place < I(count))
+        best = select(better, error, best)
+        where = select(better, place, where)
     least = best == -largest(negate(best))
-    if count <= LANES:
+    if count <= NEIGHBOURS:
         return neighbours[start + first(least)]
-    return neighbours[start - largest(select(least, 0 - where, np.int32(-512)))]
+    return neighbours[start - largest(select(least, where * I(-1), I(-512)))]
+
+
+OFF_GRID, ANY_OFF_GRID, ALL = 0, 1, 2
+
+
+class Search(NamedTuple):
+    """How ggml searches the scale of a sub-block in a format of IQ2 or IQ3. All are constants of a kernel."""
+
+    size: int  # values of a sub-block
+    width: int  # values of a group, which is a grid point
+    bits: int  # of a level in a code
+    levels: int
+    tries: int  # scales tried on either side of the first one
+    step: np.float32  # between them, in units of half a level
+    again: int  # which groups are rounded once more in the end: OFF_GRID ones, all if ANY_OFF_GRID, or ALL
+    even_signs: bool  # an even number of values of each 8 is negative
+    mean: np.float32  # of the square of a value, this much goes into weights by importance
+    plain_mean: np.float32  # and this much of that into weights without an importance matrix
+    floor: np.float32  # a sub-block without a larger value is zero
 
 
 @inline
-def fit(values, offset, weights, codes, groups, width, bits):
-    """Weighted sums of value * level and of level squared, for the best scale of these codes and its quality."""
+def search_arrays():
+    """Working memory of `search_blocks`. The first five hold its results: of each sub-block the scale, and whether it
+    is zero; of each group the code, signs; the last, values, is scratch like the rest.
+    """
+    scales, zero = np.empty(16 * LANES, F), np.empty(16 * LANES, I)
+    codes, signs = np.empty(64 * LANES, I), np.empty(32 * LANES, I)
+    values, weights, row_values, row_roots = (
+        np.empty(256 * LANES, F),
+        np.empty(32 * LANES, F),
+        np.empty(32 * LANES, F),
+        np.empty(32 * LANES, F),
+    )
+    candidate, moved, kept, guess = (
+        np.empty(8 * LANES, I),
+        np.empty(8 * LANES, I),
+        np.empty(8 * LANES, I),
+        np.empty(LANES, F),
+    )
+    return scales, zero, codes, signs, (values, weights, row_values, row_roots, candidate, moved, kept, guess)
+
+
+@inline
+def search_blocks(x, imatrix, start, how, book, arrays):
+    """Scales, codes and signs of LANES super-blocks from `start`; returns their largest scales.
+
+    x: float32 [blocks * 256]; imatrix: float32 [n of a row], empty for none; how: Search; book: `span` and
+    `neighbours` of grids.CodeBook; arrays: of `search_arrays`.
+    """
+    scales, zero, codes, signs, scratch = arrays
+    values, weights = scratch[0], scratch[1]
+    blocks, weighted = x.size // 256, imatrix.size > 0
+    used = min(LANES, blocks - start)
+    transpose(x, start, blocks, 256, 0, 256, values)
+    mean = zeros()
+    if weighted:
+        mean = mean_square(values, how.mean)
+    elif how.plain_mean:
+        mean = mean_square(values, how.mean) * how.plain_mean
+    largest_scale = zeros()
+    for offset in range(0, 256, how.size):
+        sub = offset // how.size * LANES
+        if weighted:
+            transpose(imatrix, start, blocks, 256, offset, how.size, weights)
+        weigh(values, weights, offset, how.size, mean, weighted)
+        own_codes, own_signs = codes[offset // how.width * LANES :], signs[offset // 8 * LANES :]
+        _split_signs(values, weights, offset, how, own_signs)
+        top = load(values, offset * LANES, LANES)
+        for a in range(offset * LANES, (offset + how.size) * LANES, LANES):
+            v = load(values, a, LANES)
+            top = select(top > v, top, v)
+        empty = top < how.floor
+        scale = top / F(2 * how.levels - 1)
+        if how.again == ALL:
+            scale = _scale_of_any_codes(values, offset, how.size, how.levels + 1, weights, scratch[2])
+            top = scale * F(how.levels)
+            empty = empty | (top <= F(0))
+        scale = _search_grid(offset, how, used, top, scale, book, scratch, own_codes)
+        turned, flip = scale < F(0), I(127 if how.even_signs else 255)
+        scale = select(empty, F(0), select(turned, negate(scale), scale))
+        for a in range(0, how.size // how.width * LANES, LANES):
+            store(own_codes, a, select(empty, I(0), load(own_codes, a, LANES)))
+        for a in range(0, how.size // 8 * LANES, LANES):
+            bits = load(own_signs, a, LANES)
+            store(own_signs, a, select(empty, I(0), select(turned, bits ^ flip, bits)))
+        store(scales, sub, scale)
+        store(zero, sub, select(empty, splat(I(1), LANES), I(0)))
+        largest_scale = select(largest_scale > scale, largest_scale, scale)
+    return largest_scale
+
+
+@inline
+def _split_signs(values, weights, offset, how, signs):
+    """Replace the values from `offset` by their magnitudes and set a bit in `signs` for each negative one.
+
+    signs: int32, a vector for each group of 8. With `even_signs` an odd number of negative values is mended at the
+    least important one, whose magnitude becomes negative, and the eighth bit is dropped.
+    """
+    one = splat(I(1), LANES)
+    for g in range(how.size // 8):
+        bits, odd, least, lowest = int_zeros(), int_zeros(), int_zeros(), splat(F(np.inf), LANES)
+        for i in range(8):
+            a = (offset + 8 * g + i) * LANES
+            v = load(values, a, LANES)
+            negative = v < F(0)
+            bits = bits | select(negative, one << I(i), I(0))
+            odd = odd ^ select(negative, one, I(0))
+            store(values, a, select(negative, negate(v), v))
+            if how.even_signs:
+                importance = load(weights, (8 * g + i) * LANES, LANES) * v * v
+                lower = importance < lowest
+                lowest = select(lower, importance, lowest)
+                least = select(lower, int_zeros() + I(i), least)
+        if how.even_signs:
+            for i in range(8):
+                a = (offset + 8 * g + i) * LANES
+                v = load(values, a, LANES)
+                flip = (least == I(i)) & (odd == I(1))
+                store(values, a, select(flip, negate(v), v))
+                bits = bits ^ select(flip, one << I(i), I(0))
+            bits = bits & I(127)
+        store(signs, g * LANES, bits)
+
+
+@inline
+def _search_grid(offset, how, used, top, scale, book, scratch, codes):
+    """The scale of each lane's sub-block of magnitudes at `offset`, and the grid points of its groups.
+
+    A magnitude is scale * (2 * level + 1). Scales are tried that make `top` the largest such number, 2 * levels - 1,
+    or a little more or less. Groups are rounded to levels, those that are no grid point move to their best neighbour;
+    the scale that then fits best wins, `scale` if none fits. In the end groups are rounded once more with it.
+    Writes a vector of codes for each group; returns the scales.
+    """
+    values, weights, row_values, row_roots, candidate, moved, kept, guess = scratch
+    vectors = how.size // how.width * LANES
+    for i in range(how.size):
+        store(guess, 0, square_root(load(weights, i * LANES, LANES)))
+        for lane in range(LANES):
+            row_values[lane * how.size + i] = values[(offset + i) * LANES + lane]
+            row_roots[lane * how.size + i] = guess[lane]
+    for a in range(0, vectors, LANES):
+        store(codes, a, int_zeros())
+        store(kept, a, int_zeros() + I(how.again != OFF_GRID))
+    best = zeros()
+    for attempt in range(-how.tries, how.tries + 1):
+        inverse = (F(2 * how.levels - 1) + F(attempt) * how.step) / top
+        store(guess, 0, F(1) / inverse)
+        _round_to_codes(values, offset, how, inverse, candidate)
+        _move_to_grid(candidate, how, used, book, scratch)
+        sum_qx, sum_qq = _fit(values, offset, weights, candidate, how)
+        better = (sum_qq > F(0)) & (sum_qx * sum_qx > best * sum_qq)
+        scale = select(better, sum_qx / sum_qq, scale)
+        best = select(better, scale * sum_qx, best)
+        for a in range(0, vectors, LANES):
+            store(codes, a, select(better, load(candidate, a, LANES), load(codes, a, LANES)))
+            off_grid = load(moved, a, LANES) | I(how.again == ALL)
+            store(kept, a, select(better, off_grid, load(kept, a, LANES)))
+    any_off_grid = int_zeros()
+    for a in range(0, vectors, LANES):
+        any_off_grid = any_off_grid | load(kept, a, LANES)
+    again = (any_off_grid != I(0)) & (scale > F(0))
+    store(guess, 0, scale)
+    _round_to_codes(values, offset, how, F(1) / scale, candidate)
+    for a in range(0, vectors, LANES):
+        rounded = again & ((load(kept, a, LANES) | I(how.again == ANY_OFF_GRID)) != I(0))
+        store(codes, a, select(rounded, load(candidate, a, LANES), load(codes, a, LANES)))
+    _move_to_grid(codes, how, used, book, scratch)
+    sum_qx, sum_qq = _fit(values, offset, weights, codes, how)
+    return select(again & (sum_qq > F(0)), sum_qx / sum_qq, scale)
+
+
+@inline
+def _round_to_codes(values, offset, how, inverse, codes):
+    """Codes of the levels nearest to each group."""
+    for g in range(how.size // how.width):
+        code = int_zeros()
+        for i in range(how.width):
+            v = load(values, (offset + how.width * g + i) * LANES, LANES)
+            level = clamp(nearest_int((inverse * v - F(1)) * F(0.5)), I(0), I(how.levels - 1))
+            code = code | level << I(how.bits * i)
+        store(codes, g * LANES, code)
+
+
+@inline
+def _move_to_grid(codes, how, used, book, scratch):
+    """Replace codes that are no grid points by their best neighbour, seen with the scales in `guess`; `moved` tells
+    which.
+    """
+    span, neighbours = book
+    row_values, row_roots, moved, guess = scratch[2], scratch[3], scratch[5], scratch[7]
+    for g in range(how.size // how.width):
+        for lane in range(used):
+            here = span[codes[g * LANES + lane]]
+            moved[g * LANES + lane] = here != 0
+            if here != 0:
+                a = lane * how.size + g * how.width
+                codes[g * LANES + lane] = best_neighbour(
+                    here, how.width, how.bits, F(2), F(1), row_values, row_roots, a, guess[lane], neighbours
+                )
+
+
+@inline
+def _fit(values, offset, weights, codes, how):
+    """Weighted sums of value * level and of level squared, which give the best scale of these codes and its quality."""
     sum_qx, sum_qq = zeros(), zeros()
-    mask = np.int32((1 << bits) - 1)
-    for g in range(groups):
+    mask = I((1 << how.bits) - 1)
+    for g in range(how.size // how.width):
         code = load(codes, g * LANES, LANES)
-        for i in range(width):
-            a = width * g + i
-            q = convert(((code >> np.int32(bits * i)) & mask) * 2 + 1, np.float32)
-            w = load(weights, a * LANES, LANES)
-            sum_qx = sum_qx + w * load(values, (offset + a) * LANES, LANES) * q
+        for i in range(how.width):
+            a = (how.width * g + i) * LANES
+            q = convert(((code >> I(how.bits * i)) & mask) * 2 + 1, F)
+            w = load(weights, a, LANES)
+            sum_qx = sum_qx + w * load(values, offset * LANES + a, LANES) * q
             sum_qq = sum_qq + w * q * q
     return sum_qx, sum_qq
 
 
 @inline
-def scratch_arrays():
-    """Working memory of `search_grid`: weights, rows, roots, candidate, moved, kept, guess."""
-    floats, ints = np.empty((3, 32 * LANES), F), np.empty((3, 8 * LANES), np.int32)
-    return floats[0], floats[1], floats[2], ints[0], ints[1], ints[2], np.empty(LANES, F)
+def _scale_of_any_codes(values, offset, size, limit, weights, codes):
+    """ggml's scale for codes 0..limit without a grid (`make_qp_quants`): the best of 9, then 5 passes that improve
+    codes one by one. codes: float32 scratch.
 
-
-@inline
-def search_grid(values, offset, size, width, bits, levels, tries, step, top, scale, rule, book, scratch, codes):
-    """The scale of each lane's sub-block and the grid points of its groups, by ggml's search for IQ2 and IQ3.
-
-    A magnitude is scale * (2 * level + 1). Scales are tried that make `top` the largest such number, 2 * levels - 1,
-    and up to `tries` times `step` more or less. Groups are rounded to levels, those that are no grid point move to
-    their best neighbour; the scale that then fits best wins. In the end groups are rounded once more with it.
-
-    values: float32, transposed magnitudes of the super-block; `size` of them from `offset` are searched, in groups of
-    `width`. scratch[0]: their weights. scale: the result when nothing fits. rule: OFF_GRID, ANY_OFF_GRID or ALWAYS.
-    book: `span` and `neighbours` of the CodeBook. Writes a vector of codes for each group and returns the scales.
+    ggml keeps a code in a byte, so that the -1 of a negative value comes back as 255.
     """
-    groups = size // width
-    span, neighbours = book
-    weights, rows, roots, candidate, moved, kept, guess = scratch
-    for i in range(size):
-        store(guess, 0, square_root(load(weights, i * LANES, LANES)))
-        for lane in range(LANES):
-            rows[lane * size + i] = values[(offset + i) * LANES + lane]
-            roots[lane * size + i] = guess[lane]
-    nothing = splat(np.int32(0), LANES)
-    for g in range(groups):
-        store(codes, g * LANES, nothing)
-        store(kept, g * LANES, nothing + np.int32(rule != OFF_GRID))
-    best = zeros()
-    for attempt in range(-tries, tries + 1):
-        inverse = (F(2 * levels - 1) + F(attempt) * step) / top
-        store(guess, 0, F(1) / inverse)
-        round_to_codes(values, offset, groups, width, bits, levels, inverse, candidate)
-        move_to_grid(candidate, groups, width, bits, rows, roots, guess, span, neighbours, moved)
-        sum_qx, sum_qq = fit(values, offset, weights, candidate, groups, width, bits)
-        better = (sum_qq > F(0)) & (sum_qx * sum_qx > best * sum_qq)
-        scale = select(better, sum_qx / sum_qq, scale)
-        best = select(better, scale * sum_qx, best)
-        for a in range(0, groups * LANES, LANES):
-            store(codes, a, select(better, load(candidate, a, LANES), load(codes, a, LANES)))
-            off_grid = load(moved, a, LANES) | np.int32(rule == ALWAYS)
-            store(kept, a, select(better, off_grid, load(kept, a, LANES)))
-    any_off_grid = nothing
-    for a in range(0, groups * LANES, LANES):
-        any_off_grid = any_off_grid | load(kept, a, LANES)
-    again = (any_off_grid != np.int32(0)) & (scale > F(0))
-    store(guess, 0, scale)
-    round_to_codes(values, offset, groups, width, bits, levels, F(1) / scale, candidate)
-    for a in range(0, groups * LANES, LANES):
-        rounded = again & ((load(kept, a, LANES) | np.int32(rule == ANY_OFF_GRID)) != np.int32(0))
-        store(codes, a, select(rounded, load(candidate, a, LANES), load(codes, a, LANES)))
-    move_to_grid(codes, groups, width, bits, rows, roots, guess, span, neighbours, moved)
-    sum_qx, sum_qq = fit(values, offset, weights, codes, groups, width, bits)
-    return select(again & (sum_qq > F(0)), sum_qx / sum_qq, scale)
-
-
-@inline
-def positive_scale(values, offset, size, limit, weights, codes):
-    """ggml's scale for codes 0..limit (`make_qp_quants`): the best of 9, then codes improved one by one in 5 passes.
-
-    ggml keeps a code in a byte, so that the -1 of a negative value comes back as 255. codes: float32 scratch.
-    """
-    start, end = offset * LANES, (offset + size) * LANES
+    start = offset * LANES
     top = zeros()
-    for a in range(start, end, LANES):
+    for a in range(start, start + size * LANES, LANES):
         v = load(values, a, LANES)
         top = select(top > v, top, v)
-    inverse, lowest = F(limit) / top, zeros()
-    for attempt in range(-5, 5):
-        # -5 stands for ggml's first guess, whose codes are not limited; 0 is the same guess again and left out
+    inverse = F(limit) / top
+    lowest = zeros()
+    for i in range(size):
+        v = load(values, start + i * LANES, LANES)
+        difference = v - F(1) / inverse * convert(nearest_int(inverse * v) & I(255), F)
+        lowest = lowest + load(weights, i * LANES, LANES) * difference * difference
+    for attempt in range(-4, 5):
         if attempt == 0:
             continue
-        candidate = (F(0.1) * F(attempt) + F(limit)) / top if attempt != -5 else inverse
-        scale, error = F(1) / candidate, zeros()
+        candidate = (F(0.1) * F(attempt) + F(limit)) / top
+        error = zeros()
         for i in range(size):
             v = load(values, start + i * LANES, LANES)
-            code = nearest_int(candidate * v)
-            code = code & np.int32(255) if attempt == -5 else select(code > np.int32(limit), np.int32(limit), code)
-            difference = v - scale * convert(code, np.float32)
+            difference = v - F(1) / candidate * _limited_code(candidate * v, limit)
             error = error + load(weights, i * LANES, LANES) * difference * difference
-        lower = (error < lowest) | (splat(attempt, LANES) == -5)
+        lower = error < lowest
         lowest = select(lower, error, lowest)
         inverse = select(lower, candidate, inverse)
     sum_lx, sum_ll = zeros(), zeros()
     for i in range(size):
         v, w = load(values, start + i * LANES, LANES), load(weights, i * LANES, LANES)
-        code = nearest_int(inverse * v)
-        code = select(code > np.int32(limit), np.int32(limit), code)
-        store(codes, i * LANES, convert(code & np.int32(255), np.float32))
-        l = convert(code, np.float32)
+        l = _limited_code(inverse * v, limit)
+        store(codes, i * LANES, _as_byte(l))
         sum_lx = sum_lx + w * v * l
         sum_ll = sum_ll + w * l * l
     for _ in range(5):
@@ -295,88 +401,22 @@ def positive_scale(values, offset, size, limit, weights, codes):
             v, w = load(values, start + i * LANES, LANES), load(weights, i * LANES, LANES)
             old = load(codes, i * LANES, LANES)
             slx, sll = sum_lx - w * v * old, sum_ll - w * old * old
-            code = nearest_int(v * sll / slx)
-            code = select(code > np.int32(limit), np.int32(limit), code)
-            l = convert(code, np.float32)
+            l = _limited_code(v * sll / slx, limit)
             usable = (slx > F(0)) & (sll > F(0)) & (l != old)
             slx, sll = slx + w * v * l, sll + w * l * l
             better = usable & (slx * slx * sum_ll > sum_lx * sum_lx * sll)
-            store(codes, i * LANES, select(better, convert(code & np.int32(255), np.float32), old))
+            store(codes, i * LANES, select(better, _as_byte(l), old))
             sum_lx, sum_ll = select(better, slx, sum_lx), select(better, sll, sum_ll)
     return select(sum_ll > F(0), sum_lx / sum_ll, F(0))
 
 
 @inline
-def settle(scale, empty, codes, groups, signs, sign_groups, sign_mask):
-    """Make scales positive by turning all signs, and zero with all codes and signs where the sub-block is empty."""
-    negative = scale < F(0)
-    for a in range(0, groups * LANES, LANES):
-        store(codes, a, select(empty, np.int32(0), load(codes, a, LANES)))
-    for a in range(0, sign_groups * LANES, LANES):
-        bits = load(signs, a, LANES)
-        store(signs, a, select(empty, np.int32(0), select(negative, bits ^ sign_mask, bits)))
-    return select(empty, F(0), select(negative, negate(scale), scale))
+def _limited_code(x, limit):
+    """The nearest integer, at most `limit`, as float."""
+    code = nearest_int(x)
+    return convert(select(code > I(limit), I(limit), code), F)
 
 
 @inline
-def quantize_scales(scales, count, largest_scale, divisor, limit, steps):
-    """`count` scales of sub-blocks as odd multiples 2 * step + 1, step in 0..limit, of largest_scale / divisor."""
-    inverse = F(1) / (largest_scale / F(divisor))
-    for a in range(0, count * LANES, LANES):
-        multiple = (inverse * load(scales, a, LANES) - F(1)) * F(0.5)
-        store(steps, a, clamp(nearest_int(multiple), np.int32(0), np.int32(limit)))
-
-
-@inline
-def search_blocks(
-    x, imatrix, first, blocks, factor, size, even, width, bits, levels, tries, step, rule, floor, book, arrays
-):
-    """Scales, codes and signs of LANES super-blocks from `first`; returns their largest scales.
-
-    x: float32 [blocks * 256]; imatrix: float32 [n of a row], empty for none; factor: of the mean square in weights
-    (in IQ2_S without imatrix a quarter of it, in IQ3 nothing); size: of a sub-block; even: signs, see `split_signs`;
-    floor: a sub-block whose values are all smaller is zero; the others as in `search_grid`.
-    arrays: `block_arrays()`.
-    """
-    values, scales, zero, codes, signs, scratch = arrays
-    weighted = imatrix.size > 0
-    transpose(x, first, blocks, 256, 0, 256, values)
-    mean = zeros()
-    if weighted:
-        mean = mean_square(values, factor)
-    elif size == 16:
-        mean = mean_square(values, factor) * F(0.25)
-    largest_scale = zeros()
-    for offset in range(0, 256, size):
-        weights, s = scratch[0], offset // size
-        if weighted:
-            transpose(imatrix, first, blocks, 256, offset, size, weights)
-        weigh(values, weights, offset, size, mean, weighted)
-        own_codes, own_signs = codes[offset // width * LANES :], signs[offset // 8 * LANES :]
-        split_signs(values, weights, offset, size, even, own_signs)
-        top = highest(values, offset, size)
-        empty = top < floor
-        scale = top / F(2 * levels - 1)
-        if rule == ALWAYS:
-            scale = positive_scale(values, offset, size, levels + 1, weights, scratch[1])
-            top = scale * F(levels)
-            empty = empty | (top <= F(0))
-        scale = search_grid(
-            values, offset, size, width, bits, levels, tries, step, top, scale, rule, book, scratch, own_codes
-        )
-        sign_mask = np.int32(127 if even else 255)
-        scale = settle(scale, empty, own_codes, size // width, own_signs, size // 8, sign_mask)
-        store(scales, s * LANES, scale)
-        store(zero, s * LANES, select(empty, splat(np.int32(1), LANES), np.int32(0)))
-        largest_scale = select(largest_scale > scale, largest_scale, scale)
-    return largest_scale
-
-
-@inline
-def block_arrays():
-    """Working memory of `search_blocks`: values; scales of sub-blocks and whether they are zero; codes and signs of
-    groups; scratch.
-    """
-    values, scales, zero = np.empty(256 * LANES, F), np.empty(16 * LANES, F), np.empty(16 * LANES, np.int32)
-    codes, signs = np.empty(64 * LANES, np.int32), np.empty(32 * LANES, np.int32)
-    return values, scales, zero, codes, signs, scratch_arrays()
+def _as_byte(code):
+    return convert(convert(code, I) & I(255), F)

@@ -116,8 +116,8 @@ def _quantize_iq1_s(x, out, imatrix, point, span, neighbours):
             largest_scale = select(largest_scale > scale, largest_scale, scale)
         store(largest, 0, largest_scale)
         quantize_scales(scales, 8, largest_scale, 15, 7, steps)
-        for lane in range(LANES):
-            o = 50 * min(first + lane, blocks - 1)
+        for lane in range(min(LANES, blocks - first)):
+            o = 50 * (first + lane)
             store_half(out, o, largest[lane] / F(15) * F(1.125))
             for s in range(8):
                 high = np.int32(0)
@@ -150,8 +150,8 @@ def _quantize_iq1_m(x, out, imatrix, point, span, neighbours):
         store(largest, 0, largest_scale)
         quantize_scales(scales, 16, largest_scale, 15, 7, steps)
         store(d, 0, _fit_block(arrays, down, steps, largest_scale / F(15)))
-        for lane in range(LANES):
-            o = 56 * min(first + lane, blocks - 1)
+        for lane in range(min(LANES, blocks - first)):
+            o = 56 * (first + lane)
             alive = largest[lane] != F(0)
             for s in range(16):
                 a = s * LANES + lane

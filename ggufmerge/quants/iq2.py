@@ -14,19 +14,24 @@ from ggufmerge.quants import grids
 from ggufmerge.quants.blocks import load_half, store_half
 from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.iq import (
-    ALWAYS,
+    ALL,
     LANES,
     NO_WEIGHTS,
     OFF_GRID,
-    block_arrays,
+    Search,
     kernel,
     quantize_scales,
+    search_arrays,
     search_blocks,
 )
 from ggufmerge.quants.simd import store
 from ggufmerge.types import TensorType
 
 F = np.float32
+
+XXS = Search(32, 8, 2, 3, 6, F(0.1), ALL, True, F(1), F(0), F(1e-15))
+XS = Search(16, 8, 2, 3, 9, F(0.1), OFF_GRID, True, F(1), F(0), F(1e-15))
+S = Search(16, 8, 2, 3, 9, F(0.1), OFF_GRID, False, F(2), F(0.25), F(1e-8))
 
 
 def dequantize_iq2_xxs(raw, out):
@@ -112,17 +117,15 @@ def quantize_iq2_s_weighted(x, out, imatrix):
 @kernel
 def _quantize_iq2_xxs(x, out, imatrix, point, span, neighbours):
     """x: float32 [blocks * 256], out: uint8 [blocks * 66], imatrix: float32 [n of a row]."""
-    blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
-    _, scales, _, codes, signs, _ = arrays
+    blocks, book, arrays = x.size // 256, (span, neighbours), search_arrays()
+    scales, _, codes, signs, _ = arrays
     steps, largest = np.empty(8 * LANES, np.int32), np.empty(LANES, F)
     for first in range(0, blocks, LANES):
-        largest_scale = search_blocks(
-            x, imatrix, first, blocks, F(1), 32, True, 8, 2, 3, 6, F(0.1), ALWAYS, F(1e-15), book, arrays
-        )
+        largest_scale = search_blocks(x, imatrix, first, XXS, book, arrays)
         store(largest, 0, largest_scale)
         quantize_scales(scales, 8, largest_scale, 31, 15, steps)
-        for lane in range(LANES):
-            o = 66 * min(first + lane, blocks - 1)
+        for lane in range(min(LANES, blocks - first)):
+            o = 66 * (first + lane)
             if largest[lane] == F(0):
                 out[o : o + 66] = 0
                 continue
@@ -139,17 +142,15 @@ def _quantize_iq2_xxs(x, out, imatrix, point, span, neighbours):
 @kernel
 def _quantize_iq2_xs(x, out, imatrix, point, span, neighbours):
     """x: float32 [blocks * 256], out: uint8 [blocks * 74], imatrix: float32 [n of a row]."""
-    blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
-    _, scales, _, codes, signs, _ = arrays
+    blocks, book, arrays = x.size // 256, (span, neighbours), search_arrays()
+    scales, _, codes, signs, _ = arrays
     steps, largest = np.empty(16 * LANES, np.int32), np.empty(LANES, F)
     for first in range(0, blocks, LANES):
-        largest_scale = search_blocks(
-            x, imatrix, first, blocks, F(1), 16, True, 8, 2, 3, 9, F(0.1), OFF_GRID, F(1e-15), book, arrays
-        )
+        largest_scale = search_blocks(x, imatrix, first, XS, book, arrays)
         store(largest, 0, largest_scale)
         quantize_scales(scales, 16, largest_scale, 31, 15, steps)
-        for lane in range(LANES):
-            o = 74 * min(first + lane, blocks - 1)
+        for lane in range(min(LANES, blocks - first)):
+            o = 74 * (first + lane)
             if largest[lane] == F(0):
                 out[o : o + 74] = 0
                 continue
@@ -165,17 +166,15 @@ def _quantize_iq2_xs(x, out, imatrix, point, span, neighbours):
 @kernel
 def _quantize_iq2_s(x, out, imatrix, point, span, neighbours):
     """x: float32 [blocks * 256], out: uint8 [blocks * 82], imatrix: float32 [n of a row], empty for none."""
-    blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
-    _, scales, _, codes, signs, _ = arrays
+    blocks, book, arrays = x.size // 256, (span, neighbours), search_arrays()
+    scales, _, codes, signs, _ = arrays
     steps, largest = np.empty(16 * LANES, np.int32), np.empty(LANES, F)
     for first in range(0, blocks, LANES):
-        largest_scale = search_blocks(
-            x, imatrix, first, blocks, F(2), 16, False, 8, 2, 3, 9, F(0.1), OFF_GRID, F(1e-8), book, arrays
-        )
+        largest_scale = search_blocks(x, imatrix, first, S, book, arrays)
         store(largest, 0, largest_scale)
         quantize_scales(scales, 16, largest_scale, 31, 15, steps)
-        for lane in range(LANES):
-            o = 82 * min(first + lane, blocks - 1)
+        for lane in range(min(LANES, blocks - first)):
+            o = 82 * (first + lane)
             store_half(out, o, largest[lane] / F(31) * F(0.9875))
             out[o + 66 : o + 74] = 0
             for k in range(32):

@@ -18,15 +18,19 @@ from ggufmerge.quants.iq import (
     LANES,
     NO_WEIGHTS,
     OFF_GRID,
-    block_arrays,
+    Search,
     kernel,
     quantize_scales,
+    search_arrays,
     search_blocks,
 )
 from ggufmerge.quants.simd import store
 from ggufmerge.types import TensorType
 
 F = np.float32
+
+XXS = Search(32, 4, 3, 8, 15, F(0.2), OFF_GRID, True, F(2), F(0), F(1e-8))
+S = Search(32, 4, 3, 8, 9, F(0.2), ANY_OFF_GRID, False, F(2), F(0), F(1e-45))
 
 
 def dequantize_iq3_xxs(raw, out):
@@ -99,17 +103,15 @@ def quantize_iq3_s_weighted(x, out, imatrix):
 @kernel
 def _quantize_iq3_xxs(x, out, imatrix, point, span, neighbours):
     """x: float32 [blocks * 256], out: uint8 [blocks * 98], imatrix: float32 [n of a row], empty for none."""
-    blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
-    _, scales, _, codes, signs, _ = arrays
+    blocks, book, arrays = x.size // 256, (span, neighbours), search_arrays()
+    scales, _, codes, signs, _ = arrays
     steps, largest = np.empty(8 * LANES, np.int32), np.empty(LANES, F)
     for first in range(0, blocks, LANES):
-        largest_scale = search_blocks(
-            x, imatrix, first, blocks, F(2), 32, True, 4, 3, 8, 15, F(0.2), OFF_GRID, F(1e-8), book, arrays
-        )
+        largest_scale = search_blocks(x, imatrix, first, XXS, book, arrays)
         store(largest, 0, largest_scale)
         quantize_scales(scales, 8, largest_scale, 31, 15, steps)
-        for lane in range(LANES):
-            o = 98 * min(first + lane, blocks - 1)
+        for lane in range(min(LANES, blocks - first)):
+            o = 98 * (first + lane)
             if largest[lane] == F(0):
                 out[o : o + 98] = 0
                 continue
@@ -127,17 +129,15 @@ def _quantize_iq3_xxs(x, out, imatrix, point, span, neighbours):
 @kernel
 def _quantize_iq3_s(x, out, imatrix, point, span, neighbours):
     """x: float32 [blocks * 256], out: uint8 [blocks * 110], imatrix: float32 [n of a row], empty for none."""
-    blocks, book, arrays = x.size // 256, (span, neighbours), block_arrays()
-    _, scales, zero, codes, signs, _ = arrays
+    blocks, book, arrays = x.size // 256, (span, neighbours), search_arrays()
+    scales, zero, codes, signs, _ = arrays
     steps, largest = np.empty(8 * LANES, np.int32), np.empty(LANES, F)
     for first in range(0, blocks, LANES):
-        largest_scale = search_blocks(
-            x, imatrix, first, blocks, F(2), 32, False, 4, 3, 8, 9, F(0.2), ANY_OFF_GRID, F(1e-45), book, arrays
-        )
+        largest_scale = search_blocks(x, imatrix, first, S, book, arrays)
         store(largest, 0, largest_scale)
         quantize_scales(scales, 8, largest_scale, 31, 15, steps)
-        for lane in range(LANES):
-            o = 110 * min(first + lane, blocks - 1)
+        for lane in range(min(LANES, blocks - first)):
+            o = 110 * (first + lane)
             store_half(out, o, largest[lane] / F(31) * F(1.033))
             out[o + 2 : o + 110] = 0
             at = 0  # ggml does not move on past a sub-block of zeros, except in the high bits
