@@ -21,7 +21,7 @@ from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import Base, Method, Parameter
 from ggufmerge.recipe.document import Document, Location, parse, shown
-from ggufmerge.recipe.schema import Graft, Model, OutputSlice, Recipe, SliceSource, Tokenizer
+from ggufmerge.recipe.schema import Graft, Model, OutputSlice, Recipe, SliceSource, TokenEmbedding, Tokenizer
 from ggufmerge.recipe.settings import Scalar, Setting
 
 # Words that stand in published recipes and that mergekit reads without effect.
@@ -31,12 +31,6 @@ INERT = {
     "embed_slerp": "mergekit no longer reads it",
     "residual_weight": "mergekit never read it",
     "consensus_method": "mergekit never read it",
-}
-# Keys with a meaning in mergekit that the result does not depend on here.
-_UNREAD = {
-    "tokenizer_source": "the models must have one vocabulary, and the result has it, too",
-    "tokenizer": "the models must have one vocabulary, and the result has it, too",
-    "chat_template": 'the result keeps its donor\'s; set "tokenizer.chat_template" under metadata: for another one',
 }
 _TASK_ONLY = {"density", "rescale"}  # accepted by mergekit for task_arithmetic, which sparsifies nothing
 
@@ -53,8 +47,8 @@ _KEYS: dict[str, type[pydantic.BaseModel]] = {
 _MOVED = {
     "modules": "GGUF files hold one module; write its models or slices at the top level",
     "random_seed": 'write "seed" at the top level',
-    "tokens": "the models must have one vocabulary; remove it",
-    "pad_to_multiple_of": "the vocabulary keeps its size; remove it",
+    "tokens": "it stands under tokenizer:",
+    "pad_to_multiple_of": "it stands under tokenizer:",
 }
 
 
@@ -189,7 +183,7 @@ def _explain(item: Any, at: Location, data: dict[str, Any]) -> str:
     value = shown(item["input"])
     match item["type"]:
         case "extra_forbidden":
-            owner = _KEYS.get(rooms[-2] if len(rooms) > 1 else "", Recipe)
+            owner = TokenEmbedding if "tokens" in rooms[-3:-2] else _KEYS.get((["", *rooms])[-2], Recipe)
             hint = _MOVED.get(key) or _parameter_hint(key, data) or nearest(key, owner.model_fields)
             return f"unknown key {subject}: {hint}"
         case "missing":
@@ -203,7 +197,7 @@ def _explain(item: Any, at: Location, data: dict[str, Any]) -> str:
             return f"{subject} needs at least one entry"
         case "model_type" | "dict_type":
             return f"{subject} is a mapping of keys to values, not {value}"
-        case "list_type":
+        case "list_type" | "tuple_type":
             return f"{subject} is a list, not {value}"
         case "string_type":
             return f"{subject} is a text, not {value}; write it in quotes"
@@ -222,9 +216,8 @@ def _check(recipe: Recipe, report: _Report) -> None:
     """What the schema cannot see: methods, parameter names, scopes and values, which get the types of their method."""
     if (recipe.models is None) == (recipe.slices is None):
         report.problem((), 'a recipe has either "models" or "slices"')
-    for key, reason in _UNREAD.items():
-        if getattr(recipe, key) is not None:
-            report.warn((key,), f'"{key}" has no effect: {reason}')
+    if recipe.tokenizer is not None and recipe.tokenizer_source is not None:
+        report.problem(("tokenizer",), 'a recipe has either "tokenizer" or "tokenizer_source"')
     if recipe.like is not None and recipe.out_type is not None:
         report.problem(("like",), 'a recipe has either "like" or "out_type": both say which types the result has')
     try:
@@ -232,6 +225,7 @@ def _check(recipe: Recipe, report: _Report) -> None:
     except RecipeError as error:
         report.problem(("merge_method",), str(error))
         return
+    _warn_of_unreachable(("merge_method",), recipe.merge_method, report)
     for method in methods:
         if method.base is Base.REQUIRED and recipe.base_model is None and not _every_slice_has_base(recipe):
             report.problem(
@@ -306,9 +300,13 @@ def _check_parameter(
         return
     if is_base:
         report.warn(at, f'"{name}" has no effect on the base model')
+    _warn_of_unreachable(at, setting, report)
+
+
+def _warn_of_unreachable(at: Location, setting: Setting, report: _Report) -> None:
     for rule in setting.unreachable():
-        what = "the value without a filter" if rule.filter is None else f"the filter {shown(rule.filter)}"
-        report.warn(at, f'{what} of "{name}" has no effect: an earlier filter takes all its tensors; write it first')
+        what = "a second value without a filter" if rule.filter is None else f"the filter {shown(rule.filter)}"
+        report.warn(at, f'{what} of "{at[-1]}" has no effect: an earlier one takes all its tensors; write it first')
 
 
 def _typed(spec: Parameter, value: Scalar | tuple[Scalar, ...]) -> Scalar | tuple[Scalar, ...]:

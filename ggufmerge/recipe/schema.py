@@ -6,15 +6,17 @@ The models here accept exactly what a recipe may say; `load.py` turns their comp
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PrivateAttr
 
-from ggufmerge.errors import GgufmergeError
+from ggufmerge.errors import GgufmergeError, nearest
 from ggufmerge.recipe import settings
 from ggufmerge.recipe.document import Document, Location, shown
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.settings import Setting
+from ggufmerge.tokenizers.chat import TEMPLATES
 from ggufmerge.types import FileType, TensorType
 
 
@@ -34,6 +36,43 @@ def _layers(value: Any) -> tuple[int, int]:
 
 def _tokens_of(value: Any) -> Any:
     return value if value in (None, "base", "union") else ModelReference.parse(value)
+
+
+@dataclass(frozen=True)
+class TokenOfModel:
+    """One row of one model, by its token's text or id."""
+
+    model: ModelReference
+    token: str | None = None
+    token_id: int | None = None
+
+
+def _token_row(value: Any) -> ModelReference | TokenOfModel | Literal["zero"] | None:
+    """Where the row of a token comes from: a model, which has the token; zeros; or any token of a model."""
+    if value is None or not isinstance(value, dict) or "kind" not in value:
+        return None if value is None else ModelReference.parse(value)
+    kind = value["kind"]
+    known = {"zero": ["kind"], "model_token": ["kind", "model", "token", "token_id"]}
+    if kind not in ("zero", "model_token"):
+        raise ValueError(f"the kind of a token's source is zero or model_token, not {shown(kind)}")
+    if unknown := sorted(set(map(str, value)) - set(known[kind])):
+        raise ValueError(f"unknown key {shown(unknown[0])} of a token's source: {nearest(unknown[0], known[kind])}")
+    if kind == "zero":
+        return "zero"
+    token, token_id = value.get("token"), value.get("token_id")
+    if "model" not in value or (token is None) == (token_id is None):
+        raise ValueError('a source of kind model_token has a "model" and either a "token" or a "token_id"')
+    if token is not None and not isinstance(token, str):
+        raise ValueError(f"a token is a text, not {shown(token)}; write it in quotes")
+    if token_id is not None and (type(token_id) is not int or token_id < 0):
+        raise ValueError(f"a token_id is a whole number, not {shown(token_id)}")
+    return TokenOfModel(ModelReference.parse(value["model"]), token, token_id)
+
+
+def _template(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto" and value not in TEMPLATES and "{" not in value:
+        raise ValueError(f"{shown(value)} is no chat template: write auto, {', '.join(TEMPLATES)} or a Jinja template")
+    return value
 
 
 def _as_list(value: Any) -> Any:
@@ -129,10 +168,19 @@ class Graft(_Node):
     tensors: Annotated[list[str], Field(min_length=1)]
 
 
+class TokenEmbedding(_Node):
+    """Where the row of one token comes from; `force`: also in the models that have one."""
+
+    source: Annotated[ModelReference | TokenOfModel | Literal["zero"] | None, PlainValidator(_token_row)] = None
+    force: Annotated[bool, Field(strict=True)] = False
+
+
 class Tokenizer(_Node):
     """mergekit's newer way to write `tokenizer_source`."""
 
     source: TokenizerSource = "union"
+    tokens: dict[str, TokenEmbedding] = {}
+    pad_to_multiple_of: Annotated[int, Field(ge=1, le=1 << 20, strict=True)] | None = None
 
 
 class Recipe(_Node):
@@ -147,7 +195,7 @@ class Recipe(_Node):
     out_dtype: DType | None = None
     tokenizer_source: TokenizerSource = None
     tokenizer: Tokenizer | None = None
-    chat_template: str | None = None
+    chat_template: Annotated[str | None, BeforeValidator(_template)] = None
     name: str | None = None
 
     # Not in mergekit

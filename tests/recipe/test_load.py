@@ -142,6 +142,35 @@ def test_every_slice_may_have_its_own_base():
     assert parameters == {"weight": value(1.0)}
 
 
+def test_methods_by_filter():
+    """Not in mergekit: the first filter that matches a tensor of the result names its method."""
+    recipe = load_recipe(
+        TIES.replace("ties", "[{filter: attn, value: slerp}, {filter: mlp, value: ties}, {value: linear}]")
+    )
+    assert recipe.methods == ("slerp", "ties", "linear")
+    names = ("blk.0.attn_q.weight", "blk.0.ffn_down.weight", "token_embd.weight")
+    assert [recipe.method_for(name) for name in names] == ["slerp", "ties", "linear"]
+
+
+def test_a_parameter_may_belong_to_any_of_the_methods():
+    """It gets the type that its method gives it; one that none of them knows is refused."""
+    text = TIES.replace("ties", "[{filter: attn, value: slerp}, {value: ties}]")
+    recipe = load_recipe(text + "parameters: {t: 1, density: 1}\n")
+    assert recipe.parameters == {"t": value(1.0), "density": value(1.0)}
+    [line] = complaints(text + "parameters: {gamma: 1}\n")
+    assert 'has no parameter "gamma"' in line
+
+
+def test_grafts_and_exclusions():
+    """Not in mergekit: tensors taken from one model as they are, and tensors left as the base has them."""
+    recipe = load_recipe(
+        LINEAR + "exclude: lm_head\ngraft: [{model: c+l=2, tensors: [mlp, token_embd]}]\nlike: d.gguf\n"
+    )
+    assert recipe.exclude == ("lm_head",)
+    assert [(str(g.model), g.tensors) for g in recipe.graft] == [("c+l=2.0", ["mlp", "token_embd"])]
+    assert recipe.like == "d.gguf"
+
+
 def test_models_are_one_slice():
     recipe = load_recipe(LINEAR)
     assert recipe.output_slices() == [(list(recipe.models), None, {})]
@@ -169,7 +198,14 @@ def test_values_get_the_type_of_their_parameter():
         (LINEAR + "weight: 2\n", 'unknown key "weight": a parameter of the method stands under parameters:'),
         (LINEAR + "random_seed: 2\n", 'write "seed" at the top level'),
         (LINEAR + "modules: {}\n", "GGUF files hold one module"),
-        (LINEAR + "tokenizer: {source: base, tokens: {}}\n", "the models must have one vocabulary"),
+        (LINEAR + "tokens: {}\n", 'unknown key "tokens": it stands under tokenizer:'),
+        (LINEAR + "tokenizer: {tokens: {a: {sorce: b}}}\n", 'unknown key "sorce": did you mean "source"?'),
+        (LINEAR + "tokenizer: {tokens: {a: {source: {kind: one}}}}\n", "is zero or model_token, not \"one\""),
+        (LINEAR + "tokenizer: {tokens: {a: {source: {kind: zero, model: b}}}}\n", 'unknown key "model" of a token'),
+        (LINEAR + "tokenizer: {tokens: {a: {source: {kind: model_token, model: b}}}}\n", 'either a "token" or'),
+        (LINEAR + "tokenizer: {pad_to_multiple_of: 0}\n", "greater than or equal to 1"),
+        (LINEAR + "tokenizer_source: base\ntokenizer: {}\n", 'either "tokenizer" or "tokenizer_source"'),
+        (LINEAR + "chat_template: chatlm\n", '"chatlm" is no chat template: write auto, alpaca'),
         (LINEAR + "dtype: float64\n", "\"float64\" is not a valid dtype; it is one of 'float32'"),
         (LINEAR + "out_type: Q4_KM\n", 'unknown type "Q4_KM": did you mean "Q4_K_M"?'),
         (LINEAR + "tensor_types: {ffn: Q4_KK}\n", "unknown tensor type"),
@@ -205,6 +241,14 @@ def test_values_get_the_type_of_their_parameter():
             )
             for r in ("[0]", "[0, 1, 2]", "[0, x]", "[-1, 2]", "[0, true]", "8", "[0, 1.5]")
         ),
+        (LINEAR + "graft: {model: a, tensors: [b]}\n", '"graft" is a list, not'),
+        (LINEAR + "graft: [{model: a}]\n", 'recipe:3:9: the key "tensors" is missing'),
+        (LINEAR + "graft: [{model: a, tensors: []}]\n", '"tensors" needs at least one entry'),
+        (LINEAR + "graft: [{model: a, tensor: [b]}]\n", 'did you mean "tensors"?'),
+        (LINEAR + "like: a.gguf\nout_type: Q8_0\n", 'either "like" or "out_type"'),
+        (LINEAR.replace("linear", "[{filter: mlp, value: linear}]"), "needs a last value without a filter"),
+        (LINEAR.replace("linear", "[linear, ties]"), "merge_method is a word, or a list of mappings"),
+        (LINEAR.replace("linear", "[{value: linnear}]"), 'did you mean "linear"?'),
         ("[]\n", "a recipe is a mapping"),
         ("just a text\nof two lines\n", "a recipe is a mapping"),
     ],
@@ -271,9 +315,6 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_text():
     [
         (LINEAR + "parameters: {int8_mask: 1.0}\n", 'recipe:3:14: "int8_mask" has no effect'),
         (LINEAR + "parameters: {embed_slerp: true}\n", '"embed_slerp" has no effect'),
-        (LINEAR + "tokenizer_source: union\n", 'recipe:3:1: "tokenizer_source" has no effect'),
-        (LINEAR + "tokenizer: {source: a.gguf}\n", '"tokenizer" has no effect'),
-        (LINEAR + "chat_template: auto\n", '"chat_template" has no effect'),
         (TIES.replace("model: a", "model: base"), 'recipe:3:37: "weight" has no effect on the base model'),
         (
             TIES.replace("ties", "task_arithmetic") + "parameters: {density: 1}\n",
@@ -283,10 +324,17 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_text():
             TIES + "parameters: {density: [{value: 1}, {filter: mlp, value: 0}]}\n",
             'the filter "mlp" of "density" has no',
         ),
-        (TIES + "parameters: {density: [{value: 1}, {value: 0}]}\n", 'the value without a filter of "density" has no'),
+        (
+            TIES + "parameters: {density: [{value: 1}, {value: 0}]}\n",
+            'a second value without a filter of "density" has',
+        ),
         (
             TIES + "parameters: {density: [{filter: mlp, value: 1}, {filter: mlp, value: 0}]}\n",
-            "an earlier filter takes all its tensors",
+            "an earlier one takes all its tensors",
+        ),
+        (
+            LINEAR.replace("linear", "[{value: linear}, {value: karcher}]"),
+            "recipe:1:1: a second value without a filter of",
         ),
     ],
 )
@@ -298,7 +346,7 @@ def test_words_without_effect_are_warnings(text, warning):
 
 
 def test_warnings_stand_in_the_order_of_the_text():
-    text = LINEAR + "tokenizer_source: base\nparameters: {int8_mask: true}\nchat_template: auto\n"
+    text = LINEAR + "int_methods: x\nparameters: {int8_mask: true}\nresidual_weight: 1\n"
     assert [line.split(":")[1] for line in load_recipe(text).warnings] == ["3", "4", "5"]
 
 

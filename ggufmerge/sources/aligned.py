@@ -1,0 +1,267 @@
+"""A tensor with a row per token, read as the vocabulary of the result has it.
+
+`tokenizers.align` says where each row of the result comes from. Here those rows are gathered while they stream: only
+the rows asked for are dequantized, rows that a model lacks are made from those of the other models, and adapters
+change the rows of the model they belong to before they are lent to others. What a row holds does not depend on which
+rows are read together with it. Memory: a chunk, beside the row numbers of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufmerge.errors import PlanError
+from ggufmerge.files import Tensor
+from ggufmerge.quants import codec
+from ggufmerge.sources.model import Source, SourceTensor
+from ggufmerge.tokenizers.align import MEAN, PAD, ZERO, Alignment, Rows
+from ggufmerge.types import TensorType
+
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+_BY_TOKEN = re.compile(
+    r"(token_embd|per_layer_token_embd|output)\.weight|output\.bias|blk\.\d+\.nextn\.(embed_tokens|shared_head_head)\.weight"
+)
+_MEAN_VALUES = 1 << 16  # values read at a time to average a model's rows
+
+
+def has_token_rows(name: str) -> bool:
+    """Whether the first dimension of a tensor of this name counts tokens."""
+    return _BY_TOKEN.fullmatch(name) is not None
+
+
+def token_rows(source: Source) -> int | None:
+    """Rows of the smallest tensor of a source that has a row per token; None when there is none."""
+    return min((t.shape[0] for name, t in source.tensors.items() if has_token_rows(name)), default=None)
+
+
+def counterpart(source: Source, name: str) -> str | None:
+    """What a source calls a tensor with token rows: a tied embedding is its output head. None when it has neither."""
+    if name in source.tensors:
+        return name
+    return EMBEDDING if name == HEAD and EMBEDDING in source.tensors else None
+
+
+def check_widths(name: str, sources: Mapping[int, Source]) -> None:
+    """PlanError unless all these models have a tensor of this name, with rows of one length."""
+    first, width = "", None
+    for source in sources.values():
+        own = counterpart(source, name)
+        if own is None:
+            raise PlanError(f"{name}: {source.label} has no such tensor, but rows of it are to go to another model")
+        shape = source.tensors[own].shape[1:]
+        if width is None:
+            first, width = source.label, shape
+        elif shape != width:
+            raise PlanError(
+                f"{name}: rows of {first} have {_length(width)} values, those of {source.label} {_length(shape)}; "
+                "merge fine-tunes of one base"
+            )
+
+
+def _length(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def is_stored(alignment: Alignment, sources: list[Source], model: int, name: str, kind: TensorType) -> bool:
+    """Whether each row is one that some file holds in this type, so that bytes can be copied."""
+    rows = alignment.own(model) < 0
+    lenders = {int(d) for d in np.unique(alignment.donors[rows])}
+    if lenders & {ZERO, MEAN, PAD}:
+        return False
+    names = {m: counterpart(sources[m], name) for m in {model, *lenders}}
+    return all(
+        own is not None and sources[m].tensors[own].type == kind and not sources[m].changed_by_adapter(own)
+        for m, own in names.items()
+    )
+
+
+class AlignedTensor:
+    """Reads like a `SourceTensor`, in the rows of the result's vocabulary. Several threads may read at once.
+
+    `rows` and `n` are the result's; a vector (a bias of the output) is one row with a value per token.
+    """
+
+    def __init__(self, alignment: Alignment, sources: list[Source], model: int, name: str) -> None:
+        """name: what the source `model` calls the tensor, or what the result calls it."""
+        self._alignment, self._model = alignment, model
+        self._parts = [_part(source, name) for source in sources]
+        part = self._parts[model]
+        if part is None:
+            raise PlanError(f"{name}: {sources[model].label} has no such tensor")
+        self._own = part
+        self._vector = len(sources[model].tensors[part.name].shape) == 1
+        self.n, self.rows = (alignment.rows, 1) if self._vector else (part.reader.n, alignment.rows)
+        self._mean: NDArray[np.float32] | None = None
+        self._lock = threading.Lock()
+
+    def read(self, start: int, out: NDArray[np.float32]) -> None:
+        """Fill `out`, float32 [k, n], with rows [start, start + k), with adapters applied."""
+        self.dequantize(start, out)
+        self.adapt(start, out)
+
+    def dequantize(self, start: int, out: NDArray[np.float32]) -> None:
+        """The first half of `read`: what the model's own file holds; rows it lacks are zero."""
+        if self._vector:
+            start, out = 0, out.reshape(-1, 1)
+        own = self._alignment.own(self._model, start, start + len(out))
+        here = np.flatnonzero(own >= 0)
+        if len(here) == len(own):
+            self._own.dequantize(own, out)
+            return
+        out[...] = 0
+        rows = np.empty((len(here), out.shape[1]), np.float32)
+        self._own.dequantize(own[here], rows)
+        out[here] = rows
+
+    def adapt(self, start: int, out: NDArray[np.float32]) -> None:
+        """The second half of `read`: what the model's adapters change, and the rows that the model lacks."""
+        if self._vector:
+            start, out = 0, out.reshape(-1, 1)
+        own = self._alignment.own(self._model, start, start + len(out))
+        self._own.adapt(own, out)
+        self._fill(start, own, out)
+
+    def same_data(self, other: SourceTensor | AlignedTensor) -> bool:
+        """Whether both read the same rows of the same file, adapters aside."""
+        if not isinstance(other, AlignedTensor):
+            return False
+        maps = (self._alignment.maps[self._model], other._alignment.maps[other._model])
+        return self._own.reader.same_data(other._own.reader) and bool((maps[0] == maps[1]).all())
+
+    def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The stored bytes of rows [start, stop); only for tensors of which `is_stored` holds."""
+        a = self._alignment
+        if self._vector:
+            return self._gather(0, a.rows).reshape(1, -1)
+        return self._gather(start, stop)
+
+    def _gather(self, start: int, stop: int) -> NDArray[np.uint8]:
+        a = self._alignment
+        own = a.own(self._model, start, stop)
+        lender = np.where(own >= 0, np.int32(self._model), a.donors[start:stop])
+        rows = np.where(own >= 0, own, a.donor_rows[start:stop])
+        if (lender == self._model).all():
+            return self._own.raw(rows)
+        out = np.empty((stop - start, self._own.reader.tensor.row_bytes), np.uint8)
+        for model in np.unique(lender):
+            here = lender == model
+            out[here] = self._part(int(model)).raw(rows[here])
+        return out
+
+    def _fill(self, start: int, own: Rows, out: NDArray[np.float32]) -> None:
+        """Fill the rows that the model lacks."""
+        a = self._alignment
+        missing = np.flatnonzero(own < 0)
+        donors = a.donors[start + missing]
+        for donor in np.unique(donors):
+            here = missing[donors == donor]
+            if donor == MEAN:
+                out[here] = self._average(start + here, out.shape[1])
+            elif donor == PAD:
+                out[here] = self._padding_row()
+            elif donor == ZERO:
+                out[here] = 0
+            else:
+                out[here] = self._part(int(donor)).read(a.donor_rows[start + here])
+
+    def _average(self, rows: NDArray[np.intp], n: int) -> NDArray[np.float32]:
+        """float32 [rows, n]: the mean over the models that have these tokens, summed in the order of the models."""
+        total, count = np.zeros((len(rows), n), np.float32), np.zeros((len(rows), 1), np.float32)
+        for model, own in enumerate(self._alignment.maps):
+            here = np.flatnonzero(own[rows] >= 0)
+            if len(here):
+                total[here] += self._part(model).read(own[rows[here]])
+                count[here] += 1
+        return np.asarray(total / count, np.float32)
+
+    def _padding_row(self) -> NDArray[np.float32]:
+        """float32 [n]: the mean over all rows of the model that are no placeholders, computed once."""
+        with self._lock:
+            if self._mean is None:
+                n = self._own.reader.n
+                step = max(1, _MEAN_VALUES // n)
+                real = ~self._alignment.vocabulary.padding
+                total = np.zeros(n, np.float64)
+                for start in range(0, len(real), step):
+                    total += self._tokens(start, real[start : start + step]).sum(axis=0, dtype=np.float64)
+                self._mean = (total / max(1, int(real.sum()))).astype(np.float32)
+            return self._mean
+
+    def _tokens(self, start: int, wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """float32 [wanted, n]: those rows of [start, start + len(wanted)) that are wanted; never of placeholders."""
+        rows = start + np.flatnonzero(wanted)
+        out = np.zeros((len(rows), self._own.reader.n), np.float32)
+        for a, b in _runs(rows.astype(np.int32)):
+            own = self._alignment.own(self._model, int(rows[a]), int(rows[a]) + b - a)
+            here = np.flatnonzero(own >= 0)
+            out[a + here] = self._own.read(own[here])
+            self._fill(int(rows[a]), own, out[a:b])
+        return out
+
+    def _part(self, model: int) -> _Part:
+        part = self._parts[model]
+        assert part is not None, "checked by check_widths"
+        return part
+
+
+class _Part:
+    """The tensor of one source, with access to any rows of it."""
+
+    def __init__(self, name: str, reader: SourceTensor, *, adapted: bool) -> None:
+        self.name, self.reader, self.adapted = name, reader, adapted
+        self._codec = codec(reader.tensor.type)
+
+    def read(self, rows: Rows) -> NDArray[np.float32]:
+        """float32 [rows, n]: these rows, with adapters applied."""
+        out = np.empty((len(rows), self.reader.n), np.float32)
+        self.dequantize(rows, out)
+        self.adapt(rows, out)
+        return out
+
+    def dequantize(self, rows: Rows, out: NDArray[np.float32]) -> None:
+        if len(rows):
+            self._codec.dequantize(self.raw(rows), out)
+
+    def adapt(self, rows: Rows, out: NDArray[np.float32]) -> None:
+        """Add what the adapters change to `out`, which holds these rows; rows numbered -1 are left alone."""
+        if self.adapted:
+            for start, stop in _runs(rows):
+                if rows[start] >= 0:
+                    self.reader.adapt(int(rows[start]), out[start:stop])
+
+    def raw(self, rows: Rows) -> NDArray[np.uint8]:
+        """uint8 [rows, row bytes], as stored: a view of the file when the rows follow each other there."""
+        tensor = self.reader.tensor
+        first = int(rows[0]) if len(rows) else 0
+        if len(rows) and int(rows[-1]) - first == len(rows) - 1 and (np.diff(rows) == 1).all():
+            return tensor.raw_rows(first, first + len(rows))
+        return tensor.raw_rows(0, tensor.rows)[rows]
+
+
+def _part(source: Source, name: str) -> _Part | None:
+    own = counterpart(source, name)
+    if own is None:
+        return None
+    reader = source.open_tensor(own)
+    if len(reader.tensor.shape) == 1:
+        reader = SourceTensor(_as_column(reader.tensor), [])
+    return _Part(own, reader, adapted=source.changed_by_adapter(own))
+
+
+def _as_column(vector: Tensor) -> Tensor:
+    return replace(vector, shape=(vector.n, 1))
+
+
+def _runs(rows: Rows) -> Iterator[tuple[int, int]]:
+    """Spans [start, stop) in which row numbers rise by one; a row of -1 stands alone."""
+    if len(rows):
+        breaks = np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1
+        edges = [0, *breaks.tolist(), len(rows)]
+        yield from pairwise(edges)
