@@ -313,6 +313,8 @@ def _typed(spec: Parameter, value: Scalar | tuple[Scalar, ...]) -> Scalar | tupl
     """A value or gradient in the parameter's type; ValueError when it is not one. As in mergekit a number may be
     written as a text, and a switch as 0 or 1."""
     if isinstance(value, tuple):
+        if spec.type is int:
+            raise ValueError(f'"{spec.name}" is a whole number, which has no gradient')
         return tuple(_scalar(spec, v) for v in value)
     return _scalar(spec, value)
 

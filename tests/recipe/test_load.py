@@ -200,7 +200,7 @@ def test_values_get_the_type_of_their_parameter():
         (LINEAR + "modules: {}\n", "GGUF files hold one module"),
         (LINEAR + "tokens: {}\n", 'unknown key "tokens": it stands under tokenizer:'),
         (LINEAR + "tokenizer: {tokens: {a: {sorce: b}}}\n", 'unknown key "sorce": did you mean "source"?'),
-        (LINEAR + "tokenizer: {tokens: {a: {source: {kind: one}}}}\n", "is zero or model_token, not \"one\""),
+        (LINEAR + "tokenizer: {tokens: {a: {source: {kind: one}}}}\n", 'is zero or model_token, not "one"'),
         (LINEAR + "tokenizer: {tokens: {a: {source: {kind: zero, model: b}}}}\n", 'unknown key "model" of a token'),
         (LINEAR + "tokenizer: {tokens: {a: {source: {kind: model_token, model: b}}}}\n", 'either a "token" or'),
         (LINEAR + "tokenizer: {pad_to_multiple_of: 0}\n", "greater than or equal to 1"),
@@ -244,7 +244,7 @@ def test_values_get_the_type_of_their_parameter():
         (LINEAR + "graft: {model: a, tensors: [b]}\n", '"graft" is a list, not'),
         (LINEAR + "graft: [{model: a}]\n", 'recipe:3:9: the key "tensors" is missing'),
         (LINEAR + "graft: [{model: a, tensors: []}]\n", '"tensors" needs at least one entry'),
-        (LINEAR + "graft: [{model: a, tensor: [b]}]\n", 'did you mean "tensors"?'),
+        (LINEAR + "graft: [{model: a, tensors: [b], tensor: c}]\n", 'did you mean "tensors"?'),
         (LINEAR + "like: a.gguf\nout_type: Q8_0\n", 'either "like" or "out_type"'),
         (LINEAR.replace("linear", "[{filter: mlp, value: linear}]"), "needs a last value without a filter"),
         (LINEAR.replace("linear", "[linear, ties]"), "merge_method is a word, or a list of mappings"),
@@ -285,6 +285,12 @@ def test_parameters_that_are_refused(parameters, complaint):
     assert len(lines) == 1
     assert lines[0].startswith("recipe:4:14: ")
     assert complaint in lines[0]
+
+
+def test_a_whole_number_has_no_gradient():
+    """There is nothing between two of them."""
+    text = "merge_method: karcher\nmodels: [{model: a}]\nparameters: {max_iter: [1, 10]}\n"
+    assert complaints(text) == ['recipe:3:14: "max_iter" is a whole number, which has no gradient']
 
 
 def test_a_shared_parameter_of_one_model_is_refused():
