@@ -7,10 +7,11 @@ Needs an environment of its own (mergekit is LGPL-3.0 and never a dependency of 
     mergekit-env/bin/pip install mergekit==0.1.5 torch==2.13.0 transformers==5.23.0
     PYTHONHASHSEED=4 mergekit-env/bin/python scripts/make_recipe_goldens.py vendor/recipes
 
-The recipes are the .yaml files of that folder. The models are tiny Llama checkpoints, drawn from fixed seeds, in folders
-named like the GGUF files that the tests make of them, so that both programs read a recipe to the letter. mergekit goes
-through models without a base, and through the tokenizers of a union, in the order of Python's hashes; under this
-PYTHONHASHSEED it is the order of the recipes here.
+The recipes are the .yaml files of that folder. The models are tiny Llama checkpoints, drawn from fixed seeds, in
+folders named like the GGUF files that the tests make of them, so that both programs read a recipe to the letter.
+
+mergekit goes through the tokenizers of a union in the order of Python's hashes. Under this PYTHONHASHSEED it is the
+order of the recipes here.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from tests.engine.conftest import weights
 
 GOLDENS = Path(__file__).parents[2] / "vendor" / "recipes"
 TOKENS: dict[str, list[str]] = json.loads((GOLDENS / "tokens.json").read_text(encoding="utf-8"))
-# a recipe with another vocabulary than its models' is compared where vocabularies are aligned
 RECIPES = sorted(p.stem for p in GOLDENS.glob("*.yaml") if "\ntokenizer" not in p.read_text(encoding="utf-8"))
 HEADS, KV_HEADS = 4, 2
 
@@ -35,39 +34,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture(scope="module", params=RECIPES)
+def recipe(request: pytest.FixtureRequest) -> str:
+    """The name of a recipe."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def built(folder: Path) -> dict[str, Path]:
-    """recipe -> the file that was built of it."""
-    for name in RECIPES:
-        ggufmerge.build(folder / f"{name}.yaml", folder / f"out-{name}.gguf", threads=1)
-    return {name: folder / f"out-{name}.gguf" for name in RECIPES}
+def built(folder: Path, recipe: str) -> Path:
+    """The file that was built of the recipe."""
+    path = folder / f"{recipe}.out.gguf"
+    ggufmerge.build(folder / f"{recipe}.yaml", path, threads=1)
+    return path
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_gives_the_weights_that_mergekit_gives(built: dict[str, Path], recipe: str) -> None:
+def test_a_recipe_gives_the_weights_that_mergekit_gives(built: Path, recipe: str) -> None:
     """Every tensor that mergekit wrote and no other, to 1e-5 of its largest value."""
     expected = gguf_tensors(read_safetensors(GOLDENS / "results" / f"{recipe}.safetensors"))
-    found = weights(built[recipe])
+    found = weights(built)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         np.testing.assert_allclose(found[name], tensor, rtol=0, atol=1e-5 * np.abs(tensor).max(), err_msg=name)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_metadata_describes_the_layers_and_tokens_of_the_result(built: dict[str, Path], recipe: str) -> None:
+def test_metadata_describes_the_layers_and_tokens_of_the_result(built: Path, recipe: str) -> None:
     """block_count is the number of layers; the tokens are those of mergekit's tokenizer, one for each row."""
-    with ggufmerge.open(built[recipe]) as file:
+    with ggufmerge.open(built) as file:
         layers = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
         assert file.metadata["llama.block_count"] == len(layers)
         assert list(file.metadata["tokenizer.ggml.tokens"]) == TOKENS[f"results/{recipe}"]
         assert file.tensors["token_embd.weight"].shape[0] == len(TOKENS[f"results/{recipe}"])
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_llama_cpp_computes_with_the_result_what_transformers_computes(built: dict[str, Path], recipe: str) -> None:
+def test_llama_cpp_computes_with_the_result_what_transformers_computes(built: Path, recipe: str) -> None:
     """The built file in llama.cpp and mergekit's checkpoint in transformers give the same logits, but for the rounding
     of keys and values to float16: 0.2 % at most, where a wrong order of rows makes 40 %."""
-    with np.load(GOLDENS / "logits.npz") as golden, LlamaModel(built[recipe], context=64, threads=1) as model:
+    with np.load(GOLDENS / "logits.npz") as golden, LlamaModel(built, context=64, threads=1) as model:
         expected = golden[f"results/{recipe}"]
         found = model.logits(golden["prompt"])
     assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
