@@ -53,6 +53,7 @@ def result_metadata(
     quantized: bool,
     sources: Sequence[Source],
     layout: Sequence[Slice],
+    tokenizer: Mapping[str, Any],
     imatrix: Mapping[str, Any],
     overrides: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[str]]:
@@ -62,6 +63,7 @@ def result_metadata(
     changes |= {"general.name": name, "general.finetune": "merge", "general.file_type": file_type.id}
     if quantized:
         changes["general.quantization_version"] = QUANTIZATION_VERSION
+    changes |= tokenizer
     changes |= imatrix
     changes |= _parents(sources)
     tags = donor.metadata.get("general.tags") or []

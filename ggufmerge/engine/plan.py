@@ -30,6 +30,25 @@ class PlannedSource:
 
 
 @dataclass(frozen=True)
+class PlannedVocabulary:
+    """The vocabulary of the result, when the recipe asks for one (`tokenizers.align`).
+
+    source: "union", or the model whose vocabulary is taken.  tokens: its size.  added: tokens that this model, for a
+    union the first, does not have.
+    filled: for each model how many rows come from elsewhere, by rule: "copied", "averaged", "zero", "padding".
+    dropped: for each model how many of its tokens the result lacks.
+    digest: of the vocabulary and of where each row comes from.
+    """
+
+    source: str
+    tokens: int
+    added: int
+    filled: dict[str, dict[str, int]]
+    dropped: dict[str, int]
+    digest: str
+
+
+@dataclass(frozen=True)
 class Input:
     """One input of a tensor: the tensor `tensor` of source number `source`."""
 
@@ -97,6 +116,7 @@ class Plan:
     imatrix: tuple[str, ...]  # importance matrices, whose sums and counts add up
     metadata: dict[str, Any]  # keys to set in the result; None removes the key of the first source
     warnings: tuple[str, ...] = ()
+    vocabulary: PlannedVocabulary | None = None
 
     @property
     def nbytes(self) -> int:
@@ -130,6 +150,7 @@ class Plan:
             for s in data["sources"]
         )
         fields["tensors"] = tuple(_tensor_from_json(t) for t in data["tensors"])
+        fields["vocabulary"] = PlannedVocabulary(**data["vocabulary"]) if data["vocabulary"] else None
         return cls(**fields)
 
 

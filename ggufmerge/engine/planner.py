@@ -8,25 +8,34 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from ggufmerge.engine import checks, header
+from ggufmerge.engine import checks, header, vocabulary
 from ggufmerge.engine.plan import Input, Plan, PlannedSource, PlannedTensor
-from ggufmerge.engine.resolve import Resolver, lay_out
+from ggufmerge.engine.resolve import LaidOut, Resolver, lay_out
 from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_types
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.quants.imatrix import Imatrix
 from ggufmerge.quants.mixture import guess_file_type
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.settings import matches
-from ggufmerge.sources import Source
+from ggufmerge.sources import Source, SourceTensor
+from ggufmerge.sources.aligned import AlignedTensor
+from ggufmerge.tokenizers import Alignment
 from ggufmerge.types import FileType
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What a plan reads from: its sources in order, and its importance matrix if it has one."""
+    """What a plan reads from: its sources in order, its importance matrix if it has one, and how the vocabularies of
+    the sources become one if they differ.
+    """
 
     sources: list[Source]
     imatrix: Imatrix | None = None
+    alignment: Alignment | None = None
+
+    def inputs(self, tensor: PlannedTensor) -> list[SourceTensor | AlignedTensor]:
+        """A reader of each input of a tensor."""
+        return vocabulary.open_inputs(self.alignment, self.sources, tensor.name, tensor.inputs)
 
 
 def make_plan(
@@ -40,18 +49,19 @@ def make_plan(
     """
     laid_out = lay_out(recipe)
     sources, donor = laid_out.sources, laid_out.sources[0]
-    resolver = Resolver(recipe, sources)
+    resolver = Resolver(recipe, sources, laid_out.alignment)
     tensors = [resolver.resolve(slot) for slot in laid_out.slots]
     if resolver.problems:
         raise RecipeError("\n".join(resolver.problems))
-    tensors = _with_grafts(recipe, tensors, laid_out.references, sources)
+    tensors = _with_grafts(recipe, tensors, laid_out)
 
     matrix_files = [str(p) for p in imatrix] or [str(Path(recipe.folder) / p) for p in recipe.imatrix]
     matrix = combined_imatrix(matrix_files)
     structure = header.layer_metadata(donor, sources, laid_out.slices)
     tensors, file_type = with_types(recipe, out_type, tensors, donor, structure, matrix)
-    tensors = [with_action(t, sources) for t in tensors]
-    warnings = [*recipe.warnings, *laid_out.warnings]
+    tensors = [with_action(t, sources, laid_out.alignment) for t in tensors]
+    tokenizer, warnings = vocabulary.tokenizer_metadata(recipe, sources, laid_out.alignment)
+    warnings = [*recipe.warnings, *laid_out.warnings, *warnings]
     warnings += check_writable(tensors, file_type, matrix)
     options = " ".join([f"--type {out_type}"] * bool(out_type) + [f"--imatrix {Path(p).name}" for p in imatrix])
     metadata, more = header.result_metadata(
@@ -63,6 +73,7 @@ def make_plan(
         quantized=any(t.type.is_quantized for t in tensors),
         sources=sources,
         layout=laid_out.slices,
+        tokenizer=tokenizer,
         imatrix=matrix.metadata() if matrix else {},
         overrides=recipe.metadata,
     )
@@ -80,17 +91,16 @@ def make_plan(
         imatrix=tuple(matrix_files),
         metadata=metadata,
         warnings=tuple(warnings),
+        vocabulary=vocabulary.planned(laid_out.alignment, recipe, sources),
     )
-    return plan, Opened(sources, matrix)
+    return plan, Opened(sources, matrix, laid_out.alignment)
 
 
-def _with_grafts(
-    recipe: Recipe, tensors: list[PlannedTensor], references: Sequence[ModelReference], sources: Sequence[Source]
-) -> list[PlannedTensor]:
+def _with_grafts(recipe: Recipe, tensors: list[PlannedTensor], laid_out: LaidOut) -> list[PlannedTensor]:
     """The tensors, those that a graft names replaced by the same tensors of its model, in the type they have there."""
     for number, graft in enumerate(recipe.graft):
-        index = references.index(graft.model)
-        source = sources[index]
+        index = laid_out.references.index(graft.model)
+        source = laid_out.sources[index]
         where = recipe.where(("graft", number))
         for pattern in graft.tensors:
             hits = [i for i, t in enumerate(tensors) if matches(pattern, t.name)]
@@ -100,12 +110,14 @@ def _with_grafts(
                 stored = source.tensors.get(tensors[i].name)
                 if stored is None:
                     raise PlanError(f"{where}: {source.label} has no {tensors[i].name} to graft")
-                if stored.shape != tensors[i].shape:
-                    shapes = f"{list(stored.shape)} in {source.label}, {list(tensors[i].shape)} in the result"
+                shape = vocabulary.result_shape(laid_out.alignment, stored.name, stored.shape)
+                if shape != tensors[i].shape:
+                    shapes = f"{list(shape)} in {source.label}, {list(tensors[i].shape)} in the result"
                     raise PlanError(f"{where}: {stored.name} has another shape: {shapes}")
-                note = f"grafted from {source.label}"
                 only = (Input(index, stored.name),)
-                tensors[i] = PlannedTensor(stored.name, stored.shape, stored.type, "copy", only, decisions=(note,))
+                notes = vocabulary.decisions(laid_out.alignment, laid_out.sources, stored.name, only)
+                notes = (f"grafted from {source.label}", *notes)
+                tensors[i] = PlannedTensor(stored.name, shape, stored.type, "copy", only, decisions=notes)
     return tensors
 
 

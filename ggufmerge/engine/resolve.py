@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ggufmerge.engine import checks
+from ggufmerge.engine import checks, vocabulary
 from ggufmerge.engine.layout import Slice, Slot, slices, slots
 from ggufmerge.engine.plan import Input, PlannedTensor
 from ggufmerge.errors import PlanError, RecipeError
@@ -18,12 +18,14 @@ from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import known_words, spellings
 from ggufmerge.recipe.settings import Rule, Setting, at, matches
 from ggufmerge.sources import Source, open_source
+from ggufmerge.tokenizers import Alignment
 
 
 @dataclass(frozen=True)
 class LaidOut:
     """A recipe over its opened models: the tensors of the result, their parameters not yet looked up.
 
+    alignment: how their vocabularies become one, None when they are the same.
     warnings: what has no effect, one line each.
     """
 
@@ -32,6 +34,7 @@ class LaidOut:
     slices: list[Slice]
     slots: list[Slot]
     warnings: list[str]
+    alignment: Alignment | None = None
 
 
 def lay_out(recipe: Recipe) -> LaidOut:
@@ -43,14 +46,14 @@ def lay_out(recipe: Recipe) -> LaidOut:
     references = _references(recipe)
     sources = [open_source(reference, recipe.folder) for reference in references]
     checks.check_architectures(sources)
-    checks.check_vocabularies(sources)
+    alignment = vocabulary.alignment_of(recipe, references, sources)
     layout = slices(recipe, methods, references, sources)
     for number, piece in enumerate(layout):
         for method in methods:
             _check_model_count(method, piece, recipe, number)
     filled = list(slots(layout, sources))
-    _check_presence(filled, sources)
-    return LaidOut(references, sources, layout, filled, _check_filters(recipe, filled))
+    _check_presence(filled, sources, alignment)
+    return LaidOut(references, sources, layout, filled, _check_filters(recipe, filled), alignment)
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class Found:
 class Resolver:
     """Finds the parameters that hold for each tensor; collects all problems instead of stopping at the first."""
 
-    def __init__(self, recipe: Recipe, sources: Sequence[Source]) -> None:
-        self.recipe, self.sources = recipe, sources
+    def __init__(self, recipe: Recipe, sources: Sequence[Source], alignment: Alignment | None = None) -> None:
+        self.recipe, self.sources, self.alignment = recipe, sources, alignment
         self.problems: list[str] = []
         self._missing: set[tuple[str, str]] = set()
 
@@ -77,7 +80,9 @@ class Resolver:
         inputs = tuple(Input(slot.slice.parts[i].source, slot.names[i] or slot.name) for i in order)
         stored = self._type_donor(slot, inputs)
         tensor = self.sources[stored.source].tensors[stored.tensor]
-        planned = PlannedTensor(slot.name, tensor.shape, tensor.type, "copy", inputs, decisions=slot.decisions)
+        shape = vocabulary.result_shape(self.alignment, slot.name, tensor.shape)
+        decisions = (*slot.decisions, *vocabulary.decisions(self.alignment, self.sources, slot.name, inputs))
+        planned = PlannedTensor(slot.name, shape, tensor.type, "copy", inputs, decisions=decisions)
         if slot.constant:
             return planned
         if any(matches(pattern, slot.name) for pattern in self.recipe.exclude):
@@ -232,7 +237,7 @@ def _models(count: int) -> str:
     return "1 model" if count == 1 else f"{count} models"
 
 
-def _check_presence(filled: Sequence[Slot], sources: Sequence[Source]) -> None:
+def _check_presence(filled: Sequence[Slot], sources: Sequence[Source], alignment: Alignment | None) -> None:
     """PlanError naming the tensors that some of a slice's models have and others lack, or have in another shape."""
     missing: dict[str, list[str]] = {}
     for slot in filled:
@@ -244,7 +249,7 @@ def _check_presence(filled: Sequence[Slot], sources: Sequence[Source]) -> None:
         raise PlanError(f"{label} lacks tensors that the other models have ({shown}); merge fine-tunes of one base")
     for slot in filled:
         shapes = [
-            (sources[p.source].label, sources[p.source].tensors[n].shape)
+            (sources[p.source].label, vocabulary.result_shape(alignment, n, sources[p.source].tensors[n].shape))
             for p, n in zip(slot.slice.parts, slot.names, strict=True)
             if n is not None
         ]

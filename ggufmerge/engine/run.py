@@ -23,7 +23,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from ggufmerge.engine import header
+from ggufmerge.engine import header, vocabulary
 from ggufmerge.engine.checks import check_output
 from ggufmerge.engine.journal import Journal
 from ggufmerge.engine.plan import Plan, PlannedTensor
@@ -41,6 +41,7 @@ from ggufmerge.methods.spec import Chunk, Pass, Passes
 from ggufmerge.quants import codec
 from ggufmerge.quants.imatrix import Imatrix
 from ggufmerge.sources import Source, SourceTensor
+from ggufmerge.sources.aligned import AlignedTensor
 
 DEFAULT_CHUNK = 1 << 18  # values; a chunk of each input and of the result stay in a core's cache
 _DIGEST_STEP = 1 << 26  # bytes digested by one task
@@ -88,7 +89,8 @@ def run(
     fingerprints = [source.fingerprint() for source in sources]
     if opened.imatrix:
         fingerprints.append(opened.imatrix.fingerprint())
-    editor = header.apply(plan.metadata, MetadataEditor(sources[0].file.metadata))
+    editor = vocabulary.apply(opened.alignment, MetadataEditor(sources[0].file.metadata))
+    editor = header.apply(plan.metadata, editor)
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
     with (
         Journal(output, _identity(plan, fingerprints, chunk)) as journal,
@@ -139,7 +141,8 @@ class _Build:
         chunk: int,
         measure: bool,
     ) -> None:
-        self.plan, self.sources, self.imatrix, self.fingerprints = plan, opened.sources, opened.imatrix, fingerprints
+        self.plan, self.opened, self.fingerprints = plan, opened, fingerprints
+        self.sources, self.imatrix = opened.sources, opened.imatrix
         self.writer, self.journal, self.progress = writer, journal, progress
         self.chunk, self.measure = chunk, measure
         self.errors: dict[str, float] = {}
@@ -190,7 +193,7 @@ class _Build:
     def _tensor(self, tensor: PlannedTensor) -> Job:
         """Make one tensor: the passes of its method, then the pass that writes it."""
         self.progress.tensor(tensor.name)
-        inputs = [self.sources[i.source].open_tensor(i.tensor) for i in tensor.inputs]
+        inputs = self.opened.inputs(tensor)
         steps = _steps(tensor, self.chunk)
         written = _Written()
 
@@ -218,7 +221,7 @@ class _Build:
     def _merge(
         self,
         tensor: PlannedTensor,
-        inputs: Sequence[SourceTensor],
+        inputs: Sequence[SourceTensor | AlignedTensor],
         expert: int,
         fold: Callable[[_Written], None],
     ) -> Job:
@@ -249,12 +252,12 @@ class _Build:
         models = tensor.inputs[1:] if tensor.has_base else tensor.inputs
         return [int(stream_key(self.plan.seed, name, self.fingerprints[i.source])) for i in models]
 
-    def _read(self, inputs: Sequence[SourceTensor], start: int, stop: int) -> NDArray[np.float32]:
+    def _read(self, inputs: Sequence[SourceTensor | AlignedTensor], start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) of all inputs, float32 [inputs, rows, n], in the thread's own buffer."""
         x: NDArray[np.float32] = self._buffer("in", (len(inputs), stop - start, inputs[0].n), np.float32)
         for i, source in enumerate(inputs):
             # one base with several adapters is dequantized once
-            twin = next((j for j in range(i) if inputs[j].same_data(source)), None)
+            twin = next((j for j in range(i) if _same_data(inputs[j], source)), None)
             if twin is None:
                 source.dequantize(start, x[i])
             else:
@@ -354,6 +357,13 @@ def _chunks(shape: tuple[int, int], chunk: int, matrix: int) -> list[Chunk]:
     starts = [row for first in range(0, rows, matrix or 1) for row in range(first, first + matrix, step)]
     ends = [min(row + step, row - row % matrix + matrix) for row in starts]
     return [Chunk(i, row, end - row, row * n) for i, (row, end) in enumerate(zip(starts, ends, strict=True))]
+
+
+def _same_data(a: SourceTensor | AlignedTensor, b: SourceTensor | AlignedTensor) -> bool:
+    """Whether two inputs of a tensor read the same data, adapters aside; all of its inputs are aligned, or none."""
+    if isinstance(a, AlignedTensor):
+        return isinstance(b, AlignedTensor) and a.same_data(b)
+    return not isinstance(b, AlignedTensor) and a.same_data(b)
 
 
 def _chain(checksum: int, crc: int) -> int:

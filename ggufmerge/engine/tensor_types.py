@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufmerge.engine.plan import PlannedTensor
+from ggufmerge.engine.vocabulary import is_moved
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.files import open_gguf
 from ggufmerge.quants import codec
@@ -25,7 +26,9 @@ from ggufmerge.quants.mixture import (
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source
+from ggufmerge.sources.aligned import is_stored
 from ggufmerge.sources.imatrix import load_imatrix
+from ggufmerge.tokenizers import Alignment
 from ggufmerge.types import FileType, TensorType
 
 _FLOAT_FILES = {"float32": FileType.F32, "float16": FileType.F16, "bfloat16": FileType.BF16}
@@ -95,12 +98,15 @@ class _PlannedHeader:
     tensors: dict[str, PlannedTensor]
 
 
-def with_action(tensor: PlannedTensor, sources: Sequence[Source]) -> PlannedTensor:
+def with_action(tensor: PlannedTensor, sources: Sequence[Source], alignment: Alignment | None = None) -> PlannedTensor:
     """A tensor with a single input is copied if its bytes stay what they are, else converted."""
     if tensor.action == "merge":
         return tensor
     source, name = sources[tensor.inputs[0].source], tensor.inputs[0].tensor
-    same = source.tensors[name].type == tensor.type and not source.changed_by_adapter(name)
+    if alignment is not None and is_moved(alignment, sources, tensor.inputs[:1]):
+        same = is_stored(alignment, sources, tensor.inputs[0].source, tensor.name, tensor.type)
+    else:
+        same = source.tensors[name].type == tensor.type and not source.changed_by_adapter(name)
     # a single input is what is left of a merge; the others play no part any more
     return replace(tensor, inputs=tensor.inputs[:1], action="copy" if same else "convert")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -69,7 +69,7 @@ def _length(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64))
 
 
-def is_stored(alignment: Alignment, sources: list[Source], model: int, name: str, kind: TensorType) -> bool:
+def is_stored(alignment: Alignment, sources: Sequence[Source], model: int, name: str, kind: TensorType) -> bool:
     """Whether each row is one that some file holds in this type, so that bytes can be copied."""
     rows = alignment.own(model) < 0
     lenders = {int(d) for d in np.unique(alignment.donors[rows])}
@@ -88,7 +88,7 @@ class AlignedTensor:
     `rows` and `n` are the result's; a vector (a bias of the output) is one row with a value per token.
     """
 
-    def __init__(self, alignment: Alignment, sources: list[Source], model: int, name: str) -> None:
+    def __init__(self, alignment: Alignment, sources: Sequence[Source], model: int, name: str) -> None:
         """name: what the source `model` calls the tensor, or what the result calls it."""
         self._alignment, self._model = alignment, model
         self._parts = [_part(source, name) for source in sources]
@@ -128,10 +128,8 @@ class AlignedTensor:
         self._own.adapt(own, out)
         self._fill(start, own, out)
 
-    def same_data(self, other: SourceTensor | AlignedTensor) -> bool:
+    def same_data(self, other: AlignedTensor) -> bool:
         """Whether both read the same rows of the same file, adapters aside."""
-        if not isinstance(other, AlignedTensor):
-            return False
         maps = (self._alignment.maps[self._model], other._alignment.maps[other._model])
         return self._own.reader.same_data(other._own.reader) and bool((maps[0] == maps[1]).all())
 

@@ -240,9 +240,7 @@ class _Growing:
         for place, (token, (kind, score)) in names.items():
             tokens[place], types[place], scores[place] = token, kind, score
         if len(set(tokens)) < len(tokens):
-            raise PlanError(
-                f"{donor.label}: a token is called like a placeholder; drop pad_to_multiple_of"
-            )
+            raise PlanError(f"{donor.label}: a token is called like a placeholder; drop pad_to_multiple_of")
         has_scores = donor.scores is not None or donor.kind == _BY_SCORE
         return replace(donor, tokens=tokens, types=types, scores=scores if has_scores else None, rows=total)
 

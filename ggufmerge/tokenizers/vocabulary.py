@@ -150,9 +150,7 @@ def _numbers(metadata: KeyValues, key: str, count: int, label: str, *kinds: Valu
     if key not in metadata:
         return None
     if metadata.kind(key) != ValueKind.ARRAY or metadata.element_kind(key) not in kinds:
-        raise PlanError(
-            f"{label}: {key} is not a list of {kinds[0].name} numbers; the file is damaged"
-        )
+        raise PlanError(f"{label}: {key} is not a list of {kinds[0].name} numbers; the file is damaged")
     values: NDArray[Any] = metadata[key]
     if len(values) < count:
         raise PlanError(

@@ -1,0 +1,207 @@
+"""What a recipe's `tokenizer_source`, `tokenizer` and `chat_template` mean for its models: between the pure rules of
+`tokenizers` and the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ggufmerge.engine.checks import check_vocabularies
+from ggufmerge.engine.plan import Input, PlannedVocabulary
+from ggufmerge.errors import RecipeError
+from ggufmerge.files import MetadataEditor, open_gguf
+from ggufmerge.recipe import ModelReference, Recipe
+from ggufmerge.recipe.schema import TokenEmbedding
+from ggufmerge.sources import Source, SourceTensor
+from ggufmerge.sources.aligned import AlignedTensor, check_widths, has_token_rows, token_rows
+from ggufmerge.tokenizers.align import Alignment, Settings, TokenRule, align
+from ggufmerge.tokenizers.chat import TEMPLATE, TEMPLATES, most_common
+from ggufmerge.tokenizers.vocabulary import HUGGINGFACE_JSON, PREFIX, TOKENS, Vocabulary, read_vocabulary
+
+
+def alignment_of(recipe: Recipe, references: Sequence[ModelReference], sources: Sequence[Source]) -> Alignment | None:
+    """The alignment that a recipe asks for; None when it asks for none, and the vocabularies are the same."""
+    asked = recipe.tokenizer.source if recipe.tokenizer else recipe.tokenizer_source
+    if asked is None:
+        check_vocabularies(sources)
+        return None
+    if all(TOKENS not in source.metadata for source in sources):
+        return None
+    vocabularies = [read_vocabulary(source.file.metadata, source.label, token_rows(source)) for source in sources]
+    rules = recipe.tokenizer.tokens if recipe.tokenizer else {}
+    settings = Settings(
+        source=asked if isinstance(asked, str) else _named(asked, recipe, references, vocabularies),
+        tokens={token: _rule(rule, recipe, references) for token, rule in rules.items()},
+        pad_to_multiple_of=recipe.tokenizer.pad_to_multiple_of if recipe.tokenizer else None,
+    )
+    return align(vocabularies, references.index(recipe.base_model) if recipe.base_model else None, settings)
+
+
+def _named(
+    reference: ModelReference, recipe: Recipe, references: Sequence[ModelReference], vocabularies: Sequence[Vocabulary]
+) -> Vocabulary:
+    """The vocabulary of a model that takes part, or of another file, which may hold nothing else."""
+    at = _find(reference, references)
+    if at is not None:
+        return vocabularies[at]
+    path = Path(recipe.folder) / Path(reference.path).expanduser()
+    with open_gguf(path) as file:
+        return read_vocabulary(file.metadata, str(reference))
+
+
+def _find(reference: ModelReference, references: Sequence[ModelReference]) -> int | None:
+    """The number of a model, by its whole reference or by its file."""
+    if reference in references:
+        return references.index(reference)
+    return next((i for i, other in enumerate(references) if other.path == reference.path), None)
+
+
+def _rule(entry: TokenEmbedding, recipe: Recipe, references: Sequence[ModelReference]) -> TokenRule:
+    source = entry.source
+    if source is None:
+        return TokenRule(force=entry.force)
+    if isinstance(source, ModelReference):
+        return TokenRule("row", model=_model(source, recipe, references), force=entry.force)
+    if source == "zero":
+        return TokenRule("zero", force=entry.force)
+    model = _model(source.model, recipe, references)
+    return TokenRule("row", model=model, token=source.token, id=source.token_id, force=entry.force)
+
+
+def _model(reference: ModelReference, recipe: Recipe, references: Sequence[ModelReference]) -> int:
+    at = _find(reference, references)
+    if at is None:
+        known = ", ".join(map(str, references))
+        raise RecipeError(f"{recipe.origin}: tokenizer: {reference} does not take part in the merge; it has {known}")
+    return at
+
+
+def result_shape(alignment: Alignment | None, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a tensor of a model has in the result."""
+    return (alignment.rows, *shape[1:]) if alignment and has_token_rows(name) else shape
+
+
+def is_moved(alignment: Alignment | None, sources: Sequence[Source], inputs: Sequence[Input]) -> bool:
+    """Whether the rows of a tensor are others, or elsewhere, than in its inputs."""
+    if alignment is None:
+        return False
+    return any(
+        has_token_rows(i.tensor) and not alignment.is_identity(i.source, sources[i.source].tensors[i.tensor].shape[0])
+        for i in inputs
+    )
+
+
+def open_inputs(
+    alignment: Alignment | None, sources: Sequence[Source], name: str, inputs: Sequence[Input]
+) -> list[SourceTensor | AlignedTensor]:
+    """Readers of the inputs of the tensor `name` of the result."""
+    if alignment is None or not is_moved(alignment, sources, inputs):
+        return [sources[i.source].open_tensor(i.tensor) for i in inputs]
+    return [AlignedTensor(alignment, sources, i.source, name) for i in inputs]
+
+
+def decisions(
+    alignment: Alignment | None, sources: Sequence[Source], name: str, inputs: Sequence[Input]
+) -> tuple[str, ...]:
+    """What happens to the rows of each input of a tensor, in words; PlanError when rows to be lent do not fit."""
+    if alignment is None or not is_moved(alignment, sources, inputs):
+        return ()
+    numbers = list(dict.fromkeys(i.source for i in inputs))
+    lenders = {number for n in numbers for number in alignment.lenders(n)}
+    check_widths(name, {i: sources[i] for i in sorted({*numbers, *lenders})})
+    notes = []
+    for number in numbers:
+        filled = {what: count for what, count in alignment.filled(number).items() if count}
+        listed = ", ".join(f"{count} {_FILLED[what]}" for what, count in filled.items())
+        dropped = alignment.dropped[number]
+        lost = f"; {dropped} of its tokens are dropped" if dropped else ""
+        if listed or lost:
+            lacks = f"{sum(filled.values())} rows are not its own ({listed})" if listed else "all rows are its own"
+            notes.append(f"{sources[number].label}, in {alignment.rows} tokens: {lacks}{lost}")
+    return tuple(notes)
+
+
+_FILLED = {
+    "copied": "from other tokens or models",
+    "averaged": "averaged over the models that have the token",
+    "zero": "zero, as no model has the token",
+    "padding": "of padding, the mean of its rows",
+}
+
+
+def planned(alignment: Alignment | None, recipe: Recipe, sources: Sequence[Source]) -> PlannedVocabulary | None:
+    """The alignment as the plan shows it."""
+    if alignment is None:
+        return None
+    asked = recipe.tokenizer.source if recipe.tokenizer else recipe.tokenizer_source
+    return PlannedVocabulary(
+        source="union" if asked == "union" else alignment.donor.label,
+        tokens=alignment.rows,
+        added=alignment.added,
+        filled={s.label: alignment.filled(i) for i, s in enumerate(sources)},
+        dropped={s.label: n for s, n in zip(sources, alignment.dropped, strict=True)},
+        digest=alignment.digest(),
+    )
+
+
+def tokenizer_metadata(
+    recipe: Recipe, sources: Sequence[Source], alignment: Alignment | None
+) -> tuple[dict[str, Any], list[str]]:
+    """(changes to the first source's metadata besides the vocabulary itself, warnings)."""
+    changes: dict[str, Any] = {}
+    warnings: list[str] = []
+    size_key = f"{sources[0].file.architecture}.vocab_size"
+    if alignment is not None:
+        if size_key in sources[0].metadata:
+            changes[size_key] = alignment.rows
+        warnings += _differing_splits(alignment, sources)
+        asked = recipe.tokenizer.source if recipe.tokenizer else recipe.tokenizer_source
+        if asked != "union" and recipe.base_model is None and asked == "base":
+            warnings.append(f"the recipe has no base_model: the vocabulary is that of {alignment.donor.label}")
+    if recipe.chat_template is not None:
+        template, more = _chat_template(recipe.chat_template, sources)
+        warnings += more
+        if template is not None:
+            changes |= {k: None for k in sources[0].metadata if k.startswith((TEMPLATE + ".", TEMPLATE + "s"))}
+            changes[TEMPLATE] = template
+    return changes, warnings
+
+
+def _differing_splits(alignment: Alignment, sources: Sequence[Source]) -> list[str]:
+    """Warnings for BPE models that cut texts before their tokens in another way than the result will."""
+    key, wanted = "tokenizer.ggml.pre", alignment.donor.pre
+    return [
+        f"{s.label} splits texts as {s.metadata.get(key)!r}, the result as {wanted!r}: its tokens will be cut otherwise"
+        for s in sources
+        if wanted and s.metadata.get(key, wanted) != wanted
+    ]
+
+
+def _chat_template(setting: str, sources: Sequence[Source]) -> tuple[str | None, list[str]]:
+    """(template, warnings); None keeps what the result has anyway."""
+    if setting != "auto":
+        return TEMPLATES.get(setting, setting), []
+    found = [s.metadata.get(TEMPLATE) for s in sources]
+    at = most_common([t if isinstance(t, str) else None for t in found])
+    if at is None:
+        return None, ["chat_template: auto, but no model has a chat template: the result has none"]
+    return found[at], []
+
+
+def apply(alignment: Alignment | None, editor: MetadataEditor) -> MetadataEditor:
+    """The metadata with the tokenizer of the result."""
+    if alignment is None:
+        return editor
+    donor, vocabulary = alignment.donor, alignment.vocabulary
+    for key in [k for k in editor if k.startswith(PREFIX) and k not in donor.metadata]:
+        editor.remove(key)
+    for key in donor.metadata:
+        editor.set_raw(key, donor.metadata.raw(key))
+    changes: Mapping[str, Any] = vocabulary.changes(donor)
+    for key, value in changes.items():
+        editor.set(key, value)
+    if changes:
+        editor.remove(HUGGINGFACE_JSON)
+    return editor
