@@ -1,5 +1,5 @@
 """Where models come from: files, shards, LoRA adapters."""
 
-from ggufmerge.sources.model import Source, SourceTensor, open_source
+from ggufmerge.sources.model import Source, SourceTensor, locate, open_source
 
-__all__ = ["Source", "SourceTensor", "open_source"]
+__all__ = ["Source", "SourceTensor", "locate", "open_source"]

@@ -122,12 +122,12 @@ def open_source(reference: Any, folder: str | os.PathLike[str] = ".") -> Source:
 
     A path may begin with `~`. FormatError and PlanError say which file is not what it should be.
     """
-    file = open_gguf(_locate(reference.path, folder))
+    file = open_gguf(locate(reference.path, folder))
     adapters: list[LoraAdapter] = []
     try:
         _check_model(file)
         for adapter in reference.adapters:
-            adapters.append(LoraAdapter(_locate(adapter.path, folder), file, adapter.strength))  # noqa: PERF401 - see below
+            adapters.append(LoraAdapter(locate(adapter.path, folder), file, adapter.strength))  # noqa: PERF401 - see below
     except BaseException:
         for opened in (file, *(a.file for a in adapters)):  # those opened before one failed
             opened.close()
@@ -145,7 +145,7 @@ def _check_model(file: GGUFFile) -> None:
         raise PlanError(f"{file.path}: holds no tensors, so there is nothing to merge")
 
 
-def _locate(path: str, folder: str | os.PathLike[str]) -> Path:
+def locate(path: str, folder: str | os.PathLike[str]) -> Path:
     """Where a recipe's path leads; PlanError when there is no such file."""
     try:
         found = Path(folder) / Path(path).expanduser()

@@ -56,6 +56,7 @@ def test_every_key_is_explained():
 
 
 def test_keys_that_mergekit_lacks_are_marked():
+    """With a plus; merge_method is mergekit's, its filters are ours."""
     marked = {key for cells in rows("| key | meaning |") for key in code(cells[0]) if "**+**" in cells[1]}
     theirs = {"merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype"}
     theirs |= {"tokenizer_source", "tokenizer", "chat_template", "name"}
@@ -73,6 +74,7 @@ def test_references_can_be_read(cells):
 
 
 def test_settings_can_be_read():
+    """Each form of the table is a value of `t`."""
     for cells in rows("| setting | meaning |"):
         [written] = code(cells[0])
         assert load_recipe(
@@ -92,17 +94,20 @@ def test_names_of_both_vocabularies():
 
 
 def test_inert_words_are_listed():
+    """All of them, and no other."""
     [cells] = [cells for cells in rows("| in mergekit | here | why |") if "read by nobody" in cells[0]]
     assert set(code(cells[0])) == set(INERT)
 
 
 @pytest.mark.parametrize("key", ["modules: {}", "dtype: float64", "weigth: 1"])
 def test_what_is_said_to_be_an_error_is_one(key):
+    """The refused keys of the table of differences."""
     with pytest.raises(RecipeError):
         load_recipe(f"merge_method: linear\nmodels: [{{model: a}}]\n{key}\n")
 
 
 def test_patterns_of_the_text_match():
+    """The globs that the text gives as examples find the tensors that they seem to mean."""
     for pattern, name in [("blk.*.ffn_*.weight", "blk.0.ffn_up.weight"), ("model.layers.[0-7].*", "blk.7.attn_q.bias")]:
         assert f"`{pattern}`" in TEXT
         assert parse({"filter": pattern, "value": 1}).rule_for(name)

@@ -97,6 +97,7 @@ def test_keys_are_texts_as_written():
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text():
+    """Windows editors write one."""
     assert parse("\ufeffa: 1\n").data == {"a": 1}
 
 

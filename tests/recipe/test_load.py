@@ -132,6 +132,7 @@ def test_everything_together():
 
 
 def test_every_slice_may_have_its_own_base():
+    """Then the recipe needs none of its own."""
     recipe = load_recipe(
         "merge_method: ties\nslices:\n"
         "  - {base_model: b, parameters: {weight: 1}, sources: [{model: a, layer_range: [0, 2]}, "
@@ -172,6 +173,7 @@ def test_grafts_and_exclusions():
 
 
 def test_models_are_one_slice():
+    """Of all layers, with the recipe's base and no parameters of its own."""
     recipe = load_recipe(LINEAR)
     assert recipe.output_slices() == [(list(recipe.models), None, {})]
 
@@ -352,6 +354,7 @@ def test_words_without_effect_are_warnings(text, warning):
 
 
 def test_warnings_stand_in_the_order_of_the_text():
+    """However they were found."""
     text = LINEAR + "int_methods: x\nparameters: {int8_mask: true}\nresidual_weight: 1\n"
     assert [line.split(":")[1] for line in load_recipe(text).warnings] == ["3", "4", "5"]
 
@@ -402,6 +405,7 @@ def test_utf16_is_read(tmp_path):
     ],
 )
 def test_files_that_are_no_recipes(tmp_path, data, complaint):
+    """A model, a picture, another encoding, too much or nothing: one line that says so."""
     path = tmp_path / "r.yaml"
     path.write_bytes(data)
     with pytest.raises(RecipeError) as caught:

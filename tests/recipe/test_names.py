@@ -55,11 +55,13 @@ def test_families_that_people_merge_are_covered(arch, names):
     ],
 )
 def test_layer_and_suffix_are_kept(gguf_name, hugging_face):
+    """Whatever the name: layer number, weight or bias."""
     assert spellings(gguf_name) == (gguf_name, hugging_face)
 
 
 @pytest.mark.parametrize("name", ["rope_freqs.weight", "blk.0.ssm_a", "weird", "", "blk.x.attn_q.weight"])
 def test_other_names_have_one_spelling(name):
+    """Tensors that the table does not list, and what is no tensor name."""
     assert spellings(name) == (name,)
 
 

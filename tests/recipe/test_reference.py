@@ -58,6 +58,7 @@ def test_short_form_means_the_same_again(value):
 
 
 def test_a_reference_is_itself():
+    """One that is parsed already is passed on."""
     value = reference("a.gguf", ("b", 0.25))
     assert ModelReference.parse(value) is value
 

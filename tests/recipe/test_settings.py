@@ -71,6 +71,7 @@ def test_switches_are_picked_not_interpolated():
 
 
 def test_scalars_are_themselves():
+    """At every position."""
     assert [at(v, 0.3) for v in (0.5, 2, True, "sum", None)] == [0.5, 2, True, "sum", None]
 
 
@@ -124,5 +125,6 @@ def test_rules_that_can_never_decide():
     ],
 )
 def test_refused(value, complaint):
+    """With words that say what a setting is."""
     with pytest.raises(ValueError, match=complaint):
         parse(value)

@@ -116,6 +116,7 @@ def test_stacks_of_experts(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("strength", [-1.0, 0.37, 2.0])
 def test_strength_scales_the_change(folder: Path, strength: float) -> None:
+    """Also backwards and beyond 1."""
     base = read(opened(folder, "dense.gguf"), DENSE[0])
     got = read(opened(folder, f"dense.gguf+lora.gguf={strength}"), DENSE[0])
     assert_equal_to_rounding(got, base, strength * change(folder / "lora.gguf", DENSE[0]), 5)
@@ -168,6 +169,7 @@ def test_threads_read_at_once(folder: Path) -> None:
 
 
 def test_tensors_without_a_change_are_the_base(folder: Path) -> None:
+    """To the bit, and said to be unchanged, so that they can be copied."""
     source = opened(folder, "dense.gguf+lora.gguf")
     assert not source.changed_by_adapter("blk.0.attn_k.weight")
     assert source.changed_by_adapter(DENSE[0])

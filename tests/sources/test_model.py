@@ -41,6 +41,7 @@ def test_paths_start_from_the_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """~ is the user's home, for models and adapters."""
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("USERPROFILE", str(folder))
     source = opened(Path("elsewhere"), "~/base.gguf+~/lora.gguf")
