@@ -6,9 +6,10 @@
     python scripts/bench_quants.py --docs           # writes the table of docs/performance.md anew, in about ten minutes
 
 Ours and ggml (PyPI package libggml-python) work on the same rows in one process, one thread each, in turns; figures are
-medians, in millions of values per second. The two-thread figure is our own speed on two threads over our own on one,
-with rows handed out in chunks by a thread pool. Compilation is timed in a fresh process with an empty cache directory,
-and again with the cache that the first one filled. docs/performance.md explains the figures.
+medians of processor time, in millions of values per second. The two-thread figure is our own speed on two threads over
+our own on one, with rows handed out in chunks by a thread pool; it needs a machine with nothing else to do. Compilation
+is timed in a fresh process with an empty cache directory, and again with the cache that the first one filled.
+docs/performance.md explains the figures.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ OPERATIONS = ("dequantize", "quantize", "quantize_weighted")
 DOCS = ROOT / "docs" / "performance.md"
 TABLE = re.compile("(?<=<!-- speeds -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
+Call = Callable[[], object]
+Clock = Callable[[], float]
+# Processor time of the thread, which other programs do not lengthen, where the system counts it finely.
+CPU_CLOCK = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-5 else time.perf_counter
+
 FIRST_USE = """
 import json, sys, time
 import numpy as np
@@ -56,15 +62,15 @@ from ggufmerge.types import TensorType
 kind = TensorType[sys.argv[1]]
 x, imatrix = np.ones((1, 512), np.float32), np.ones(512, np.float32)
 raw, seconds = np.zeros((1, kind.row_bytes(512)), np.uint8), {}
-start = time.perf_counter()
+start = time.process_time()
 codec = quants.codec(kind)
-seconds["import"] = time.perf_counter() - start
+seconds["import"] = time.process_time() - start
 for name, args in (("dequantize", (raw, x)), ("quantize", (x, raw)), ("quantize_weighted", (x, raw, imatrix))):
     kernel = getattr(codec, name)
     if kernel is not None:
-        start = time.perf_counter()
+        start = time.process_time()
         kernel(*args)
-        seconds[name] = time.perf_counter() - start
+        seconds[name] = time.process_time() - start
 print(json.dumps(seconds))
 """
 
@@ -72,7 +78,7 @@ print(json.dumps(seconds))
 def main() -> None:
     args = arguments()
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(f"{processor()}, {os.cpu_count()} cores; ggml {ggml.version()}")
+    console.print(f"{processor()}, {os.cpu_count()} cores; ggml {ggml.version()}; {busy()}")
     results, missing = [], []
     for kind in args.types:
         codec = find_codec(kind)
@@ -147,7 +153,7 @@ def measure(kind: TensorType, operation: str, kernel: Callable[..., None], secon
     else:
         ours, theirs = (lambda a, b: kernel(a, b, imatrix)), ggml_quantizer(kind, imatrix)
         source, out = x, raw
-    t_ours, t_ggml = alternate(lambda: ours(source, out), lambda: theirs(source, out), 2 * seconds)
+    t_ours, t_ggml = alternate(lambda: ours(source, out), lambda: theirs(source, out), 2 * seconds, CPU_CLOCK)
     one, two = threads(ours, source, out, seconds)
     return {
         "type": str(kind),
@@ -164,9 +170,8 @@ def affordable_rows(kind: TensorType, operation: str, x: np.ndarray, imatrix: np
     quantizer = ggml_quantizer(kind, imatrix if operation == "quantize_weighted" else None)
     out = np.empty((1, kind.row_bytes(COLUMNS)), np.uint8)
     quantizer(x[:1], out)
-    start = time.perf_counter()
-    quantizer(x[1:2], out)
-    return int(np.clip(seconds / 10 / (time.perf_counter() - start), 8, ROWS)) // 8 * 8
+    seconds_a_row = duration(lambda: quantizer(x[1:2], out), 1, CPU_CLOCK)
+    return int(np.clip(seconds / 10 / seconds_a_row, 8, ROWS)) // 8 * 8
 
 
 def quantize_any(kind: TensorType, x: np.ndarray, imatrix: np.ndarray) -> np.ndarray:
@@ -190,41 +195,42 @@ def ggml_quantizer(kind: TensorType, imatrix: np.ndarray | None) -> Callable[[np
     return quantize
 
 
-def alternate(a: Callable[[], None], b: Callable[[], None], seconds: float) -> tuple[float, float]:
+def alternate(a: Call, b: Call, seconds: float, clock: Clock) -> tuple[float, float]:
     """Median duration of a call of each, measured in turns for about `seconds`, at least five times."""
-    repeat_a, repeat_b = repetitions(a), repetitions(b)
+    repeat_a, repeat_b = repetitions(a, clock), repetitions(b, clock)
     times_a, times_b = [], []
     end = time.perf_counter() + seconds
     while len(times_a) < 5 or (time.perf_counter() < end and len(times_a) < 200):
-        times_a.append(duration(a, repeat_a))
-        times_b.append(duration(b, repeat_b))
+        times_a.append(duration(a, repeat_a, clock))
+        times_b.append(duration(b, repeat_b, clock))
     return statistics.median(times_a), statistics.median(times_b)
 
 
-def repetitions(call: Callable[[], None]) -> int:
+def repetitions(call: Call, clock: Clock) -> int:
     """How often to call for a sample of at least 2 ms. The first call, which may compile, does not count."""
     call()
-    return max(1, int(2e-3 / max(duration(call, 1), 1e-6)))
+    return max(1, int(2e-3 / max(duration(call, 1, clock), 1e-6)))
 
 
-def duration(call: Callable[[], None], repeat: int) -> float:
-    start = time.perf_counter()
+def duration(call: Call, repeat: int, clock: Clock) -> float:
+    start = clock()
     for _ in range(repeat):
         call()
-    return (time.perf_counter() - start) / repeat
+    return (clock() - start) / repeat
 
 
 def threads(ours: Callable, source: np.ndarray, out: np.ndarray, seconds: float) -> tuple[float, float]:
     """Median durations of CHUNKS chunks on a pool of one thread and on a pool of two, in turns."""
     chunks = [(source, np.empty_like(out)) for _ in range(CHUNKS)]
-    repeat = repetitions(lambda: ours(*chunks[0]))
+    repeat = repetitions(lambda: ours(*chunks[0]), CPU_CLOCK)
 
     def work(chunk: tuple[np.ndarray, np.ndarray]) -> None:
         for _ in range(repeat):
             ours(*chunk)
 
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
-        return alternate(lambda: drain(one.map(work, chunks)), lambda: drain(two.map(work, chunks)), seconds)
+        calls = (lambda: drain(one.map(work, chunks))), (lambda: drain(two.map(work, chunks)))
+        return alternate(*calls, seconds, time.perf_counter)
 
 
 def drain(results: Iterator[None]) -> None:
@@ -279,6 +285,11 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
 
 def figure(speed: float) -> str:
     return f"{speed:.0f}" if speed >= 100 else f"{speed:.3g}"
+
+
+def busy() -> str:
+    """How many processes want a core, where the system says so: with more than one, two threads gain nothing."""
+    return f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
 
 
 def processor() -> str:

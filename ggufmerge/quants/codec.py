@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.quants.simd import INTERPRETED
 from ggufmerge.types import TensorType
+
+FLOATS, BYTES = np.dtype(np.float32), np.dtype(np.uint8)
 
 Rows = NDArray[np.float32]
 Raw = NDArray[np.uint8]
@@ -79,7 +81,6 @@ class Codec:
 
 def _guard(kernel: Callable[..., None], type: TensorType, reads_raw: bool) -> Callable[..., None]:  # noqa: A002
     """`kernel` behind checks of its arrays; ValueError when one has the wrong shape, dtype or memory layout."""
-
     if INTERPRETED:  # overflow is part of the formats; compiled kernels do not warn of it
         kernel = np.errstate(all="ignore")(kernel)
 
@@ -87,19 +88,23 @@ def _guard(kernel: Callable[..., None], type: TensorType, reads_raw: bool) -> Ca
     def guarded(source: NDArray, out: NDArray, *imatrix: NDArray) -> None:
         raw, values = (source, out) if reads_raw else (out, source)
         rows, n = values.shape
-        _check(f"{type} values", values, np.float32, (rows, n))
-        _check(f"{type} blocks", raw, np.uint8, (rows, type.row_bytes(n)))
+        if not (_fits(values, FLOATS, (rows, n)) and _fits(raw, BYTES, (rows, type.row_bytes(n)))):
+            raise ValueError(f"{type}: {_described(values)} do not go with {_described(raw)} of blocks")
         for weights in imatrix:
-            _check(f"{type} imatrix", weights, np.float32, (n,))
+            if not _fits(weights, FLOATS, (n,)):
+                raise ValueError(f"{type}: {_described(weights)} are no imatrix for {n} columns")
         kernel(_read_only(source), out, *map(_read_only, imatrix))
 
     return guarded
 
 
-def _check(what: str, array: NDArray, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
-    if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
-        layout = "" if array.flags.c_contiguous else ", not contiguous"
-        raise ValueError(f"{what}: {array.dtype} {array.shape}{layout}; expected contiguous {np.dtype(dtype)} {shape}")
+def _fits(array: NDArray, dtype: np.dtype, shape: tuple[int, ...]) -> bool:
+    return array.shape == shape and array.dtype == dtype and array.flags.c_contiguous
+
+
+def _described(array: NDArray) -> str:
+    contiguous = "" if array.flags.c_contiguous else " (not contiguous)"
+    return f"{array.dtype} {list(array.shape)}{contiguous}"
 
 
 def _read_only(array: NDArray) -> NDArray:

@@ -17,12 +17,16 @@ from ggufmerge.quants.codec import Codec, DequantizeKernel
 from ggufmerge.quants.half import bits_float, float_bits, float_to_half, half_to_float
 from ggufmerge.types import TensorType
 
+HALF = np.dtype("<u2")
+
 kernel: Callable = njit(nogil=True, cache=True, error_model="numpy")
 
 
 def _read_as(dtype: DTypeLike) -> DequantizeKernel:
+    number = np.dtype(dtype)
+
     def dequantize(raw, out):
-        out[...] = raw.view(dtype)
+        out[...] = raw.view(number)
 
     return dequantize
 
@@ -32,19 +36,19 @@ def _copy(x, out):
 
 
 def _dequantize_f16(raw, out):
-    _widen_halves(raw.view("<u2"), out)
+    _widen_halves(raw.view(HALF), out)
 
 
 def _quantize_f16(x, out):
-    _round_to_halves(x, out.view("<u2"))
+    _round_to_halves(x, out.view(HALF))
 
 
 def _dequantize_bf16(raw, out):
-    _widen_brain_floats(raw.view("<u2"), out)
+    _widen_brain_floats(raw.view(HALF), out)
 
 
 def _quantize_bf16(x, out):
-    _round_to_brain_floats(x, out.view("<u2"))
+    _round_to_brain_floats(x, out.view(HALF))
 
 
 @kernel

@@ -76,5 +76,12 @@ def test_an_imatrix_has_one_value_per_column():
 )
 def test_kernels_are_guarded(x, out):
     """A codec never lets a kernel write past an array: shape, dtype and layout are checked first."""
-    with pytest.raises(ValueError, match="expected contiguous"):
+    with pytest.raises(ValueError, match=r"Q8_0: .* do not go with"):
         codec(TensorType.Q8_0).quantize(x, out)
+
+
+def test_kernels_are_guarded_against_an_imatrix_of_another_size():
+    """Its values would be read past its end."""
+    x, out = np.zeros((1, 64), np.float32), np.zeros((1, 36), np.uint8)
+    with pytest.raises(ValueError, match=r"Q4_0: .* are no imatrix for 64 columns"):
+        codec(TensorType.Q4_0).quantize_weighted(x, out, np.ones(32, np.float32))
