@@ -49,6 +49,16 @@ def test_examples_can_be_planned(models, example):
     make_plan(recipe)
 
 
+def test_the_error_shown_is_the_one_given(tmp_path):
+    """For the first example with two letters swapped."""
+    [shown] = re.findall(r"^    (recipe\.yaml:\d+.*)$", TEXT, re.MULTILINE)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(EXAMPLES[0].replace("weight", "weigth", 1), encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(caught.value) == shown
+
+
 def test_every_key_is_explained():
     """And no other."""
     explained = [key for cells in rows("| key | meaning |") for key in code(cells[0])]
