@@ -33,12 +33,13 @@ def check_vocabularies(sources: Sequence[Source]) -> None:
     for other in sources[1:]:
         if _raw(first, _TOKENS) == _raw(other, _TOKENS):
             continue
-        a, b = first.metadata.get(_TOKENS, []), other.metadata.get(_TOKENS, [])
+        a, b = _tokens(first), _tokens(other)
         at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-        token = [repr(v[at]) if at < len(v) else "nothing" for v in (a, b)]
+        token = [repr(v[at]) if at < len(v) else "missing" for v in (a, b)]
         raise PlanError(
             f"different vocabularies: {first.label} has {len(a)} tokens, {other.label} has {len(b)}, and token {at} is "
-            f"{token[0]} in one and {token[1]} in the other; merge models that share one tokenizer"
+            f'{token[0]} in one and {token[1]} in the other; write "tokenizer_source: base" to take the base\'s, '
+            '"tokenizer_source: union" to take the tokens of all, or merge models that share a tokenizer'
         )
 
 
@@ -81,6 +82,11 @@ def check_output(output: Path, sources: Sequence[Source], nbytes: int, *, overwr
             f"{folder}: the result needs {nbytes / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free; "
             "free some space or choose another folder"
         )
+
+
+def _tokens(source: Source) -> list[str]:
+    tokens = source.metadata.get(_TOKENS)
+    return tokens if isinstance(tokens, list) else []
 
 
 def _raw(source: Source, key: str) -> bytes | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ggufmerge.engine.checks import check_vocabularies
 from ggufmerge.engine.plan import Input, PlannedVocabulary
-from ggufmerge.errors import RecipeError
+from ggufmerge.errors import GgufmergeError, RecipeError
 from ggufmerge.files import MetadataEditor, open_gguf
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.schema import TokenEmbedding
@@ -18,6 +18,8 @@ from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor, check_widths, has_token_rows, token_rows
 from ggufmerge.tokenizers.align import Alignment, Settings, TokenRule, align
 from ggufmerge.tokenizers.chat import TEMPLATE, TEMPLATES, most_common
+from ggufmerge.tokenizers.sentencepiece import KIND as SENTENCEPIECE
+from ggufmerge.tokenizers.sentencepiece import difference, read_tokenizer_model, tokenizer_model_beside
 from ggufmerge.tokenizers.vocabulary import HUGGINGFACE_JSON, PREFIX, TOKENS, Vocabulary, read_vocabulary
 
 
@@ -151,7 +153,7 @@ def tokenizer_metadata(
 ) -> tuple[dict[str, Any], list[str]]:
     """(changes to the first source's metadata besides the vocabulary itself, warnings)."""
     changes: dict[str, Any] = {}
-    warnings: list[str] = []
+    warnings = _differing_tokenizer_models(sources)
     size_key = f"{sources[0].file.architecture}.vocab_size"
     if alignment is not None:
         if size_key in sources[0].metadata:
@@ -167,6 +169,21 @@ def tokenizer_metadata(
             changes |= {k: None for k in sources[0].metadata if k.startswith((TEMPLATE + ".", TEMPLATE + "s"))}
             changes[TEMPLATE] = template
     return changes, warnings
+
+
+def _differing_tokenizer_models(sources: Sequence[Source]) -> list[str]:
+    """Warnings for SentencePiece models beside the sources that have another vocabulary than the source."""
+    warnings = []
+    for source in sources:
+        beside = tokenizer_model_beside(source.file.path)
+        if beside is not None and source.metadata.get("tokenizer.ggml.model") == SENTENCEPIECE:
+            try:
+                differs = difference(read_vocabulary(source.file.metadata, source.label), read_tokenizer_model(beside))
+            except GgufmergeError as error:
+                differs = str(error)
+            if differs:
+                warnings.append(f"{beside.name} beside {source.label} is not its tokenizer: {differs}")
+    return warnings
 
 
 def _differing_splits(alignment: Alignment, sources: Sequence[Source]) -> list[str]:
