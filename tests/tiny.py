@@ -38,6 +38,7 @@ def write_tiny_llama(
     vocab: int = 320,
     tokenizer: str = "spm",
     words: Sequence[str] = WORDS,
+    added: Mapping[str, int] | None = None,
     context: int = 512,
     tied: bool = False,
     experts: int = 0,
@@ -54,6 +55,7 @@ def write_tiny_llama(
     embed, ff: with 256 (and multiples) every row is a whole number of K-quant super-blocks.
     vocab: number of tokens; at least 259 + the words, the rest is filled with unused tokens.
     tokenizer: "spm" (SentencePiece with byte tokens) or "bpe" (gpt2, with ChatML control tokens and template).
+    added: tokens behind the words that no text is cut into by merging, with their types, in the order of their ids.
     tied: no `output.weight`. experts: > 0 makes the feed-forward part a mixture of that many experts.
     tune: (seed, strength): adds noise of that strength relative to each matrix, as a fine-tune would.
     type: of all matrices; vectors are always F32. types: file-name-like patterns on tensor names that override it.
@@ -82,7 +84,7 @@ def write_tiny_llama(
         "llama.rope.freq_base": 10000.0,
         "llama.vocab_size": vocab,
         **({"llama.expert_count": experts, "llama.expert_used_count": experts_used} if experts else {}),
-        **(_spm(vocab, words) if tokenizer == "spm" else _bpe(vocab, words)),
+        **(_spm if tokenizer == "spm" else _bpe)(vocab, words, added or {}),
         **(metadata or {}),
     }
     for key, value in known.items():
@@ -178,20 +180,23 @@ def _normal(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, np.float32)
 
 
-def _spm(vocab: int, words: Sequence[str]) -> dict[str, Any]:
+def _spm(vocab: int, words: Sequence[str], added: Mapping[str, int]) -> dict[str, Any]:
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     # SentencePiece joins two neighbours only when the result is a piece, so a word needs all its beginnings
     starts = dict.fromkeys(f"▁{word[:n]}" for word in words for n in range(len(word) + 1))
     pieces = [*starts, *(c for c in letters if c not in starts)]
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *pieces]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *pieces, *added]
     types = [gguf.TokenType.UNKNOWN, *[gguf.TokenType.CONTROL] * 2, *[gguf.TokenType.BYTE] * 256]
-    types += [gguf.TokenType.NORMAL] * len(pieces)
+    types += [*[gguf.TokenType.NORMAL] * len(pieces), *added.values()]
     fill = _fill(tokens, vocab)
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": tokens + fill,
-        "tokenizer.ggml.scores": [0.0] * 259 + [-float(i) for i in range(len(pieces))] + [-1e4] * len(fill),
+        "tokenizer.ggml.scores": [0.0] * 259
+        + [-float(i) for i in range(len(pieces))]
+        + [-1e3] * len(added)
+        + [-1e4] * len(fill),
         "tokenizer.ggml.token_type": [int(t) for t in types] + [int(gguf.TokenType.UNUSED)] * len(fill),
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
@@ -200,13 +205,14 @@ def _spm(vocab: int, words: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _bpe(vocab: int, words: Sequence[str]) -> dict[str, Any]:
+def _bpe(vocab: int, words: Sequence[str], added: Mapping[str, int]) -> dict[str, Any]:
     control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = _byte_letters()
     merges = dict.fromkeys(("Ġ" + word)[:n] + " " + ("Ġ" + word)[n] for word in words for n in range(1, len(word) + 1))
-    tokens = [*control, *alphabet, *(merge.replace(" ", "") for merge in merges)]
+    tokens = [*control, *alphabet, *(merge.replace(" ", "") for merge in merges), *added]
     fill = _fill(tokens, vocab)
-    types = [int(gguf.TokenType.CONTROL)] * 3 + [int(gguf.TokenType.NORMAL)] * (len(tokens) - 3)
+    types = [int(gguf.TokenType.CONTROL)] * 3 + [int(gguf.TokenType.NORMAL)] * (len(tokens) - 3 - len(added))
+    types += map(int, added.values())
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
