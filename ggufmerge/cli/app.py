@@ -11,6 +11,7 @@ from ggufmerge.cli.inspect import HELP as INSPECT_HELP
 from ggufmerge.cli.inspect import inspect
 from ggufmerge.cli.quantize import HELP as QUANTIZE_HELP
 from ggufmerge.cli.quantize import quantize
+from ggufmerge.cli.recipe import SCHEMA_HELP, recipe_app, schema
 
 app = typer.Typer(
     name="ggufmerge",
@@ -30,4 +31,6 @@ app.command(help=BUILD_HELP)(build)
 app.command(help=PLAN_HELP)(plan)
 app.command(help=QUANTIZE_HELP)(quantize)
 app.command(help=INSPECT_HELP)(inspect)
+app.add_typer(recipe_app, name="recipe")
+app.command(help=SCHEMA_HELP)(schema)
 app.command("eval", help=EVAL_HELP)(evaluate)

@@ -157,13 +157,15 @@ def _ranges(tensors: Sequence[PlannedTensor]) -> dict[str, str]:
         columns = [list(dict.fromkeys(column)) for column in zip(*values, strict=True)]
         if all(column == columns[0] for column in columns):
             columns = columns[:1]
-        out[key] = " ".join(_value(c[0]) if len(c) == 1 else f"{_value(c[0])}..{_value(c[-1])}" for c in columns)
+        out[key] = " ".join(
+            value_text(c[0]) if len(c) == 1 else f"{value_text(c[0])}..{value_text(c[-1])}" for c in columns
+        )
     return out
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+def value_text(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
     return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
 
 

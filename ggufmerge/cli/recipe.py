@@ -1,0 +1,75 @@
+"""`ggufmerge recipe explain` and `ggufmerge schema`: help with writing recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SCHEMA_HELP = """Print the JSON schema of recipes, for editors that complete and check YAML.
+
+[bold]Examples[/bold]
+
+  ggufmerge schema > ggufmerge.schema.json
+
+With the line below at the top of a recipe, editors with a YAML language server (VS Code, Neovim, ...) use it:
+
+  # yaml-language-server: $schema=ggufmerge.schema.json
+"""
+
+EXPLAIN_HELP = """Show for each tensor which rule of RECIPE gave each parameter its value.
+
+TENSOR is a filter as in recipes: a part of a name in GGUF's or Hugging Face's vocabulary, or a glob.
+
+[bold]Examples[/bold]
+
+  ggufmerge recipe explain recipe.yaml blk.3.ffn_down
+
+  ggufmerge recipe explain recipe.yaml "model.layers.*.self_attn.q_proj.weight"
+
+  ggufmerge recipe explain recipe.yaml --json
+"""
+
+recipe_app = typer.Typer(help="Help with writing recipes.", no_args_is_help=True)
+
+
+def schema() -> None:
+    from ggufmerge.cli.terminal import print_json
+    from ggufmerge.recipe.json_schema import json_schema
+
+    print_json(json_schema())
+
+
+@recipe_app.command(help=EXPLAIN_HELP)
+def explain(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe.", show_default=False)],
+    tensor: Annotated[str, typer.Argument(metavar="TENSOR", help="Which tensors.", show_default="all")] = "*",
+    json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
+) -> None:
+    from dataclasses import asdict
+
+    from ggufmerge.cli.terminal import print_json, show_table, value_text
+    from ggufmerge.engine.explain import explain as explain_recipe
+    from ggufmerge.recipe import load_recipe
+
+    explanations = explain_recipe(load_recipe(recipe), tensor)
+    if json:
+        print_json([_facts(asdict(e)) for e in explanations])
+        return
+    for e in explanations:
+        how = "" if e.action == "merge" else " (the result is one of the models: copied)" * (e.action == "copy")
+        typer.echo(f"{e.tensor}: {e.method}{how}, written as {e.type} ({e.type_why})")
+        rows = [
+            (f"{o.parameter} of {o.model}" if o.model else o.parameter, value_text(o.value), o.where, o.rule)
+            for o in e.origins
+        ]
+        show_table(("parameter", "value", "from", "because"), rows)
+        typer.echo()
+
+
+def _facts(explanation: dict[str, Any]) -> dict[str, Any]:
+    for origin in explanation["origins"]:
+        if not isinstance(origin["value"], (int, float, str, bool, type(None))):
+            origin["value"] = None
+    return explanation

@@ -1,0 +1,93 @@
+"""Why a tensor gets the parameters it gets: each value with the rule and the line of the recipe it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ggufmerge.engine.layout import Slot
+from ggufmerge.engine.plan import Plan, PlannedTensor
+from ggufmerge.engine.planner import make_plan
+from ggufmerge.engine.resolve import Found, Resolver, lay_out, stack_order, uses_base
+from ggufmerge.errors import RecipeError
+from ggufmerge.methods import method as find_method
+from ggufmerge.methods.spec import Parameter, Value
+from ggufmerge.recipe import Recipe
+from ggufmerge.recipe.settings import matches
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One parameter's value for one tensor. `model` is empty for parameters that all models share.
+
+    where: `recipe.yaml:7:5` or "default".  rule: the filter or gradient that gave the value, in words.
+    """
+
+    parameter: str
+    model: str
+    value: Value
+    where: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What happens to one tensor and why."""
+
+    tensor: str
+    action: str
+    method: str
+    method_where: str
+    type: str
+    type_why: str
+    origins: tuple[Origin, ...]
+
+
+def explain(recipe: Recipe, pattern: str = "*") -> list[Explanation]:
+    """An explanation of each tensor that `pattern` (a filter as in recipes) means; RecipeError when it means none."""
+    plan, _ = make_plan(recipe)
+    laid_out = lay_out(recipe)
+    planned: Mapping[str, PlannedTensor] = {t.name: t for t in plan.tensors}
+    resolver = Resolver(recipe, laid_out.sources)
+    found = [
+        _explain(recipe, plan, resolver, slot, planned[slot.name])
+        for slot in laid_out.slots
+        if pattern == "*" or matches(pattern, slot.name)
+    ]
+    if not found:
+        raise RecipeError(f'{recipe.origin}: "{pattern}" means no tensor of the result')
+    return found
+
+
+def _explain(recipe: Recipe, plan: Plan, resolver: Resolver, slot: Slot, planned: PlannedTensor) -> Explanation:
+    name = recipe.method_for(slot.name)
+    origins = () if slot.constant else tuple(_origins(resolver, slot, name))
+    return Explanation(
+        slot.name,
+        planned.action,
+        name,
+        recipe.where(("merge_method",)),
+        str(planned.type),
+        planned.why_type or "; ".join(planned.decisions),
+        origins,
+    )
+
+
+def _origins(resolver: Resolver, slot: Slot, name: str) -> Iterator[Origin]:
+    method = find_method(name)
+    order = stack_order(method, slot.slice, resolver.recipe)
+    others = order[1:] if uses_base(method, slot.slice) else order
+    for parameter in method.parameters:
+        for i in [None] if parameter.scope == "shared" else others:
+            model = "" if i is None else resolver.sources[slot.slice.parts[i].source].label
+            yield _origin(resolver.recipe, parameter, model, resolver.find(parameter, slot, i), slot)
+
+
+def _origin(recipe: Recipe, parameter: Parameter, model: str, found: Found | None, slot: Slot) -> Origin:
+    if found is None:
+        return Origin(parameter.name, model, parameter.default, "default", parameter.doc)
+    words = [f'filter "{found.rule.filter}"'] if found.rule.filter else []
+    if isinstance(found.rule.value, tuple):
+        anchors = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in found.rule.value)
+        words.append(f"gradient [{anchors}] at {slot.position:.3g}")
+    return Origin(parameter.name, model, found.value, recipe.where(found.where), ", ".join(words))
