@@ -42,6 +42,7 @@ from ggufmerge.quants import codec
 from ggufmerge.quants.imatrix import Imatrix
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
+from ggufmerge.types import TensorType
 
 DEFAULT_CHUNK = 1 << 18  # values; a chunk of each input and of the result stay in a core's cache
 _DIGEST_STEP = 1 << 26  # bytes digested by one task
@@ -231,6 +232,7 @@ class _Build:
         first = expert * problem.shape[0]
         chunks = _chunks(problem.shape, self.chunk, tensor.rows // tensor.matrices)
         weights = self._weights(tensor)
+        stored = [(i, source) for i, source in enumerate(inputs) if _stores(source, tensor.type)]
 
         def read(chunk: Chunk) -> NDArray[np.float32]:
             return self._read(inputs, first + chunk.row, first + chunk.row + chunk.rows)
@@ -241,8 +243,10 @@ class _Build:
         def task(i: int) -> _Written:
             chunk = chunks[i]
             out = self._buffer("out", (chunk.rows, tensor.n), np.float32)
-            method.combine(read(chunk), problem, statistics, chunk, out)
-            return self._encode(tensor, first + chunk.row, out, weights)
+            x, start = read(chunk), first + chunk.row
+            method.combine(x, problem, statistics, chunk, out)
+            same = [(x[i], source.raw_rows(start, start + chunk.rows)) for i, source in stored]
+            return self._encode(tensor, start, out, weights, same)
 
         yield Stage(len(chunks), task, fold)
 
@@ -271,9 +275,18 @@ class _Build:
         return self.imatrix.get(tensor.name, tensor.n, tensor.matrices) if self.imatrix else None
 
     def _encode(
-        self, tensor: PlannedTensor, start: int, rows: NDArray[np.float32], weights: NDArray[np.float32] | None
+        self,
+        tensor: PlannedTensor,
+        start: int,
+        rows: NDArray[np.float32],
+        weights: NDArray[np.float32] | None,
+        stored: Sequence[tuple[NDArray[np.float32], NDArray[np.uint8]]] = (),
     ) -> _Written:
-        """Write rows [start, ...) of a tensor, all of one matrix, in its type."""
+        """Write rows [start, ...) of a tensor, all of one matrix, in its type.
+
+        stored: values and bytes of these rows in inputs that have the type already. Blocks that the merge left as they
+        are in one of them keep their bytes: quantizing them anew would move them a little.
+        """
         if not _all_finite(rows):
             raise GgufmergeError(
                 f"{tensor.name}: the merged weights are not all finite numbers; "
@@ -282,6 +295,8 @@ class _Build:
         raw = self._buffer("raw", (len(rows), tensor.type.row_bytes(tensor.n)), np.uint8)
         matrix = start * tensor.matrices // tensor.rows
         codec(tensor.type).encode(rows, raw, None if weights is None else weights[matrix])
+        for values, data in stored:
+            _keep_blocks(rows, values, data, raw, tensor.type.block_size)
         written = self._put(tensor, start, raw)
         if self.measure:
             back = self._buffer("back", rows.shape, np.float32)
@@ -366,6 +381,11 @@ def _same_data(a: SourceTensor | AlignedTensor, b: SourceTensor | AlignedTensor)
     return not isinstance(b, AlignedTensor) and a.same_data(b)
 
 
+def _stores(source: SourceTensor | AlignedTensor, kind: TensorType) -> bool:
+    """Whether an input's values are blocks of this type that can be copied from its file."""
+    return kind.is_quantized and isinstance(source, SourceTensor) and source.stores(kind)
+
+
 def _chain(checksum: int, crc: int) -> int:
     """The checksum of a tensor from those of its pieces, in order."""
     return zlib.crc32(crc.to_bytes(4, "little"), checksum)
@@ -409,7 +429,11 @@ def _warm_up(plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None) -> 
         codec(kind).dequantize(np.zeros((1, kind.row_bytes(n)), np.uint8), np.empty_like(rows))
     for kind, weighted in {(t.type, imatrix is not None and t.name in imatrix) for t in made}:
         weights = np.ones(n, np.float32) if weighted else None
-        codec(kind).encode(rows, np.empty((1, kind.row_bytes(n)), np.uint8), weights)
+        raw = np.empty((1, kind.row_bytes(n)), np.uint8)
+        codec(kind).encode(rows, raw, weights)
+        data = raw.copy()
+        data.setflags(write=False)  # as in a mapped file
+        _keep_blocks(rows, rows, data, raw, kind.block_size)
     kinds = {(t.method, len(t.inputs), tuple(t.shared.items())): t for t in plan.tensors if t.action == "merge"}
     for tensor in kinds.values():
         keys = range(len(tensor.inputs) - tensor.has_base)
@@ -426,6 +450,23 @@ def _all_finite(rows):  # type: ignore[no-untyped-def]
         for j in range(rows.shape[1]):
             bad += (rows[i, j] - rows[i, j]) != 0
     return bad == 0
+
+
+@njit(nogil=True, cache=True)
+def _keep_blocks(rows, values, data, raw, size):  # type: ignore[no-untyped-def]
+    """Copy to `raw` those blocks of `data` whose `size` values are the same in `values`, which they stand for, and in
+    `rows`; float32 [rows, n], uint8 [rows, row bytes]."""
+    blocks = rows.shape[1] // size
+    width = raw.shape[1] // blocks
+    for r in range(rows.shape[0]):
+        for b in range(blocks):
+            same = True
+            for j in range(b * size, (b + 1) * size):
+                if rows[r, j] != values[r, j]:
+                    same = False
+                    break
+            if same:
+                raw[r, b * width : (b + 1) * width] = data[r, b * width : (b + 1) * width]
 
 
 @njit(nogil=True, cache=True)

@@ -17,6 +17,7 @@ from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, Tensor, open_gguf
 from ggufmerge.quants import codec
 from ggufmerge.sources.lora import Delta, LoraAdapter
+from ggufmerge.types import TensorType
 
 
 class SourceTensor:
@@ -44,6 +45,10 @@ class SourceTensor:
         """The second half of `read`: what the adapters change."""
         for delta in self._deltas:
             delta.add_to(out, start)
+
+    def stores(self, kind: TensorType) -> bool:
+        """Whether the stored bytes are of this type and no adapter changes what they stand for."""
+        return self.tensor.type == kind and not self._deltas
 
     def same_data(self, other: SourceTensor) -> bool:
         """Whether both read the same bytes of the same file, adapters aside."""
