@@ -82,7 +82,7 @@ def slices(
     recipe: Recipe, methods: Sequence[Method], references: Sequence[ModelReference], sources: Sequence[Source]
 ) -> list[Slice]:
     """The recipe's output slices over opened sources, each with its base among the parts if it has one."""
-    needs_base = any(method.base is Base.REQUIRED for method in methods)
+    uses_base = any(method.base is not Base.MODEL for method in methods)
     out = []
     for number, (entries, base, parameters) in enumerate(recipe.output_slices()):
         place: Location = () if recipe.slices is None else ("slices", number)
@@ -95,7 +95,7 @@ def slices(
             if at is None and recipe.slices is None:
                 parts.append(Part(index, 0, block_count(sources[index]), {}, False, ("base_model",)))
                 at = len(parts) - 1
-            elif at is None and needs_base:
+            elif at is None and uses_base:
                 raise PlanError(f"{where}: base_model {base} is not among the sources; add it with its layer_range")
         _check_lengths(parts, sources, where)
         out.append(Slice(tuple(parts), at, parameters, (*place, "parameters")))

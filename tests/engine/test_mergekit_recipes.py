@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import ggufmerge
+from ggufmerge.errors import PlanError
 from ggufmerge.evaluate import LlamaModel
 from tests.engine.conftest import weights
 
@@ -73,6 +74,18 @@ def test_llama_cpp_computes_with_the_result_what_transformers_computes(built: Pa
         expected = golden[f"results/{recipe}"]
         found = model.logits(golden["prompt"])
     assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("method", ["ties", "nuslerp"])
+def test_a_slice_without_the_base_that_its_method_would_use_is_refused(folder: Path, method: str) -> None:
+    """As by mergekit: it is not merged as if there were no base_model."""
+    sources = "[{model: chat.gguf, layer_range: [0, 2]}, {model: code.gguf, layer_range: [0, 2]}]"
+    recipe = f"{{merge_method: {method}, base_model: base.gguf, parameters: {{weight: 0.5}}, "
+    recipe += f"slices: [{{sources: {sources}}}]}}"
+    (folder / "lacking.yaml").write_text(recipe, encoding="utf-8")
+    with pytest.raises(PlanError, match="base.gguf is not among the sources"):
+        ggufmerge.build(folder / "lacking.yaml", folder / "lacking.gguf")
+    assert not (folder / "lacking.gguf").exists()
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
