@@ -86,7 +86,7 @@ def slices(
     out = []
     for number, (entries, base, parameters) in enumerate(recipe.output_slices()):
         place: Location = () if recipe.slices is None else ("slices", number)
-        where = recipe.origin if recipe.slices is None else f"{recipe.origin}: slice {number + 1}"
+        where = recipe.origin if recipe.slices is None else f"{recipe.where(place)}: slice {number + 1}"
         parts = [_part(entry, place, i, references, sources) for i, entry in enumerate(entries)]
         at = None
         if base is not None:

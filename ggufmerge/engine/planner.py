@@ -19,6 +19,7 @@ from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
+from ggufmerge.sources.model import locate
 from ggufmerge.tokenizers import Alignment
 from ggufmerge.types import FileType
 
@@ -55,13 +56,13 @@ def make_plan(
         raise RecipeError("\n".join(resolver.problems))
     tensors = _with_grafts(recipe, tensors, laid_out)
 
-    matrix_files = [str(p) for p in imatrix] or [str(Path(recipe.folder) / p) for p in recipe.imatrix]
+    matrix_files = [str(p) for p in imatrix] or [str(locate(p, recipe.folder)) for p in recipe.imatrix]
     matrix = combined_imatrix(matrix_files)
     structure = header.layer_metadata(donor, sources, laid_out.slices)
     tensors, file_type = with_types(recipe, out_type, tensors, donor, structure, matrix)
     tensors = [with_action(t, sources, laid_out.alignment) for t in tensors]
     tokenizer, warnings = vocabulary.tokenizer_metadata(recipe, sources, laid_out.alignment)
-    warnings = [*recipe.warnings, *laid_out.warnings, *warnings]
+    warnings = [*recipe.warnings, *(w for s in sources for w in s.warnings), *laid_out.warnings, *warnings]
     warnings += check_writable(tensors, file_type, matrix)
     options = " ".join([f"--type {out_type}"] * bool(out_type) + [f"--imatrix {Path(p).name}" for p in imatrix])
     metadata, more = header.result_metadata(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -223,7 +224,7 @@ def _references(recipe: Recipe) -> list[ModelReference]:
 
 def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int) -> None:
     count = len(stack_order(method, piece, recipe)) - uses_base(method, piece)
-    where = recipe.origin if recipe.slices is None else f"{recipe.origin}: slice {number + 1}"
+    where = recipe.origin if recipe.slices is None else f"{recipe.where(('slices', number))}: slice {number + 1}"
     besides = " besides the base"
     if method.base is Base.MODEL:
         besides = f", of which base_model {recipe.base_model} is one" if recipe.base_model else ""
@@ -281,7 +282,7 @@ def _check_filters(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
     warnings, problems = [], []
     for pattern, key in unused.items():
         where = f'{recipe.origin}: the filter "{pattern}" of {key} matches no tensor'
-        if any(pattern in word for word in words):
+        if any(pattern in word or fnmatchcase(word, pattern) for word in words):
             warnings.append(f"{where} of these models")
         else:
             example = next((s for n in names for s in spellings(n)[1:]), "")

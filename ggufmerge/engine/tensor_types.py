@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import ChainMap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ggufmerge.engine.plan import PlannedTensor
@@ -28,6 +27,7 @@ from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source
 from ggufmerge.sources.aligned import is_stored
 from ggufmerge.sources.imatrix import load_imatrix
+from ggufmerge.sources.model import locate
 from ggufmerge.tokenizers import Alignment
 from ggufmerge.types import FileType, TensorType
 
@@ -45,19 +45,18 @@ def with_types(
     """The tensors with the types they are written in, and the file type that describes them."""
     float_file = _FLOAT_FILES.get(recipe.out_dtype or recipe.dtype or "")
     wanted = out_type or recipe.out_type or (None if recipe.like else float_file)
-    grafted = {t.name for t in tensors if any(matches(p, t.name) for graft in recipe.graft for p in graft.tensors)}
-    if wanted is None and recipe.like is None:
-        return _with_kept_types(recipe, tensors, donor, grafted)
     planned = _PlannedHeader(ChainMap(structure, donor.metadata), {t.name: t for t in tensors})  # type: ignore[arg-type]
-    overrides = [(pattern, TensorType.parse(name)) for pattern, name in recipe.tensor_types.items()]
-    if wanted is None:
-        with open_gguf(Path(recipe.folder) / str(recipe.like)) as other:
-            decided = types_like(planned, other)
+    if wanted is not None:
+        overrides = [(pattern, TensorType.parse(name)) for pattern, name in recipe.tensor_types.items()]
+        typed = with_decided_types(tensors, decide_types(planned, wanted, imatrix, tensor_types=overrides))
+    elif recipe.like is not None:
+        with open_gguf(locate(recipe.like, recipe.folder)) as other:
+            typed = _with_demanded_types(recipe, with_decided_types(tensors, types_like(planned, other)))
     else:
-        decided = decide_types(planned, FileType.parse(wanted), imatrix, tensor_types=overrides)
-    typed = with_decided_types(tensors, decided)
+        typed = _with_demanded_types(recipe, [replace(t, why_type="as in the first model") for t in tensors])
+    grafted = {t.name for t in tensors if any(matches(p, t.name) for graft in recipe.graft for p in graft.tensors)}
     typed = [was if was.name in grafted else now for was, now in zip(tensors, typed, strict=True)]
-    return typed, FileType.parse(wanted) if wanted else guess_file_type({t.name: t.type for t in typed})
+    return typed, FileType.parse(wanted) if wanted else guess_file_type({t.name: t.type for t in typed}, donor)
 
 
 def with_decided_types(tensors: Sequence[PlannedTensor], decided: Mapping[str, Decision]) -> list[PlannedTensor]:
@@ -70,24 +69,20 @@ def with_decided_types(tensors: Sequence[PlannedTensor], decided: Mapping[str, D
     return typed
 
 
-def _with_kept_types(
-    recipe: Recipe, tensors: list[PlannedTensor], donor: Source, grafted: Collection[str]
-) -> tuple[list[PlannedTensor], FileType]:
-    """Every tensor in the type it has in the model the result takes after, but for the recipe's tensor_types."""
+def _with_demanded_types(recipe: Recipe, tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:
+    """The tensors with the types that the recipe's tensor_types demand for some of them."""
     rules = [parse_tensor_type(f"{pattern}={name}") for pattern, name in recipe.tensor_types.items()]
     for pattern, _ in rules:
         if not any(re.search(pattern, t.name, re.IGNORECASE) for t in tensors):
-            raise RecipeError(f'{recipe.origin}: the pattern "{pattern}" of tensor_types matches no tensor')
+            where = recipe.where(("tensor_types", pattern))
+            raise RecipeError(f'{where}: the pattern "{pattern}" of tensor_types matches no tensor')
     typed = []
     for t in tensors:
-        found = None
-        if t.name not in grafted:
-            found = next(((p, kind) for p, kind in rules if re.search(p, t.name, re.IGNORECASE)), None)
-        kind, why = (found[1], f"asked for by {found[0]}") if found else (t.type, "as in the first model")
+        pattern, kind = next((rule for rule in rules if re.search(rule[0], t.name, re.IGNORECASE)), ("", t.type))
         if t.n % kind.block_size:
             raise PlanError(f"{t.name}: rows of {t.n} values do not fit {kind}'s blocks of {kind.block_size}")
-        typed.append(replace(t, type=kind, why_type=why))
-    return typed, guess_file_type({t.name: t.type for t in typed}, donor)
+        typed.append(replace(t, type=kind, why_type=f"asked for by {pattern}") if pattern else t)
+    return typed
 
 
 @dataclass(frozen=True)
