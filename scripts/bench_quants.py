@@ -7,9 +7,9 @@
 
 Ours and ggml (PyPI package libggml-python) work on the same rows in one process, one thread each, in turns; figures are
 medians of processor time, in millions of values per second. The two-thread figure is our own speed on two threads over
-our own on one, with rows handed out in chunks by a thread pool; it needs a machine with nothing else to do. Compilation
-is timed in a fresh process with an empty cache directory, and again with the cache that the first one filled.
-docs/performance.md explains the figures.
+our own on one, with chunks handed out by a thread pool; on a machine that is busy with other work it is left out.
+Compilation is timed in a fresh process with an empty cache directory, and again with the cache that the first one
+filled. docs/performance.md explains the figures.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ print(json.dumps(seconds))
 def main() -> None:
     args = arguments()
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(f"{processor()}, {os.cpu_count()} cores; ggml {ggml.version()}; {busy()}")
+    idle = load() < 0.5
+    console.print(f"{processor()}, {os.cpu_count()} cores{'' if idle else ', busy'}; ggml {ggml.version()}")
     results, missing = [], []
     for kind in args.types:
         codec = find_codec(kind)
@@ -91,7 +92,7 @@ def main() -> None:
             if kernel is None or not has_reference(kind, name):
                 missing.append(f"{kind} {name}" if has_reference(kind, name) and name != "quantize_weighted" else "")
                 continue
-            result = measure(kind, name, kernel, args.seconds)
+            result = measure(kind, name, kernel, args.seconds, idle)
             result |= {"compile_s": first.get(name), "cached_s": cached.get(name)}
             result |= {"first_use_s": sum(first.values()), "first_use_cached_s": sum(cached.values())}
             results.append(result)
@@ -135,8 +136,10 @@ def find_codec(kind: TensorType) -> Codec | None:
         return None
 
 
-def measure(kind: TensorType, operation: str, kernel: Callable[..., None], seconds: float) -> dict[str, Any]:
-    """Speeds of one operation of one type; each of three measurements takes about `seconds`."""
+def measure(
+    kind: TensorType, operation: str, kernel: Callable[..., None], seconds: float, idle: bool
+) -> dict[str, Any]:
+    """Speeds of one operation of one type; takes about three times `seconds`."""
     rng = np.random.default_rng(0)
     imatrix = (rng.standard_t(3, COLUMNS) ** 2 + 1e-4).astype(np.float32)
     x = (rng.standard_t(5, (ROWS, COLUMNS)) * 0.02).astype(np.float32)
@@ -154,14 +157,14 @@ def measure(kind: TensorType, operation: str, kernel: Callable[..., None], secon
         ours, theirs = (lambda a, b: kernel(a, b, imatrix)), ggml_quantizer(kind, imatrix)
         source, out = x, raw
     t_ours, t_ggml = alternate(lambda: ours(source, out), lambda: theirs(source, out), 2 * seconds, CPU_CLOCK)
-    one, two = threads(ours, source, out, seconds)
+    scaling = threads(ours, source, out, seconds) if idle else None
     return {
         "type": str(kind),
         "operation": operation,
         "ours": x.size / t_ours / 1e6,
         "ggml": x.size / t_ggml / 1e6,
         "ratio": t_ggml / t_ours,
-        "two_threads": one / two,
+        "two_threads": scaling,
     }
 
 
@@ -219,8 +222,8 @@ def duration(call: Call, repeat: int, clock: Clock) -> float:
     return (clock() - start) / repeat
 
 
-def threads(ours: Callable, source: np.ndarray, out: np.ndarray, seconds: float) -> tuple[float, float]:
-    """Median durations of CHUNKS chunks on a pool of one thread and on a pool of two, in turns."""
+def threads(ours: Callable, source: np.ndarray, out: np.ndarray, seconds: float) -> float:
+    """Speed of the same CHUNKS chunks on a pool of two threads over that on a pool of one, in turns."""
     chunks = [(source, np.empty_like(out)) for _ in range(CHUNKS)]
     repeat = repetitions(lambda: ours(*chunks[0]), CPU_CLOCK)
 
@@ -230,7 +233,8 @@ def threads(ours: Callable, source: np.ndarray, out: np.ndarray, seconds: float)
 
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
         calls = (lambda: drain(one.map(work, chunks))), (lambda: drain(two.map(work, chunks)))
-        return alternate(*calls, seconds, time.perf_counter)
+        t_one, t_two = alternate(*calls, seconds, time.perf_counter)
+    return t_one / t_two
 
 
 def drain(results: Iterator[None]) -> None:
@@ -261,7 +265,7 @@ def table(results: Sequence[dict[str, Any]]) -> Table:
     for name in ("ours", "ggml", "ratio", "2 threads", "compile", "cached", "whole type"):
         table.add_column(name, justify="right")
     for r in results:
-        speeds = [figure(r["ours"]), figure(r["ggml"]), f"{r['ratio']:.2f}", f"{r['two_threads']:.2f}"]
+        speeds = [figure(r["ours"]), figure(r["ggml"]), f"{r['ratio']:.2f}", times(r["two_threads"])]
         seconds = [f"{r[key]:.2f}" for key in ("compile_s", "cached_s", "first_use_s")]
         table.add_row(r["type"], r["operation"], *speeds, *seconds)
     return table
@@ -279,7 +283,7 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
         rows = {r["operation"]: r for r in results if r["type"] == kind}
         cells = [f"{figure(r['ours'])} ({r['ratio']:.1f}×)" if (r := rows.get(name)) else "" for name in OPERATIONS]
         *_, last = rows.values()
-        lines.append(f"| {kind} | {' | '.join(cells)} | {last['two_threads']:.1f}× | {last['first_use_s']:.1f} s |")
+        lines.append(f"| {kind} | {' | '.join(cells)} | {times(last['two_threads'])} | {last['first_use_s']:.1f} s |")
     return "\n".join([*lines, ""])
 
 
@@ -287,9 +291,13 @@ def figure(speed: float) -> str:
     return f"{speed:.0f}" if speed >= 100 else f"{speed:.3g}"
 
 
-def busy() -> str:
-    """How many processes want a core, where the system says so: with more than one, two threads gain nothing."""
-    return f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+def times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.1f}×"
+
+
+def load() -> float:
+    """How many processes want a core, 0 where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def processor() -> str:
