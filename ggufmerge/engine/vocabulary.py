@@ -165,8 +165,9 @@ def tokenizer_metadata(
     if recipe.chat_template is not None:
         template, more = _chat_template(recipe.chat_template, sources)
         warnings += more
-        if template is not None:
-            changes |= {k: None for k in sources[0].metadata if k.startswith((TEMPLATE + ".", TEMPLATE + "s"))}
+        own = alignment.donor.metadata if alignment else sources[0].file.metadata
+        if template is not None and template != own.get(TEMPLATE):
+            changes |= {k: None for k in own if k.startswith((TEMPLATE + ".", TEMPLATE + "s"))}
             changes[TEMPLATE] = template
     return changes, warnings
 
