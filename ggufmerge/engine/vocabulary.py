@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ggufmerge.engine.checks import check_vocabularies
@@ -16,6 +15,7 @@ from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.schema import TokenEmbedding
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor, check_widths, has_token_rows, token_rows
+from ggufmerge.sources.model import locate
 from ggufmerge.tokenizers.align import Alignment, Settings, TokenRule, align
 from ggufmerge.tokenizers.chat import TEMPLATE, TEMPLATES, most_common
 from ggufmerge.tokenizers.sentencepiece import KIND as SENTENCEPIECE
@@ -48,8 +48,7 @@ def _named(
     at = _find(reference, references)
     if at is not None:
         return vocabularies[at]
-    path = Path(recipe.folder) / Path(reference.path).expanduser()
-    with open_gguf(path) as file:
+    with open_gguf(locate(reference.path, recipe.folder)) as file:
         return read_vocabulary(file.metadata, str(reference))
 
 
