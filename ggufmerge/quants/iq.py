@@ -26,6 +26,7 @@ from ggufmerge.quants.simd import (
     indices,
     largest,
     load,
+    pick,
     select,
     splat,
     square_root,
@@ -124,15 +125,15 @@ def best_neighbour(here, width, bits, step, base, values, weights, a, scale, nei
     values[a : a + width]; a level stands for scale * (step * level + base). The first of equally good ones.
     """
     start, count = here >> 9, here & 511
-    mask = I((1 << bits) - 1)
+    # what each level of a value would add to the error, looked up for the levels of all neighbours
+    quantized = (convert(indices(I, 8) & I((1 << bits) - 1), F) * step + base) * scale
     best, where = splat(FLT_MAX, NEIGHBOURS), splat(I(0), NEIGHBOURS)
     for c in range(0, count, NEIGHBOURS):
         code = convert(load(neighbours, start + c, NEIGHBOURS), I)
         error = splat(F(0), NEIGHBOURS)
         for i in range(width):
-            q = convert((code >> I(bits * i)) & mask, F) * step + base
-            difference = q * scale - values[a + i]
-            error = error + difference * weights[a + i] * difference
+            difference = quantized - values[a + i]
+            error = error + pick(difference * weights[a + i] * difference, code >> I(bits * i))
         place = indices(I, NEIGHBOURS) + I(c)
         better = (error < best) & (place < I(count))
         best = select(better, error, best)

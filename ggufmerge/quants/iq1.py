@@ -15,6 +15,7 @@ from ggufmerge.quants.blocks import load_half, store_half
 from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.half import float_to_half, half_to_float
 from ggufmerge.quants.iq import (
+    FLT_MAX,
     LANES,
     NO_WEIGHTS,
     best_neighbour,
@@ -27,10 +28,10 @@ from ggufmerge.quants.iq import (
     weigh,
     zeros,
 )
-from ggufmerge.quants.simd import absolute, convert, load, select, splat, store, view
+from ggufmerge.quants.simd import absolute, any_set, convert, load, select, splat, store, view
 from ggufmerge.types import TensorType
 
-F = np.float32
+F, I = np.float32, np.int32
 SHIFT = F(0.125)
 
 
@@ -52,7 +53,7 @@ def _dequantize_iq1_s(raw, out, points):
             block = raw[r, 50 * b : 50 * b + 50]
             d = load_half(block, 0)
             for s in range(8):
-                high = np.int32(block[34 + 2 * s]) | np.int32(block[35 + 2 * s]) << 8
+                high = I(block[34 + 2 * s]) | I(block[35 + 2 * s]) << 8
                 scale = d * F(2 * (high >> 12 & 7) + 1)
                 shift = -SHIFT if high & 0x8000 else SHIFT
                 for k in range(4):
@@ -75,10 +76,10 @@ def _dequantize_iq1_m(raw, out, points):
                 bits |= np.uint16(np.uint16(block[49 + 2 * i] >> 4) << np.uint16(4 * i))
             d = half_to_float(bits)
             for s in range(16):
-                scales = np.int32(block[48 + s // 4 * 2]) | np.int32(block[49 + s // 4 * 2]) << 8
+                scales = I(block[48 + s // 4 * 2]) | I(block[49 + s // 4 * 2]) << 8
                 scale = d * F(2 * (scales >> 3 * (s % 4) & 7) + 1)
                 for k in range(2):
-                    high = np.int32(block[32 + s]) >> 4 * k
+                    high = I(block[32 + s]) >> 4 * k
                     shift = -SHIFT if high & 8 else SHIFT
                     y = out[r, 256 * b + 16 * s + 8 * k : 256 * b + 16 * s + 8 * k + 8]
                     p = points[block[2 * s + k] | (high & 7) << 8]
@@ -103,7 +104,7 @@ def _quantize_iq1_s(x, out, imatrix, point, span, neighbours):
     """x: float32 [blocks * 256], out: uint8 [blocks * 50], imatrix: float32 [n of a row]."""
     blocks, arrays = x.size // 256, _block_arrays()
     values, weights, codes, _ = arrays
-    scales, down, steps = np.empty(8 * LANES, F), np.empty(8 * LANES, np.int32), np.empty(8 * LANES, np.int32)
+    scales, down, steps = np.empty(8 * LANES, F), np.empty(8 * LANES, I), np.empty(8 * LANES, I)
     largest = np.empty(LANES, F)
     for first in range(0, blocks, LANES):
         _load_blocks(x, imatrix, first, blocks, values, weights)
@@ -120,11 +121,11 @@ def _quantize_iq1_s(x, out, imatrix, point, span, neighbours):
             o = 50 * (first + lane)
             store_half(out, o, largest[lane] / F(15) * F(1.125))
             for s in range(8):
-                high = np.int32(0)
+                high = I(0)
                 if largest[lane] != F(0):
                     high = steps[s * LANES + lane] << 12 | down[s * LANES + lane] << 15
                 for k in range(4):
-                    index = np.int32(point[codes[(4 * s + k) * LANES + lane]])
+                    index = I(point[codes[(4 * s + k) * LANES + lane]])
                     out[o + 2 + 4 * s + k] = index & 255
                     high |= index >> 8 << 3 * k
                 out[o + 34 + 2 * s] = high & 255
@@ -136,7 +137,7 @@ def _quantize_iq1_m(x, out, imatrix, point, span, neighbours):
     """x: float32 [blocks * 256], out: uint8 [blocks * 56], imatrix: float32 [n of a row], empty for none."""
     blocks, arrays = x.size // 256, _block_arrays()
     values, weights, codes, _ = arrays
-    scales, down, steps = np.empty(16 * LANES, F), np.empty(16 * LANES, np.int32), np.empty(16 * LANES, np.int32)
+    scales, down, steps = np.empty(16 * LANES, F), np.empty(16 * LANES, I), np.empty(16 * LANES, I)
     largest, d = np.empty(LANES, F), np.empty(LANES, F)
     for first in range(0, blocks, LANES):
         _load_blocks(x, imatrix, first, blocks, values, weights)
@@ -155,13 +156,13 @@ def _quantize_iq1_m(x, out, imatrix, point, span, neighbours):
             alive = largest[lane] != F(0)
             for s in range(16):
                 a = s * LANES + lane
-                low = np.int32(point[codes[2 * s * LANES + lane]])
-                high = np.int32(point[codes[(2 * s + 1) * LANES + lane]])
+                low = I(point[codes[2 * s * LANES + lane]])
+                high = I(point[codes[(2 * s + 1) * LANES + lane]])
                 out[o + 2 * s] = low & 255
                 out[o + 2 * s + 1] = high & 255
                 shifts = (down[a] & 2) << 2 | (down[a] & 1) << 7 if alive else 0
                 out[o + 32 + s] = low >> 8 | high >> 8 << 4 | shifts
-            half = np.int32(float_to_half(d[lane] * F(1.1125)))
+            half = I(float_to_half(d[lane] * F(1.1125)))
             for q in range(4):
                 word = (half >> 4 * q & 15) << 12
                 for s in range(4):
@@ -173,10 +174,10 @@ def _quantize_iq1_m(x, out, imatrix, point, span, neighbours):
 @inline
 def _block_arrays():
     """Working memory: transposed values and weights of super-blocks, codes of their groups, and for `_search_split`."""
-    values, weights, codes = np.empty(256 * LANES, F), np.empty(256 * LANES, F), np.empty(32 * LANES, np.int32)
-    keys, order = np.empty(32 * LANES, np.int64), np.empty(32 * LANES, np.int32)
+    values, weights, codes = np.empty(256 * LANES, F), np.empty(256 * LANES, F), np.empty(32 * LANES, I)
+    keys, order = np.empty(32 * LANES, np.int64), np.empty(32 * LANES, I)
     sums, sides, guess = np.empty((4, 33 * LANES), F), np.empty((2, 32 * LANES), F), np.empty(LANES, F)
-    picks = np.empty((4, LANES), np.int32)
+    picks = np.empty((4, LANES), I)
     return values, weights, codes, (keys, order, sums, sides, guess, picks)
 
 
@@ -215,25 +216,25 @@ def _search_split(arrays, offset, size, empty, span, neighbours):
         scale, choice = _best_split_of_32(own_values, own_weights, order, sums)
     else:
         scale, choice = _best_split_of_16(own_values, own_weights, order, sums)
-    empty = empty | (choice < np.int32(0))
+    empty = empty | (choice < I(0))
     turned = scale < F(0)
     scale = select(turned, negate(scale), scale)
-    down = choice & np.int32(3)
-    down = select(turned, down ^ np.int32(1 if size == 32 else 3), down)
-    down = select(empty, np.int32(0), down)
+    down = choice & I(3)
+    down = select(turned, down ^ I(1 if size == 32 else 3), down)
+    down = select(empty, I(0), down)
     store(guess, 0, scale)
-    store(picks[0], 0, choice >> np.int32(2) & np.int32(63))
-    store(picks[1], 0, choice >> np.int32(8) & np.int32(63))
-    store(picks[2], 0, select(turned, splat(np.int32(1), LANES), np.int32(0)))
+    store(picks[0], 0, choice >> I(2) & I(63))
+    store(picks[1], 0, choice >> I(8) & I(63))
+    store(picks[2], 0, select(turned, splat(I(1), LANES), I(0)))
     store(picks[3], 0, down)
     groups = size // 8
     rows, row_weights = sides
     for g in range(groups):
-        store(own_codes, g * LANES, splat(np.int32(0), LANES))
+        store(own_codes, g * LANES, splat(I(0), LANES))
     for lane in range(LANES):
         for j in range(size):
             i = order[j * LANES + lane]
-            level = np.int32(j >= picks[0, lane]) + np.int32(j >= picks[1, lane])
+            level = I(j >= picks[0, lane]) + I(j >= picks[1, lane])
             level = 2 - level if picks[2, lane] else level
             own_codes[i // 8 * LANES + lane] |= level << 2 * (i % 8)
             rows[lane * size + j] = own_values[j * LANES + lane]
@@ -256,30 +257,30 @@ def _search_split(arrays, offset, size, empty, span, neighbours):
         base = _base(down, size == 16 and g == 0)
         for i in range(8):
             a = (8 * g + i) * LANES
-            q = convert((code >> np.int32(2 * i)) & np.int32(3), np.float32) + base
+            q = convert((code >> I(2 * i)) & I(3), np.float32) + base
             wq = load(own_weights, a, LANES) * q
             sum_qx = sum_qx + wq * load(own_values, a, LANES)
             sum_qq = sum_qq + wq * q
-    refit = (load(picks[2], 0, LANES) != np.int32(0)) & (sum_qx > F(0)) & (sum_qq > F(0))
+    refit = (load(picks[2], 0, LANES) != I(0)) & (sum_qx > F(0)) & (sum_qq > F(0))
     scale = select(refit, sum_qx / sum_qq, scale)
     for g in range(groups):
-        store(own_codes, g * LANES, select(empty, np.int32(0), load(own_codes, g * LANES, LANES)))
+        store(own_codes, g * LANES, select(empty, I(0), load(own_codes, g * LANES, LANES)))
     return select(empty, F(0), scale), down
 
 
 @inline
 def _base(down, first_of_two):
     """What level 0 stands for, -1 plus or minus the shift that `down` tells."""
-    bit = down & np.int32(2 if first_of_two else 1)
-    return select(bit != np.int32(0), splat(F(-1) - SHIFT, LANES), F(-1) + SHIFT)
+    bit = down & I(2 if first_of_two else 1)
+    return select(bit != I(0), splat(F(-1) - SHIFT, LANES), F(-1) + SHIFT)
 
 
 @inline
 def _sort(values, size, keys, order):
     """Indices of `size` values of each lane in ascending order, equal ones by index as in glibc's merging qsort."""
     for i in range(size):
-        bits = view(load(values, i * LANES, LANES) + F(0), np.int32)  # + 0: both zeros are equal
-        ordered = bits ^ (bits >> np.int32(31) & np.int32(0x7FFFFFFF))
+        bits = view(load(values, i * LANES, LANES) + F(0), I)  # + 0: both zeros are equal
+        ordered = bits ^ (bits >> I(31) & I(0x7FFFFFFF))
         store(keys, i * LANES, convert(ordered, np.int64) << 8 | i)
     p = 1
     while p < size:  # Batcher's odd-even merge sort
@@ -294,7 +295,7 @@ def _sort(values, size, keys, order):
             k //= 2
         p *= 2
     for i in range(size):
-        store(order, i * LANES, convert(load(keys, i * LANES, LANES) & 255, np.int32))
+        store(order, i * LANES, convert(load(keys, i * LANES, LANES) & 255, I))
 
 
 @inline
@@ -303,15 +304,17 @@ def _best_split_of_32(values, weights, order, sums):
     where no split has weight.
     """
     sum_x, sum_w = sums[0], sums[1]
-    store(sum_x, 0, zeros())
-    store(sum_w, 0, zeros())
-    for j in range(32):
-        for lane in range(LANES):
-            a = order[j * LANES + lane] * LANES + lane
-            sum_x[(j + 1) * LANES + lane] = sum_x[j * LANES + lane] + weights[a] * values[a]
-            sum_w[(j + 1) * LANES + lane] = sum_w[j * LANES + lane] + weights[a]
-    all_x, all_w = load(sum_x, 32 * LANES, LANES), load(sum_w, 32 * LANES, LANES)
-    best, scale, choice = splat(F(-3.4028235e38), LANES), zeros(), splat(np.int32(-1), LANES)
+    _gather_sorted(values, weights, order, 32, sum_x, sum_w)
+    x, w = zeros(), zeros()
+    for j in range(0, 32 * LANES, LANES):
+        next_x, next_w = x + load(sum_x, j, LANES), w + load(sum_w, j, LANES)
+        store(sum_x, j, x)
+        store(sum_w, j, w)
+        x, w = next_x, next_w
+    store(sum_x, 32 * LANES, x)
+    store(sum_w, 32 * LANES, w)
+    all_x, all_w = x, w
+    best, scale, choice = splat(-FLT_MAX, LANES), zeros(), splat(I(-1), LANES)
     for low in range(33):
         low_x, low_w = load(sum_x, low * LANES, LANES), load(sum_w, low * LANES, LANES)
         for middle in range(low, 33):
@@ -322,9 +325,10 @@ def _best_split_of_32(values, weights, order, sums):
                 sum_qx = low_x * a + (x - low_x) * b + (all_x - x) * c
                 sum_qq = low_w * a * a + (w - low_w) * b * b + (all_w - w) * c * c
                 better = (sum_qq > F(0)) & (sum_qx * sum_qx > best * sum_qq)
-                scale = select(better, sum_qx / sum_qq, scale)
-                best = select(better, scale * sum_qx, best)
-                choice = select(better, np.int32(down | low << 2 | middle << 8), choice)
+                if any_set(better):
+                    scale = select(better, sum_qx / sum_qq, scale)
+                    best = select(better, scale * sum_qx, best)
+                    choice = select(better, I(down | low << 2 | middle << 8), choice)
     return scale, choice
 
 
@@ -332,23 +336,24 @@ def _best_split_of_32(values, weights, order, sums):
 def _best_split_of_16(values, weights, order, sums):
     """The same for a sub-block with a shift for each half; bit 1 of the choice stands for the first one."""
     first_x, first_w, second_x, second_w = sums[0], sums[1], sums[2], sums[3]
-    for half in range(2):
-        sum_x, sum_w = sums[2 * half], sums[2 * half + 1]
-        store(sum_x, 0, zeros())
-        store(sum_w, 0, zeros())
-        for j in range(16):
-            for lane in range(LANES):
-                i = order[j * LANES + lane]
-                a = i * LANES + lane
-                sum_x[(j + 1) * LANES + lane] = sum_x[j * LANES + lane]
-                sum_w[(j + 1) * LANES + lane] = sum_w[j * LANES + lane]
-                if i // 8 == half:
-                    sum_x[(j + 1) * LANES + lane] += weights[a] * values[a]
-                    sum_w[(j + 1) * LANES + lane] += weights[a]
+    _gather_sorted(values, weights, order, 16, first_x, first_w)
+    x1, w1, x2, w2 = zeros(), zeros(), zeros(), zeros()
+    for j in range(0, 16 * LANES, LANES):
+        x, w, in_first = load(first_x, j, LANES), load(first_w, j, LANES), load(order, j, LANES) < I(8)
+        store(first_x, j, x1)
+        store(first_w, j, w1)
+        store(second_x, j, x2)
+        store(second_w, j, w2)
+        x1, x2 = select(in_first, x1 + x, x1), select(in_first, x2, x2 + x)
+        w1, w2 = select(in_first, w1 + w, w1), select(in_first, w2, w2 + w)
+    store(first_x, 16 * LANES, x1)
+    store(first_w, 16 * LANES, w1)
+    store(second_x, 16 * LANES, x2)
+    store(second_w, 16 * LANES, w2)
     up, lower = F(1) + SHIFT, F(1) - SHIFT
-    x1, x2 = load(first_x, 16 * LANES, LANES), load(second_x, 16 * LANES, LANES)
-    w1, w2 = load(first_w, 16 * LANES, LANES), load(second_w, 16 * LANES, LANES)
-    best, scale, choice = splat(F(-3.4028235e38), LANES), zeros(), splat(np.int32(-1), LANES)
+    up_all1, up_all2 = w1 * up * up, w2 * up * up
+    down_all1, down_all2 = w1 * lower * lower, w2 * lower * lower
+    best, scale, choice = splat(-FLT_MAX, LANES), zeros(), splat(I(-1), LANES)
     for low in range(17):
         low_x1, low_x2 = load(first_x, low * LANES, LANES), load(second_x, low * LANES, LANES)
         low_w1, low_w2 = load(first_w, low * LANES, LANES), load(second_w, low * LANES, LANES)
@@ -358,18 +363,29 @@ def _best_split_of_16(values, weights, order, sums):
             middle_w1, middle_w2 = load(first_w, middle * LANES, LANES), load(second_w, middle * LANES, LANES)
             up_x1, up_x2 = x1 * up - below1, x2 * up - below2
             down_x1, down_x2 = x1 * lower - below1, x2 * lower - below2
-            up_w1 = w1 * up * up + low_w1 * F(0.75) + middle_w1 * F(-1.25)
-            up_w2 = w2 * up * up + low_w2 * F(0.75) + middle_w2 * F(-1.25)
-            down_w1 = w1 * lower * lower + low_w1 * F(1.25) + middle_w1 * F(-0.75)
-            down_w2 = w2 * lower * lower + low_w2 * F(1.25) + middle_w2 * F(-0.75)
+            up_w1 = up_all1 + low_w1 * F(0.75) + middle_w1 * F(-1.25)
+            up_w2 = up_all2 + low_w2 * F(0.75) + middle_w2 * F(-1.25)
+            down_w1 = down_all1 + low_w1 * F(1.25) + middle_w1 * F(-0.75)
+            down_w2 = down_all2 + low_w2 * F(1.25) + middle_w2 * F(-0.75)
             for down in range(4):
                 sum_qx = (down_x1 if down & 2 else up_x1) + (down_x2 if down & 1 else up_x2)
                 sum_qq = (down_w1 if down & 2 else up_w1) + (down_w2 if down & 1 else up_w2)
                 better = (sum_qq > F(0)) & (sum_qx * sum_qx > best * sum_qq)
-                scale = select(better, sum_qx / sum_qq, scale)
-                best = select(better, scale * sum_qx, best)
-                choice = select(better, np.int32(down | low << 2 | middle << 8), choice)
+                if any_set(better):
+                    scale = select(better, sum_qx / sum_qq, scale)
+                    best = select(better, scale * sum_qx, best)
+                    choice = select(better, I(down | low << 2 | middle << 8), choice)
     return scale, choice
+
+
+@inline
+def _gather_sorted(values, weights, order, size, sorted_x, sorted_w):
+    """Weight times value, and weight, in ascending order of the values."""
+    for j in range(size):
+        for lane in range(LANES):
+            a, b = j * LANES + lane, order[j * LANES + lane] * LANES + lane
+            sorted_x[a] = weights[b] * values[b]
+            sorted_w[a] = weights[b]
 
 
 @inline
@@ -384,7 +400,7 @@ def _fit_block(arrays, down, steps, d):
             base = _base(load(down, s * LANES, LANES), g == 0)
             for i in range(8):
                 a = (16 * s + 8 * g + i) * LANES
-                q = (convert((code >> np.int32(2 * i)) & np.int32(3), np.float32) + base) * multiple
+                q = (convert((code >> I(2 * i)) & I(3), np.float32) + base) * multiple
                 wq = load(weights, a, LANES) * q
                 sum_qx = sum_qx + wq * load(values, a, LANES)
                 sum_qq = sum_qq + wq * q

@@ -9,7 +9,7 @@ Vectors combine with vectors of their type and with scalars (cast to the element
 comparisons; comparisons give masks for `select`, masks combine by & |. Integers wrap around; // is for unsigned ones.
 Without a compiler (NUMBA_DISABLE_JIT=1) vectors are numpy arrays and the same kernels run as they are.
 
-`load` and `store` address the memory of a one-dimensional array and do not check bounds. Kernels import the functions by
+`load` and `store` address the memory of a one-dimensional array and do not check bounds. Kernels import functions by
 name: numba takes `simd.view(...)` for a method of arrays.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import config, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
@@ -189,6 +189,17 @@ def largest(context, vector):
     return vector.dtype(vector), emit
 
 
+@_vectors(lambda mask: mask.any())
+def any_set(context, mask):
+    """Whether some element of a mask is set."""
+
+    def emit(context, builder, signature, args):
+        bits = ir.IntType(mask.length)
+        return builder.icmp_unsigned("!=", builder.bitcast(args[0], bits), ir.Constant(bits, 0))
+
+    return types.boolean(mask), emit
+
+
 @_vectors(lambda mask: np.argmax(mask) if mask.any() else mask.size - 1)
 def first(context, mask):
     """Index of the first set element of a mask, or the last index when none is set."""
@@ -217,6 +228,43 @@ def bit_mask(context, vector):
     """Mask of the bits of a uint8 vector, the lowest of the first byte first."""
     result = Vector(types.boolean, vector.length * 8)
     return result(vector), lambda context, builder, signature, args: builder.bitcast(args[0], _llvm(result))
+
+
+@_vectors(lambda table, index: table[index & 7])
+def pick(context, table, index):
+    """table[index & 7] for each element of an int32 vector of 16; `table` is a float vector of 8."""
+
+    def emit(context, builder, signature, args):
+        table, index = args
+        if _processor_has("avx512f"):
+            twice = _shuffle(builder, table, [*range(8), *range(8)])
+            return _call(builder, "llvm.x86.avx512.permvar.sf.512", twice, index)
+        if _processor_has("avx2"):
+            halves = (_shuffle(builder, index, range(start, start + 8)) for start in (0, 8))
+            a, b = (_call(builder, "llvm.x86.avx2.permps", table, half) for half in halves)
+            order = ir.Constant(ir.VectorType(ir.IntType(32), 16), [_index(i) for i in range(16)])
+            return builder.shuffle_vector(a, b, order)
+        picked = ir.Constant(_llvm(signature.return_type), ir.Undefined)
+        for i in range(16):
+            place = builder.and_(builder.extract_element(index, _index(i)), _index(7))
+            picked = builder.insert_element(picked, builder.extract_element(table, place), _index(i))
+        return picked
+
+    return Vector(table.dtype, 16)(table, index), emit
+
+
+def _processor_has(feature: str) -> bool:
+    """Whether code is compiled for an x86-64 processor with this feature."""
+    demanded = config.CPU_FEATURES  # type: ignore[attr-defined]
+    if demanded is not None:  # NUMBA_CPU_FEATURES overrides what the processor has
+        return f"+{feature}" in demanded.split(",")
+    return bool(binding.get_host_cpu_features().get(feature, False))
+
+
+def _call(builder: Any, name: str, table: Any, index: Any) -> Any:
+    """A call of one of LLVM's permutations by its name."""
+    kind = ir.FunctionType(table.type, [table.type, index.type])
+    return builder.call(builder.module.globals.get(name) or ir.Function(builder.module, kind, name), [table, index])
 
 
 def _operator(symbol: str, function: Callable) -> None:

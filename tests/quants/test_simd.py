@@ -6,6 +6,7 @@ from numba import njit
 
 from ggufmerge.quants.simd import (
     absolute,
+    any_set,
     bit_mask,
     convert,
     first,
@@ -13,6 +14,7 @@ from ggufmerge.quants.simd import (
     largest,
     load,
     mask_bytes,
+    pick,
     repeat,
     round_half_away,
     round_half_even,
@@ -150,3 +152,27 @@ def test_elements_are_rearranged():
     places = np.arange(0, 8, 2, np.uint8)
     assert np.array_equal(applied(spread, x, np.empty(16, np.uint8)), (x[:4, None] >> places & 3).reshape(-1))
     assert np.array_equal(applied(words, x, np.empty(4, np.uint32)), x.view("<u4"))
+
+
+def test_pick_looks_up_a_table_of_eight():
+    """The low three bits of each index count."""
+
+    @kernel
+    def picked(x, out):
+        index = convert(load(x, 8, 16), np.int32)
+        store(out, 0, pick(load(x, 0, 8), index))
+
+    index = np.arange(16) * 5 - 8
+    x = np.concatenate([np.arange(8) + 0.5, index]).astype(np.float32)
+    assert np.array_equal(applied(picked, x, np.empty(16, F)), (index & 7) + F(0.5))
+
+
+def test_any_set_tells_whether_a_mask_has_an_element():
+    """One is enough."""
+
+    @kernel
+    def exceeds(x, out):
+        out[0] = 1 if any_set(load(x, 0, 16) > F(2)) else 0
+
+    assert applied(exceeds, floats(1, 2), np.empty(1, np.int32)) == 0
+    assert applied(exceeds, floats(1, 2, 3), np.empty(1, np.int32)) == 1
