@@ -83,7 +83,7 @@ def test_a_slice_without_the_base_that_its_method_would_use_is_refused(folder: P
     recipe = f"{{merge_method: {method}, base_model: base.gguf, parameters: {{weight: 0.5}}, "
     recipe += f"slices: [{{sources: {sources}}}]}}"
     (folder / "lacking.yaml").write_text(recipe, encoding="utf-8")
-    with pytest.raises(PlanError, match="base.gguf is not among the sources"):
+    with pytest.raises(PlanError, match=r"base\.gguf is not among the sources"):
         ggufmerge.build(folder / "lacking.yaml", folder / "lacking.gguf")
     assert not (folder / "lacking.gguf").exists()
 
