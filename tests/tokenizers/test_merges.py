@@ -139,7 +139,9 @@ def test_a_union_cuts_texts_as_its_parents_do(
     assert np.isfinite(union.model.logits(ids)).all()
 
 
-def test_pieces_of_the_second_model_are_used_after_those_of_the_first(folder: Path, build: Callable[..., Path]) -> None:
+def test_pieces_of_the_second_model_are_used_after_those_of_the_first(
+    build: Callable[..., Path], cutter: Callable[[Path], Cutter]
+) -> None:
     """A SentencePiece union knows the words of both; BPE has no merges for the second model's (as in mergekit)."""
     union = cutter(build(recipe(LINEAR, "spm")))
     assert union.cut("that otter") == ["▁that", "▁otter"]
