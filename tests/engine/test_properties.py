@@ -98,7 +98,7 @@ def test_the_scale_of_normalized_weights_changes_nothing(family: Path, tmp_path:
         np.testing.assert_allclose(thrice[name], values, rtol=0, atol=1e-6 * np.abs(values).max(), err_msg=name)
 
 
-@pytest.fixture(scope="module", params=["Q8_0", "Q4_K", "Q2_K"])
+@pytest.fixture(scope="module", params=["Q8_0", "Q3_K", "Q6_K", "IQ4_XS"])
 def copies(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a quantized model, base.gguf, and copies of it, a, b and c."""
     folder = tmp_path_factory.mktemp("copies")
@@ -110,14 +110,14 @@ def copies(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("method", NAMES)
 def test_a_model_merged_with_itself_is_itself(copies: Path, tmp_path: Path, method: str) -> None:
-    """Byte for byte, although quantizing values of a K-quant anew does not always give their block back."""
+    """Byte for byte, although most rows of Q3_K would change if their values were quantized anew."""
     text = recipe(method, ("a.gguf", "b.gguf", "c.gguf"), "base.gguf")
     assert raw(built(copies, text, tmp_path / "out.gguf")) == raw(copies / "base.gguf")
 
 
 def test_blocks_that_a_merge_does_not_change_keep_their_bytes(tmp_path: Path) -> None:
     """A fine-tune that differs from the base in one block of one row: all other blocks are the base's."""
-    shape = {"type": "Q4_K", "embed": 512, "ff": 256, "layers": 1}
+    shape = {"type": "Q6_K", "embed": 512, "ff": 256, "layers": 1}
     tensor = "blk.0.ffn_up.weight"
     changed = write_tiny_llama(tmp_path / "base.gguf", **shape)[tensor].copy()
     changed[7, 256:] *= -1
@@ -125,7 +125,7 @@ def test_blocks_that_a_merge_does_not_change_keep_their_bytes(tmp_path: Path) ->
     out = raw(built(tmp_path, recipe("task_arithmetic", ["a.gguf"], "base.gguf"), tmp_path / "out.gguf"))
     base, tune = raw(tmp_path / "base.gguf"), raw(tmp_path / "a.gguf")
     blocks = {
-        key: np.frombuffer(data[tensor], np.uint8).reshape(256, 2, 144)
+        key: np.frombuffer(data[tensor], np.uint8).reshape(256, 2, 210)
         for key, data in {"out": out, "base": base, "tune": tune}.items()
     }
     moved = (blocks["out"] != blocks["base"]).any(axis=2)
