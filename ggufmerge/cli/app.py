@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from ggufmerge.cli.bake import HELP as BAKE_HELP
+from ggufmerge.cli.bake import bake
 from ggufmerge.cli.build import BUILD_HELP, PLAN_HELP, build, plan
 from ggufmerge.cli.evaluate import HELP as EVAL_HELP
 from ggufmerge.cli.evaluate import evaluate
@@ -30,6 +32,7 @@ def _root() -> None: ...
 app.command(help=BUILD_HELP)(build)
 app.command(help=PLAN_HELP)(plan)
 app.command(help=QUANTIZE_HELP)(quantize)
+app.command(help=BAKE_HELP)(bake)
 app.command(help=INSPECT_HELP)(inspect)
 app.add_typer(recipe_app, name="recipe")
 app.command(help=SCHEMA_HELP)(schema)

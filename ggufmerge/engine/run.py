@@ -49,6 +49,23 @@ _DIGEST_STEP = 1 << 26  # bytes digested by one task
 
 
 @dataclass(frozen=True)
+class Survival:
+    """How much of a change of weights, delta, is in what was written: sums over values that can be added up.
+
+    kept: of (written - base) * delta.  energy: of delta^2. Their ratio is the coefficient of the projection of what
+    happened onto what was wanted: 1 when nothing was lost, 0 when rounding has put every weight back to its old value.
+    """
+
+    kept: float
+    energy: float
+
+    @property
+    def share(self) -> float:
+        """kept / energy; 1 for a change of nothing."""
+        return self.kept / self.energy if self.energy else 1.0
+
+
+@dataclass(frozen=True)
 class BuildReport:
     """What a build did. `notes`: decisions that only the weights could bring about, as (tensor, text)."""
 
@@ -61,6 +78,7 @@ class BuildReport:
     resumed: int
     sources: dict[str, str]  # file -> sha256
     errors: dict[str, float]  # tensor -> relative RMS error of writing it in its type, when measured
+    survival: dict[str, Survival]  # tensor -> what is left of its adapters' change, when measured
     notes: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -79,7 +97,8 @@ def run(
     """Carry out a plan: `output` appears when it is complete and verified.
 
     threads: None for all cores.  chunk: values of one input that a thread holds at a time (at least one row).
-    measure: report the relative RMS error of writing each tensor in its type.
+    measure: report the relative RMS error of writing each tensor in its type, and of single models with adapters what
+    is left of each tensor's change. Tensors that an interrupted run has made are not measured.
     A run that was interrupted left its work beside the output and is continued by the same call; any other error leaves
     nothing. PlanError when the output is not allowed, GgufmergeError when merged weights are not finite.
     """
@@ -117,6 +136,7 @@ def run(
         resumed=build.resumed,
         sources={str(path): digest for path, digest in build.digests.items()},
         errors=build.errors,
+        survival=build.survival,
         notes=tuple(build.notes),
         warnings=plan.warnings,
     )
@@ -147,6 +167,7 @@ class _Build:
         self.writer, self.journal, self.progress = writer, journal, progress
         self.chunk, self.measure = chunk, measure
         self.errors: dict[str, float] = {}
+        self.survival: dict[str, Survival] = {}
         self.notes: list[tuple[str, str]] = []
         self.digests: dict[Path, str] = {}
         self.resumed = 0
@@ -206,9 +227,12 @@ class _Build:
             yield Stage(len(steps), lambda i: self._put(tensor, steps[i][0], inputs[0].raw_rows(*steps[i])), fold)
         elif tensor.action == "convert":
             weights = self._weights(tensor)
+            adapted = self.measure and self._is_adapted(tensor)
 
             def convert(i: int) -> _Written:
-                return self._encode(tensor, steps[i][0], self._read(inputs, *steps[i])[0], weights)
+                rows = self._read(inputs, *steps[i])[0]
+                base = self._without_adapters(inputs[0], *steps[i]) if adapted else None
+                return self._encode(tensor, steps[i][0], rows, weights, base=base)
 
             yield Stage(len(steps), convert, fold)
         else:
@@ -216,6 +240,8 @@ class _Build:
                 yield from self._merge(tensor, inputs, expert, fold)
         if self.measure:
             self.errors[tensor.name] = written.relative_error
+            if tensor.action == "convert" and self._is_adapted(tensor):
+                self.survival[tensor.name] = Survival(written.kept, written.change)
         self.journal.finished(tensor.name, written.checksum)
         self.progress.tensor_done(tensor.name)
 
@@ -270,6 +296,16 @@ class _Build:
             source.adapt(start, x[i])
         return x
 
+    def _is_adapted(self, tensor: PlannedTensor) -> bool:
+        """Whether adapters change the first input of a tensor."""
+        return self.sources[tensor.inputs[0].source].changed_by_adapter(tensor.inputs[0].tensor)
+
+    def _without_adapters(self, source: SourceTensor | AlignedTensor, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows [start, stop) as the file holds them, float32 [rows, n], in the thread's own buffer."""
+        base: NDArray[np.float32] = self._buffer("base", (stop - start, source.n), np.float32)
+        source.dequantize(start, base)
+        return base
+
     def _weights(self, tensor: PlannedTensor) -> NDArray[np.float32] | None:
         """The importance of each column, float32 [matrices, n]; None without."""
         return self.imatrix.get(tensor.name, tensor.n, tensor.matrices) if self.imatrix else None
@@ -281,6 +317,7 @@ class _Build:
         rows: NDArray[np.float32],
         weights: NDArray[np.float32] | None,
         stored: Sequence[tuple[NDArray[np.float32], NDArray[np.uint8]]] = (),
+        base: NDArray[np.float32] | None = None,
     ) -> _Written:
         """Write rows [start, ...) of a tensor, all of one matrix, in its type.
 
@@ -302,6 +339,8 @@ class _Build:
             back = self._buffer("back", rows.shape, np.float32)
             codec(tensor.type).dequantize(raw, back)
             written.error, written.energy = _squares(rows, back)
+            if base is not None:
+                written.kept, written.change = _kept_change(base, rows, back)
         return written
 
     def _put(self, tensor: PlannedTensor, start: int, raw: NDArray[np.uint8]) -> _Written:
@@ -339,12 +378,16 @@ class _Build:
 
 @dataclass
 class _Written:
-    """A piece of a tensor that was written, or all of it so far: checksum, size, squared error and squared values."""
+    """A piece of a tensor that was written, or all of it so far: checksum, size, squared error and squared values, and
+    the two sums of `Survival`.
+    """
 
     checksum: int = 0
     nbytes: int = 0
     error: float = 0.0
     energy: float = 0.0
+    kept: float = 0.0
+    change: float = 0.0
 
     def add(self, piece: _Written) -> None:
         """The next piece in order."""
@@ -352,6 +395,8 @@ class _Written:
         self.nbytes += piece.nbytes
         self.error += piece.error
         self.energy += piece.energy
+        self.kept += piece.kept
+        self.change += piece.change
 
     @property
     def relative_error(self) -> float:
@@ -480,3 +525,16 @@ def _squares(rows, back):  # type: ignore[no-untyped-def]
             error += d * d
             energy += x * x
     return error, energy
+
+
+@njit(nogil=True, cache=True)
+def _kept_change(base, rows, back):  # type: ignore[no-untyped-def]
+    """Sums over all values of (back - base) * (rows - base) and of (rows - base)^2, in float64."""
+    kept = change = 0.0
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            old = np.float64(base[i, j])
+            wanted = np.float64(rows[i, j]) - old
+            kept += wanted * (np.float64(back[i, j]) - old)
+            change += wanted * wanted
+    return kept, change

@@ -29,6 +29,11 @@ class AdapterReference:
         strength = repr(self.strength).replace("e+", "e")  # a plus sign begins the next adapter
         return f"{self.path}={strength}"
 
+    @classmethod
+    def parse(cls, text: str) -> AdapterReference:
+        """From "path" or "path=strength"; ValueError for a strength that is not finite."""
+        return _adapter(text)
+
 
 @dataclass(frozen=True)
 class ModelReference:

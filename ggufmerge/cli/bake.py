@@ -1,0 +1,156 @@
+"""`ggufmerge bake`: write a model with LoRA adapters applied."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ggufmerge.engine import BuildReport, Plan
+    from ggufmerge.engine.plan import PlannedTensor
+
+HELP = """Write BASE with one or several LoRA adapters applied.
+
+[bold]Examples[/bold]
+
+  ggufmerge bake base-Q4_K_M.gguf adapter.gguf -o tuned.gguf
+
+  ggufmerge bake base.gguf style.gguf=0.8 facts.gguf=0.5 -o tuned.gguf --type Q6_K
+
+  ggufmerge bake base.gguf peft-folder/ -o tuned.gguf --dry-run
+
+An adapter is a GGUF file or a PEFT folder (adapter_config.json with adapter_model.safetensors); its strength stands
+behind an equals sign. The base may be quantized, and no full-precision file is made in between. Tensors that no adapter
+touches are copied. How much of the adapters' change outlived the rounding to the type of the result is measured and
+shown.
+"""
+
+
+def bake(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="The GGUF model.", show_default=False)],
+    adapters: Annotated[
+        list[str],
+        typer.Argument(metavar="ADAPTER[=STRENGTH]...", help="LoRA adapters to apply.", show_default=False),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The GGUF file to write.")
+    ] = None,
+    out_type: Annotated[
+        str | None,
+        typer.Option(
+            "--type", "-t", metavar="TYPE", help="File type of the result.", show_default="the types of the base"
+        ),
+    ] = None,
+    imatrix: Annotated[
+        list[Path] | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix; several add up.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done and stop.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="List every tensor, not one line per kind.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
+) -> None:
+    from ggufmerge.cli.terminal import print_json, show_warnings
+    from ggufmerge.engine.bake import plan_bake
+    from ggufmerge.engine.checks import check_output
+    from ggufmerge.recipe.reference import AdapterReference
+
+    if output is None and not dry_run:
+        raise typer.BadParameter("give the file to write: --output tuned.gguf", param_hint="--output")
+    try:
+        parsed = [AdapterReference.parse(text) for text in adapters]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="ADAPTER") from None
+    plan, opened = plan_bake(base, parsed, out_type=out_type, imatrix=imatrix or ())
+    if output is not None:
+        check_output(output, opened.sources, plan.nbytes, overwrite=overwrite)
+    report = None
+    show_warnings(plan.warnings)
+    if not dry_run and output is not None:
+        from ggufmerge.cli.progress import run_with_progress
+
+        report = run_with_progress(plan, opened, output, overwrite=overwrite, threads=threads, measure=True)
+    if json:
+        print_json(_facts(plan, report))
+    else:
+        _show(plan, report, every=every)
+    if report is not None:
+        show_warnings(_advice(plan, report))
+
+
+def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
+    from ggufmerge.engine.bake import total_survival
+
+    survival = report.survival if report else {}
+    return {
+        "file_type": str(plan.file_type),
+        "nbytes": report.nbytes if report else plan.nbytes,
+        "seconds": report.seconds if report else None,
+        "survival": total_survival(survival).share if survival else None,
+        "warnings": [*plan.warnings, *(_advice(plan, report) if report else [])],
+        "tensors": [
+            {
+                "name": t.name,
+                "shape": list(t.shape),
+                "type": str(t.type),
+                "why": t.why_type,
+                "action": t.action,
+                "nbytes": t.nbytes,
+                "relative_error": report.errors.get(t.name) if report else None,
+                "survival": survival[t.name].share if t.name in survival else None,
+            }
+            for t in plan.tensors
+        ],
+    }
+
+
+def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
+    from ggufmerge.cli.terminal import count, kind_of, show_notes, show_table, size
+    from ggufmerge.engine.bake import total_survival
+
+    groups: dict[tuple[str, str, bool], list[PlannedTensor]] = {}
+    for t in plan.tensors:
+        groups.setdefault((t.name if every else kind_of(t.name), str(t.type), t.action == "copy"), []).append(t)
+    rows = []
+    for (kind, type_name, copied), tensors in groups.items():
+        errors = [report.errors[t.name] for t in tensors if t.name in report.errors] if report else []
+        changed = {t.name: report.survival[t.name] for t in tensors if t.name in report.survival} if report else {}
+        title = tensors[0].name if len(tensors) == 1 else f"{len(tensors)} x {kind}"
+        error = "copied" if copied else f"{max(errors):.4f}" if errors else "-"
+        rows.append((title, type_name, error, _percent(total_survival(changed).share) if changed else "-"))
+    show_table(("tensor", "type", "relative error", "change kept"), rows, numbers=2)
+    show_notes((t.name, decision) for t in plan.tensors for decision in t.decisions)
+    total = f"{plan.file_type}, {count(plan.parameters)} parameters"
+    if report is None:
+        typer.echo(f"{total}, {size(plan.nbytes)}; nothing was written")
+        return
+    typer.echo(f"{report.output}: {total}, {size(report.nbytes)}, {report.seconds:.1f} s")
+    if report.resumed:
+        typer.echo(f"{report.resumed} tensors were taken over from an interrupted build and not measured")
+    if report.survival:
+        share = _percent(total_survival(report.survival).share)
+        typer.echo(f"{share} of the adapters' change survived in {len(report.survival)} tensors")
+
+
+def _advice(plan: Plan, report: BuildReport) -> list[str]:
+    """What to do when rounding has undone much of the change."""
+    from ggufmerge.engine.bake import LOW_SURVIVAL, total_survival
+
+    share = total_survival(report.survival).share
+    if share >= LOW_SURVIVAL:
+        return []
+    kinds = sorted({str(t.type) for t in plan.tensors if t.name in report.survival and t.type.is_quantized})
+    wider = "Q8_0, or F16" if re.search("Q[68]", str(plan.file_type)) else "Q6_K or Q8_0"
+    return [
+        f"only {_percent(share)} of the adapters' change survived: it is smaller than the steps of {', '.join(kinds)}; "
+        f"write a wider type (--type {wider}) or apply the adapter at run time"
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,73 @@
+"""The plan of baking LoRA adapters into a model: `base + adapters`, written in any type.
+
+Baking is a recipe of one model, so all rules of recipes hold: tensors that no adapter touches and that keep their type
+are copied byte for byte, and the result says in its metadata what it was made from. The recipe is written here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from ggufmerge.engine import header
+from ggufmerge.engine.plan import Plan
+from ggufmerge.engine.planner import Opened, make_plan
+from ggufmerge.engine.run import Survival
+from ggufmerge.errors import GgufmergeError
+from ggufmerge.recipe import ModelReference, load_recipe
+from ggufmerge.recipe.reference import AdapterReference
+from ggufmerge.sources import open_source
+from ggufmerge.types import FileType
+
+LOW_SURVIVAL = 0.8  # share of a change; below it the result is worth a warning
+
+
+def plan_bake(
+    base: str | os.PathLike[str],
+    adapters: Sequence[AdapterReference | str | os.PathLike[str]],
+    *,
+    out_type: FileType | str | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+) -> tuple[Plan, Opened]:
+    """The plan of writing `base` with `adapters` applied, and what it reads from, opened.
+
+    adapters: references, or "path" or "path=strength" as in recipes; their changes add up.
+    out_type: file type of the result, such as "Q6_K"; None: each tensor keeps the type it has in the base.
+    imatrix: importance matrices to quantize with, which add up.
+    GgufmergeError (PlanError, FormatError) says what does not fit.
+    """
+    parsed = [a if isinstance(a, AdapterReference) else AdapterReference.parse(os.fspath(a)) for a in adapters]
+    if not parsed:
+        raise GgufmergeError("name at least one adapter to bake into the base")
+    reference = ModelReference(os.fspath(base), tuple(parsed))
+    source = open_source(reference)
+    try:
+        name = header.display_name(source)
+    finally:
+        source.close()
+    recipe = {
+        "name": name,
+        "merge_method": "passthrough",
+        "models": [{"model": _written(reference)}],
+        **({"out_type": str(out_type)} if out_type else {}),
+        **({"imatrix": [os.fspath(path) for path in imatrix]} if imatrix else {}),
+    }
+    return make_plan(load_recipe(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)))
+
+
+def total_survival(survival: Mapping[str, Survival]) -> Survival:
+    """Of all tensors together; `BuildReport.survival` has it for each."""
+    return Survival(sum(s.kept for s in survival.values()), sum(s.energy for s in survival.values()))
+
+
+def _written(reference: ModelReference) -> Any:
+    """A reference as a recipe writes it: short if that reads back as the same, else as a mapping."""
+    try:
+        if ModelReference.parse(str(reference)) == reference:
+            return str(reference)
+    except ValueError:
+        pass
+    return {"model": reference.path, "lora": [{"path": a.path, "strength": a.strength} for a in reference.adapters]}
