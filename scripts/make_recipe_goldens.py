@@ -5,13 +5,10 @@ Needs an environment of its own (mergekit is LGPL-3.0 and never a dependency of 
     python -m venv mergekit-env
     mergekit-env/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
     mergekit-env/bin/pip install mergekit==0.1.5 torch==2.13.0 transformers==5.23.0
-    PYTHONHASHSEED=4 mergekit-env/bin/python scripts/make_recipe_goldens.py vendor/recipes
+    mergekit-env/bin/python scripts/make_recipe_goldens.py vendor/recipes
 
 The recipes are the .yaml files of that folder. The models are tiny Llama checkpoints, drawn from fixed seeds, in
 folders named like the GGUF files that the tests make of them, so that both programs read a recipe to the letter.
-
-mergekit goes through the tokenizers of a union in the order of Python's hashes. Under this PYTHONHASHSEED it is the
-order of the recipes here.
 """
 
 from __future__ import annotations
@@ -27,6 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
 from mergekit.scripts.run_yaml import main as mergekit_yaml
 from safetensors.numpy import save_file
 
@@ -161,8 +160,14 @@ def logits(folder: Path) -> np.ndarray:
         return model(torch.tensor([PROMPT])).logits[0].numpy()
 
 
+def place_of(reference: ModelReference) -> int:
+    return list(MODELS).index(Path(reference.model.path).stem)
+
+
 def main(vendor: Path) -> None:
-    assert os.environ.get("PYTHONHASHSEED") == "4", "run with PYTHONHASHSEED=4"
+    # mergekit takes models in the order of their hashes, which differs from run to run, and adds tokens in that order
+    unordered = MergeConfiguration.referenced_models
+    MergeConfiguration.referenced_models = lambda self: sorted(unordered(self), key=place_of)
     recipes = {path.stem: path.read_text(encoding="utf-8") for path in sorted(vendor.glob("*.yaml"))}
     tokens, computed = {}, {}
 
