@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import struct
@@ -17,6 +16,7 @@ from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, Tensor, open_gguf
 from ggufmerge.quants import codec
 from ggufmerge.sources.lora import Delta, LoraAdapter
+from ggufmerge.sources.references import Located, find
 from ggufmerge.types import TensorType
 
 
@@ -60,12 +60,15 @@ class SourceTensor:
 
 
 class Source:
-    """An opened model reference. `label` is how the recipe calls it; `tensors` are those of the file."""
+    """An opened model reference. `label` is how the recipe calls it; `tensors` are those of the file; `located` is what
+    is known of the model beside its file.
+    """
 
-    def __init__(self, label: str, file: GGUFFile, adapters: list[LoraAdapter]) -> None:
+    def __init__(self, label: str, file: GGUFFile, adapters: list[LoraAdapter], located: Located | None = None) -> None:
         self.label = label
         self.file = file
         self.adapters = adapters
+        self.located = located or Located(file.path)
         self.metadata: Mapping[str, Any] = file.metadata
         self.tensors: dict[str, Tensor] = file.tensors
 
@@ -86,7 +89,17 @@ class Source:
 
     @property
     def warnings(self) -> list[str]:
-        """What the source's files hold without effect, one line each."""
+        """What the user should know of the source, one line each."""
+        return [*self.located.warnings, *self._layout_warnings(), *self._ignored()]
+
+    def _layout_warnings(self) -> list[str]:
+        if self.located.ollama is None:
+            return []
+        from ggufmerge.sources.ollama import layout_warnings
+
+        return layout_warnings(self.label, self.file)
+
+    def _ignored(self) -> list[str]:
         return [
             f"{adapter.file.path}: {len(adapter.ignored)} tensors for norms ({adapter.ignored[0]}, ...) are ignored, "
             "as llama.cpp ignores them"
@@ -127,17 +140,20 @@ def open_source(reference: Any, folder: str | os.PathLike[str] = ".") -> Source:
 
     A path may begin with `~`. FormatError and PlanError say which file is not what it should be.
     """
-    file = open_gguf(locate(reference.path, folder))
+    located = find(reference.path, folder)
+    file = open_gguf(located.path)
     adapters: list[LoraAdapter] = []
     try:
         _check_model(file)
+        for path in located.adapters:
+            adapters.append(LoraAdapter(path, file))  # noqa: PERF401 - those opened before one fails are closed below
         for adapter in reference.adapters:
-            adapters.append(LoraAdapter(locate(adapter.path, folder), file, adapter.strength))  # noqa: PERF401 - see below
+            adapters.append(LoraAdapter(locate(adapter.path, folder), file, adapter.strength))  # noqa: PERF401 - as above
     except BaseException:
-        for opened in (file, *(a.file for a in adapters)):  # those opened before one failed
+        for opened in (file, *(a.file for a in adapters)):
             opened.close()
         raise
-    return Source(str(reference), file, adapters)
+    return Source(str(reference), file, adapters, located)
 
 
 def _check_model(file: GGUFFile) -> None:
@@ -151,12 +167,5 @@ def _check_model(file: GGUFFile) -> None:
 
 
 def locate(path: str, folder: str | os.PathLike[str]) -> Path:
-    """Where a recipe's path leads; PlanError when there is no such file."""
-    try:
-        found = Path(folder) / Path(path).expanduser()
-    except RuntimeError:  # ~ of a user who does not exist
-        raise PlanError(f"{path}: there is no such home folder; write the whole path") from None
-    with contextlib.suppress(OSError):  # a folder that may not be read: opening the file says so
-        if not found.exists():
-            raise PlanError(f"{found}: no such file; models are paths of GGUF files, starting from the recipe's folder")
-    return found
+    """Where a recipe's path or reference leads; PlanError when there is no such file."""
+    return find(path, folder).path

@@ -1,0 +1,367 @@
+"""Models in a local Ollama store: `ollama:llama3.2:3b` is the GGUF file that Ollama runs under that name.
+
+A store has `manifests/<host>/<namespace>/<model>/<tag>`, JSON files that list the layers of a model, and
+`blobs/sha256-<hex>`, the layers. One layer holds the weights; others hold adapters, the template, parameters and so on.
+Nothing here writes; the writing side is `sinks/ollama.py`.
+
+The layout is no documented interface of Ollama. Source: its `types/model/name.go` and `config.go`, `manifest/*.go`,
+`server/images.go` and `envconfig/config.go`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ggufmerge.errors import PlanError, nearest
+from ggufmerge.files import GGUFFile
+from ggufmerge.sources.references import Located
+
+IMAGE = "application/vnd.ollama.image."  # media types of layers begin with it
+DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG = "registry.ollama.ai", "library", "latest"
+SERVICE_ROOT = Path("/usr/share/ollama/.ollama/models")  # where the service that Linux's installer sets up keeps models
+_MAX_TEXT = 16 << 20  # bytes of a manifest or of a layer that is text: far more than any has
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
+_NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
+_DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
+
+
+@dataclass(frozen=True)
+class OllamaName:
+    """The name of a model: `[host/][namespace/]model[:tag]`, with Ollama's defaults filled in. Case is kept, though
+    Ollama ignores it when it compares names.
+    """
+
+    host: str
+    namespace: str
+    model: str
+    tag: str
+
+    @classmethod
+    def parse(cls, text: str) -> OllamaName:
+        """PlanError says which part Ollama would not take."""
+        rest, tag = text.strip().replace("\\", "/"), DEFAULT_TAG
+        if rest.rfind(":") > rest.rfind("/"):
+            rest, _, tag = rest.rpartition(":")
+        parts = rest.rsplit("/", 2)
+        host, namespace, model = [DEFAULT_HOST, DEFAULT_NAMESPACE][: 3 - len(parts)] + parts
+        name = cls(host, namespace, model, tag)
+        checks = (("host", name.host, _HOST), ("namespace", name.namespace, _NAMESPACE))
+        for what, part, allowed in (*checks, ("name", name.model, _PART), ("tag", name.tag, _PART)):
+            if not allowed.fullmatch(part):
+                raise PlanError(
+                    f"{text!r} is no name of an Ollama model: its {what} is {part!r}; "
+                    "write [host/][namespace/]model[:tag] with letters, digits, _, - and ."
+                )
+        return name
+
+    @property
+    def parts(self) -> tuple[str, str, str, str]:
+        return (self.host, self.namespace, self.model, self.tag)
+
+    def __str__(self) -> str:
+        """The short form: `llama3.2:3b`, `hf.co/user/repo:Q4_K_M`."""
+        text = f"{self.model}:{self.tag}"
+        if self.host != DEFAULT_HOST:
+            return f"{self.host}/{self.namespace}/{text}"
+        return text if self.namespace == DEFAULT_NAMESPACE else f"{self.namespace}/{text}"
+
+
+@dataclass(frozen=True)
+class OllamaSettings:
+    """What Ollama keeps beside the weights of a model: how it is prompted, and under which licences it comes.
+
+    template: a Go template, None when the one of the GGUF file is used.  parameters: as in PARAMETER lines; `stop` is a
+    list.  messages: {"role", "content"} of example conversations.  renderer, parser: names of code inside Ollama that
+    takes the template's place.  requires: the oldest Ollama that can run it.
+    """
+
+    template: str | None = None
+    system: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    licenses: tuple[str, ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    renderer: str | None = None
+    parser: str | None = None
+    requires: str | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An entry of a manifest."""
+
+    media_type: str
+    digest: str  # sha256:<hex>
+    size: int  # bytes
+
+    @property
+    def kind(self) -> str:
+        """`model`, `adapter`, `template`, ...; the media type when it is none of Ollama's."""
+        return self.media_type.removeprefix(IMAGE)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store has under a name."""
+
+    path: Path
+    config: Layer
+    layers: tuple[Layer, ...]
+
+    def of_kind(self, kind: str) -> list[Layer]:
+        return [layer for layer in self.layers if layer.kind == kind]
+
+
+def find(name: str) -> Located:
+    """The file of a model of a local store, what belongs to it, and how it is prompted; PlanError when there is none.
+
+    Looked for in `candidate_roots()`, in that order.
+    """
+    wanted = OllamaName.parse(name)
+    label, roots = f"ollama:{name}", []
+    for root in candidate_roots():
+        try:
+            path = manifest_path(root, wanted)
+            if path.is_file():
+                return _Reader(label, root).located(path)
+            roots += [root] * root.is_dir()
+        except PermissionError as error:
+            raise _Reader(label, root).unreadable(Path(error.filename or root), error) from None
+    if roots:
+        raise PlanError(f"{label}: not in {_listed(roots)}; {_advice(roots, wanted)}")
+    raise PlanError(
+        f"{label}: no Ollama store here (looked for {_listed(candidate_roots())}); set OLLAMA_MODELS to the folder "
+        "that has manifests and blobs in it"
+    )
+
+
+def candidate_roots() -> list[Path]:
+    """Where stores may be: `$OLLAMA_MODELS` if set, else the user's and that of a Linux service."""
+    if text := environment("OLLAMA_MODELS"):
+        return [Path(text)]
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        return [Path.home() / ".ollama" / "models", SERVICE_ROOT]
+    return [SERVICE_ROOT]
+
+
+def environment(name: str) -> str:
+    """A variable as Ollama reads it: without blanks and quotes around it."""
+    return os.environ.get(name, "").strip().strip("\"'")
+
+
+def manifest_path(root: Path, name: OllamaName) -> Path:
+    """Where the manifest of a name is, or would be: parts that exist in other case are taken as they are there."""
+    path = root / "manifests"
+    for part in name.parts:
+        exact = path / part
+        if not exact.exists():
+            twin = next((other for other in _entries(path) if other.lower() == part.lower()), None)
+            exact = path / twin if twin else exact
+        path = exact
+    return path
+
+
+def blob_path(root: Path, digest: str) -> Path:
+    """The file of a layer. ValueError for anything but a sha256 digest, which could lead out of the store."""
+    match = _DIGEST.fullmatch(digest)
+    if not match:
+        raise ValueError(f"{digest!r} is no sha256 digest")
+    return root / "blobs" / f"sha256-{match[1].lower()}"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest. ValueError says what is wrong with it, OSError when it cannot be read."""
+    with path.open("rb") as file:
+        data = file.read(_MAX_TEXT + 1)
+    if len(data) > _MAX_TEXT:
+        raise ValueError("it is far too long")
+    content = json.loads(data)
+    if not isinstance(content, dict) or not isinstance(content.get("layers"), list):
+        raise ValueError("it lists no layers")
+    return Manifest(path, _layer(content.get("config")), tuple(map(_layer, content["layers"])))
+
+
+def names(root: Path) -> Iterator[str]:
+    """The names of all models of a store, short."""
+    top = root / "manifests"
+    for host in _entries(top):
+        for namespace in _entries(top / host):
+            for model in _entries(top / host / namespace):
+                for tag in _entries(top / host / namespace / model):
+                    yield str(OllamaName(host, namespace, model, tag))
+
+
+def layout_warnings(label: str, file: GGUFFile) -> list[str]:
+    """What a file of a store holds that llama.cpp would not load: Ollama keeps models in layouts of its own, too.
+
+    Source: Ollama's `llama/compat/README.md`.
+    """
+    from gguf.constants import MODEL_ARCH_NAMES
+
+    warnings = []
+    foreign = [name for name in file.tensors if name.startswith(("a.", "mm.", "mtp.", "s.", "v."))]
+    if foreign:
+        warnings.append(
+            f"{label}: {len(foreign)} tensors ({foreign[0]}, ...) are in a layout of Ollama's own, which has vision or "
+            "sound in the same file; the result runs in Ollama but not in llama.cpp; for llama.cpp merge the model's "
+            "GGUF from Hugging Face"
+        )
+    if file.architecture and file.architecture not in MODEL_ARCH_NAMES.values():
+        warnings.append(
+            f"{label}: {file.architecture!r} is no architecture of llama.cpp as far as this version of gguf knows, so "
+            "the result may run in Ollama only; for llama.cpp merge the model's GGUF from Hugging Face"
+        )
+    return warnings
+
+
+class _Reader:
+    """Reads one model of a store; every complaint begins with the reference the user wrote."""
+
+    def __init__(self, label: str, root: Path) -> None:
+        self.label, self.root = label, root
+
+    def located(self, path: Path) -> Located:
+        try:
+            manifest = read_manifest(path)
+        except ValueError as error:
+            raise PlanError(f"{self.label}: the manifest {path} is damaged ({error}); {self._again()}") from None
+        except OSError as error:
+            raise self.unreadable(path, error) from None
+        config = self._json(manifest.config)
+        self._check(manifest, config)
+        weights = self._blob(manifest.of_kind("model")[0])
+        with self._opened(weights) as file:
+            magic = file.read(4)
+        if magic != b"GGUF":
+            raise PlanError(f"{self.label}: {weights} is not a GGUF file; {self._again()}")
+        adapters = tuple(map(self._blob, manifest.of_kind("adapter")))
+        warnings = []
+        if adapters:
+            warnings.append(
+                f"{self.label}: comes with {len(adapters)} LoRA adapter(s), applied before merging, as Ollama does"
+            )
+        if manifest.of_kind("projector"):
+            warnings.append(
+                f"{self.label}: its projector (for images or sound) takes no part: the result takes text only"
+            )
+        return Located(weights, adapters, self._settings(manifest, config), tuple(warnings))
+
+    def _check(self, manifest: Manifest, config: dict[str, Any]) -> None:
+        if host := config.get("remote_host"):
+            raise PlanError(
+                f"{self.label}: runs at {host}, its weights are not on this machine; use a model that is downloaded"
+            )
+        form = config.get("model_format") or "gguf"
+        if form != "gguf" or manifest.of_kind("tensor"):
+            form = form if form != "gguf" else "safetensors"
+            raise PlanError(
+                f"{self.label}: is kept as {form}, not as GGUF; pull a variant with a GGUF quantization, such as q4_K_M"
+            )
+        if (count := len(manifest.of_kind("model"))) != 1:
+            raise PlanError(f"{self.label}: its manifest has {count} model layers instead of one; {self._again()}")
+
+    def _settings(self, manifest: Manifest, config: dict[str, Any]) -> OllamaSettings:
+        def texts(*kinds: str) -> list[str]:
+            return [self._text(layer) for kind in kinds for layer in manifest.of_kind(kind)]
+
+        parameters: dict[str, Any] = {}
+        for layer in manifest.of_kind("params"):
+            parameters |= self._json(layer)
+        messages = [m for layer in manifest.of_kind("messages") for m in self._json(layer, list) if isinstance(m, dict)]
+        words = {k: v for k in ("renderer", "parser", "requires") if isinstance(v := config.get(k), str) and v}
+        return OllamaSettings(
+            template=next(iter(texts("template", "prompt")), None),
+            system=next(iter(texts("system")), None),
+            parameters=parameters,
+            licenses=tuple(texts("license")),
+            messages=tuple(messages),
+            **words,
+        )
+
+    def _blob(self, layer: Layer) -> Path:
+        """The file of a layer, which is there and of the size that the manifest says."""
+        try:
+            path = blob_path(self.root, layer.digest)
+        except ValueError as error:
+            raise PlanError(f"{self.label}: its manifest is damaged ({error}); {self._again()}") from None
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise PlanError(f"{self.label}: {path} is missing; {self._again()}") from None
+        except OSError as error:
+            raise self.unreadable(path, error) from None
+        if size != layer.size:
+            raise PlanError(f"{self.label}: {path} has {size} of {layer.size} bytes; {self._again()}")
+        return path
+
+    def _text(self, layer: Layer) -> str:
+        path = self._blob(layer)
+        if layer.size > _MAX_TEXT:
+            raise PlanError(f"{self.label}: {path}, a {layer.kind}, has {layer.size} bytes; {self._again()}")
+        with self._opened(path) as file:
+            text: bytes = file.read()
+        return text.decode("utf-8", "replace")
+
+    def _json(self, layer: Layer, kind: type = dict) -> Any:
+        with contextlib.suppress(ValueError):
+            content = json.loads(self._text(layer))
+            if isinstance(content, kind):
+                return content
+        raise PlanError(f"{self.label}: {blob_path(self.root, layer.digest)} is damaged; {self._again()}")
+
+    @contextlib.contextmanager
+    def _opened(self, path: Path) -> Iterator[Any]:
+        try:
+            with path.open("rb") as file:
+                yield file
+        except OSError as error:
+            raise self.unreadable(path, error) from None
+
+    def _again(self) -> str:
+        return f"get the model again with ollama pull {self.label.removeprefix('ollama:')}"
+
+    def unreadable(self, path: Path, error: OSError) -> PlanError:
+        if not isinstance(error, PermissionError):
+            return PlanError(f"{self.label}: {path} cannot be read ({error.strerror}); check the disk")
+        return PlanError(
+            f"{self.label}: you may not read {path}; become a member of the group that owns it (sudo usermod -aG "
+            f"ollama $USER, then log in again) or let yourself read it (sudo setfacl -R -m u:$USER:rX {self.root})"
+        )
+
+
+def _layer(value: Any) -> Layer:
+    fields = ("mediaType", "digest", "size")
+    if not isinstance(value, dict) or not all(
+        isinstance(value.get(f), t) for f, t in zip(fields, (str, str, int), strict=True)
+    ):
+        raise ValueError("a layer has no mediaType, digest or size")
+    return Layer(value["mediaType"], value["digest"], value["size"])
+
+
+def _entries(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none when it cannot be read."""
+    with contextlib.suppress(OSError):
+        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return []
+
+
+def _advice(roots: list[Path], wanted: OllamaName) -> str:
+    known = [name.removesuffix(f":{DEFAULT_TAG}") for root in roots for name in names(root)]
+    if not known:
+        return f"nothing is there; ollama pull {wanted} gets it"
+    hint = nearest(str(wanted).removesuffix(f":{DEFAULT_TAG}"), known)
+    return f"{hint if len(hint) < 400 else 'see ollama list'}; or get it with ollama pull {wanted}"
+
+
+def _listed(paths: list[Path]) -> str:
+    return " and ".join(map(str, paths))
