@@ -116,19 +116,19 @@ def decisions(
     for number in numbers:
         filled = {what: count for what, count in alignment.filled(number).items() if count}
         listed = ", ".join(f"{count} {_FILLED[what]}" for what, count in filled.items())
-        dropped = alignment.dropped[number]
-        lost = f"; {dropped} of its tokens are dropped" if dropped else ""
-        if listed or lost:
-            lacks = f"{sum(filled.values())} rows are not its own ({listed})" if listed else "all rows are its own"
-            notes.append(f"{sources[number].label}, in {alignment.rows} tokens: {lacks}{lost}")
+        if filled:
+            total = f"{sum(filled.values())} of the {alignment.rows} rows of {sources[number].label}"
+            notes.append(f"{total} are not its own: {listed}")
+        if alignment.dropped[number]:
+            notes.append(f"tokens of {sources[number].label} that the result lacks: {alignment.dropped[number]}")
     return tuple(notes)
 
 
 _FILLED = {
-    "copied": "from other tokens or models",
-    "averaged": "averaged over the models that have the token",
-    "zero": "zero, as no model has the token",
-    "padding": "of padding, the mean of its rows",
+    "copied": "copied from other models or tokens",
+    "averaged": "averaged over the models that have them",
+    "zero": "zero",
+    "padding": "placeholders, the mean of its rows",
 }
 
 

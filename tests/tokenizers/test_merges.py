@@ -366,11 +366,16 @@ def test_the_plan_says_what_happens_to_tokens(plan: Callable[[str], Plan]) -> No
     assert (vocabulary.source, vocabulary.tokens) == ("union", 400)
     assert vocabulary.filled["bpe.a.gguf"] == {"copied": vocabulary.added, "averaged": 0, "zero": 0, "padding": 0}
     embedding = next(t for t in planned.tensors if t.name == "token_embd.weight")
-    assert embedding.decisions[0].startswith(f"bpe.a.gguf, in 400 tokens: {vocabulary.added} rows are not its own")
+    added = vocabulary.added
+    assert embedding.decisions[0] == (
+        f"{added} of the 400 rows of bpe.a.gguf are not its own: {added} copied from other models or tokens"
+    )
     base = plan(recipe(LINEAR, more="tokenizer_source: base"))
     assert base.vocabulary is not None
     assert base.vocabulary.digest != vocabulary.digest
     assert base.vocabulary.dropped["bpe.b.gguf"] == vocabulary.added
+    embedding = next(t for t in base.tensors if t.name == "token_embd.weight")
+    assert embedding.decisions[-1] == f"tokens of bpe.b.gguf that the result lacks: {vocabulary.added}"
     assert any("no base_model: the vocabulary is that of bpe.a.gguf" in w for w in base.warnings)
 
 
