@@ -94,6 +94,11 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     return GGUFFile(headers)
 
 
+def check_header(path: str | os.PathLike[str]) -> None:
+    """FormatError unless the header of this one file, which may be a shard, is one that llama.cpp reads."""
+    _Header(Path(path)).file.close()
+
+
 def _other_shards(first: _Header, count: int) -> Iterator[_Header]:
     path = first.file.path
     number = first.shard_value(shards.NUMBER, ValueKind.U16)

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggufmerge.files.metadata import MetadataEditor, ValueKind
+
 NUMBER = "split.no"  # u16, counted from 0
 COUNT = "split.count"  # u16; 0 and 1 mean that the file is complete
 TENSORS = "split.tensors.count"  # i32, of all shards together
@@ -40,6 +42,26 @@ class ShardName:
     def all(self) -> list[ShardName]:
         """The names of all shards of the model, first to last."""
         return [ShardName(self.prefix, number, self.count) for number in range(1, self.count + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitKeys:
+    """What a shard says about its place: `number` counts from 0, `tensors` are those of all shards together.
+
+    A count of 0 marks a whole file that was joined from shards.
+    """
+
+    number: int
+    count: int
+    tensors: int
+
+    def write_to(self, metadata: MetadataEditor) -> None:
+        """Set the three keys, behind all others and in the order that llama-gguf-split leaves them in."""
+        for key in KEYS:
+            metadata.remove(key)
+        metadata.set(NUMBER, self.number, ValueKind.U16)
+        metadata.set(TENSORS, self.tensors, ValueKind.I32)
+        metadata.set(COUNT, self.count, ValueKind.U16)
 
 
 _NAME = re.compile(r"(?P<prefix>.+)-(?P<number>[0-9]{5,})-of-(?P<count>[0-9]{5,})\.gguf", re.DOTALL)

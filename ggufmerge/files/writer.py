@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import shards
 from ggufmerge.files.metadata import MetadataEditor, ValueKind
-from ggufmerge.files.reader import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMENSIONS, MAX_NAME
+from ggufmerge.files.reader import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMENSIONS, MAX_NAME, check_header
 from ggufmerge.files.tensor import TensorInfo as TensorInfo
 from ggufmerge.files.tensor import map_readonly
 
@@ -37,17 +37,22 @@ VERSION = 3
 class Layout:
     """Where everything lies in a file with this metadata and these tensors, which follow each other in this order.
 
-    metadata: what is written: without the keys that describe the container (alignment, shards).
+    metadata: what is written: without the keys that describe the container (alignment, shards), but with those of
+    `split` when it is given.
     header: all bytes before the data.  offsets: name -> first byte of a tensor.  total_bytes: size of the file.
 
     GgufmergeError for what llama.cpp would not read back: names that are too long or double, rows that are no whole
     number of blocks.
     """
 
-    def __init__(self, metadata: MetadataEditor, tensors: Iterable[TensorInfo]) -> None:
+    def __init__(
+        self, metadata: MetadataEditor, tensors: Iterable[TensorInfo], split: shards.SplitKeys | None = None
+    ) -> None:
         self.metadata = MetadataEditor(metadata)
         for key in (ALIGNMENT_KEY, *shards.KEYS):
             self.metadata.remove(key)
+        if split is not None:
+            split.write_to(self.metadata)
         self.tensors: dict[str, TensorInfo] = {}
         for tensor in tensors:
             _check(tensor)
@@ -85,6 +90,7 @@ class GGUFWriter:
 
     overwrite: replace an existing target, at commit.
     resume: take up what an earlier run with the same metadata and tensors left (see `resumed`), else start anew.
+    split: the place of the file among the shards of a model; `sharded.ShardedWriter` writes them all.
 
     PlanError when the target or its folder does not allow it: it exists, is a folder, is being written by another
     process, the disk is too small. GgufmergeError as in `Layout`. `write` may be called by several threads at once.
@@ -98,10 +104,11 @@ class GGUFWriter:
         *,
         overwrite: bool = False,
         resume: bool = False,
+        split: shards.SplitKeys | None = None,
     ) -> None:
         self.path = Path(path)
         self.overwrite = overwrite
-        self._layout = Layout(metadata, tensors)
+        self._layout = Layout(metadata, tensors, split)
         self._header = bytearray(self._layout.header)
         self._written = dict.fromkeys(self._layout.tensors, 0)
         self._lock = threading.Lock()
@@ -198,6 +205,15 @@ class GGUFWriter:
         PlanError when the target appeared meanwhile or cannot be replaced: the finished work is then kept for `resume`.
         ValueError when bytes are missing.
         """
+        self.finish()
+        self.publish()
+
+    def verify(self) -> None:
+        """Read the header back; FormatError when it is not one that llama.cpp reads."""
+        check_header(self.partial_path)
+
+    def finish(self) -> None:
+        """The first half of `commit`: all that can fail slowly. The file is complete, under its temporary name."""
         descriptor = self._open()
         for name, count in self._written.items():
             if count != (wanted := self._layout.tensors[name].nbytes):
@@ -208,8 +224,14 @@ class GGUFWriter:
             os.fsync(descriptor)
             self._pwrite(descriptor, memoryview(self._header), 0)
             os.fsync(descriptor)
-            if (size := os.fstat(descriptor).st_size) != self.total_bytes:
-                raise PlanError(f"{self.partial_path}: has {size} of {self.total_bytes} bytes: something else wrote it")
+        except OSError as error:
+            self._refuse(error)
+        if (size := os.fstat(descriptor).st_size) != self.total_bytes:
+            raise PlanError(f"{self.partial_path}: has {size} of {self.total_bytes} bytes: something else wrote it")
+
+    def publish(self) -> None:
+        """The second half of `commit`: the file gets its name. The writer is then closed."""
+        try:
             if os.name == "nt":  # elsewhere the lock is held until the file has its name
                 self._close(remove=False)
             self._rename()
@@ -262,12 +284,21 @@ class GGUFWriter:
             )
         return True
 
+    def retract(self) -> None:
+        """Take the name of a published file back: for a shard whose siblings could not be published."""
+        self.path.replace(self.partial_path)
+        self.unpatch()
+
+    def unpatch(self) -> None:
+        """Put the header without patches back, which a resumed build looks for."""
+        with self.partial_path.open("r+b") as file:
+            file.write(self._layout.header)
+
     def _rename(self) -> None:
         try:
             self.partial_path.replace(self.path)
         except OSError:  # on Windows, a program that has the target open forbids it
-            with self.partial_path.open("r+b") as file:
-                file.write(self._layout.header)  # a resumed build looks for the header without patches
+            self.unpatch()
             raise
 
     def _pwrite(self, descriptor: int, view: memoryview, position: int) -> None:

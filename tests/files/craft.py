@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import struct
 from collections.abc import Sequence
 
@@ -91,3 +92,23 @@ def valid() -> bytes:
             data=bytes(range(256)) + bytes(96),
         )
     )
+
+
+def splittable() -> bytes:
+    """A file of 2.6 MB to cut into shards: strings, numbers and arrays; seven tensors of 4 bytes to 1.2 MB."""
+    shapes = ([512, 300], [33], [32, 10], [1024, 300], [512, 200], [1], [512, 100, 2])
+    infos, data = [], b""
+    for index, ne in enumerate(shapes):
+        kind, nbytes = (TYPE_Q8_0, math.prod(ne) // 32 * 34) if index == 2 else (TYPE_F32, math.prod(ne) * 4)
+        infos.append(info(f"tensor.{index}", ne, kind, len(data)))
+        content = bytes((index + 7 * place) % 256 for place in range(256)) * (nbytes // 256 + 1)
+        data += content[:nbytes] + bytes(-nbytes % 32)
+    pairs = (
+        text("general.architecture", "llama"),
+        text("general.name", "Größe"),
+        u32("llama.block_count", 1),
+        pair("llama.rope.freq_base", F32, struct.pack("<f", 10000.0)),
+        array("tokenizer.ggml.tokens", STRING, 3, string("a") + string("") + string("ß")),
+        array("tokenizer.ggml.scores", F32, 3, struct.pack("<3f", 0.5, -1.0, 2.0)),
+    )
+    return bytes(Craft(pairs=pairs, infos=infos, data=data))
