@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.grids import NEIGHBOURS
 from ggufmerge.quants.simd import (
     INTERPRETED,
@@ -33,6 +34,7 @@ from ggufmerge.quants.simd import (
     store,
     view,
 )
+from ggufmerge.types import TensorType
 
 F, I = np.float32, np.int32
 
@@ -44,6 +46,31 @@ NO_WEIGHTS.setflags(write=False)
 
 kernel: Callable = njit(nogil=True, cache=True, error_model="numpy")
 inline: Callable = njit(nogil=True, error_model="numpy", forceinline=True)
+
+
+def codec(
+    kind: TensorType,
+    dequantize: Callable,
+    quantize: Callable,
+    tables: Callable[[], tuple] = tuple,
+    book: Callable[[], tuple] = tuple,
+    needs_imatrix: bool = False,
+) -> Codec:
+    """The codec of two kernels, dequantize(raw, out, *tables()) and quantize(x, out, imatrix, *book()), of which the
+    second takes flat arrays and an empty `imatrix` for none. The tables are asked for at each call, so that they are
+    built when a type is first used.
+    """
+
+    def read(raw, out):
+        dequantize(raw, out, *tables())
+
+    def write(x, out):
+        quantize(x.reshape(-1), out.reshape(-1), NO_WEIGHTS, *book())
+
+    def write_weighted(x, out, imatrix):
+        quantize(x.reshape(-1), out.reshape(-1), imatrix, *book())
+
+    return Codec(kind, read, None if needs_imatrix else write, write_weighted)
 
 
 @inline
@@ -92,13 +119,13 @@ def clamp(l, low, high):
 
 
 @inline
-def mean_square(values, factor):
-    """Lane by lane, the sum of the squares of 256 values, times `factor`, divided by 256."""
+def sum_squares(values, size):
+    """Lane by lane, the sum of the squares of the first `size` values."""
     total = zeros()
-    for i in range(0, 256 * LANES, LANES):
-        v = load(values, i, LANES)
+    for a in range(0, size * LANES, LANES):
+        v = load(values, a, LANES)
         total = total + v * v
-    return total * factor / F(256)
+    return total
 
 
 @inline
@@ -199,9 +226,9 @@ def search_blocks(x, imatrix, start, how, book, arrays):
     transpose(x, start, blocks, 256, 0, 256, values)
     mean = zeros()
     if weighted:
-        mean = mean_square(values, how.mean)
+        mean = sum_squares(values, 256) * how.mean / F(256)
     elif how.plain_mean:
-        mean = mean_square(values, how.mean) * how.plain_mean
+        mean = sum_squares(values, 256) * how.mean / F(256) * how.plain_mean
     largest_scale = zeros()
     for offset in range(0, 256, how.size):
         sub = offset // how.size * LANES

@@ -8,6 +8,9 @@ Source: `ggml-common.h` (layouts) and `ggml-quants.c` (order of float operations
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from ggufmerge.quants import grids
@@ -17,13 +20,13 @@ from ggufmerge.quants.half import float_to_half, half_to_float
 from ggufmerge.quants.iq import (
     FLT_MAX,
     LANES,
-    NO_WEIGHTS,
     best_neighbour,
+    codec,
     inline,
     kernel,
-    mean_square,
     negate,
     quantize_scales,
+    sum_squares,
     transpose,
     weigh,
     zeros,
@@ -33,14 +36,6 @@ from ggufmerge.types import TensorType
 
 F, I = np.float32, np.int32
 SHIFT = F(0.125)
-
-
-def dequantize_iq1_s(raw, out):
-    _dequantize_iq1_s(raw, out, grids.points("IQ1_S"))
-
-
-def dequantize_iq1_m(raw, out):
-    _dequantize_iq1_m(raw, out, grids.points("IQ1_S"))
 
 
 @kernel
@@ -85,18 +80,6 @@ def _dequantize_iq1_m(raw, out, points):
                     p = points[block[2 * s + k] | (high & 7) << 8]
                     for i in range(8):
                         y[i] = scale * (p[i] + shift)
-
-
-def quantize_iq1_s_weighted(x, out, imatrix):
-    _quantize_iq1_s(x.reshape(-1), out.reshape(-1), imatrix, *grids.code_book("IQ1_S"))
-
-
-def quantize_iq1_m(x, out):
-    _quantize_iq1_m(x.reshape(-1), out.reshape(-1), NO_WEIGHTS, *grids.code_book("IQ1_S"))
-
-
-def quantize_iq1_m_weighted(x, out, imatrix):
-    _quantize_iq1_m(x.reshape(-1), out.reshape(-1), imatrix, *grids.code_book("IQ1_S"))
 
 
 @kernel
@@ -186,7 +169,7 @@ def _load_blocks(x, imatrix, first, blocks, values, weights):
     transpose(x, first, blocks, 256, 0, 256, values)
     mean = zeros()
     if imatrix.size:
-        mean = mean_square(values, F(2))
+        mean = sum_squares(values, 256) * F(2) / F(256)
         transpose(imatrix, first, blocks, 256, 0, 256, weights)
     weigh(values, weights, 0, 256, mean, imatrix.size > 0)
 
@@ -407,7 +390,13 @@ def _fit_block(arrays, down, steps, d):
     return select(sum_qq > F(0), sum_qx / sum_qq, d)
 
 
+def _codec(kind: TensorType, dequantize: Callable, quantize: Callable, needs_imatrix: bool) -> Codec:
+    return codec(
+        kind, dequantize, quantize, lambda: (grids.points("IQ1_S"),), partial(grids.code_book, "IQ1_S"), needs_imatrix
+    )
+
+
 CODECS = {
-    TensorType.IQ1_S: Codec(TensorType.IQ1_S, dequantize_iq1_s, None, quantize_iq1_s_weighted),
-    TensorType.IQ1_M: Codec(TensorType.IQ1_M, dequantize_iq1_m, quantize_iq1_m, quantize_iq1_m_weighted),
+    TensorType.IQ1_S: _codec(TensorType.IQ1_S, _dequantize_iq1_s, _quantize_iq1_s, needs_imatrix=True),
+    TensorType.IQ1_M: _codec(TensorType.IQ1_M, _dequantize_iq1_m, _quantize_iq1_m, needs_imatrix=False),
 }

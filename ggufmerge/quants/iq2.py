@@ -8,6 +8,9 @@ Source: `ggml-common.h` (layouts) and `ggml-quants.c` (order of float operations
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from ggufmerge.quants import grids
@@ -16,9 +19,9 @@ from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.iq import (
     ALL,
     LANES,
-    NO_WEIGHTS,
     OFF_GRID,
     Search,
+    codec,
     kernel,
     quantize_scales,
     search_arrays,
@@ -32,18 +35,6 @@ F = np.float32
 XXS = Search(32, 8, 2, 3, 6, F(0.1), ALL, True, F(1), F(0), F(1e-15))
 XS = Search(16, 8, 2, 3, 9, F(0.1), OFF_GRID, True, F(1), F(0), F(1e-15))
 S = Search(16, 8, 2, 3, 9, F(0.1), OFF_GRID, False, F(2), F(0.25), F(1e-8))
-
-
-def dequantize_iq2_xxs(raw, out):
-    _dequantize_iq2_xxs(raw, out, grids.points("IQ2_XXS"), grids.signs())
-
-
-def dequantize_iq2_xs(raw, out):
-    _dequantize_iq2_xs(raw, out, grids.points("IQ2_XS"), grids.signs())
-
-
-def dequantize_iq2_s(raw, out):
-    _dequantize_iq2_s(raw, out, grids.points("IQ2_S"), grids.signs())
 
 
 @kernel
@@ -96,22 +87,6 @@ def _dequantize_iq2_s(raw, out, points, signs):
                 p, sign = points[block[2 + k] | high << 8], signs[block[34 + k]]
                 for i in range(8):
                     y[i] = grids.flip(scale * p[i], sign[i])
-
-
-def quantize_iq2_xxs_weighted(x, out, imatrix):
-    _quantize_iq2_xxs(x.reshape(-1), out.reshape(-1), imatrix, *grids.code_book("IQ2_XXS"))
-
-
-def quantize_iq2_xs_weighted(x, out, imatrix):
-    _quantize_iq2_xs(x.reshape(-1), out.reshape(-1), imatrix, *grids.code_book("IQ2_XS"))
-
-
-def quantize_iq2_s(x, out):
-    _quantize_iq2_s(x.reshape(-1), out.reshape(-1), NO_WEIGHTS, *grids.code_book("IQ2_S"))
-
-
-def quantize_iq2_s_weighted(x, out, imatrix):
-    _quantize_iq2_s(x.reshape(-1), out.reshape(-1), imatrix, *grids.code_book("IQ2_S"))
 
 
 @kernel
@@ -187,8 +162,15 @@ def _quantize_iq2_s(x, out, imatrix, point, span, neighbours):
                 out[o + 74 + s] = pair if largest[lane] != F(0) else 0
 
 
+def _codec(kind: TensorType, dequantize: Callable, quantize: Callable, needs_imatrix: bool = False) -> Codec:
+    def tables():
+        return grids.points(kind), grids.signs()
+
+    return codec(kind, dequantize, quantize, tables, partial(grids.code_book, kind), needs_imatrix)
+
+
 CODECS = {
-    TensorType.IQ2_XXS: Codec(TensorType.IQ2_XXS, dequantize_iq2_xxs, None, quantize_iq2_xxs_weighted),
-    TensorType.IQ2_XS: Codec(TensorType.IQ2_XS, dequantize_iq2_xs, None, quantize_iq2_xs_weighted),
-    TensorType.IQ2_S: Codec(TensorType.IQ2_S, dequantize_iq2_s, quantize_iq2_s, quantize_iq2_s_weighted),
+    TensorType.IQ2_XXS: _codec(TensorType.IQ2_XXS, _dequantize_iq2_xxs, _quantize_iq2_xxs, needs_imatrix=True),
+    TensorType.IQ2_XS: _codec(TensorType.IQ2_XS, _dequantize_iq2_xs, _quantize_iq2_xs, needs_imatrix=True),
+    TensorType.IQ2_S: _codec(TensorType.IQ2_S, _dequantize_iq2_s, _quantize_iq2_s),
 }

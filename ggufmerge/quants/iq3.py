@@ -8,6 +8,9 @@ Source: `ggml-common.h` (layouts) and `ggml-quants.c` (order of float operations
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from ggufmerge.quants import grids
@@ -16,9 +19,9 @@ from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.iq import (
     ANY_OFF_GRID,
     LANES,
-    NO_WEIGHTS,
     OFF_GRID,
     Search,
+    codec,
     kernel,
     quantize_scales,
     search_arrays,
@@ -31,14 +34,6 @@ F = np.float32
 
 XXS = Search(32, 4, 3, 8, 15, F(0.2), OFF_GRID, True, F(2), F(0), F(1e-8))
 S = Search(32, 4, 3, 8, 9, F(0.2), ANY_OFF_GRID, False, F(2), F(0), F(1e-45))
-
-
-def dequantize_iq3_xxs(raw, out):
-    _dequantize_iq3_xxs(raw, out, grids.points("IQ3_XXS"), grids.signs())
-
-
-def dequantize_iq3_s(raw, out):
-    _dequantize_iq3_s(raw, out, grids.points("IQ3_S"), grids.signs())
 
 
 @kernel
@@ -82,22 +77,6 @@ def _dequantize_iq3_s(raw, out, points, signs):
                         y[i] = grids.flip(scale * p[i], sign[i])
                     for i in range(4):
                         y[4 + i] = grids.flip(scale * q[i], sign[4 + i])
-
-
-def quantize_iq3_xxs(x, out):
-    _quantize_iq3_xxs(x.reshape(-1), out.reshape(-1), NO_WEIGHTS, *grids.code_book("IQ3_XXS"))
-
-
-def quantize_iq3_xxs_weighted(x, out, imatrix):
-    _quantize_iq3_xxs(x.reshape(-1), out.reshape(-1), imatrix, *grids.code_book("IQ3_XXS"))
-
-
-def quantize_iq3_s(x, out):
-    _quantize_iq3_s(x.reshape(-1), out.reshape(-1), NO_WEIGHTS, *grids.code_book("IQ3_S"))
-
-
-def quantize_iq3_s_weighted(x, out, imatrix):
-    _quantize_iq3_s(x.reshape(-1), out.reshape(-1), imatrix, *grids.code_book("IQ3_S"))
 
 
 @kernel
@@ -156,7 +135,14 @@ def _quantize_iq3_s(x, out, imatrix, point, span, neighbours):
                 out[o + 106 + s] = pair if largest[lane] != F(0) else 0
 
 
+def _codec(kind: TensorType, dequantize: Callable, quantize: Callable, needs_imatrix: bool = False) -> Codec:
+    def tables():
+        return grids.points(kind), grids.signs()
+
+    return codec(kind, dequantize, quantize, tables, partial(grids.code_book, kind), needs_imatrix)
+
+
 CODECS = {
-    TensorType.IQ3_XXS: Codec(TensorType.IQ3_XXS, dequantize_iq3_xxs, quantize_iq3_xxs, quantize_iq3_xxs_weighted),
-    TensorType.IQ3_S: Codec(TensorType.IQ3_S, dequantize_iq3_s, quantize_iq3_s, quantize_iq3_s_weighted),
+    TensorType.IQ3_XXS: _codec(TensorType.IQ3_XXS, _dequantize_iq3_xxs, _quantize_iq3_xxs),
+    TensorType.IQ3_S: _codec(TensorType.IQ3_S, _dequantize_iq3_s, _quantize_iq3_s),
 }

@@ -11,9 +11,20 @@ from __future__ import annotations
 import numpy as np
 
 from ggufmerge.quants.blocks import load_half, store_half
-from ggufmerge.quants.codec import Codec
-from ggufmerge.quants.iq import LANES, NO_WEIGHTS, clamp, inline, kernel, nearest_int, transpose, zeros
-from ggufmerge.quants.simd import absolute, convert, load, select, splat, square_root, store
+from ggufmerge.quants.iq import (
+    LANES,
+    clamp,
+    codec,
+    inline,
+    kernel,
+    nearest_int,
+    negate,
+    sum_squares,
+    transpose,
+    weigh,
+    zeros,
+)
+from ggufmerge.quants.simd import absolute, convert, load, select, splat, store
 from ggufmerge.types import TensorType
 
 F = np.float32
@@ -23,7 +34,7 @@ MIDDLES = (LEVELS[:-1] + LEVELS[1:]) / F(2)
 
 
 @kernel
-def dequantize_iq4_nl(raw, out):
+def _dequantize_iq4_nl(raw, out):
     """Block: d, 16 bytes of codes, value i in the low and value i + 16 in the high nibble of byte i."""
     for r in range(raw.shape[0]):
         for b in range(out.shape[1] // 32):
@@ -36,7 +47,7 @@ def dequantize_iq4_nl(raw, out):
 
 
 @kernel
-def dequantize_iq4_xs(raw, out):
+def _dequantize_iq4_xs(raw, out):
     """Block: d, 2 bytes of scales' high bits, 4 of their low nibbles, 128 of codes, 16 for each 32 values."""
     for r in range(raw.shape[0]):
         for b in range(out.shape[1] // 256):
@@ -53,22 +64,6 @@ def dequantize_iq4_xs(raw, out):
                     y[i + 16] = dl * LEVELS[codes[i] >> 4]
 
 
-def quantize_iq4_nl(x, out):
-    _quantize_iq4_nl(x.reshape(-1), out.reshape(-1), NO_WEIGHTS)
-
-
-def quantize_iq4_nl_weighted(x, out, imatrix):
-    _quantize_iq4_nl(x.reshape(-1), out.reshape(-1), imatrix)
-
-
-def quantize_iq4_xs(x, out):
-    _quantize_iq4_xs(x.reshape(-1), out.reshape(-1), NO_WEIGHTS)
-
-
-def quantize_iq4_xs_weighted(x, out, imatrix):
-    _quantize_iq4_xs(x.reshape(-1), out.reshape(-1), imatrix)
-
-
 @kernel
 def _quantize_iq4_nl(x, out, imatrix):
     """x: float32 [blocks * 32], out: uint8 [blocks * 18], imatrix: float32 [n of a row], empty for none."""
@@ -77,15 +72,12 @@ def _quantize_iq4_nl(x, out, imatrix):
     scales = np.empty(LANES, F)
     for first in range(0, blocks, LANES):
         transpose(x, first, blocks, 32, 0, 32, values)
+        mean = zeros()
         if imatrix.size:
+            mean = sum_squares(values, 32) * F(2 / 32)
             transpose(imatrix, first, blocks, 32, 0, 32, weights)
-            squares = zeros()
-            for i in range(0, 32 * LANES, LANES):
-                v = load(values, i, LANES)
-                squares = squares + v * v
-            mean = squares * F(2 / 32)
-            _weigh(values, weights, mean, 0)
-        scale = _search_scale(values, weights, imatrix.size > 0, 0)
+        weigh(values, weights, 0, 32, mean, imatrix.size > 0)
+        scale = _search_scale(values, weights, 0)
         store(scales, 0, scale)
         _round_to_levels(values, select(scale != F(0), F(1) / scale, F(0)), codes, 0)
         for lane in range(LANES):
@@ -99,34 +91,31 @@ def _quantize_iq4_nl(x, out, imatrix):
 def _quantize_iq4_xs(x, out, imatrix):
     """x: float32 [blocks * 256], out: uint8 [blocks * 136], imatrix: float32 [n of a row], empty for none."""
     blocks = x.size // 256
-    values, weights, codes = np.empty(256 * LANES, F), np.empty(256 * LANES, F), np.empty(256 * LANES, np.int32)
+    values, weights, codes = np.empty(256 * LANES, F), np.empty(32 * LANES, F), np.empty(256 * LANES, np.int32)
     scales, steps, d = np.empty(8 * LANES, F), np.empty(8 * LANES, np.int32), np.empty(LANES, F)
     for first in range(0, blocks, LANES):
         transpose(x, first, blocks, 256, 0, 256, values)
         mean = zeros()
         if imatrix.size:
-            transpose(imatrix, first, blocks, 256, 0, 256, weights)
-            for i in range(0, 256 * LANES, LANES):
-                v = load(values, i, LANES)
-                mean = mean + v * v
-            mean = mean * F(2 / 256)
+            mean = sum_squares(values, 256) * F(2 / 256)
         largest, signed = zeros(), zeros()
         for s in range(8):
             if imatrix.size:
-                _weigh(values, weights, mean, 32 * LANES * s)
-            scale = _search_scale(values, weights, imatrix.size > 0, 32 * LANES * s)
+                transpose(imatrix, first, blocks, 256, 32 * s, 32, weights)
+            weigh(values, weights, 32 * s, 32, mean, imatrix.size > 0)
+            scale = _search_scale(values, weights, 32 * s)
             store(scales, LANES * s, scale)
             larger = absolute(scale) > largest
             largest = select(larger, absolute(scale), largest)
             signed = select(larger, scale, signed)
-        step = signed * F(-1) / F(32)
+        step = negate(signed) / F(32)
         store(d, 0, step)
         inverse = select(step != F(0), F(1) / step, F(0))
         for s in range(8):
             multiple = clamp(nearest_int(inverse * load(scales, LANES * s, LANES)), -32, 31)
             scale = step * convert(multiple, np.float32)
             store(steps, LANES * s, multiple + 32)
-            _round_to_levels(values, select(scale != F(0), F(1) / scale, F(0)), codes, 32 * LANES * s)
+            _round_to_levels(values, select(scale != F(0), F(1) / scale, F(0)), codes, 32 * s)
         for lane in range(LANES):
             o = 136 * min(first + lane, blocks - 1)
             store_half(out, o, d[lane])
@@ -143,34 +132,25 @@ def _quantize_iq4_xs(x, out, imatrix):
                     out[o + 8 + 16 * s + i] = codes[a] | codes[a + 16 * LANES] << 4
 
 
-@inline
-def _weigh(values, weights, mean, start):
-    """Importances to weights, in place: q * sqrt(mean + x**2)."""
-    for i in range(start, start + 32 * LANES, LANES):
-        v = load(values, i, LANES)
-        store(weights, i, load(weights, i, LANES) * square_root(mean + v * v))
-
-
 @kernel
-def _search_scale(values, weights, weighted, start):
-    """The scale of each lane's 32 values from `start`: the best in weighted least squares of 16 candidates."""
+def _search_scale(values, weights, offset):
+    """The scale of each lane's 32 values from `offset`: the best of 16 in weighted least squares."""
+    start, end = offset * LANES, (offset + 32) * LANES
     largest, signed = zeros(), zeros()
-    for i in range(start, start + 32 * LANES, LANES):
-        v = load(values, i, LANES)
+    for a in range(start, end, LANES):
+        v = load(values, a, LANES)
         larger = absolute(v) > largest
         largest = select(larger, absolute(v), largest)
         signed = select(larger, v, signed)
-        if not weighted:
-            store(weights, i, v * v)
     scale, best = zeros(), zeros()
     for attempt in range(-8, 8):
         # the first attempt lets the largest value be the lowest level, the others nearly so
-        inverse = F(1) / (signed * F(-1) / F(-127)) if attempt == -8 else F(attempt - 127) / signed
+        inverse = F(1) / (negate(signed) / F(-127)) if attempt == -8 else F(attempt - 127) / signed
         sum_qx, sum_qq = zeros(), zeros()
-        for i in range(start, start + 32 * LANES, LANES):
-            v = load(values, i, LANES)
+        for a in range(start, end, LANES):
+            v = load(values, a, LANES)
             q = _level(inverse * v)
-            wq = load(weights, i, LANES) * q
+            wq = load(weights, a - start, LANES) * q
             sum_qx = sum_qx + wq * v
             sum_qq = sum_qq + wq * q
         positive = sum_qq > F(0)
@@ -185,9 +165,9 @@ def _search_scale(values, weights, weighted, start):
 
 
 @inline
-def _round_to_levels(values, inverse, codes, start):
-    for i in range(start, start + 32 * LANES, LANES):
-        store(codes, i, _code(inverse * load(values, i, LANES)))
+def _round_to_levels(values, inverse, codes, offset):
+    for a in range(offset * LANES, (offset + 32) * LANES, LANES):
+        store(codes, a, _code(inverse * load(values, a, LANES)))
 
 
 @inline
@@ -209,6 +189,6 @@ def _code(x):
 
 
 CODECS = {
-    TensorType.IQ4_NL: Codec(TensorType.IQ4_NL, dequantize_iq4_nl, quantize_iq4_nl, quantize_iq4_nl_weighted),
-    TensorType.IQ4_XS: Codec(TensorType.IQ4_XS, dequantize_iq4_xs, quantize_iq4_xs, quantize_iq4_xs_weighted),
+    TensorType.IQ4_NL: codec(TensorType.IQ4_NL, _dequantize_iq4_nl, _quantize_iq4_nl),
+    TensorType.IQ4_XS: codec(TensorType.IQ4_XS, _dequantize_iq4_xs, _quantize_iq4_xs),
 }
