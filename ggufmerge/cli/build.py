@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,24 +70,30 @@ def build(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     json: _Json = False,
 ) -> None:
-    from ggufmerge.cli.terminal import print_json, show_build, show_plan, show_warnings
+    from ggufmerge.cli.terminal import print_json, show_build, show_warnings
     from ggufmerge.engine import make_plan
     from ggufmerge.engine.checks import check_output
+    from ggufmerge.engine.stages import built_stages, plan_stages
     from ggufmerge.recipe import load_recipe
 
-    if output is None and not dry_run:
-        raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
-    plan, opened = make_plan(load_recipe(recipe), out_type=out_type, imatrix=imatrix or ())
-    if output is not None:
-        check_output(output, opened.sources, plan.nbytes, overwrite=overwrite)
-    if dry_run or output is None:
-        print_json(plan.to_json()) if json else show_plan(plan)
+    if dry_run:
+        _show_plans(recipe, out_type, imatrix, every=False, json=json)
         return
+    if output is None:
+        raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
     from ggufmerge.cli.progress import run_with_progress
 
-    show_warnings(plan.warnings)
-    options = {"chunk": chunk} if chunk else {}
-    report = run_with_progress(plan, opened, output, overwrite=overwrite, threads=threads, **options)
+    loaded = load_recipe(recipe)
+    if loaded.stages:
+        plans = plan_stages(loaded, out_type=out_type, imatrix=imatrix or ())
+        check_output(output, [], sum(p.nbytes for p in plans), overwrite=overwrite)
+    options: dict[str, Any] = {"threads": threads} | ({"chunk": chunk} if chunk else {})
+    runner: Any = partial(run_with_progress, **options)
+    with built_stages(loaded, output, runner) as final:
+        plan, opened = make_plan(final, out_type=out_type, imatrix=imatrix or ())
+        check_output(output, opened.sources, plan.nbytes, overwrite=overwrite)
+        show_warnings(plan.warnings)
+        report = runner(plan, opened, output, overwrite=overwrite)
     if json:
         print_json(_report(report))
     else:
@@ -96,12 +103,24 @@ def build(
 def plan(
     recipe: _Recipe, out_type: _Type = None, imatrix: _Imatrix = None, all_tensors: _All = False, json: _Json = False
 ) -> None:
+    _show_plans(recipe, out_type, imatrix, every=all_tensors, json=json)
+
+
+def _show_plans(recipe: Path, out_type: str | None, imatrix: list[Path] | None, *, every: bool, json: bool) -> None:
+    """The plan of a recipe, behind those of its stages; as JSON a list if there are stages."""
     from ggufmerge.cli.terminal import print_json, show_plan
-    from ggufmerge.engine import make_plan
+    from ggufmerge.engine.stages import plan_stages
     from ggufmerge.recipe import load_recipe
 
-    planned, _ = make_plan(load_recipe(recipe), out_type=out_type, imatrix=imatrix or ())
-    print_json(planned.to_json()) if json else show_plan(planned, every=all_tensors)
+    plans = plan_stages(load_recipe(recipe), out_type=out_type, imatrix=imatrix or ())
+    if json:
+        facts = [plan.to_json() for plan in plans]
+        print_json(facts if len(facts) > 1 else facts[0])
+        return
+    for number, plan in enumerate(plans):
+        if len(plans) > 1:
+            typer.echo(f"{'' if number == 0 else chr(10)}{number + 1} of {len(plans)}: {plan.metadata['general.name']}")
+        show_plan(plan, every=every)
 
 
 def _report(report: Any) -> dict[str, Any]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
+from ggufmerge.engine.checks import check_output
 from ggufmerge.engine.planner import make_plan
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.run import DEFAULT_CHUNK, BuildReport, run
+from ggufmerge.engine.stages import built_stages, plan_stages
 from ggufmerge.recipe import Recipe, load_recipe
 
 
@@ -31,5 +35,13 @@ def build(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
-    plan, opened = make_plan(recipe, out_type=out_type, imatrix=imatrix)
-    return run(plan, opened, output, overwrite=overwrite, threads=threads, chunk=chunk, progress=progress)
+    output = Path(output)
+    if recipe.stages:
+        check_output(output, [], sum(p.nbytes for p in plan_stages(recipe, out_type=out_type)), overwrite=overwrite)
+    runner = partial(run, threads=threads, chunk=chunk, progress=progress)
+    with built_stages(recipe, output, runner) as final:
+        plan, opened = make_plan(final, out_type=out_type, imatrix=imatrix)
+        try:
+            return runner(plan, opened, output, overwrite=overwrite)
+        finally:
+            opened.close()

@@ -34,6 +34,17 @@ class Opened:
     imatrix: Imatrix | None = None
     alignment: Alignment | None = None
 
+    def fingerprints(self) -> list[str]:
+        """What tells these weights from others: of each source, then of the importance matrix."""
+        return [source.fingerprint() for source in self.sources] + (
+            [self.imatrix.fingerprint()] if self.imatrix else []
+        )
+
+    def close(self) -> None:
+        """Close the files of the sources."""
+        for source in self.sources:
+            source.close()
+
     def inputs(self, tensor: PlannedTensor) -> list[SourceTensor | AlignedTensor]:
         """A reader of each input of a tensor."""
         return vocabulary.open_inputs(self.alignment, self.sources, tensor.name, tensor.inputs)

@@ -44,8 +44,10 @@ def lay_out(recipe: Recipe) -> LaidOut:
     RecipeError, PlanError and FormatError say which models do not fit together or do not fit the recipe.
     """
     methods = [find_method(name) for name in recipe.methods]
-    references = _references(recipe)
-    sources = [open_source(reference, recipe.folder) for reference in references]
+    references = recipe.references()
+    sources = [open_source(recipe.locate(reference), recipe.folder) for reference in references]
+    for source, reference in zip(sources, references, strict=True):
+        source.label = str(reference)  # a stage is called by its name, not by the file it was built into
     checks.check_architectures(sources)
     alignment = vocabulary.alignment_of(recipe, references, sources)
     layout = slices(recipe, methods, references, sources)
@@ -207,19 +209,6 @@ def stack_order(method: Method, piece: Slice, recipe: Recipe) -> list[int]:
     if uses_base(method, piece):
         return [piece.base or 0, *(i for i in order if i != piece.base)]
     return [i for i in order if piece.parts[i].listed or len(recipe.methods) == 1]
-
-
-def _references(recipe: Recipe) -> list[ModelReference]:
-    """Every model of the recipe once: the base first, then in the order of mention."""
-    found: dict[ModelReference, None] = {}
-    if recipe.base_model is not None:
-        found[recipe.base_model] = None
-    for entries, base, _ in recipe.output_slices():
-        found.update((entry.model, None) for entry in entries)
-        if base is not None:
-            found.setdefault(base, None)
-    found.update((graft.model, None) for graft in recipe.graft)
-    return list(found)
 
 
 def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int) -> None:

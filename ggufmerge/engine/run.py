@@ -106,17 +106,14 @@ def run(
     output = Path(output)
     sources = opened.sources
     check_output(output, sources, plan.nbytes, overwrite=overwrite)
-    fingerprints = [source.fingerprint() for source in sources]
-    if opened.imatrix:
-        fingerprints.append(opened.imatrix.fingerprint())
     editor = vocabulary.apply(opened.alignment, MetadataEditor(sources[0].file.metadata))
     editor = header.apply(plan.metadata, editor)
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
     with (
-        Journal(output, _identity(plan, fingerprints, chunk)) as journal,
+        Journal(output, f"{identity(plan, opened)}/{chunk}") as journal,
         GGUFWriter(output, editor, infos, overwrite=overwrite, resume=bool(journal.done)) as writer,
     ):
-        build = _Build(plan, opened, fingerprints, writer, journal, progress or Progress(), chunk, measure)
+        build = _Build(plan, opened, writer, journal, progress or Progress(), chunk, measure)
         try:
             build.execute(threads or os.cpu_count() or 1)
         except KeyboardInterrupt:
@@ -142,9 +139,9 @@ def run(
     )
 
 
-def _identity(plan: Plan, fingerprints: Sequence[str], chunk: int) -> str:
-    """What two runs must have in common for one to continue the other; where the files lie plays no part."""
-    text = json.dumps([replace(plan, folder="").to_json(), list(fingerprints), chunk], sort_keys=True)
+def identity(plan: Plan, opened: Opened) -> str:
+    """A hash of all that the bytes of the result depend on; where the files lie plays no part."""
+    text = json.dumps([replace(plan, folder="").to_json(), opened.fingerprints()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -155,14 +152,13 @@ class _Build:
         self,
         plan: Plan,
         opened: Opened,
-        fingerprints: Sequence[str],
         writer: GGUFWriter,
         journal: Journal,
         progress: Progress,
         chunk: int,
         measure: bool,
     ) -> None:
-        self.plan, self.opened, self.fingerprints = plan, opened, fingerprints
+        self.plan, self.opened, self.fingerprints = plan, opened, opened.fingerprints()
         self.sources, self.imatrix = opened.sources, opened.imatrix
         self.writer, self.journal, self.progress = writer, journal, progress
         self.chunk, self.measure = chunk, measure

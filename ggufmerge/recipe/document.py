@@ -47,20 +47,23 @@ class Document:
         return next(self.marks[location[:end]] for end in range(len(location), -1, -1) if location[:end] in self.marks)
 
 
-def parse(text: str, name: str = "recipe") -> Document:
-    """The single YAML document in `text`; RecipeError names line and column of what a recipe may not hold."""
+def parse(text: str, name: str = "recipe") -> list[Document]:
+    """The YAML documents in `text`; RecipeError names line and column of what a recipe may not hold."""
     try:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise RecipeError(f"{name}:{line}: not a text: it holds the character U+{error.character:04X}") from None
     try:
-        node = loader.get_single_node()
-        if node is None:
+        documents = []
+        while loader.check_node() and (node := loader.get_node()) is not None:
+            reader = _Reader(loader, Document(None, {}, name))
+            reader.document.data = reader.read(node, (), ())
+            if reader.document.data is not None:  # nothing but "---"
+                documents.append(reader.document)
+        if not documents:
             raise RecipeError(f"{name}: the recipe is empty; it needs at least merge_method and models")
-        reader = _Reader(loader, Document(None, {}, name))
-        reader.document.data = reader.read(node, (), ())
-        return reader.document
+        return documents
     except yaml.MarkedYAMLError as error:
         raise RecipeError(_not_yaml(error, name)) from None
     except RecursionError:
@@ -83,8 +86,6 @@ def _not_yaml(error: yaml.MarkedYAMLError, name: str) -> str:
     what = " ".join(", ".join(filter(None, (error.context, error.problem))).split())
     if "'\\t'" in what:
         what += "; indent with spaces"
-    elif "single document" in what:
-        what = 'a second document begins with "---"; a recipe is one document'
     return f"{place}: not valid YAML: {what}"
 
 

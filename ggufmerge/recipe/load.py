@@ -45,7 +45,7 @@ _KEYS: dict[str, type[pydantic.BaseModel]] = {
     "tokenizer": Tokenizer,
 }
 _MOVED = {
-    "modules": "GGUF files hold one module; write its models or slices at the top level",
+    "modules": "a GGUF file holds one module; keep the one of the language model",
     "random_seed": 'write "seed" at the top level',
     "tokens": "it stands under tokenizer:",
     "pad_to_multiple_of": "it stands under tokenizer:",
@@ -55,6 +55,7 @@ _MOVED = {
 def load_recipe(source: str | os.PathLike[str]) -> Recipe:
     """A checked recipe from a path, or from YAML text (a str with a line break).
 
+    Of several documents, the one that no other document names as a model is the recipe, the others are its `stages`.
     Relative model paths start from the recipe file's folder (for text: the working folder). RecipeError lists all that
     is wrong, one line each, as `file:line:column: what is wrong and what to do`.
     """
@@ -86,19 +87,97 @@ def _text(path: Path) -> str:
 
 
 def _build(text: str, name: str, folder: str) -> Recipe:
-    document = parse(text, name)
-    if not isinstance(document.data, dict):
-        raise RecipeError(f"{document.where(())}: a recipe is a mapping with the keys merge_method, models, ...")
-    report = _Report(document)
-    recipe = _validated(_without_inert(document.data, (), report), report)
-    if recipe is not None:
-        _check(recipe, report)
-    if recipe is None or report.problems:
-        raise RecipeError("\n".join(line for _, line in sorted(report.problems.values())))
-    recipe._source = (text, name, folder)
-    recipe._warnings = tuple(line for _, line in sorted(report.warnings))
-    recipe._document = document
-    return recipe
+    recipes, problems = [], []
+    for document in parse(text, name):
+        report = _Report(document)
+        recipe = None
+        if isinstance(document.data, dict):
+            unwrapped = _without_module(document.data, report)
+            recipe = _validated(_without_inert(unwrapped, (), report), report)
+        else:
+            report.problem((), "a recipe is a mapping with the keys merge_method, models, ...")
+        if recipe is not None:
+            _check(recipe, report)
+            recipe._source = (text, name, folder)
+            recipe._warnings = tuple(line for _, line in sorted(report.warnings))
+            recipe._document = document
+            recipes.append(recipe)
+        problems += [line for _, line in sorted(report.problems.values())]
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return recipes[0] if len(recipes) == 1 else _with_stages(recipes)
+
+
+def _with_stages(recipes: list[Recipe]) -> Recipe:
+    """The final one of several recipes, with the others as its stages, each behind those that it is made from."""
+    final, problems = recipes[-1], []
+    unnamed = [r for r in recipes if r.name is None]
+    if unnamed:
+        final = unnamed[0]
+        problems += [
+            f"{r.where(())}: a second document without a name; only the final one has none" for r in unnamed[1:]
+        ]
+    named: dict[str, Recipe] = {}
+    for recipe in recipes:
+        if recipe is not final and recipe.name is not None:
+            if recipe.name in named:
+                problems.append(f"{recipe.where(('name',))}: a second document of the name {shown(recipe.name)}")
+            named[recipe.name] = recipe
+    order: list[Recipe] = []
+    _visit(final, named, order, (), problems)
+    problems += [
+        f"{recipe.where(('name',))}: no other document uses {shown(name)} as a model; remove it"
+        for name, recipe in named.items()
+        if recipe not in order and not problems
+    ]
+    if problems:
+        raise RecipeError("\n".join(problems))
+    final._stages = tuple(order[:-1])
+    return final
+
+
+def _visit(
+    recipe: Recipe, named: dict[str, Recipe], order: list[Recipe], above: tuple[Recipe, ...], problems: list[str]
+) -> None:
+    """Append a recipe to `order` behind all that it is made from."""
+    if any(recipe is r for r in above):
+        problems.append(f"{recipe.where(('name',))}: {shown(recipe.name)} is made from itself")
+    elif not any(recipe is r for r in order):
+        for reference in recipe.references():
+            if reference.path in named:
+                _visit(named[reference.path], named, order, (*above, recipe), problems)
+        order.append(recipe)
+
+
+def _without_module(data: dict[str, Any], report: _Report) -> dict[str, Any]:
+    """The recipe with what its only module says at the top level; a GGUF file holds one module, the language model.
+
+    The module's parameters come before those of the recipe, whose value holds where no filter of the module matches.
+    """
+    modules = data.get("modules")
+    if not isinstance(modules, dict) or len(modules) != 1:
+        return data
+    [(name, module)] = modules.items()
+    if not isinstance(module, dict):
+        return data
+    marks = report.document.marks
+    for at in [at for at in marks if at[:2] == ("modules", name) and len(at) > 2]:
+        marks[at[2:]] = marks[at]
+    merged = {key: value for key, value in data.items() if key != "modules"} | module
+    outer, inner = data.get("parameters"), module.get("parameters")
+    if isinstance(outer, dict) and isinstance(inner, dict):
+        both = {key: _rules(inner[key]) + _rules(outer[key]) for key in inner if key in outer}
+        merged["parameters"] = outer | inner | both
+    return merged
+
+
+def _rules(setting: Any) -> list[Any]:
+    """A setting as a list of conditional values."""
+    if isinstance(setting, dict):
+        return [setting]
+    if isinstance(setting, list) and setting and all(isinstance(v, dict) for v in setting):
+        return setting
+    return [{"value": setting}]
 
 
 class _Report:

@@ -6,7 +6,8 @@ The models here accept exactly what a recipe may say; `load.py` turns their comp
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PrivateAttr
@@ -211,6 +212,8 @@ class Recipe(_Node):
     _source: tuple[str, str, str] = PrivateAttr(default=("", "recipe", "."))  # text, name, folder
     _warnings: tuple[str, ...] = PrivateAttr(default=())
     _document: Document | None = PrivateAttr(default=None)
+    _stages: tuple[Recipe, ...] = PrivateAttr(default=())
+    _files: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -231,6 +234,33 @@ class Recipe(_Node):
     def warnings(self) -> tuple[str, ...]:
         """What was read but has no effect, one line each."""
         return self._warnings
+
+    @property
+    def stages(self) -> tuple[Recipe, ...]:
+        """The other documents of the recipe's file, each behind those that it is made from; all have names."""
+        return self._stages
+
+    def with_files(self, files: Mapping[str, str]) -> Recipe:
+        """The same recipe, with GGUF files in the place of the stages of these names."""
+        copy = self.model_copy()
+        copy._files = dict(files)
+        return copy
+
+    def locate(self, reference: ModelReference) -> ModelReference:
+        """A reference with the file of the stage that it names; any other stays as it is."""
+        return replace(reference, path=self._files.get(reference.path, reference.path))
+
+    def references(self) -> list[ModelReference]:
+        """Every model of the recipe once: the base first, then in the order of mention."""
+        found: dict[ModelReference, None] = {}
+        if self.base_model is not None:
+            found[self.base_model] = None
+        for entries, base, _ in self.output_slices():
+            found.update((entry.model, None) for entry in entries)
+            if base is not None:
+                found.setdefault(base, None)
+        found.update((graft.model, None) for graft in self.graft)
+        return list(found)
 
     @property
     def methods(self) -> tuple[str, ...]:

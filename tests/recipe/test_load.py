@@ -199,7 +199,7 @@ def test_values_get_the_type_of_their_parameter():
         (LINEAR + "base_modle: x\n", 'recipe:3:1: unknown key "base_modle": did you mean "base_model"?'),
         (LINEAR + "weight: 2\n", 'unknown key "weight": a parameter of the method stands under parameters:'),
         (LINEAR + "random_seed: 2\n", 'write "seed" at the top level'),
-        (LINEAR + "modules: {}\n", "GGUF files hold one module"),
+        (LINEAR + "modules: {}\n", "a GGUF file holds one module"),
         (LINEAR + "tokens: {}\n", 'unknown key "tokens": it stands under tokenizer:'),
         (LINEAR + "tokenizer: {tokens: {a: {sorce: b}}}\n", 'unknown key "sorce": did you mean "source"?'),
         (LINEAR + "tokenizer: {tokens: {a: {source: {kind: one}}}}\n", 'is zero or model_token, not "one"'),

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import gguf
 import pytest
-from gguf.tensor_mapping import get_tensor_name_map
+from gguf.tensor_mapping import TensorNameMap
 
 from ggufmerge.recipe.names import known_words, layer_of, spellings, with_layer
 
-MAPS = {arch: get_tensor_name_map(arch, 4) for arch in gguf.MODEL_ARCH}
+
+def _map_of(arch: gguf.MODEL_ARCH) -> TensorNameMap:
+    """gguf-py's names of an architecture. Its constructor writes into a table of the class, which is put back here."""
+    shared = dict(TensorNameMap.block_mappings_cfg)
+    try:
+        return TensorNameMap(arch, 4)
+    finally:
+        TensorNameMap.block_mappings_cfg.clear()
+        TensorNameMap.block_mappings_cfg.update(shared)
+
+
+MAPS = {arch: _map_of(arch) for arch in gguf.MODEL_ARCH}
 HUGGING_FACE = sorted(name for word in known_words() for name in spellings(word)[1:] if word.endswith(".weight"))
 ARCH = gguf.MODEL_ARCH
 
