@@ -14,6 +14,7 @@ from ggufmerge.cli.inspect import inspect
 from ggufmerge.cli.quantize import HELP as QUANTIZE_HELP
 from ggufmerge.cli.quantize import quantize
 from ggufmerge.cli.recipe import SCHEMA_HELP, recipe_app, schema
+from ggufmerge.cli.split import JOIN_HELP, SPLIT_HELP, join, split
 
 app = typer.Typer(
     name="ggufmerge",
@@ -33,6 +34,8 @@ app.command(help=BUILD_HELP)(build)
 app.command(help=PLAN_HELP)(plan)
 app.command(help=QUANTIZE_HELP)(quantize)
 app.command(help=BAKE_HELP)(bake)
+app.command(help=SPLIT_HELP)(split)
+app.command(help=JOIN_HELP)(join)
 app.command(help=INSPECT_HELP)(inspect)
 app.add_typer(recipe_app, name="recipe")
 app.command(help=SCHEMA_HELP)(schema)

@@ -79,6 +79,14 @@ class SplitLimit:
             raise GgufmergeError(f"{len(shards)} shards are more than a GGUF file can count: raise the limit")
         return shards
 
+    def warnings(self, tensors: Iterable[TensorInfo]) -> list[str]:
+        """One line each for tensors that make their shard larger than the limit."""
+        return [
+            f"{tensor.name} has {tensor.nbytes / 1e6:.0f} MB, more than a shard should have: it gets one of its own"
+            for tensor in tensors
+            if self.max_bytes is not None and tensor.nbytes > self.max_bytes
+        ]
+
     def paths(self, output: str | os.PathLike[str], tensors: Iterable[TensorInfo]) -> list[Path]:
         """The files that these tensors are written to; `output` as in `split_prefix`."""
         return _paths(Path(output), len(self.cut(tensors)))

@@ -6,9 +6,10 @@ The results equal those of llama-gguf-split byte for byte, save `general.alignme
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -23,6 +24,15 @@ from ggufmerge.files.writer import GGUFWriter, same_file
 _PIECE = 1 << 24  # bytes that a thread copies at a time
 
 
+class CopyProgress(Protocol):
+    """Who is told how a copy goes on, in the order of these methods; `engine.Progress` and what shows it are such."""
+
+    def begin(self, total_bytes: int, tensors: int) -> None: ...
+    def advance(self, nbytes: int) -> None: ...
+    def tensor_done(self, name: str) -> None: ...
+    def end(self) -> None: ...
+
+
 def split_gguf(
     path: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -30,11 +40,11 @@ def split_gguf(
     *,
     overwrite: bool = False,
     threads: int | None = None,
-    advance: Callable[[int], None] = lambda nbytes: None,
+    progress: CopyProgress | None = None,
 ) -> list[Path]:
     """Write a model (a file, or the first of its shards) as shards whose names begin with `output`; gives their paths.
 
-    threads: None for all cores.  advance: is told how many bytes more are written.
+    threads: None for all cores.
     FormatError and PlanError as in `open_gguf` and `GGUFWriter`.
     """
     with open_gguf(path) as source:
@@ -42,7 +52,7 @@ def split_gguf(
         _check_outputs(source, limit.paths(output, infos))
         metadata = MetadataEditor(source.metadata)
         with ShardedWriter(output, metadata, infos, limit, overwrite=overwrite) as writer:
-            _copy(source, writer, threads, advance)
+            _copy(source, writer, threads, progress)
             writer.commit()
             return writer.paths
 
@@ -53,7 +63,7 @@ def join_gguf(
     *,
     overwrite: bool = False,
     threads: int | None = None,
-    advance: Callable[[int], None] = lambda nbytes: None,
+    progress: CopyProgress | None = None,
 ) -> Path:
     """Write the shards of a model, of which `path` is the first, as one file; the rest as in `split_gguf`."""
     output = Path(output)
@@ -64,7 +74,7 @@ def join_gguf(
         _check_outputs(source, [output])
         keys = SplitKeys(0, 0, len(infos))
         with GGUFWriter(output, MetadataEditor(source.metadata), infos, overwrite=overwrite, split=keys) as writer:
-            _copy(source, writer, threads, advance)
+            _copy(source, writer, threads, progress)
             writer.commit()
         return output
 
@@ -81,19 +91,29 @@ def _check_outputs(source: GGUFFile, outputs: list[Path]) -> None:
 
 
 def _copy(
-    source: GGUFFile, writer: GGUFWriter | ShardedWriter, threads: int | None, advance: Callable[[int], None]
+    source: GGUFFile, writer: GGUFWriter | ShardedWriter, threads: int | None, progress: CopyProgress | None
 ) -> None:
-    def copy(piece: tuple[Tensor, int, int]) -> int:
+    def copy(piece: tuple[Tensor, int, int]) -> None:
         tensor, start, stop = piece
         data = tensor.raw[start:stop]
         writer.write(tensor.name, start, data)
         if not np.array_equal(writer.read(tensor.name)[start:stop], data):
             raise GgufmergeError(f"{tensor.name}: reads back differently than it was written: check the disk")
-        return stop - start
 
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        for nbytes in pool.map(copy, _pieces(source)):
-            advance(nbytes)
+    pieces = list(_pieces(source))
+    if progress:
+        progress.begin(sum(tensor.nbytes for tensor in source.tensors.values()), len(source.tensors))
+    pool = ThreadPoolExecutor(threads or os.cpu_count() or 1)
+    try:
+        for (tensor, start, stop), _ in zip(pieces, pool.map(copy, pieces), strict=True):
+            if progress:
+                progress.advance(stop - start)
+                if stop == tensor.nbytes:
+                    progress.tensor_done(tensor.name)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error the rest need not be copied
+        if progress:
+            progress.end()
     writer.verify()
 
 

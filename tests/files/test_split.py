@@ -94,11 +94,34 @@ def test_a_tensor_above_the_limit_has_its_own_shard(model: pathlib.Path) -> None
     assert [[tensor.name[-1] for tensor in part] for part in parts] == [["0"], ["1", "2"], ["3"], ["4"], ["5"], ["6"]]
 
 
-def test_progress_counts_every_byte_of_data(model: pathlib.Path) -> None:
-    """The sum of what is told is the data of all tensors."""
-    told: list[int] = []
-    split_gguf(model, model.parent / "cut", SplitLimit(max_tensors=2), advance=told.append)
-    assert sum(told) == sum(map(len, data_of(model).values()))
+def test_progress_counts_every_byte_and_every_tensor(model: pathlib.Path) -> None:
+    """What is told adds up to what was announced."""
+    told = Told()
+    split_gguf(model, model.parent / "cut", SplitLimit(max_tensors=2), progress=told)
+    assert told.bytes == told.total == sum(map(len, data_of(model).values()))
+    assert told.names == list(data_of(model))
+    assert told.ended
+
+
+class Told:
+    """Adds up what it is told."""
+
+    def __init__(self) -> None:
+        self.total = self.bytes = 0
+        self.names: list[str] = []
+        self.ended = False
+
+    def begin(self, total_bytes: int, tensors: int) -> None:
+        self.total = total_bytes
+
+    def advance(self, nbytes: int) -> None:
+        self.bytes += nbytes
+
+    def tensor_done(self, name: str) -> None:
+        self.names.append(name)
+
+    def end(self) -> None:
+        self.ended = True
 
 
 def test_what_exists_is_kept(model: pathlib.Path) -> None:

@@ -1,0 +1,110 @@
+"""`ggufmerge split` and `ggufmerge join`: one GGUF file into shards, and shards into one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SPLIT_HELP = """Cut INPUT into shards OUTPUT-00001-of-0000N.gguf, as llama-gguf-split does.
+
+[bold]Examples[/bold]
+
+  ggufmerge split model.gguf model --split-max-size 4G
+
+  ggufmerge split model.gguf shards/model --split-max-tensors 64
+
+  ggufmerge split model-00001-of-00008.gguf larger --split-max-size 20G
+
+Tensors keep their bytes, which are read back and compared. Without a limit a shard holds 128 tensors.
+"""
+
+JOIN_HELP = """Write the shards of a model, of which FIRST is the first, as one file.
+
+[bold]Examples[/bold]
+
+  ggufmerge join model-00001-of-00003.gguf model.gguf
+
+This puts the pieces of one model together; to merge the weights of several models see `ggufmerge build`.
+"""
+
+MaxSize = Annotated[
+    str | None,
+    typer.Option("--split-max-size", metavar="N(M|G)", help="Largest size of a shard, in powers of 1000: 500M, 4G."),
+]
+MaxTensors = Annotated[
+    int | None, typer.Option("--split-max-tensors", min=1, metavar="N", help="Largest number of tensors of a shard.")
+]
+MetadataFirst = Annotated[
+    bool, typer.Option("--no-tensor-first-split", help="Leave the first shard to the metadata alone.")
+]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+_Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads to copy with.", show_default="all cores")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
+
+
+def split(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A GGUF file.", show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What names begin with.", show_default=False)],
+    max_size: MaxSize = None,
+    max_tensors: MaxTensors = None,
+    metadata_first: MetadataFirst = False,
+    overwrite: _Overwrite = False,
+    threads: _Threads = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the shards and stop.")] = False,
+    json: _Json = False,
+) -> None:
+    from ggufmerge.cli.terminal import print_json, show_table, show_warnings, size
+    from ggufmerge.files import open_gguf
+    from ggufmerge.files.sharded import DEFAULT_MAX_TENSORS, SplitLimit
+    from ggufmerge.files.split import split_gguf, tensor_infos
+
+    if max_size is None and max_tensors is None:
+        max_tensors = DEFAULT_MAX_TENSORS
+    limit = SplitLimit.parse(max_size, max_tensors, metadata_first)
+    assert limit is not None
+    with open_gguf(source) as opened:
+        infos = tensor_infos(opened)
+    parts, paths = limit.cut(infos), limit.paths(output, infos)
+    show_warnings(limit.warnings(infos))
+    if not dry_run:
+        from ggufmerge.cli.progress import ProgressDisplay
+        from ggufmerge.cli.terminal import console
+
+        progress = ProgressDisplay(console(stderr=True))
+        split_gguf(source, output, limit, overwrite=overwrite, threads=threads, progress=progress)
+    shards = [(str(path), len(part), sum(t.nbytes for t in part)) for path, part in zip(paths, parts, strict=True)]
+    if json:
+        facts = [dict(zip(("file", "tensors", "nbytes"), shard, strict=True)) for shard in shards]
+        print_json({"shards": facts, "written": not dry_run})
+        return
+    rows = [(file, str(tensors), size(nbytes)) for file, tensors, nbytes in shards]
+    show_table(("file", "tensors", "data"), rows, numbers=2)
+    if dry_run:
+        typer.echo("nothing was written")
+
+
+def join(
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="The first shard.", show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The GGUF file to write.", show_default=False)],
+    overwrite: _Overwrite = False,
+    threads: _Threads = None,
+    json: _Json = False,
+) -> None:
+    from ggufmerge.cli.progress import ProgressDisplay
+    from ggufmerge.cli.terminal import console, print_json, size
+    from ggufmerge.files import open_gguf
+    from ggufmerge.files.split import join_gguf
+
+    with open_gguf(first) as opened:
+        shards, tensors = [str(path) for path in opened.paths], len(opened.tensors)
+    progress = ProgressDisplay(console(stderr=True))
+    join_gguf(first, output, overwrite=overwrite, threads=threads, progress=progress)
+    nbytes = output.stat().st_size
+    if json:
+        print_json({"file": str(output), "tensors": tensors, "nbytes": nbytes, "shards": shards})
+    else:
+        typer.echo(f"{output}: {tensors} tensors of {len(shards)} shards, {size(nbytes)}")
