@@ -192,24 +192,14 @@ class Search(NamedTuple):
 
 @inline
 def search_arrays():
-    """Working memory of `search_blocks`. The first five hold its results: of each sub-block the scale, and whether it
-    is zero; of each group the code, signs; the last, values, is scratch like the rest.
+    """Working memory of `search_blocks`. Its results: of each sub-block the scale and whether it is zero, of each group
+    the code, of each 8 values the signs. Last, a tuple of scratch.
     """
-    scales, zero = np.empty(16 * LANES, F), np.empty(16 * LANES, I)
-    codes, signs = np.empty(64 * LANES, I), np.empty(32 * LANES, I)
-    values, weights, row_values, row_roots = (
-        np.empty(256 * LANES, F),
-        np.empty(32 * LANES, F),
-        np.empty(32 * LANES, F),
-        np.empty(32 * LANES, F),
-    )
-    candidate, moved, kept, guess = (
-        np.empty(8 * LANES, I),
-        np.empty(8 * LANES, I),
-        np.empty(8 * LANES, I),
-        np.empty(LANES, F),
-    )
-    return scales, zero, codes, signs, (values, weights, row_values, row_roots, candidate, moved, kept, guess)
+    values, weights = np.empty(256 * LANES, F), np.empty(32 * LANES, F)
+    row_values, row_roots = np.empty(32 * LANES, F), np.empty(32 * LANES, F)
+    candidate, moved, kept = np.empty(8 * LANES, I), np.empty(8 * LANES, I), np.empty(8 * LANES, I)
+    scratch = values, weights, row_values, row_roots, candidate, moved, kept, np.empty(LANES, F)
+    return np.empty(16 * LANES, F), np.empty(16 * LANES, I), np.empty(64 * LANES, I), np.empty(32 * LANES, I), scratch
 
 
 @inline

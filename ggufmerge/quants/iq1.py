@@ -160,7 +160,7 @@ def _block_arrays():
     values, weights, codes = np.empty(256 * LANES, F), np.empty(256 * LANES, F), np.empty(32 * LANES, I)
     keys, order = np.empty(32 * LANES, np.int64), np.empty(32 * LANES, I)
     sums, sides, guess = np.empty((4, 33 * LANES), F), np.empty((2, 32 * LANES), F), np.empty(LANES, F)
-    picks = np.empty((4, LANES), I)
+    picks = np.empty(LANES, I), np.empty(LANES, I), np.empty(LANES, I)
     return values, weights, codes, (keys, order, sums, sides, guess, picks)
 
 
@@ -194,6 +194,7 @@ def _search_split(arrays, offset, size, empty, span, neighbours):
     values, weights, codes, (keys, order, sums, sides, guess, picks) = arrays
     own_values, own_weights = values[offset * LANES :], weights[offset * LANES :]
     own_codes = codes[offset // 8 * LANES :]
+    rows, row_weights = sides
     _sort(own_values, size, keys, order)
     if size == 32:
         scale, choice = _best_split_of_32(own_values, own_weights, order, sums)
@@ -205,50 +206,63 @@ def _search_split(arrays, offset, size, empty, span, neighbours):
     down = choice & I(3)
     down = select(turned, down ^ I(1 if size == 32 else 3), down)
     down = select(empty, I(0), down)
+    _write_codes(own_codes, order, size, choice, turned, picks)
+    for lane in range(LANES):
+        for i in range(size):
+            rows[lane * size + i] = own_values[i * LANES + lane]
+            row_weights[lane * size + i] = own_weights[i * LANES + lane]
     store(guess, 0, scale)
-    store(picks[0], 0, choice >> I(2) & I(63))
-    store(picks[1], 0, choice >> I(8) & I(63))
-    store(picks[2], 0, select(turned, splat(I(1), LANES), I(0)))
-    store(picks[3], 0, down)
-    groups = size // 8
-    rows, row_weights = sides
-    for g in range(groups):
-        store(own_codes, g * LANES, splat(I(0), LANES))
-    for lane in range(LANES):
-        for j in range(size):
-            i = order[j * LANES + lane]
-            level = I(j >= picks[0, lane]) + I(j >= picks[1, lane])
-            level = 2 - level if picks[2, lane] else level
-            own_codes[i // 8 * LANES + lane] |= level << 2 * (i % 8)
-            rows[lane * size + j] = own_values[j * LANES + lane]
-            row_weights[lane * size + j] = own_weights[j * LANES + lane]
-    for lane in range(LANES):
-        picks[2, lane] = 0
-        for g in range(groups):
-            here = span[own_codes[g * LANES + lane]]
-            if here != 0:
-                picks[2, lane] = 1
-                first_of_two = size == 16 and g == 0
-                lower = picks[3, lane] & (2 if first_of_two else 1)
-                base = F(-1) - SHIFT if lower else F(-1) + SHIFT
-                own_codes[g * LANES + lane] = best_neighbour(
-                    here, 8, 2, F(1), base, rows, row_weights, lane * size + 8 * g, guess[lane], neighbours
-                )
+    moved = _move_to_grid(own_codes, size, rows, row_weights, guess, down, span, neighbours, picks)
     sum_qx, sum_qq = zeros(), zeros()
-    for g in range(groups):
+    for g in range(size // 8):
         code = load(own_codes, g * LANES, LANES)
         base = _base(down, size == 16 and g == 0)
         for i in range(8):
             a = (8 * g + i) * LANES
-            q = convert((code >> I(2 * i)) & I(3), np.float32) + base
+            q = convert((code >> I(2 * i)) & I(3), F) + base
             wq = load(own_weights, a, LANES) * q
             sum_qx = sum_qx + wq * load(own_values, a, LANES)
             sum_qq = sum_qq + wq * q
-    refit = (load(picks[2], 0, LANES) != I(0)) & (sum_qx > F(0)) & (sum_qq > F(0))
-    scale = select(refit, sum_qx / sum_qq, scale)
-    for g in range(groups):
-        store(own_codes, g * LANES, select(empty, I(0), load(own_codes, g * LANES, LANES)))
-    return select(empty, F(0), scale), down
+        store(own_codes, g * LANES, select(empty, I(0), code))
+    refit = moved & (sum_qx > F(0)) & (sum_qq > F(0))
+    return select(empty, F(0), select(refit, sum_qx / sum_qq, scale)), down
+
+
+@inline
+def _write_codes(codes, order, size, choice, turned, picks):
+    """Codes of the groups of a sub-block that `choice` splits; with `turned` high and low change places."""
+    low, middle, swap = picks
+    store(low, 0, choice >> I(2) & I(63))
+    store(middle, 0, choice >> I(8) & I(63))
+    store(swap, 0, select(turned, splat(I(1), LANES), I(0)))
+    for g in range(size // 8):
+        store(codes, g * LANES, splat(I(0), LANES))
+    for lane in range(LANES):
+        for j in range(size):
+            i = order[j * LANES + lane]
+            level = I(j >= low[lane]) + I(j >= middle[lane])
+            level = 2 - level if swap[lane] else level
+            codes[i // 8 * LANES + lane] |= level << 2 * (i % 8)
+
+
+@inline
+def _move_to_grid(codes, size, rows, row_weights, guess, down, span, neighbours, picks):
+    """Replace codes that are no grid points by their best neighbour; returns the mask of lanes that have such."""
+    downward, moved, _ = picks
+    store(downward, 0, down)
+    for lane in range(LANES):
+        moved[lane] = 0
+        for g in range(size // 8):
+            here = span[codes[g * LANES + lane]]
+            if here != 0:
+                moved[lane] = 1
+                first_of_two = size == 16 and g == 0
+                lower = downward[lane] & (2 if first_of_two else 1)
+                base = F(-1) - SHIFT if lower else F(-1) + SHIFT
+                codes[g * LANES + lane] = best_neighbour(
+                    here, 8, 2, F(1), base, rows, row_weights, lane * size + 8 * g, guess[lane], neighbours
+                )
+    return load(moved, 0, LANES) != I(0)
 
 
 @inline
@@ -377,13 +391,13 @@ def _fit_block(arrays, down, steps, d):
     values, weights, codes, _ = arrays
     sum_qx, sum_qq = zeros(), zeros()
     for s in range(16):
-        multiple = convert(load(steps, s * LANES, LANES), np.float32) * F(2) + F(1)
+        multiple = convert(load(steps, s * LANES, LANES), F) * F(2) + F(1)
         for g in range(2):
             code = load(codes, (2 * s + g) * LANES, LANES)
             base = _base(load(down, s * LANES, LANES), g == 0)
             for i in range(8):
                 a = (16 * s + 8 * g + i) * LANES
-                q = (convert((code >> I(2 * i)) & I(3), np.float32) + base) * multiple
+                q = (convert((code >> I(2 * i)) & I(3), F) + base) * multiple
                 wq = load(weights, a, LANES) * q
                 sum_qx = sum_qx + wq * load(values, a, LANES)
                 sum_qq = sum_qq + wq * q
