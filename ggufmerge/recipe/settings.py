@@ -114,4 +114,5 @@ def at(value: Scalar | Sequence[Scalar], position: float) -> Scalar:
     if i == x or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
         return left
     right = value[i + 1]
-    return float(left) + (float(right) - float(left)) * (x - i)
+    # in mergekit's order of operations: where density times size is a whole number, the last bit decides an element
+    return left if left == right else (1 - (x - i)) * float(left) + (x - i) * float(right)
