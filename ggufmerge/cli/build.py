@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
+
 BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
 
 [bold]Examples[/bold]
@@ -15,6 +17,8 @@ BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
   ggufmerge build recipe.yaml -o merged.gguf
 
   ggufmerge build recipe.yaml -o merged.gguf --type Q8_0 --overwrite
+
+  ggufmerge build recipe.yaml -o merged.gguf --split-max-size 4G
 
   ggufmerge build recipe.yaml --dry-run
 
@@ -67,15 +71,20 @@ def build(
             help="Values of a tensor that a thread works on at a time; memory grows with it.",
         ),
     ] = None,
+    max_size: MaxSize = None,
+    max_tensors: MaxTensors = None,
+    metadata_first: MetadataFirst = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     json: _Json = False,
 ) -> None:
     from ggufmerge.cli.terminal import print_json, show_build, show_warnings
     from ggufmerge.engine import make_plan
-    from ggufmerge.engine.checks import check_output
+    from ggufmerge.engine.checks import check_output, output_files
     from ggufmerge.engine.stages import built_stages, plan_stages
+    from ggufmerge.files.sharded import SplitLimit
     from ggufmerge.recipe import load_recipe
 
+    split = SplitLimit.parse(max_size, max_tensors, metadata_first)
     if dry_run:
         _show_plans(recipe, out_type, imatrix, every=False, json=json)
         return
@@ -86,14 +95,14 @@ def build(
     loaded = load_recipe(recipe)
     if loaded.stages:
         plans = plan_stages(loaded, out_type=out_type, imatrix=imatrix or ())
-        check_output(output, [], sum(p.nbytes for p in plans), overwrite=overwrite)
+        check_output(output_files(plans[-1], output, split), [], sum(p.nbytes for p in plans), overwrite=overwrite)
     options: dict[str, Any] = {"threads": threads} | ({"chunk": chunk} if chunk else {})
     runner: Any = partial(run_with_progress, **options)
     with built_stages(loaded, output, runner) as final:
         plan, opened = make_plan(final, out_type=out_type, imatrix=imatrix or ())
-        check_output(output, opened.sources, plan.nbytes, overwrite=overwrite)
-        show_warnings(plan.warnings)
-        report = runner(plan, opened, output, overwrite=overwrite)
+        check_output(output_files(plan, output, split), opened.sources, plan.nbytes, overwrite=overwrite)
+        show_warnings([*plan.warnings, *(split.warnings(plan.tensors) if split else ())])
+        report = runner(plan, opened, output, overwrite=overwrite, split=split)
     if json:
         print_json(_report(report))
     else:
@@ -126,4 +135,4 @@ def _show_plans(recipe: Path, out_type: str | None, imatrix: list[Path] | None, 
 def _report(report: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return {**asdict(report), "output": str(report.output)}
+    return {**asdict(report), "output": str(report.output), "files": [str(path) for path in report.files]}

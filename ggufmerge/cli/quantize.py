@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
+
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
 
@@ -62,15 +64,20 @@ def quantize(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
     ] = None,
+    max_size: MaxSize = None,
+    max_tensors: MaxTensors = None,
+    metadata_first: MetadataFirst = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show types and sizes and stop.")] = False,
     every: Annotated[bool, typer.Option("--all", help="List every tensor, not one line per kind.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
 ) -> None:
     from ggufmerge.cli.terminal import print_json, show_warnings
-    from ggufmerge.engine.checks import check_output
+    from ggufmerge.engine.checks import check_output, output_files
     from ggufmerge.engine.quantize import plan_quantize
+    from ggufmerge.files.sharded import SplitLimit
     from ggufmerge.quants.mixture import parse_tensor_type
 
+    split = SplitLimit.parse(max_size, max_tensors, metadata_first)
     plan, opened = plan_quantize(
         source,
         ftype,
@@ -85,12 +92,14 @@ def quantize(
         leave_output_tensor=leave_output_tensor,
     )
     report = None
-    show_warnings(plan.warnings)
+    show_warnings([*plan.warnings, *(split.warnings(plan.tensors) if split else ())])
     if not dry_run:
         from ggufmerge.cli.progress import run_with_progress
 
-        check_output(output, opened.sources, plan.nbytes, overwrite=overwrite)
-        report = run_with_progress(plan, opened, output, overwrite=overwrite, threads=threads, measure=True)
+        check_output(output_files(plan, output, split), opened.sources, plan.nbytes, overwrite=overwrite)
+        report = run_with_progress(
+            plan, opened, output, overwrite=overwrite, threads=threads, measure=True, split=split
+        )
     if json:
         print_json(_facts(plan, report))
     else:
@@ -101,6 +110,7 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
     was = {t.name: t for t in plan.tensors}
     return {
         "file_type": str(plan.file_type),
+        "files": [str(path) for path in report.files] if report else [],
         "nbytes": report.nbytes if report else plan.nbytes,
         "bits_per_weight": 8 * plan.nbytes / max(plan.parameters, 1),
         "seconds": report.seconds if report else None,

@@ -173,7 +173,8 @@ def show_build(report: BuildReport, plan: Plan) -> None:
     """What a build did, in a few lines."""
     made = [("merged", report.merged), ("converted", report.converted), ("copied byte for byte", report.copied)]
     what = ", ".join(f"{n} {verb}" for verb, n in made if n)
-    typer.echo(f"{report.output}: {plan.file_type}, {count(plan.parameters)} parameters, {size(report.nbytes)}")
+    shards = f" in {len(report.files)} shards" if len(report.files) > 1 else ""
+    typer.echo(f"{report.output}: {plan.file_type}, {count(plan.parameters)} parameters, {size(report.nbytes)}{shards}")
     rate = sum(s.nbytes for s in plan.sources) / max(report.seconds, 1e-9) / 1e6
     typer.echo(f"{len(plan.tensors)} tensors: {what}; {report.seconds:.1f} s, {rate:.0f} MB/s of sources")
     if report.resumed:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ggufmerge.engine.plan import Plan
 from ggufmerge.errors import PlanError
+from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.writer import check_target, partial_path, same_file
 from ggufmerge.sources import Source
 
@@ -65,18 +67,26 @@ def differing_hyperparameters(sources: Sequence[Source], donor: Source) -> list[
     return warnings
 
 
-def check_output(output: Path, sources: Sequence[Source], nbytes: int, *, overwrite: bool) -> None:
-    """PlanError when the output must not or cannot be written: an input, existing, no folder, no space."""
-    for source in sources:
-        for path in source.files():
-            if same_file(output, path):
-                raise PlanError(f"{output}: the output is also an input; choose another name")
-    check_target(output, overwrite=overwrite)
-    folder = output.parent
+def output_files(plan: Plan, output: Path, split: SplitLimit | None) -> list[Path]:
+    """The files that a plan is written to: `output`, or its shards."""
+    return [output] if split is None else split.paths(output, plan.tensors)
+
+
+def check_output(output: Path | Sequence[Path], sources: Sequence[Source], nbytes: int, *, overwrite: bool) -> None:
+    """PlanError when the output (a file, or all shards) must not or cannot be written: an input, existing, no folder,
+    no space.
+    """
+    outputs = [output] if isinstance(output, Path) else output
+    inputs = [path for source in sources for path in source.files()]
+    for target in outputs:
+        if any(same_file(target, path) for path in inputs):
+            raise PlanError(f"{target}: the output is also an input; choose another name")
+        check_target(target, overwrite=overwrite)
+    folder = outputs[0].parent
     free = shutil.disk_usage(folder).free
-    partial = partial_path(output)
-    if partial.is_file():  # an interrupted build of the same output has its space already
-        free += partial.stat().st_blocks * 512 if hasattr(partial.stat(), "st_blocks") else partial.stat().st_size
+    for partial in map(partial_path, outputs):
+        if partial.is_file():  # an interrupted build of the same output has its space already
+            free += partial.stat().st_blocks * 512 if hasattr(partial.stat(), "st_blocks") else partial.stat().st_size
     if free < nbytes:
         raise PlanError(
             f"{folder}: the result needs {nbytes / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free; "

@@ -24,7 +24,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ggufmerge.engine import header, vocabulary
-from ggufmerge.engine.checks import check_output
+from ggufmerge.engine.checks import check_output, output_files
 from ggufmerge.engine.journal import Journal
 from ggufmerge.engine.plan import Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened
@@ -32,8 +32,8 @@ from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.resolve import problem_of
 from ggufmerge.engine.scheduler import Job, Stage, drive
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.files import MetadataEditor, TensorInfo, open_gguf
-from ggufmerge.files.writer import GGUFWriter
+from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo
+from ggufmerge.files.sharded import ShardedWriter, SplitLimit
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.api import run as merge_stack
 from ggufmerge.methods.random import stream_key
@@ -67,7 +67,9 @@ class Survival:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did. `notes`: decisions that only the weights could bring about, as (tensor, text)."""
+    """What a build did. `output` is the file to open, `files` are all that were written: that one, or the shards of
+    which it is the first. `notes`: decisions that only the weights could bring about, as (tensor, text).
+    """
 
     output: Path
     nbytes: int
@@ -81,6 +83,7 @@ class BuildReport:
     survival: dict[str, Survival]  # tensor -> what is left of its adapters' change, when measured
     notes: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
 
 def run(
@@ -93,9 +96,11 @@ def run(
     chunk: int = DEFAULT_CHUNK,
     progress: Progress | None = None,
     measure: bool = False,
+    split: SplitLimit | None = None,
 ) -> BuildReport:
     """Carry out a plan: `output` appears when it is complete and verified.
 
+    split: write shards whose names begin with `output` (see `files.sharded`); they appear together.
     threads: None for all cores.  chunk: values of one input that a thread holds at a time (at least one row).
     measure: report the relative RMS error of writing each tensor in its type, and of single models with adapters what
     is left of each tensor's change. Tensors that an interrupted run has made are not measured.
@@ -105,13 +110,14 @@ def run(
     started = time.monotonic()
     output = Path(output)
     sources = opened.sources
-    check_output(output, sources, plan.nbytes, overwrite=overwrite)
+    files = output_files(plan, output, split)
+    check_output(files, sources, plan.nbytes, overwrite=overwrite)
     editor = vocabulary.apply(opened.alignment, MetadataEditor(sources[0].file.metadata))
     editor = header.apply(plan.metadata, editor)
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
     with (
-        Journal(output, f"{identity(plan, opened)}/{chunk}") as journal,
-        GGUFWriter(output, editor, infos, overwrite=overwrite, resume=bool(journal.done)) as writer,
+        Journal(output, f"{identity(plan, opened)}/{chunk}/{split}") as journal,
+        _open_writer(output, editor, infos, split, overwrite=overwrite, resume=bool(journal.done)) as writer,
     ):
         build = _Build(plan, opened, writer, journal, progress or Progress(), chunk, measure)
         try:
@@ -124,8 +130,8 @@ def run(
             build.progress.end()
         writer.commit()
     return BuildReport(
-        output=output,
-        nbytes=output.stat().st_size,
+        output=writer.path,
+        nbytes=writer.total_bytes,
         seconds=time.monotonic() - started,
         merged=plan.count("merge"),
         converted=plan.count("convert"),
@@ -136,13 +142,33 @@ def run(
         survival=build.survival,
         notes=tuple(build.notes),
         warnings=plan.warnings,
+        files=tuple(files),
     )
+
+
+def _open_writer(
+    output: Path,
+    metadata: MetadataEditor,
+    infos: Sequence[TensorInfo],
+    split: SplitLimit | None,
+    *,
+    overwrite: bool,
+    resume: bool,
+) -> GGUFWriter | ShardedWriter:
+    if split is None:
+        return GGUFWriter(output, metadata, infos, overwrite=overwrite, resume=resume)
+    return ShardedWriter(output, metadata, infos, split, overwrite=overwrite, resume=resume)
 
 
 def identity(plan: Plan, opened: Opened) -> str:
     """A hash of all that the bytes of the result depend on; where the files lie plays no part."""
     text = json.dumps([replace(plan, folder="").to_json(), opened.fingerprints()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _stamps(sources: Sequence[Source]) -> str:
+    """Sizes and times of the source files: a fingerprint reads too little to notice every change of a file."""
+    return "/".join(f"{s.st_size}:{s.st_mtime_ns}" for s in (p.stat() for p in header.source_files(sources)))
 
 
 class _Build:
@@ -152,7 +178,7 @@ class _Build:
         self,
         plan: Plan,
         opened: Opened,
-        writer: GGUFWriter,
+        writer: GGUFWriter | ShardedWriter,
         journal: Journal,
         progress: Progress,
         chunk: int,
@@ -186,7 +212,7 @@ class _Build:
         self.progress.phase("verifying")
         for i, path in enumerate(paths):
             self.writer.patch(header.digest_key(i), self.digests[path])
-        open_gguf(self.writer.partial_path).close()
+        self.writer.verify()
 
     def _jobs(self, todo: Sequence[PlannedTensor], paths: Sequence[Path]) -> Iterator[Job]:
         for tensor in todo:

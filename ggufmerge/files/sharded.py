@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,19 @@ from ggufmerge.files.writer import GGUFWriter, check_target
 
 DEFAULT_MAX_TENSORS = 128
 MAX_SHARDS = 0xFFFF  # split.count is a u16
+
+
+class Sized(Protocol):
+    """What a limit asks of a tensor."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+_Sized = TypeVar("_Sized", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -60,9 +73,9 @@ class SplitLimit:
             return None
         return cls(None if max_size is None else parse_size(max_size), max_tensors, metadata_first)
 
-    def cut(self, tensors: Iterable[TensorInfo]) -> list[list[TensorInfo]]:
+    def cut(self, tensors: Iterable[_Sized]) -> list[list[_Sized]]:
         """The tensors of each shard, in order."""
-        shards: list[list[TensorInfo]] = [[], []] if self.metadata_first else [[]]
+        shards: list[list[_Sized]] = [[], []] if self.metadata_first else [[]]
         size = 0
         for index, tensor in enumerate(tensors):
             padded = -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
@@ -79,7 +92,7 @@ class SplitLimit:
             raise GgufmergeError(f"{len(shards)} shards are more than a GGUF file can count: raise the limit")
         return shards
 
-    def warnings(self, tensors: Iterable[TensorInfo]) -> list[str]:
+    def warnings(self, tensors: Iterable[Sized]) -> list[str]:
         """One line each for tensors that make their shard larger than the limit."""
         return [
             f"{tensor.name} has {tensor.nbytes / 1e6:.0f} MB, more than a shard should have: it gets one of its own"
@@ -87,7 +100,7 @@ class SplitLimit:
             if self.max_bytes is not None and tensor.nbytes > self.max_bytes
         ]
 
-    def paths(self, output: str | os.PathLike[str], tensors: Iterable[TensorInfo]) -> list[Path]:
+    def paths(self, output: str | os.PathLike[str], tensors: Iterable[Sized]) -> list[Path]:
         """The files that these tensors are written to; `output` as in `split_prefix`."""
         return _paths(Path(output), len(self.cut(tensors)))
 
