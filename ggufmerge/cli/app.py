@@ -7,8 +7,12 @@ import typer
 from ggufmerge.cli.bake import HELP as BAKE_HELP
 from ggufmerge.cli.bake import bake
 from ggufmerge.cli.build import BUILD_HELP, PLAN_HELP, build, plan
+from ggufmerge.cli.diff import HELP as DIFF_HELP
+from ggufmerge.cli.diff import diff
 from ggufmerge.cli.evaluate import HELP as EVAL_HELP
 from ggufmerge.cli.evaluate import evaluate
+from ggufmerge.cli.extract import HELP as EXTRACT_HELP
+from ggufmerge.cli.extract import extract_lora
 from ggufmerge.cli.inspect import HELP as INSPECT_HELP
 from ggufmerge.cli.inspect import inspect
 from ggufmerge.cli.quantize import HELP as QUANTIZE_HELP
@@ -34,9 +38,11 @@ app.command(help=BUILD_HELP)(build)
 app.command(help=PLAN_HELP)(plan)
 app.command(help=QUANTIZE_HELP)(quantize)
 app.command(help=BAKE_HELP)(bake)
+app.command("extract-lora", help=EXTRACT_HELP)(extract_lora)
 app.command(help=SPLIT_HELP)(split)
 app.command(help=JOIN_HELP)(join)
 app.command(help=INSPECT_HELP)(inspect)
 app.add_typer(recipe_app, name="recipe")
 app.command(help=SCHEMA_HELP)(schema)
+app.command(help=DIFF_HELP)(diff)
 app.command("eval", help=EVAL_HELP)(evaluate)
