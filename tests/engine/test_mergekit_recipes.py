@@ -76,6 +76,32 @@ def test_llama_cpp_computes_with_the_result_what_transformers_computes(built: Pa
     assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
 
 
+def test_all_sources_of_the_last_slice_take_part_in_the_output_head(folder: Path) -> None:
+    """Other than in mergekit, which takes as many as the first slice has. A model may stand in a slice twice."""
+    (folder / "last.yaml").write_text(
+        """
+merge_method: linear
+parameters: {weight: 1}
+slices:
+  - sources: [{model: chat.gguf, layer_range: [0, 1]}]
+  - sources:
+      - {model: chat.gguf, layer_range: [1, 2]}
+      - {model: chat.gguf, layer_range: [2, 3]}
+      - {model: code.gguf, layer_range: [1, 2]}
+""",
+        encoding="utf-8",
+    )
+    ggufmerge.build(folder / "last.yaml", folder / "last.out.gguf", threads=1)
+    out, chat, code = (weights(folder / name) for name in ("last.out.gguf", "chat.gguf", "code.gguf"))
+    part = "ffn_up.weight"
+    layers = (chat[f"blk.1.{part}"], chat[f"blk.2.{part}"], code[f"blk.1.{part}"])
+    np.testing.assert_allclose(
+        out["output.weight"], (2 * chat["output.weight"] + code["output.weight"]) / 3, rtol=1e-6, atol=1e-7
+    )
+    np.testing.assert_allclose(out[f"blk.1.{part}"], sum(layers) / 3, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(out["token_embd.weight"], chat["token_embd.weight"])
+
+
 @pytest.mark.parametrize("method", ["ties", "nuslerp"])
 def test_a_slice_without_the_base_that_its_method_would_use_is_refused(folder: Path, method: str) -> None:
     """As by mergekit: it is not merged as if there were no base_model."""
