@@ -47,7 +47,7 @@ def diff(
             tensor.update({k: None for k, v in tensor.items() if isinstance(v, float) and isnan(v)})
         print_json(facts)
         return
-    heads = ["tensor", "difference", "largest", "equal", "cosine", *(["same sign"] if base is not None else [])]
+    heads = ["tensor", "difference", "largest", "equal", "cosine", *(["signs"] if base is not None else [])]
     show_table(heads, _rows(result.tensors, base is not None, every), numbers=len(heads) - 1)
     for names, path in ((result.only_first, first), (result.only_second, second)):
         if names:

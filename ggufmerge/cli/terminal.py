@@ -43,7 +43,7 @@ def show_table(heads: Row, rows: Iterable[Row], numbers: int = 0) -> None:
 
 
 def _show_folded(out: Console, heads: Row, lines: Sequence[Row], numbers: int) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column, head in enumerate(heads):
         right = column >= len(heads) - numbers
         # names stay in one piece, and what stands behind them is folded, unless they are very long
