@@ -1,0 +1,392 @@
+"""A LoRA adapter out of a fine-tune: the best low-rank approximation of its difference to the base, tensor by tensor.
+
+The adapter is a GGUF file that llama.cpp applies at run time: for a tensor `W`, [out, in], the halves `W.lora_a`
+[rank, in] and `W.lora_b` [out, rank], and `token_embd.weight` flipped (`sources.lora`). alpha is the rank, so that the
+factor alpha / rank is 1 at strength 1.
+
+Source of the idea: mergekit-extract-lora; of the file: llama.cpp's `convert_lora_to_gguf.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufmerge.engine import header
+from ggufmerge.engine.checks import check_architectures, check_output
+from ggufmerge.engine.low_rank import PASSES, LowRank, low_rank
+from ggufmerge.engine.progress import Progress
+from ggufmerge.engine.scheduler import Job, drive
+from ggufmerge.errors import GgufmergeError, PlanError, nearest
+from ggufmerge.files import GGUFWriter, MetadataEditor, Tensor, TensorInfo, open_gguf
+from ggufmerge.methods.random import stream_key
+from ggufmerge.quants import codec
+from ggufmerge.recipe import ModelReference
+from ggufmerge.recipe.settings import matches
+from ggufmerge.sources import Source, open_source
+from ggufmerge.types import FileType, TensorType
+
+EMBEDDING = "token_embd.weight"
+_COMPARED = 1 << 22  # bytes compared at a time
+# two-dimensional weights that llama.cpp does not multiply with, and so never applies adapters to
+_NOT_MULTIPLIED = ("*conv*", "*attn_rel_b.weight", "*.ssm_a", "*.ssm_d", "*.time_mix_*")
+
+
+@dataclass(frozen=True)
+class PlannedPair:
+    """The two halves that one tensor of the base gets. shape: of that tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int
+    type: TensorType
+
+    @property
+    def flipped(self) -> bool:
+        return self.name == EMBEDDING
+
+    @property
+    def matrices(self) -> int:
+        """Number of matrices stacked in the tensor (experts); each gets a pair of its own."""
+        return math.prod(self.shape[:-2])
+
+    @property
+    def halves(self) -> tuple[TensorInfo, TensorInfo]:
+        """lora_a and lora_b as the file holds them."""
+        *stack, rows, n = self.shape
+        a = (rows, self.rank) if self.flipped else (*stack, self.rank, n)
+        b = (n, self.rank) if self.flipped else (*stack, rows, self.rank)
+        return TensorInfo(f"{self.name}.lora_a", a, self.type), TensorInfo(f"{self.name}.lora_b", b, self.type)
+
+
+@dataclass(frozen=True)
+class ExtractPlan:
+    """What an adapter will hold. left_out: tensors that differ but get no halves, with the reason.
+
+    unchanged: number of tensors whose weights are the base's.
+    """
+
+    tune: str
+    base: str
+    rank: int
+    type: TensorType
+    pairs: tuple[PlannedPair, ...]
+    left_out: dict[str, str]
+    unchanged: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the adapter's tensors, without padding."""
+        return sum(half.nbytes for pair in self.pairs for half in pair.halves)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What became of a tensor, as sums of squares: of the base's weights, of the change, of what the adapter holds."""
+
+    base: float
+    change: float
+    captured: float
+
+    @property
+    def share(self) -> float:
+        """Part of the change's energy that the adapter holds; 1 for a change of nothing."""
+        return min(1.0, self.captured / self.change) if self.change else 1.0
+
+    @property
+    def relative_change(self) -> float:
+        """Size of the change relative to the base's weights (ratio of root mean squares)."""
+        return math.sqrt(self.change / self.base) if self.base else 0.0
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What an extraction did; `tensors` by the name of the base's tensor."""
+
+    output: Path
+    nbytes: int
+    seconds: float
+    tensors: dict[str, Extracted]
+
+
+def total(extracted: Sequence[Extracted]) -> Extracted:
+    """Of several tensors together."""
+    return Extracted(
+        sum(e.base for e in extracted), sum(e.change for e in extracted), sum(e.captured for e in extracted)
+    )
+
+
+def plan_extract(
+    tune: ModelReference | str | os.PathLike[str],
+    base: ModelReference | str | os.PathLike[str],
+    *,
+    rank: int = 16,
+    out_type: TensorType | str = TensorType.F32,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    embeddings: bool = False,
+) -> tuple[ExtractPlan, tuple[Source, Source]]:
+    """What to extract from `tune`, a fine-tune of `base`, and both, opened.
+
+    rank: of the halves, less for a tensor with a smaller side.  out_type: F32, F16 or BF16.
+    include, exclude: filters as in recipes; with `include` only tensors that one of them matches are taken.
+    embeddings: take the token embedding too.
+    By default that is every matrix of the blocks and the output head. Headers are read, and of tensors with the same
+    type in both files as many bytes as it takes to find a difference. GgufmergeError says what does not fit.
+    """
+    kind = TensorType.parse(str(out_type))
+    if not kind.is_float:
+        raise GgufmergeError(f"an adapter is written as F32, F16 or BF16, not {kind}: llama.cpp's own tools refuse it")
+    if rank < 1:
+        raise GgufmergeError(f"the rank is a whole number of at least 1, not {rank}")
+    sources = open_source(_reference(tune)), open_source(_reference(base))
+    try:
+        check_architectures(sources)
+        plan = _Selection(*sources, rank, kind, include, exclude, embeddings).plan()
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+    return plan, sources
+
+
+def extract(
+    plan: ExtractPlan,
+    sources: tuple[Source, Source],
+    output: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> ExtractReport:
+    """Carry out a plan: `output`, a GGUF adapter, appears when it is complete.
+
+    Each tensor is gone through `PASSES` times, a few rows at a time; memory holds its factors. threads: None for all
+    cores; the result does not depend on it. PlanError when the output is not allowed, GgufmergeError when weights are
+    not finite.
+    """
+    started = time.monotonic()
+    output, progress = Path(output), progress or Progress()
+    check_output(output, sources, plan.nbytes, overwrite=overwrite)
+    infos = [half for pair in plan.pairs for half in pair.halves]
+    done: dict[str, Extracted] = {}
+    with GGUFWriter(output, _metadata(plan, sources), infos, overwrite=overwrite) as writer:
+        progress.begin(4 * PASSES * sum(math.prod(p.shape) for p in plan.pairs), len(plan.pairs))
+        progress.phase("extracting")
+        try:
+            drive((_job(plan, pair, sources, writer, progress, done) for pair in plan.pairs), threads or _cores())
+            open_gguf(writer.partial_path).close()
+        finally:
+            progress.end()
+        writer.commit()
+    ordered = {pair.name: done[pair.name] for pair in plan.pairs}
+    return ExtractReport(output, output.stat().st_size, time.monotonic() - started, ordered)
+
+
+def _reference(model: ModelReference | str | os.PathLike[str]) -> ModelReference:
+    """A model as the caller means it: a path that exists, though it has a plus sign, is no reference."""
+    if isinstance(model, ModelReference):
+        return model
+    text = os.fspath(model)
+    try:
+        return ModelReference(text) if Path(text).exists() else ModelReference.parse(text)
+    except ValueError as error:
+        raise PlanError(str(error)) from None
+
+
+class _Selection:
+    """Decides for each tensor of the base whether it gets halves."""
+
+    def __init__(
+        self,
+        tune: Source,
+        base: Source,
+        rank: int,
+        kind: TensorType,
+        include: Sequence[str],
+        exclude: Sequence[str],
+        embeddings: bool,
+    ) -> None:
+        self.tune, self.base, self.rank, self.kind = tune, base, rank, kind
+        self.include, self.exclude, self.embeddings = include, exclude, embeddings
+
+    def plan(self) -> ExtractPlan:
+        self._check_filters()
+        pairs, left_out, unchanged = [], dict[str, str](), 0
+        for name, tensor in self.base.tensors.items():
+            if self._is_same(name, tensor):
+                unchanged += 1
+            elif reason := self._reason_against(name, tensor):
+                left_out[name] = reason
+            else:
+                pairs.append(PlannedPair(name, tensor.shape, min(self.rank, *tensor.shape[-2:]), self.kind))
+        if not pairs:
+            raise PlanError(
+                f"{self.tune.label}: no tensor that an adapter could change differs from {self.base.label}; "
+                + ("take others in with --include" if left_out else "it is the same model")
+            )
+        return ExtractPlan(
+            tune=self.tune.label,
+            base=self.base.label,
+            rank=self.rank,
+            type=self.kind,
+            pairs=tuple(pairs),
+            left_out=left_out,
+            unchanged=unchanged,
+            warnings=tuple(self._warnings(pairs, left_out)),
+        )
+
+    def _check_filters(self) -> None:
+        for pattern in (*self.include, *self.exclude):
+            if not any(matches(pattern, name) for name in self.base.tensors):
+                raise PlanError(f'the filter "{pattern}" matches no tensor: {nearest(pattern, self.base.tensors)}')
+
+    def _is_same(self, name: str, tensor: Tensor) -> bool:
+        """Whether both models hold the same weights; stops reading at the first difference."""
+        other = self.tune.tensors.get(name)
+        if other is None or other.shape != tensor.shape:
+            return False
+        adapted = self.tune.changed_by_adapter(name) or self.base.changed_by_adapter(name)
+        if other.type == tensor.type and not adapted:
+            a, b = other.raw, tensor.raw
+            return all(np.array_equal(a[i : i + _COMPARED], b[i : i + _COMPARED]) for i in range(0, len(a), _COMPARED))
+        if not all(t.type.is_quantized or t.type.is_float for t in (tensor, other)):
+            return False
+        readers = self.tune.open_tensor(name), self.base.open_tensor(name)
+        step = max(1, _COMPARED // (4 * tensor.n))
+        for start in range(0, tensor.rows, step):
+            x, y = np.empty((2, min(step, tensor.rows - start), tensor.n), np.float32)
+            for reader, out in zip(readers, (x, y), strict=True):
+                reader.read(start, out)
+            if not np.array_equal(x, y):
+                return False
+        return True
+
+    def _reason_against(self, name: str, tensor: Tensor) -> str:
+        """Why a tensor gets no halves though it differs; empty when it gets them."""
+        other = self.tune.tensors.get(name)
+        if self.include and not any(matches(p, name) for p in self.include):
+            return "not included"
+        if any(matches(p, name) for p in self.exclude):
+            return "excluded"
+        if other is None:
+            return f"{self.tune.label} does not have it"
+        if len(tensor.shape) not in (2, 3):
+            return "not a matrix"
+        if name == EMBEDDING and not self.embeddings:
+            return "the embedding, taken with --embeddings"
+        known = name.startswith("blk.") or name in ("output.weight", EMBEDDING)
+        if not known or not name.endswith(".weight") or any(fnmatchcase(name, p) for p in _NOT_MULTIPLIED):
+            return "llama.cpp applies no adapter to it"
+        if other.shape != tensor.shape:
+            return f"shape {list(other.shape)} instead of {list(tensor.shape)}"
+        if not all(t.type.is_quantized or t.type.is_float for t in (tensor, other)):
+            return "not a matrix of weights"
+        return ""
+
+    def _warnings(self, pairs: Sequence[PlannedPair], left_out: dict[str, str]) -> list[str]:
+        warnings = [*self.tune.warnings, *self.base.warnings]
+        for reason, names in _by_reason(left_out).items():
+            if reason not in ("not included", "excluded"):
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                warnings.append(f"{names[0]}{more} differ but are left out: {reason}")
+        coarse = {
+            str(source.tensors[p.name].type)
+            for source in (self.tune, self.base)
+            for p in pairs
+            if source.tensors[p.name].type.is_quantized
+        }
+        if coarse:
+            warnings.append(
+                f"the difference contains the rounding of quantized weights ({', '.join(sorted(coarse))}), which no "
+                "low rank captures; extract from F16 or F32 files if there are any"
+            )
+        if EMBEDDING in (p.name for p in pairs) and "output.weight" not in self.base.tensors:
+            warnings.append(
+                "the output head is tied to the embedding: llama.cpp cannot apply this adapter, only a merge can"
+            )
+        return warnings
+
+
+def _by_reason(left_out: dict[str, str]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        grouped.setdefault(reason, []).append(name)
+    return grouped
+
+
+def _metadata(plan: ExtractPlan, sources: tuple[Source, Source]) -> MetadataEditor:
+    tune, base = sources
+    editor = MetadataEditor()
+    editor.set("general.architecture", base.file.architecture)
+    editor.set("general.type", "adapter")
+    editor.set("adapter.type", "lora")
+    editor.set("adapter.lora.alpha", float(plan.rank))
+    editor.set("general.name", f"{header.display_name(tune)} LoRA rank {plan.rank}")
+    licence = tune.metadata.get("general.license")
+    if isinstance(licence, str):
+        editor.set("general.license", licence)
+    editor.set("general.base_model.count", 1)
+    editor.set("general.base_model.0.name", header.display_name(base))
+    editor.set("general.file_type", FileType.parse(str(plan.type)).id)
+    editor.set("ggufmerge.version", version("ggufmerge"))
+    return editor
+
+
+def _job(
+    plan: ExtractPlan,
+    pair: PlannedPair,
+    sources: tuple[Source, Source],
+    writer: GGUFWriter,
+    progress: Progress,
+    done: dict[str, Extracted],
+) -> Job:
+    """Factor the difference of one tensor, matrix by matrix, and write its halves."""
+    progress.tensor(pair.name)
+    tune, base = (source.open_tensor(pair.name) for source in sources)
+    rows, n = pair.shape[-2:]
+    found = Extracted(0.0, 0.0, 0.0)
+    for matrix in range(pair.matrices):
+        first = matrix * rows
+        squares: dict[int, float] = {}  # of the base's rows, by the first row of a chunk
+
+        def read(start: int, out: NDArray[np.float32], first: int = first, squares: dict[int, float] = squares) -> None:
+            old = np.empty_like(out)
+            tune.read(first + start, out)
+            base.read(first + start, old)
+            squares[start] = float(np.square(old, dtype=np.float64).sum())
+            np.subtract(out, old, out=out)
+            if not np.isfinite(out).all():
+                raise GgufmergeError(f"{pair.name}: has weights that are not finite numbers; a model is damaged")
+
+        key = int(stream_key(0, f"{pair.name}#{matrix}", "extract-lora"))
+        factors = yield from low_rank(rows, n, pair.rank, read, key, lambda values: progress.advance(4 * values))
+        _write(plan, pair, matrix, factors, writer)
+        base_energy = math.fsum(squares.values())
+        found = total([found, Extracted(base_energy, factors.energy, factors.captured)])
+    done[pair.name] = found
+    progress.tensor_done(pair.name)
+
+
+def _write(plan: ExtractPlan, pair: PlannedPair, matrix: int, factors: LowRank, writer: GGUFWriter) -> None:
+    """Write the halves of one matrix. llama.cpp scales tensors of a smaller rank by alpha / that rank: undone here."""
+    left = factors.left * np.float32(pair.rank / plan.rank)
+    values = (left, factors.right.T) if pair.flipped else (factors.right, left)
+    for half, x in zip(pair.halves, values, strict=True):
+        raw = np.empty((len(x), half.row_bytes), np.uint8)
+        codec(half.type).encode(np.ascontiguousarray(x), raw, None)
+        writer.write(half.name, matrix * raw.nbytes, raw)
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1

@@ -1,0 +1,226 @@
+"""The best low-rank approximation of a matrix that is read in chunks of rows and never held: randomized SVD.
+
+Subspace iteration after Halko, Martinsson, Tropp, "Finding structure with randomness" (SIAM Review 53, 2011), algorithm
+4.4, turned to the side of the columns so that each iteration takes one pass over the rows: with a random start V
+[n, width], V becomes the orthonormalized D^T (D V). Its columns then span, nearly, the leading right singular vectors,
+and the SVD of the tall D V gives the factors.
+
+All sums have a fixed order, so the factors are the same whatever the number of threads. LAPACK is not used: the BLAS
+threads inside it would wait for each other while the engine's threads keep the cores busy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ggufmerge.engine.scheduler import Stage
+from ggufmerge.methods.random import words
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+PASSES = 4  # over the matrix: three iterations and the projection
+OVERSAMPLING = 10  # columns beside the rank; Halko et al. recommend 5 to 10
+_LANES = 16  # the width is rounded up to whole SIMD registers
+_CHUNK = 1 << 20  # values read at a time; part of the result's definition, since sums are cut there
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """D ~ left @ right, with the singular values spread evenly over both.
+
+    left: float32 [rows, rank].  right: float32 [rank, n].  energy: sum of the squares of D.  captured: of left @ right.
+    """
+
+    left: Floats
+    right: Floats
+    energy: float
+    captured: float
+
+
+def low_rank(
+    rows: int, n: int, rank: int, read: Callable[[int, Floats], None], key: int, advance: Callable[[int], None]
+) -> Generator[Stage, None, LowRank]:
+    """Factors of a matrix D, [rows, n], as a job's stages (`engine.scheduler`); `yield from` gives the result.
+
+    rank: at most min(rows, n).  read(start, out): fills `out`, float32 [k, n], with rows [start, start + k) of D; it is
+    called by several threads, `PASSES` times for each row.  key: of the random start.
+    advance: is told how many values were gone through.
+    """
+    step = max(1, _CHUNK // n)
+    starts = range(0, rows, step)
+    width = min(-(-(rank + OVERSAMPLING) // _LANES) * _LANES, rows, n)
+    v = _random(n, width, key)
+
+    def load(i: int) -> Floats:
+        d = np.empty((min(step, rows - starts[i]), n), np.float32)
+        read(starts[i], d)
+        return d
+
+    def iterate(i: int) -> tuple[Floats, int]:
+        d = load(i)
+        z = np.zeros((n, width), np.float32)
+        _add_pulled_back(d, _projected(d, v), z)
+        return z, d.size
+
+    for _ in range(PASSES - 1):
+        total = np.zeros((n, width), np.float64)
+
+        def add(part: tuple[Floats, int], total: Doubles = total) -> None:
+            np.add(total, part[0], out=total)
+            advance(part[1])
+
+        yield Stage(len(starts), iterate, add)
+        v = yield from _in_thread(lambda total=total: _orthonormal(total).astype(np.float32))  # type: ignore[misc]
+
+    y = np.empty((rows, width), np.float32)
+    energy = 0.0
+
+    def project(i: int) -> tuple[float, int]:
+        d = load(i)
+        y[starts[i] : starts[i] + len(d)] = _projected(d, v)
+        return _energy(d), d.size
+
+    def count(part: tuple[float, int]) -> None:
+        nonlocal energy
+        energy += part[0]
+        advance(part[1])
+
+    yield Stage(len(starts), project, count)
+    left, right, captured = yield from _in_thread(lambda: _factors(y, v, rank))
+    return LowRank(left, right, energy, captured)
+
+
+def _in_thread(task: Callable[[], Any]) -> Generator[Stage, None, Any]:
+    """A single task as a stage, so that the main thread goes on meanwhile; gives its result."""
+    results: list[Any] = []
+    yield Stage(1, lambda _: task(), results.append)
+    return results[0]
+
+
+def _factors(y: Floats, v: Floats, rank: int) -> tuple[Floats, Floats, float]:
+    """(left, right, energy) of the best approximation of y @ v^T, where v has orthonormal (or zero) columns.
+
+    With y^T y = W S^2 W^T the left singular vectors are y W / S: left is y W / sqrt(S), right is sqrt(S) (v W)^T.
+    """
+    tall = y.astype(np.float64)
+    squares, w = _eigen(tall)
+    squares, w = squares[:rank], w[:, :rank]
+    root = squares**0.25
+    inverse = np.divide(1, root, out=np.zeros_like(root), where=root > 0)
+    left = _projected(tall, w * inverse).astype(np.float32)
+    right = _projected(v.astype(np.float64), w * root).T.astype(np.float32)
+    return left, np.ascontiguousarray(right), float(squares.sum())
+
+
+def _orthonormal(z: Doubles) -> Doubles:
+    """Orthonormal columns that span what the columns of z, [n, width], span; a zero column for each that is missing."""
+    for _ in range(2):  # the second time removes what rounding left in the first
+        squares, w = _eigen(z)
+        z = _projected(z, w * np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0))
+    return z
+
+
+def _eigen(z: Doubles) -> tuple[Doubles, Doubles]:
+    """Eigenvalues, the largest first, and eigenvectors (columns) of z^T z; values that are mere rounding become 0."""
+    gram = np.zeros((z.shape[1], z.shape[1]))
+    _add_pulled_back(z, z, gram)
+    vectors = np.eye(len(gram))
+    _diagonalize(gram, vectors)
+    values = np.diagonal(gram)
+    order = np.argsort(-values, kind="stable")
+    values = values[order]
+    return np.where(values > values[0] * 1e-14, values, 0.0), np.ascontiguousarray(vectors[order].T)
+
+
+def _random(n: int, width: int, key: int) -> Floats:
+    """float32 [n, width], uniform in [-1, 1)."""
+    return (words(np.uint64(key), 0, n * width).astype(np.float32) * np.float32(2**-31) - 1).reshape(n, width)
+
+
+def _projected(d: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
+    y = np.zeros((len(d), v.shape[1]), d.dtype)
+    _add_projected(d, v, y)
+    return y
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _add_projected(d, v, y):  # type: ignore[no-untyped-def]
+    """y [k, width] += d [k, n] @ v [n, width]; each sum runs over the columns of d in order."""
+    whole = d.shape[0] // 4 * 4
+    for i in range(0, whole, 4):  # four rows use each row of v while it is at hand
+        for j in range(d.shape[1]):
+            d0, d1, d2, d3 = d[i, j], d[i + 1, j], d[i + 2, j], d[i + 3, j]
+            for r in range(v.shape[1]):
+                x = v[j, r]
+                y[i, r] += d0 * x
+                y[i + 1, r] += d1 * x
+                y[i + 2, r] += d2 * x
+                y[i + 3, r] += d3 * x
+    for i in range(whole, d.shape[0]):
+        for j in range(d.shape[1]):
+            for r in range(v.shape[1]):
+                y[i, r] += d[i, j] * v[j, r]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _add_pulled_back(d, y, z):  # type: ignore[no-untyped-def]
+    """z [n, width] += d^T [n, k] @ y [k, width]; each sum runs over the rows of d in order."""
+    for i in range(d.shape[0]):
+        for j in range(d.shape[1]):
+            x = d[i, j]
+            for r in range(y.shape[1]):
+                z[j, r] += x * y[i, r]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _diagonalize(a, v):  # type: ignore[no-untyped-def]
+    """Cyclic Jacobi rotations: a, symmetric [m, m], becomes diagonal; v, at first the identity, gets
+    its eigenvectors as rows.
+
+    Golub, Van Loan, Matrix Computations, section 8.5.
+    """
+    m = a.shape[0]
+    for _ in range(30):  # it converges quadratically, in 7 to 12 sweeps
+        off = diagonal = 0.0
+        for p in range(m):
+            diagonal += a[p, p] * a[p, p]
+            for q in range(p + 1, m):
+                off += a[p, q] * a[p, q]
+        if off <= 1e-32 * diagonal:
+            return
+        for p in range(m - 1):
+            for q in range(p + 1, m):
+                if a[p, q] == 0:
+                    continue
+                theta = (a[q, q] - a[p, p]) / (2 * a[p, q])
+                t = 1 / (abs(theta) + np.sqrt(theta * theta + 1))
+                if theta < 0:
+                    t = -t
+                c = 1 / np.sqrt(t * t + 1)
+                s = t * c
+                for k in range(m):
+                    x, y = a[k, p], a[k, q]
+                    a[k, p], a[k, q] = c * x - s * y, s * x + c * y
+                for k in range(m):
+                    x, y = a[p, k], a[q, k]
+                    a[p, k], a[q, k] = c * x - s * y, s * x + c * y
+                    x, y = v[p, k], v[q, k]
+                    v[p, k], v[q, k] = c * x - s * y, s * x + c * y
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _energy(d):  # type: ignore[no-untyped-def]
+    """Sum of squares in float64, row by row."""
+    total = 0.0
+    for i in range(d.shape[0]):
+        for j in range(d.shape[1]):
+            x = np.float64(d[i, j])
+            total += x * x
+    return total
