@@ -116,7 +116,7 @@ def run(
     editor = header.apply(plan.metadata, editor)
     infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
     with (
-        Journal(output, f"{identity(plan, opened)}/{chunk}/{split}") as journal,
+        Journal(output, f"{identity(plan, opened)}/{chunk}/{split}/{_stamps(sources)}") as journal,
         _open_writer(output, editor, infos, split, overwrite=overwrite, resume=bool(journal.done)) as writer,
     ):
         build = _Build(plan, opened, writer, journal, progress or Progress(), chunk, measure)

@@ -123,3 +123,14 @@ def test_a_killed_process_loses_only_the_tensor_it_was_at(models: Path) -> None:
     assert "out.gguf" not in files(models)
     assert ggufmerge.build(models / "r.yaml", models / "out.gguf").resumed == 12
     assert (models / "out.gguf").read_bytes() == (models / "whole.gguf").read_bytes()
+
+
+def test_a_source_that_changed_meanwhile_starts_the_build_anew(models: Path) -> None:
+    """Even in a place that no fingerprint looks at."""
+    with pytest.raises(KeyboardInterrupt):
+        ggufmerge.build(models / "r.yaml", models / "out.gguf", progress=Stop(KeyboardInterrupt(), 9))
+    data = bytearray((models / "b.gguf").read_bytes())
+    tensor = ggufmerge.open(models / "b.gguf").tensors["token_embd.weight"]
+    data[tensor.offset + 4 * (tensor.nbytes // 16)] ^= 1
+    (models / "b.gguf").write_bytes(data)
+    assert ggufmerge.build(models / "r.yaml", models / "out.gguf").resumed == 0
