@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ggufmerge.engine.checks import check_vocabularies
 from ggufmerge.engine.plan import Input, PlannedVocabulary
@@ -14,7 +14,7 @@ from ggufmerge.files import MetadataEditor, open_gguf
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.schema import TokenEmbedding
 from ggufmerge.sources import Source, SourceTensor
-from ggufmerge.sources.aligned import AlignedTensor, check_widths, has_token_rows, token_rows
+from ggufmerge.sources.aligned import AlignedTensor, check_widths, first_dimension, has_token_rows, token_rows
 from ggufmerge.sources.model import locate
 from ggufmerge.tokenizers.align import Alignment, Settings, TokenRule, align
 from ggufmerge.tokenizers.chat import TEMPLATE, TEMPLATES, most_common
@@ -25,7 +25,7 @@ from ggufmerge.tokenizers.vocabulary import HUGGINGFACE_JSON, PREFIX, TOKENS, Vo
 
 def alignment_of(recipe: Recipe, references: Sequence[ModelReference], sources: Sequence[Source]) -> Alignment | None:
     """The alignment that a recipe asks for; None when it asks for none, and the vocabularies are the same."""
-    asked = recipe.tokenizer.source if recipe.tokenizer else recipe.tokenizer_source
+    asked = _asked(recipe)
     if asked is None:
         check_vocabularies(sources)
         return None
@@ -39,6 +39,11 @@ def alignment_of(recipe: Recipe, references: Sequence[ModelReference], sources: 
         pad_to_multiple_of=recipe.tokenizer.pad_to_multiple_of if recipe.tokenizer else None,
     )
     return align(vocabularies, references.index(recipe.base_model) if recipe.base_model else None, settings)
+
+
+def _asked(recipe: Recipe) -> Literal["base", "union"] | ModelReference | None:
+    """What vocabulary the recipe asks for: "base", "union", that of a model, or None."""
+    return recipe.tokenizer.source if recipe.tokenizer else recipe.tokenizer_source
 
 
 def _named(
@@ -89,7 +94,8 @@ def is_moved(alignment: Alignment | None, sources: Sequence[Source], inputs: Seq
     if alignment is None:
         return False
     return any(
-        has_token_rows(i.tensor) and not alignment.is_identity(i.source, sources[i.source].tensors[i.tensor].shape[0])
+        has_token_rows(i.tensor)
+        and not alignment.is_identity(i.source, first_dimension(sources[i.source].tensors[i.tensor]))
         for i in inputs
     )
 
@@ -136,9 +142,8 @@ def planned(alignment: Alignment | None, recipe: Recipe, sources: Sequence[Sourc
     """The alignment as the plan shows it."""
     if alignment is None:
         return None
-    asked = recipe.tokenizer.source if recipe.tokenizer else recipe.tokenizer_source
     return PlannedVocabulary(
-        source="union" if asked == "union" else alignment.donor.label,
+        source="union" if _asked(recipe) == "union" else alignment.donor.label,
         tokens=alignment.rows,
         added=alignment.added,
         filled={s.label: alignment.filled(i) for i, s in enumerate(sources)},
@@ -158,8 +163,7 @@ def tokenizer_metadata(
         if size_key in sources[0].metadata:
             changes[size_key] = alignment.rows
         warnings += _differing_splits(alignment, sources)
-        asked = recipe.tokenizer.source if recipe.tokenizer else recipe.tokenizer_source
-        if asked != "union" and recipe.base_model is None and asked == "base":
+        if _asked(recipe) == "base" and recipe.base_model is None:
             warnings.append(f"the recipe has no base_model: the vocabulary is that of {alignment.donor.label}")
     if recipe.chat_template is not None:
         template, more = _chat_template(recipe.chat_template, sources)

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from ggufmerge.errors import PlanError
 from ggufmerge.files import Tensor
-from ggufmerge.quants import codec
 from ggufmerge.sources.model import Source, SourceTensor
 from ggufmerge.tokenizers.align import MEAN, PAD, ZERO, Alignment, Rows
 from ggufmerge.types import TensorType
@@ -38,7 +37,12 @@ def has_token_rows(name: str) -> bool:
 
 def token_rows(source: Source) -> int | None:
     """Rows of the smallest tensor of a source that has a row per token; None when there is none."""
-    return min((t.shape[0] for name, t in source.tensors.items() if has_token_rows(name)), default=None)
+    return min((first_dimension(t) for name, t in source.tensors.items() if has_token_rows(name)), default=None)
+
+
+def first_dimension(tensor: Tensor) -> int:
+    """The outermost dimension of a tensor; 1 for a single value without dimensions."""
+    return tensor.shape[0] if tensor.shape else 1
 
 
 def counterpart(source: Source, name: str) -> str | None:
@@ -49,24 +53,23 @@ def counterpart(source: Source, name: str) -> str | None:
 
 
 def check_widths(name: str, sources: Mapping[int, Source]) -> None:
-    """PlanError unless all these models have a tensor of this name, with rows of one length."""
+    """PlanError unless all these models have a tensor of this name, a matrix or a vector, with rows of one length."""
     first, width = "", None
     for source in sources.values():
         own = counterpart(source, name)
         if own is None:
             raise PlanError(f"{name}: {source.label} has no such tensor, but rows of it are to go to another model")
-        shape = source.tensors[own].shape[1:]
+        shape = source.tensors[own].shape
+        if len(shape) not in (1, 2):
+            raise PlanError(f"{name}: {list(shape)} in {source.label}, which is no row per token; use another file")
+        own_width = shape[1] if len(shape) == 2 else 1
         if width is None:
-            first, width = source.label, shape
-        elif shape != width:
+            first, width = source.label, own_width
+        elif own_width != width:
             raise PlanError(
-                f"{name}: rows of {first} have {_length(width)} values, those of {source.label} {_length(shape)}; "
+                f"{name}: rows of {first} have {width} values, those of {source.label} {own_width}; "
                 "merge fine-tunes of one base"
             )
-
-
-def _length(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
 
 
 def is_stored(alignment: Alignment, sources: Sequence[Source], model: int, name: str, kind: TensorType) -> bool:
@@ -77,7 +80,7 @@ def is_stored(alignment: Alignment, sources: Sequence[Source], model: int, name:
         return False
     names = {m: counterpart(sources[m], name) for m in {model, *lenders}}
     return all(
-        own is not None and sources[m].tensors[own].type == kind and not sources[m].changed_by_adapter(own)
+        own is not None and sources[m].stores(own, kind) and own not in sources[m].side_tensors
         for m, own in names.items()
     )
 
@@ -214,7 +217,6 @@ class _Part:
 
     def __init__(self, name: str, reader: SourceTensor, *, adapted: bool) -> None:
         self.name, self.reader, self.adapted = name, reader, adapted
-        self._codec = codec(reader.tensor.type)
 
     def read(self, rows: Rows) -> NDArray[np.float32]:
         """float32 [rows, n]: these rows, with adapters applied."""
@@ -225,7 +227,7 @@ class _Part:
 
     def dequantize(self, rows: Rows, out: NDArray[np.float32]) -> None:
         if len(rows):
-            self._codec.dequantize(self.raw(rows), out)
+            self.reader.decode(self.raw(rows), rows, out)
 
     def adapt(self, rows: Rows, out: NDArray[np.float32]) -> None:
         """Add what the adapters change to `out`, which holds these rows; rows numbered -1 are left alone."""

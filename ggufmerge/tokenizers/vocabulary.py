@@ -75,10 +75,10 @@ class Vocabulary:
 
     @cached_property
     def padding(self) -> NDArray[np.bool_]:
-        """bool [tokens]: which are placeholders, "[PAD7]" at id 7 of type UNUSED, as llama.cpp's converter makes them
-        for embedding rows that no token uses."""
+        """bool [tokens]: which are placeholders, "[PAD7]" at id 7, as llama.cpp's converter makes them for embedding
+        rows that no token uses; of type UNUSED, in older files USER_DEFINED."""
         marked = np.zeros(len(self.tokens), bool)
-        for i in np.flatnonzero(self.types == TokenType.UNUSED):
+        for i in np.flatnonzero(np.isin(self.types, (TokenType.UNUSED, TokenType.USER_DEFINED))):
             marked[i] = self.tokens[i] == padding_token(int(i))
         return marked
 

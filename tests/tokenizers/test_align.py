@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggufmerge.errors import PlanError
@@ -50,6 +50,7 @@ some_vocabularies = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(some_vocabularies, st.booleans(), st.integers(0, 3))
 def test_a_union_is_mergekits(tokens: list[list[str]], with_base: bool, which: int) -> None:
     """Tokens, their order and every row, bit by bit, with a base and without."""
@@ -65,6 +66,7 @@ def test_a_union_is_mergekits(tokens: list[list[str]], with_base: bool, which: i
         np.testing.assert_array_equal(got, rows)
 
 
+@settings(deadline=None)
 @given(some_vocabularies, st.integers(0, 3), st.permutations("abcdxy"))
 def test_another_vocabulary_is_taken_as_it_is(tokens: list[list[str]], base: int, wanted: list[str]) -> None:
     """A named one, of a model or not: its tokens at its ids; zeros for tokens that no model has."""
@@ -115,7 +117,7 @@ def test_a_token_without_a_row_is_a_token_the_model_lacks() -> None:
 def test_new_tokens_take_the_places_of_placeholders() -> None:
     """A padded vocabulary keeps its size, its own tokens their ids; placeholders of other models are no tokens."""
     unused = {f"[PAD{i}]": TokenType.UNUSED for i in range(9)}
-    padded = vocabulary(["a", "[PAD1]", "b", "[PAD3]"], **unused)
+    padded = vocabulary(["a", "[PAD1]", "b", "[PAD3]"], **{**unused, "[PAD3]": TokenType.USER_DEFINED})
     other = vocabulary(["b", "x", "a", "y", "z", "[PAD5]"], **unused)
     alignment = align([padded, other], 0, Settings("union"))
     assert alignment.vocabulary.tokens == ["a", "x", "b", "y", "z"]

@@ -302,11 +302,10 @@ def test_single_tokens_may_have_other_rows(folder: Path, build: Callable[..., Pa
 
 
 def test_threads_and_chunk_size_do_not_change_a_byte(folder: Path, tmp_path: Path) -> None:
-    """With moved, averaged and padding rows, an adapter and random masks."""
-    text = """merge_method: dare_ties
-base_model: A
-models: [{model: B, parameters: {weight: 0.6}}, {model: A+lora.gguf, parameters: {weight: 0.5}}]
-parameters: {density: 0.5}
+    """With moved, averaged and padding rows, and an adapter."""
+    text = """merge_method: linear
+models: [{model: B}, {model: A+lora.gguf}, {model: A}]
+parameters: {weight: [0.2, 0.7]}
 name: same
 tokenizer: {pad_to_multiple_of: 64}
 """

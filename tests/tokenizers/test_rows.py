@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -194,3 +195,7 @@ def test_rows_of_another_width_cannot_be_lent(folder: Path, tmp_path: Path) -> N
         check_widths("token_embd.weight", dict(enumerate(sources)))
     with pytest.raises(PlanError, match=r"output.bias: a.gguf has no such tensor"):
         check_widths("output.bias", dict(enumerate(sources)))
+    cube = replace(sources[0].tensors["token_embd.weight"], shape=(2, 2, 64))
+    sources[0].tensors = {"token_embd.weight": cube}
+    with pytest.raises(PlanError, match=r"token_embd.weight: \[2, 2, 64\] in a.gguf, which is no row per token"):
+        check_widths("token_embd.weight", dict(enumerate(sources)))
