@@ -125,7 +125,8 @@ slices:
   - sources: [{{model: "{model}", layer_range: [18, 30]}}]
 """
         out = build(tmp_path, recipe, tmp_path / f"{name}.gguf")
-        assert ggufmerge.open(out).metadata["llama.block_count"] == 36
+        with ggufmerge.open(out) as file:
+            assert file.metadata["llama.block_count"] == 36
         with LlamaModel(out, context=64) as opened:
             said[name] = generate(opened, "A, B, C, D, E,", max_tokens=12)
     with LlamaModel(smollm2(), context=64) as opened:
