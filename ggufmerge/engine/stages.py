@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ggufmerge.engine import header
+from ggufmerge.engine import header, vocabulary
 from ggufmerge.engine.plan import Plan
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.run import BuildReport, identity
@@ -45,7 +45,8 @@ def plan_stages(
 
 def _write_header(plan: Plan, opened: Opened, path: Path) -> None:
     """A GGUF file of the planned size whose tensors are holes."""
-    editor = header.apply(plan.metadata, MetadataEditor(opened.sources[0].file.metadata))
+    editor = vocabulary.apply(opened.alignment, MetadataEditor(opened.sources[0].file.metadata))
+    editor = header.apply(plan.metadata, editor)
     layout = Layout(editor, [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors])
     with path.open("wb") as f:
         f.write(layout.header)

@@ -344,6 +344,16 @@ def test_grafted_embeddings_get_the_rows_of_the_result(folder: Path, build: Call
     assert raw(out)["output.weight"] != raw(moved)["output.weight"]
 
 
+def test_a_stage_may_have_a_vocabulary_of_its_own(folder: Path, build: Callable[..., Path]) -> None:
+    """Later documents of a recipe see the tokens that an earlier one brings together, as models and as tokenizers."""
+    stage = recipe(LINEAR.replace("\n", ""), more="tokenizer: {pad_to_multiple_of: 64}, name: both")
+    last = "merge_method: slerp\nbase_model: A\nmodels: [{model: A}, {model: both}]\nparameters: {t: 1}\n"
+    both = build(stage + "\n", "both.gguf")
+    out = build(f"{stage}\n---\n{recipe(last)}tokenizer_source: both\n")
+    assert raw(out) == raw(both)
+    assert tokens_of(out) == tokens_of(both)
+
+
 def test_embedding_rows_beyond_the_tokens_are_left_out(tmp_path: Path) -> None:
     """Some files have more rows than tokens, which llama.cpp refuses; the result has a row for each token."""
     for i, name in enumerate("ab"):
