@@ -20,6 +20,8 @@ BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
 
   ggufmerge build recipe.yaml -o merged.gguf --split-max-size 4G
 
+  ggufmerge build recipe.yaml --ollama merged
+
   ggufmerge build recipe.yaml --dry-run
 
 The file appears when it is complete. An interrupted build goes on where it was when the same command is given again.
@@ -74,9 +76,19 @@ def build(
     max_size: MaxSize = None,
     max_tensors: MaxTensors = None,
     metadata_first: MetadataFirst = False,
+    ollama: Annotated[
+        str | None,
+        typer.Option(
+            "--ollama", metavar="NAME[:TAG]", help="Make it a model of Ollama's, with or without --output beside it."
+        ),
+    ] = None,
+    modelfile: Annotated[
+        bool, typer.Option("--modelfile/--no-modelfile", help="Write a Modelfile for Ollama beside the output.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     json: _Json = False,
 ) -> None:
+    from ggufmerge.cli.ollama import ForOllama, check_recipe
     from ggufmerge.cli.terminal import print_json, show_build, show_warnings
     from ggufmerge.engine import make_plan
     from ggufmerge.engine.checks import check_output, output_files
@@ -85,14 +97,20 @@ def build(
     from ggufmerge.recipe import load_recipe
 
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
+    if split and ollama is not None:
+        raise typer.BadParameter("Ollama's store takes one file: leave out --split-max-size and the like")
     if dry_run:
+        if ollama is not None:
+            check_recipe(load_recipe(recipe), ollama, out_type, imatrix or (), overwrite=overwrite)
         _show_plans(recipe, out_type, imatrix, every=False, json=json)
         return
-    if output is None:
+    if output is None and ollama is None:
         raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
     from ggufmerge.cli.progress import run_with_progress
 
     loaded = load_recipe(recipe)
+    for_ollama = ForOllama(output, ollama, modelfile=modelfile, overwrite=overwrite)
+    output, overwrite = for_ollama.output, for_ollama.overwrite
     if loaded.stages:
         plans = plan_stages(loaded, out_type=out_type, imatrix=imatrix or ())
         check_output(output_files(plans[-1], output, split), [], sum(p.nbytes for p in plans), overwrite=overwrite)
@@ -101,12 +119,16 @@ def build(
     with built_stages(loaded, output, runner) as final:
         plan, opened = make_plan(final, out_type=out_type, imatrix=imatrix or ())
         check_output(output_files(plan, output, split), opened.sources, plan.nbytes, overwrite=overwrite)
-        show_warnings([*plan.warnings, *(split.warnings(plan.tensors) if split else ())])
+        warnings = [*plan.warnings, *(split.warnings(plan.tensors) if split else ()), *for_ollama.check(plan, opened)]
+        show_warnings(warnings)
         report = runner(plan, opened, output, overwrite=overwrite, split=split)
+    report = for_ollama.finish(report)
     if json:
-        print_json(_report(report))
+        print_json(_report(report) | for_ollama.facts)
     else:
         show_build(report, plan)
+        for line in for_ollama.lines():
+            typer.echo(line)
 
 
 def plan(
