@@ -93,7 +93,7 @@ class AlignedTensor:
 
     def __init__(self, alignment: Alignment, sources: Sequence[Source], model: int, name: str) -> None:
         """name: what the source `model` calls the tensor, or what the result calls it."""
-        self._alignment, self._model = alignment, model
+        self._alignment, self._sources, self._model, self._name = alignment, sources, model, name
         self._parts = [_part(source, name) for source in sources]
         part = self._parts[model]
         if part is None:
@@ -131,13 +131,18 @@ class AlignedTensor:
         self._own.adapt(own, out)
         self._fill(start, own, out)
 
+    def stores(self, kind: TensorType, scales: NDArray[np.float32] | None = None) -> bool:
+        """Whether the bytes of every row stand in some file in this type, without scales and adapters; then `raw_rows`
+        gives them."""
+        return scales is None and is_stored(self._alignment, self._sources, self._model, self._name, kind)
+
     def same_data(self, other: AlignedTensor) -> bool:
         """Whether both read the same rows of the same file, adapters aside."""
         maps = (self._alignment.maps[self._model], other._alignment.maps[other._model])
         return self._own.reader.same_data(other._own.reader) and bool((maps[0] == maps[1]).all())
 
     def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The stored bytes of rows [start, stop); only for tensors of which `is_stored` holds."""
+        """The stored bytes of rows [start, stop); only for tensors of which `stores` holds."""
         a = self._alignment
         if self._vector:
             return self._gather(0, a.rows).reshape(1, -1)

@@ -234,6 +234,34 @@ def test_moved_rows_of_a_single_model_keep_their_bytes(
                 assert bytes(got[i]) == bytes(expected), token
 
 
+def test_what_moved_rows_agree_in_keeps_its_bytes(tmp_path: Path) -> None:
+    """A model merged with itself in another order of tokens is itself, block by block."""
+    order = np.random.default_rng(5).permutation(300)
+    own = write_tiny_llama(tmp_path / "a.gguf", tokenizer="bpe", vocab=300, type="Q4_K", embed=256, ff=256)
+    names = tokens_of(tmp_path / "a.gguf")
+    with ggufmerge.open(tmp_path / "a.gguf") as file:
+        types = file.metadata["tokenizer.ggml.token_type"]
+    tokens = {
+        "tokenizer.ggml.tokens": [names[i] for i in order],
+        "tokenizer.ggml.token_type": [int(types[i]) for i in order],
+    }
+    shuffled = {name: own[name][order] for name in ("token_embd.weight", "output.weight")}
+    write_tiny_llama(
+        tmp_path / "b.gguf",
+        tokenizer="bpe",
+        vocab=300,
+        type="Q4_K",
+        embed=256,
+        ff=256,
+        replace=shuffled,
+        metadata=tokens,
+    )
+    text = recipe(LINEAR, more="tokenizer_source: base, base_model: A", A="a.gguf", B="b.gguf")
+    (tmp_path / "r.yaml").write_text(text)
+    ggufmerge.build(tmp_path / "r.yaml", tmp_path / "out.gguf")
+    assert raw(tmp_path / "out.gguf") == raw(tmp_path / "a.gguf")
+
+
 @pytest.mark.parametrize("kind", ["bpe", "spm"])
 def test_another_vocabulary_brings_its_whole_tokenizer(
     folder: Path, build: Callable[..., Path], cutter: Callable[[Path], Cutter], kind: str
