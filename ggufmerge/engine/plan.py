@@ -64,6 +64,7 @@ class PlannedTensor:
         another type; "merge" combines the inputs, which stand in the method's order (base first if it has one).
     shared, models: the parameters that hold for this tensor, as in `methods.spec.Problem`.
     experts: number of matrices stacked in the tensor that are merged one by one (1 for ordinary tensors).
+    scale: the input whose scale (`engine.side_tensors`) the values are divided by before they are quantized.
     why_type: the rule that chose the type.
     decisions: what was decided automatically for this tensor and may surprise, in words.
     """
@@ -78,6 +79,7 @@ class PlannedTensor:
     shared: dict[str, Value] = field(default_factory=dict)
     models: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
     experts: int = 1
+    scale: Input | None = None
     why_type: str = ""
     decisions: tuple[str, ...] = ()
 
@@ -161,6 +163,7 @@ def _tensor_from_json(data: dict[str, Any]) -> PlannedTensor:
             "type": TensorType.parse(data["type"]),
             "shape": tuple(data["shape"]),
             "inputs": tuple(Input(**i) for i in data["inputs"]),
+            "scale": Input(**data["scale"]) if data["scale"] else None,
             "models": {k: tuple(v) for k, v in data["models"].items()},
             "decisions": tuple(data["decisions"]),
         }

@@ -11,6 +11,7 @@ from pathlib import Path
 from ggufmerge.engine import checks, header, vocabulary
 from ggufmerge.engine.plan import Input, Plan, PlannedSource, PlannedTensor
 from ggufmerge.engine.resolve import LaidOut, Resolver, lay_out
+from ggufmerge.engine.side_tensors import with_side_tensors
 from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_types
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.quants.imatrix import Imatrix
@@ -71,7 +72,7 @@ def make_plan(
     matrix = combined_imatrix(matrix_files)
     structure = header.layer_metadata(donor, sources, laid_out.slices)
     tensors, file_type = with_types(recipe, out_type, tensors, donor, structure, matrix)
-    tensors = [with_action(t, sources, laid_out.alignment) for t in tensors]
+    tensors = with_side_tensors((with_action(t, sources, laid_out.alignment) for t in tensors), sources)
     tokenizer, warnings = vocabulary.tokenizer_metadata(recipe, sources, laid_out.alignment)
     warnings = [*recipe.warnings, *(w for s in sources for w in s.warnings), *laid_out.warnings, *warnings]
     warnings += check_writable(tensors, file_type, matrix)

@@ -9,6 +9,7 @@ from typing import Any
 from ggufmerge.engine.header import QUANTIZATION_VERSION
 from ggufmerge.engine.plan import Input, Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened, planned_source
+from ggufmerge.engine.side_tensors import with_side_tensors
 from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_decided_types
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import open_gguf
@@ -71,7 +72,7 @@ def plan_quantize(
         )
         tensors = with_decided_types(tensors, decided)
     # tensors of numbers that are no weights stay what they are under every rule, so none is converted here
-    tensors = [with_action(t, [source]) for t in tensors]
+    tensors = with_side_tensors((with_action(t, [source]) for t in tensors), [source])
     warnings = check_writable(tensors, file_type, matrix)
     coarse = sorted({str(source.tensors[t.name].type) for t in tensors if t.action == "convert"} - _FULL_PRECISION)
     if coarse:

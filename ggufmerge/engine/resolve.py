@@ -19,6 +19,7 @@ from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import known_words, spellings
 from ggufmerge.recipe.settings import Rule, Setting, at, matches
 from ggufmerge.sources import Source, open_source
+from ggufmerge.sources.side_tensors import is_orphan
 from ggufmerge.tokenizers import Alignment
 
 
@@ -246,9 +247,10 @@ def _check_presence(filled: Sequence[Slot], sources: Sequence[Source], alignment
         if len({shape for _, shape in shapes}) > 1:
             listed = ", ".join(f"{label} {list(shape)}" for label, shape in shapes)
             raise PlanError(f"{slot.name}: the shapes differ ({listed}); merge fine-tunes of one base")
-        if slot.name.endswith((".scale", ".input_scale")):
+        origins = [(n, sources[p.source]) for p, n in zip(slot.slice.parts, slot.names, strict=True)]
+        if len(origins) > 1 and any(n is not None and is_orphan(n, source.tensors) for n, source in origins):
             raise PlanError(
-                f"{slot.name}: tensors with separate scales (NVFP4, BitNet) cannot be merged; "
+                f"{slot.name}: a scale whose weight goes by another name, so it cannot be merged; "
                 "use another file of the model"
             )
 

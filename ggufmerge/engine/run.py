@@ -280,7 +280,8 @@ class _Build:
         first = expert * problem.shape[0]
         chunks = _chunks(problem.shape, self.chunk, tensor.rows // tensor.matrices)
         weights = self._weights(tensor)
-        stored = [(i, source) for i, source in enumerate(inputs) if _stores(source, tensor.type)]
+        scales = self._scales(tensor)
+        stored = [(i, source) for i, source in enumerate(inputs) if _stores(source, tensor.type, scales)]
 
         def read(chunk: Chunk) -> NDArray[np.float32]:
             return self._read(inputs, first + chunk.row, first + chunk.row + chunk.rows)
@@ -318,6 +319,10 @@ class _Build:
             source.adapt(start, x[i])
         return x
 
+    def _scales(self, tensor: PlannedTensor) -> NDArray[np.float32] | None:
+        """What the values of a tensor are divided by before they are quantized, float32 [matrices]; None for 1."""
+        return self.sources[tensor.scale.source].scales(tensor.scale.tensor) if tensor.scale else None
+
     def _is_adapted(self, tensor: PlannedTensor) -> bool:
         """Whether adapters change the first input of a tensor."""
         return self.sources[tensor.inputs[0].source].changed_by_adapter(tensor.inputs[0].tensor)
@@ -353,13 +358,19 @@ class _Build:
             )
         raw = self._buffer("raw", (len(rows), tensor.type.row_bytes(tensor.n)), np.uint8)
         matrix = start * tensor.matrices // tensor.rows
-        codec(tensor.type).encode(rows, raw, None if weights is None else weights[matrix])
+        scales = self._scales(tensor)
+        scaled = rows
+        if scales is not None:
+            scaled = np.divide(rows, scales[matrix], out=self._buffer("scaled", rows.shape, np.float32))
+        codec(tensor.type).encode(scaled, raw, None if weights is None else weights[matrix])
         for values, data in stored:
             _keep_blocks(rows, values, data, raw, tensor.type.block_size)
         written = self._put(tensor, start, raw)
         if self.measure:
             back = self._buffer("back", rows.shape, np.float32)
             codec(tensor.type).dequantize(raw, back)
+            if scales is not None:
+                back *= scales[matrix]
             written.error, written.energy = _squares(rows, back)
             if base is not None:
                 written.kept, written.change = _kept_change(base, rows, back)
@@ -448,9 +459,9 @@ def _same_data(a: SourceTensor | AlignedTensor, b: SourceTensor | AlignedTensor)
     return not isinstance(b, AlignedTensor) and a.same_data(b)
 
 
-def _stores(source: SourceTensor | AlignedTensor, kind: TensorType) -> bool:
-    """Whether an input's values are blocks of this type that can be copied from its file."""
-    return kind.is_quantized and isinstance(source, SourceTensor) and source.stores(kind)
+def _stores(source: SourceTensor | AlignedTensor, kind: TensorType, scales: NDArray[np.float32] | None) -> bool:
+    """Whether an input's values are blocks of this type, in units of these scales, that can be copied from its file."""
+    return kind.is_quantized and source.stores(kind, scales)
 
 
 def _chain(checksum: int, crc: int) -> int:

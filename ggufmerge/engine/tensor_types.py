@@ -101,7 +101,7 @@ def with_action(tensor: PlannedTensor, sources: Sequence[Source], alignment: Ali
     if alignment is not None and is_moved(alignment, sources, tensor.inputs[:1]):
         same = is_stored(alignment, sources, tensor.inputs[0].source, tensor.name, tensor.type)
     else:
-        same = source.tensors[name].type == tensor.type and not source.changed_by_adapter(name)
+        same = source.stores(name, tensor.type)
     # a single input is what is left of a merge; the others play no part any more
     return replace(tensor, inputs=tensor.inputs[:1], action="copy" if same else "convert")
 

@@ -17,6 +17,7 @@ from ggufmerge.files import GGUFFile, Tensor, open_gguf
 from ggufmerge.quants import codec
 from ggufmerge.sources.lora import Delta, LoraAdapter
 from ggufmerge.sources.references import Located, find
+from ggufmerge.sources.side_tensors import read_scales, side_names, side_tensors
 from ggufmerge.types import TensorType
 
 
@@ -26,8 +27,9 @@ class SourceTensor:
     Nothing of it is kept in memory but a factor of each adapter. Several threads may read at once.
     """
 
-    def __init__(self, tensor: Tensor, deltas: list[Delta]) -> None:
-        self.tensor = tensor
+    def __init__(self, tensor: Tensor, deltas: list[Delta], scales: NDArray[np.float32] | None = None) -> None:
+        """scales: float32 [matrices], factors of what is stored; None for 1."""
+        self.tensor, self.scales = tensor, scales
         self.n, self.rows = tensor.n, tensor.rows
         self._deltas = deltas
         self._codec = codec(tensor.type)
@@ -39,16 +41,25 @@ class SourceTensor:
 
     def dequantize(self, start: int, out: NDArray[np.float32]) -> None:
         """The first half of `read`: what the file holds."""
-        self._codec.dequantize(self.tensor.raw_rows(start, start + len(out)), out)
+        self.decode(self.raw_rows(start, start + len(out)), np.arange(start, start + len(out)), out)
+
+    def decode(self, raw: NDArray[np.uint8], rows: NDArray[np.integer[Any]], out: NDArray[np.float32]) -> None:
+        """Fill `out`, float32 [k, n], with the values of `raw`, the stored bytes of the rows of these numbers."""
+        self._codec.dequantize(raw, out)
+        if self.scales is not None:
+            out *= self.scales[rows * len(self.scales) // self.rows, None]
 
     def adapt(self, start: int, out: NDArray[np.float32]) -> None:
         """The second half of `read`: what the adapters change."""
         for delta in self._deltas:
             delta.add_to(out, start)
 
-    def stores(self, kind: TensorType) -> bool:
-        """Whether the stored bytes are of this type and no adapter changes what they stand for."""
-        return self.tensor.type == kind and not self._deltas
+    def stores(self, kind: TensorType, scales: NDArray[np.float32] | None = None) -> bool:
+        """Whether the stored bytes are of this type, in units of these scales, and no adapter changes what they say."""
+        same = self.scales is scales is None or (
+            self.scales is not None and scales is not None and np.array_equal(self.scales, scales)
+        )
+        return self.tensor.type == kind and not self._deltas and same
 
     def same_data(self, other: SourceTensor) -> bool:
         """Whether both read the same bytes of the same file, adapters aside."""
@@ -60,8 +71,8 @@ class SourceTensor:
 
 
 class Source:
-    """An opened model reference. `label` is how the recipe calls it; `tensors` are those of the file; `located` is what
-    is known of the model beside its file.
+    """An opened model reference. `label` is how the recipe calls it; `tensors` are those of the file but for side
+    tensors, which `side_tensors` names by their weight; `located` is what is known of the model beside its file.
     """
 
     def __init__(self, label: str, file: GGUFFile, adapters: list[LoraAdapter], located: Located | None = None) -> None:
@@ -70,16 +81,29 @@ class Source:
         self.adapters = adapters
         self.located = located or Located(file.path)
         self.metadata: Mapping[str, Any] = file.metadata
-        self.tensors: dict[str, Tensor] = file.tensors
+        self.side_tensors = side_tensors(file.tensors)
+        aside = {name for names in self.side_tensors.values() for name in names}
+        self.tensors: dict[str, Tensor] = {name: t for name, t in file.tensors.items() if name not in aside}
 
     def changed_by_adapter(self, name: str) -> bool:
         """Whether the tensor's stored bytes are not what the model computes with."""
         return any(name in adapter.names for adapter in self.adapters)
 
+    def stores(self, name: str, kind: TensorType) -> bool:
+        """Whether the bytes of a tensor are what the model computes with, in this type."""
+        return self.tensors[name].type == kind and not self.changed_by_adapter(name)
+
     def open_tensor(self, name: str) -> SourceTensor:
-        """A reader of one tensor; a factor of each adapter is held while it lives."""
+        """A reader of one tensor, also of a side tensor; a factor of each adapter is held while it lives."""
         deltas = [d for adapter in self.adapters if (d := adapter.delta(name)) is not None]
-        return SourceTensor(self.tensors[name], deltas)
+        return SourceTensor(self.file.tensors[name], deltas, self.scales(name))
+
+    def scales(self, name: str) -> NDArray[np.float32] | None:
+        """float32 [matrices]: the factors of a tensor's stored values; None for 1."""
+        scale = side_names(name)[0]
+        if scale not in self.side_tensors.get(name, ()):
+            return None
+        return read_scales(self.file.tensors[scale], self.tensors[name])
 
     def files(self) -> Iterator[Path]:
         """All files that the source's numbers come from."""
