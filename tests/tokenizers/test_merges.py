@@ -237,7 +237,7 @@ def test_moved_rows_of_a_single_model_keep_their_bytes(
 def test_what_moved_rows_agree_in_keeps_its_bytes(tmp_path: Path) -> None:
     """A model merged with itself in another order of tokens is itself, block by block."""
     order = np.random.default_rng(5).permutation(300)
-    own = write_tiny_llama(tmp_path / "a.gguf", tokenizer="bpe", vocab=300, type="Q4_K", embed=256, ff=256)
+    own = write_tiny_llama(tmp_path / "a.gguf", tokenizer="bpe", vocab=300, type="Q6_K", embed=256, ff=256)
     names = tokens_of(tmp_path / "a.gguf")
     with ggufmerge.open(tmp_path / "a.gguf") as file:
         types = file.metadata["tokenizer.ggml.token_type"]
