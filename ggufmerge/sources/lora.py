@@ -10,16 +10,56 @@ from __future__ import annotations
 
 import math
 import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from ggufmerge.errors import PlanError
-from ggufmerge.files import GGUFFile, Tensor, open_gguf
+from ggufmerge.files import GGUFFile, open_gguf
 from ggufmerge.quants import codec
+from ggufmerge.types import TensorType
 
 _FLIPPED = "token_embd.weight"
+
+
+class Half(Protocol):
+    """One half of a low-rank change, as `files.Tensor` has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def type(self) -> TensorType: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def raw(self) -> NDArray[np.uint8]: ...
+    def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]: ...
+
+
+class AdapterFile(Protocol):
+    """What an adapter is read from, as `GGUFFile` has it."""
+
+    path: Path
+    paths: list[Path]
+
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def tensors(self) -> Mapping[str, Half]: ...
+    def close(self) -> None: ...
 
 
 class Delta:
@@ -30,7 +70,7 @@ class Delta:
     add at once.
     """
 
-    def __init__(self, left: Tensor, right: Tensor, scale: float, *, flipped: bool = False) -> None:
+    def __init__(self, left: Half, right: Half, scale: float, *, flipped: bool = False) -> None:
         self.left, self.right, self.scale = left, right, np.float32(scale)
         self._rank, self._flipped = left.n, flipped
         self._experts = 1 if flipped else right.rows // left.n
@@ -62,7 +102,7 @@ class Delta:
         return held[1]
 
 
-def _values(tensor: Tensor, start: int, stop: int) -> NDArray[np.float32]:
+def _values(tensor: Half, start: int, stop: int) -> NDArray[np.float32]:
     out = np.empty((stop - start, tensor.n), np.float32)
     codec(tensor.type).dequantize(tensor.raw_rows(start, stop), out)
     return out
@@ -91,7 +131,7 @@ class LoraAdapter:
     """
 
     def __init__(self, path: str | os.PathLike[str], base: GGUFFile, strength: float = 1.0) -> None:
-        self.file = open_gguf(path)
+        self.file = self._open(path, base)
         self.strength = float(strength)
         self.ignored: list[str] = []
         try:
@@ -112,10 +152,21 @@ class LoraAdapter:
         if name not in self.names:
             return None
         a, b = self._pairs[name]
-        scale = self.strength * (self.alpha / b.n if self.alpha else 1.0)
+        scale = self.strength * self._scale(name, b.n)
         if name == _FLIPPED:
             return Delta(a, b, scale, flipped=True)
         return Delta(b, a, scale)
+
+    def settings(self) -> bytes:
+        """What besides the halves decides about the changes, for fingerprints."""
+        return struct.pack("<2d", self.strength, self.alpha)
+
+    def _open(self, path: str | os.PathLike[str], base: GGUFFile) -> AdapterFile:
+        return open_gguf(path)
+
+    def _scale(self, name: str, rank: int) -> float:
+        """The factor on B @ A at strength 1."""
+        return self.alpha / rank if self.alpha else 1.0
 
     def _check_header(self, base: GGUFFile) -> None:
         meta, path = self.file.metadata, self.file.path
@@ -140,7 +191,7 @@ class LoraAdapter:
             raise PlanError(f"{self.file.path}: adapter.lora.alpha is no finite number; convert the adapter again")
         return float(alpha)
 
-    def _pair(self, base: GGUFFile) -> dict[str, tuple[Tensor, Tensor]]:
+    def _pair(self, base: GGUFFile) -> dict[str, tuple[Half, Half]]:
         pairs = {}
         for name, tensor in self.file.tensors.items():
             if name.endswith("_norm.weight"):
@@ -161,7 +212,7 @@ class LoraAdapter:
             raise PlanError(f"{self.file.path}: the adapter changes no tensor; use another one")
         return pairs
 
-    def _check_pair(self, base: GGUFFile, name: str, a: Tensor, b: Tensor) -> None:
+    def _check_pair(self, base: GGUFFile, name: str, a: Half, b: Half) -> None:
         target = base.tensors.get(name)
         if target is None:
             tied = "; its output head is its token embedding" if name == "output.weight" else ""

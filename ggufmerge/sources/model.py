@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, Tensor, open_gguf
 from ggufmerge.quants import codec
-from ggufmerge.sources.lora import Delta, LoraAdapter
+from ggufmerge.sources.lora import AdapterFile, Delta, LoraAdapter
+from ggufmerge.sources.peft import open_adapter
 from ggufmerge.sources.references import Located, find
 from ggufmerge.sources.side_tensors import read_scales, side_names, side_tensors
 from ggufmerge.types import TensorType
@@ -141,7 +141,7 @@ class Source:
         digest = hashlib.blake2b(digest_size=16)
         _add_file(digest, self.file)
         for adapter in self.adapters:
-            digest.update(struct.pack("<2d", adapter.strength, adapter.alpha))
+            digest.update(adapter.settings())
             _add_file(digest, adapter.file)
         return digest.hexdigest()
 
@@ -151,7 +151,7 @@ class Source:
             file.close()
 
 
-def _add_file(digest: hashlib.blake2b, file: GGUFFile) -> None:
+def _add_file(digest: hashlib.blake2b, file: GGUFFile | AdapterFile) -> None:
     for name, tensor in file.tensors.items():
         digest.update(f"{name}|{tensor.type}|{tensor.shape}|".encode())
         raw = tensor.raw
@@ -170,9 +170,9 @@ def open_source(reference: Any, folder: str | os.PathLike[str] = ".") -> Source:
     try:
         _check_model(file)
         for path in located.adapters:
-            adapters.append(LoraAdapter(path, file))  # noqa: PERF401 - those opened before one fails are closed below
+            adapters.append(open_adapter(path, file))  # noqa: PERF401 - those opened before one fails are closed below
         for adapter in reference.adapters:
-            adapters.append(LoraAdapter(locate(adapter.path, folder), file, adapter.strength))  # noqa: PERF401 - as above
+            adapters.append(open_adapter(locate(adapter.path, folder), file, adapter.strength))  # noqa: PERF401 - as above
     except BaseException:
         for opened in (file, *(a.file for a in adapters)):
             opened.close()

@@ -1,0 +1,239 @@
+"""LoRA adapters as Hugging Face's PEFT saves them: a folder with adapter_config.json and adapter_model.safetensors.
+
+They are read as what llama.cpp's `convert_lora_to_gguf.py` would make of them, without writing that file: names are
+mapped through gguf's tables, and where the converter of an architecture permutes the rows of Q and K (for the other
+layout of rotary embeddings) the rows of their B halves are permuted too.
+
+The scale of a tensor is PEFT's: alpha / rank, or alpha / sqrt(rank) for rank-stabilized LoRA (Kalajdzievski 2023,
+arXiv:2312.03732), with alpha_pattern and rank_pattern heeded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufmerge.errors import FormatError, PlanError
+from ggufmerge.files import GGUFFile
+from ggufmerge.sources.lora import LoraAdapter
+from ggufmerge.sources.safetensors import FloatArray, SafetensorsFile
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+# architectures (of GGUF) by what llama.cpp's converter does to the matrices of a model beside renaming them
+_PERMUTED = {"llama", "granite", "arcee", "smollm3", "minicpm", "olmo"}  # rows of Q and K
+_RENAMED = {  # nothing
+    "qwen2",
+    "qwen2moe",
+    "qwen3",
+    "qwen3moe",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi2",
+    "phi3",
+    "command-r",
+    "cohere2",
+    "olmo2",
+    "stablelm",
+    "starcoder2",
+    "exaone",
+}
+_ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+_HALF = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<half>[AB])(?:\.\w+)*")
+# ways to begin training that change the base as well
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def open_adapter(path: str | os.PathLike[str], base: GGUFFile, strength: float = 1.0) -> LoraAdapter:
+    """The adapter at a path, for this base: of PEFT if it is a folder or a safetensors file, else in GGUF form."""
+    is_peft = Path(path).is_dir() or Path(path).suffix == ".safetensors"
+    return (PeftAdapter if is_peft else LoraAdapter)(path, base, strength)
+
+
+class PeftAdapter(LoraAdapter):
+    """A checked PEFT adapter; see `LoraAdapter`."""
+
+    file: PeftFile
+
+    def _open(self, path: str | os.PathLike[str], base: GGUFFile) -> PeftFile:
+        return PeftFile(Path(path), base)
+
+    def _scale(self, name: str, rank: int) -> float:
+        return self.file.scales[name]
+
+    def settings(self) -> bytes:
+        return super().settings() + json.dumps(sorted(self.file.scales.items())).encode()
+
+
+class PeftFile:
+    """A PEFT adapter under GGUF's names for the model `base`, with the interface of `GGUFFile`.
+
+    tensors: the halves as `X.lora_a` and `X.lora_b`, still in the mapped file.  scales: of each change, by tensor.
+    """
+
+    def __init__(self, path: Path, base: GGUFFile) -> None:
+        folder = path if path.is_dir() else path.parent
+        self.path = path / WEIGHTS if path.is_dir() else path
+        self.paths = [self.path, folder / CONFIG]
+        self.architecture = base.architecture
+        self._config_path = folder / CONFIG
+        self._config = self._read_config(folder)
+        self.metadata: Mapping[str, Any] = {
+            "general.name": folder.resolve().name,
+            "general.type": "adapter",
+            "general.architecture": base.architecture,
+            "adapter.type": "lora",
+            "adapter.lora.alpha": self._config["lora_alpha"],
+        }
+        if base.architecture not in _PERMUTED | _RENAMED:
+            raise PlanError(
+                f"{self.path}: PEFT adapters are not read for architecture {base.architecture!r}, whose weights GGUF "
+                "arranges in its own way; convert it with convert_lora_to_gguf.py of llama.cpp"
+            )
+        self._file = SafetensorsFile(self.path)
+        try:
+            self.scales: dict[str, float] = {}
+            self.tensors = self._mapped(base)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file; tensors cannot be read any more."""
+        self._file.close()
+
+    def _read_config(self, folder: Path) -> dict[str, Any]:
+        for path in (self._config_path, self.path):
+            if not path.is_file():
+                older = (folder / "adapter_model.bin").is_file() and path == self.path
+                hint = "save the adapter with safe_serialization=True" if older else "give the folder that PEFT saved"
+                raise PlanError(f"{path}: is missing, and a PEFT adapter needs it; {hint}")
+        try:
+            config = json.loads(self._config_path.read_bytes())
+        except (ValueError, RecursionError):
+            raise FormatError(f"{self._config_path}: is not JSON; download it again") from None
+        if not isinstance(config, dict):
+            raise FormatError(f"{self._config_path}: is not a PEFT configuration; give the folder that PEFT saved")
+        self._check_config(config)
+        return config
+
+    def _check_config(self, config: dict[str, Any]) -> None:
+        for key in ("r", "lora_alpha"):
+            if not _is_number(config.get(key)):
+                raise FormatError(f"{self._config_path}: {key} is not a number; give the folder that PEFT saved")
+        for key in ("rank_pattern", "alpha_pattern"):
+            patterns = config.get(key) or {}
+            if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
+                raise FormatError(f"{self._config_path}: {key} is not a mapping to numbers; let PEFT save it again")
+        if refused := _refused_feature(config):
+            raise PlanError(f"{self._config_path}: {refused}")
+
+    def _mapped(self, base: GGUFFile) -> dict[str, FloatArray]:
+        layers = int(base.metadata.get(f"{base.architecture}.block_count", 0))
+        names = gguf.get_tensor_name_map(_ARCHITECTURES[base.architecture], layers)
+        tensors: dict[str, FloatArray] = {}
+        for name in (*self._file.tensors, *self._file.others):
+            match = _HALF.fullmatch(name)
+            half = self._file.tensors.get(name)
+            if match is None or half is None:
+                raise PlanError(f'{self.path}: "{name}" is {_what(name)}, which cannot be added to a tensor; {_MERGE}')
+            module = match["module"].replace("language_model.", "")
+            target = names.get_name(f"{module}.weight", (".weight",))
+            if target is None:
+                raise PlanError(
+                    f'{self.path}: changes "{module}", for which a GGUF file of architecture {base.architecture!r} has '
+                    "no tensor of its own; convert it with convert_lora_to_gguf.py of llama.cpp"
+                )
+            if match["half"] == "A":
+                self.scales[target] = self._scale_of(module, half.rows)
+                half = half.transposed() if match["embedding"] else half
+            order = _row_order(base, target, half.rows) if match["half"] == "B" else None
+            renamed = half.renamed(f"{target}.lora_{match['half'].lower()}", order)
+            tensors[renamed.name] = renamed
+        return tensors
+
+    def _scale_of(self, module: str, rank: int) -> float:
+        declared = _by_pattern(self._config.get("rank_pattern") or {}, module, self._config["r"])
+        if declared != rank:
+            raise PlanError(
+                f'{self.path}: "{module}" has rank {rank}, but {CONFIG} says {declared}; '
+                "use the configuration that belongs to these weights"
+            )
+        alpha = float(_by_pattern(self._config.get("alpha_pattern") or {}, module, self._config["lora_alpha"]))
+        return alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
+
+
+_MERGE = "merge the adapter into its base with PEFT and convert the result"
+
+
+def _refused_feature(config: Mapping[str, Any]) -> str:
+    """What of a configuration cannot be expressed as a change of matrices, with what to do; empty when all can."""
+    kind = config.get("peft_type", "LORA")
+    beginning = config.get("init_lora_weights")
+    if kind != "LORA":
+        return f"a {kind} adapter, not a LoRA adapter; {_MERGE}"
+    if config.get("use_dora"):
+        return f"DoRA rescales whole weights, which is no low-rank change; {_MERGE}"
+    if config.get("bias", "none") != "none" or config.get("lora_bias"):
+        return f"it was trained with biases, which a LoRA in GGUF cannot hold; {_MERGE}"
+    if config.get("modules_to_save"):
+        listed = ", ".join(map(str, config["modules_to_save"]))
+        return f"it replaces whole modules ({listed}) besides its low-rank changes; {_MERGE}"
+    if config.get("alora_invocation_tokens"):
+        return "an activated LoRA works only after its invocation tokens and would always work once merged"
+    if config.get("layer_replication") or config.get("use_qalora"):
+        return f"it changes the structure of its base (layer_replication, use_qalora); {_MERGE}"
+    if isinstance(beginning, str) and beginning.lower().startswith(_CHANGES_BASE):
+        return (
+            f"init_lora_weights {beginning!r} changed the base too, so the adapter does not fit the original; save it "
+            "with path_initial_model_for_weight_conversion"
+        )
+    return ""
+
+
+def _what(name: str) -> str:
+    if "lora_magnitude_vector" in name:
+        return "a part of DoRA"
+    return "not half of a low-rank change of a matrix"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """The value of the first pattern, a regular expression, that a module's name ends in (PEFT's `get_pattern_key`)."""
+    try:
+        return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
+    except re.error as error:
+        raise FormatError(f"{CONFIG}: a pattern is no regular expression ({error}); let PEFT save it again") from None
+
+
+def _row_order(base: GGUFFile, target: str, rows: int) -> NDArray[np.intp] | None:
+    """Which row of the PEFT tensor each row of the GGUF tensor is; None when they are the same.
+
+    In a head, Hugging Face has first all first and then all second numbers of the pairs that are rotated together; the
+    converter puts the two of each pair side by side (`LlamaModel.permute`).
+    """
+    part = target.split(".")[-2]
+    if base.architecture not in _PERMUTED or part not in ("attn_q", "attn_k"):
+        return None
+    heads = base.metadata.get(f"{base.architecture}.attention.head_count")
+    if part == "attn_k":
+        heads = base.metadata.get(f"{base.architecture}.attention.head_count_kv", heads)
+    if isinstance(heads, np.ndarray):  # a number for each layer
+        heads = int(heads[int(target.split(".")[1])])
+    if not isinstance(heads, int) or heads < 1 or rows % (2 * heads):
+        raise PlanError(f"{base.path}: {target} has {rows} rows, which its {heads} heads cannot share evenly")
+    return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
