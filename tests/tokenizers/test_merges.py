@@ -250,7 +250,7 @@ def test_what_moved_rows_agree_in_keeps_its_bytes(tmp_path: Path) -> None:
         tmp_path / "b.gguf",
         tokenizer="bpe",
         vocab=300,
-        type="Q4_K",
+        type="Q6_K",
         embed=256,
         ff=256,
         replace=shuffled,
