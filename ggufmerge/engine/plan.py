@@ -65,6 +65,7 @@ class PlannedTensor:
     shared, models: the parameters that hold for this tensor, as in `methods.spec.Problem`.
     experts: number of matrices stacked in the tensor that are merged one by one (1 for ordinary tensors).
     scale: the input whose scale (`engine.side_tensors`) the values are divided by before they are quantized.
+    offset: what the stored values are larger by than the weights that the method is about (see `stored_form`).
     why_type: the rule that chose the type.
     decisions: what was decided automatically for this tensor and may surprise, in words.
     """
@@ -79,6 +80,7 @@ class PlannedTensor:
     shared: dict[str, Value] = field(default_factory=dict)
     models: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
     experts: int = 1
+    offset: float = 0.0
     scale: Input | None = None
     why_type: str = ""
     decisions: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ import numpy as np
 from ggufmerge.engine import checks, vocabulary
 from ggufmerge.engine.layout import Slice, Slot, slices, slots
 from ggufmerge.engine.plan import Input, PlannedTensor
+from ggufmerge.engine.stored_form import stored_offset
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import REQUIRED, Base, Method, Parameter, Problem, Value
@@ -114,6 +115,7 @@ class Resolver:
             shared=shared,
             models=models,
             experts=experts,
+            offset=stored_offset(self.sources[0].file.architecture, planned.name),
         )
         if self._missing:
             return merged

@@ -281,10 +281,13 @@ class _Build:
         chunks = _chunks(problem.shape, self.chunk, tensor.rows // tensor.matrices)
         weights = self._weights(tensor)
         scales = self._scales(tensor)
-        stored = [(i, source) for i, source in enumerate(inputs) if _stores(source, tensor.type, scales)]
+        stored = [(i, source) for i, source in enumerate(inputs) if _stores(source, tensor, scales)]
 
         def read(chunk: Chunk) -> NDArray[np.float32]:
-            return self._read(inputs, first + chunk.row, first + chunk.row + chunk.rows)
+            x = self._read(inputs, first + chunk.row, first + chunk.row + chunk.rows)
+            if tensor.offset:
+                x -= np.float32(tensor.offset)
+            return x
 
         statistics = yield from _statistics(method.passes(problem), chunks, read)
         self.notes += [(tensor.name, note) for note in method.notes(problem, statistics)]
@@ -359,9 +362,9 @@ class _Build:
         raw = self._buffer("raw", (len(rows), tensor.type.row_bytes(tensor.n)), np.uint8)
         matrix = start * tensor.matrices // tensor.rows
         scales = self._scales(tensor)
-        scaled = rows
+        scaled = rows + np.float32(tensor.offset) if tensor.offset else rows
         if scales is not None:
-            scaled = np.divide(rows, scales[matrix], out=self._buffer("scaled", rows.shape, np.float32))
+            scaled = np.divide(scaled, scales[matrix], out=self._buffer("scaled", rows.shape, np.float32))
         codec(tensor.type).encode(scaled, raw, None if weights is None else weights[matrix])
         for values, data in stored:
             _keep_blocks(rows, values, data, raw, tensor.type.block_size)
@@ -459,9 +462,9 @@ def _same_data(a: SourceTensor | AlignedTensor, b: SourceTensor | AlignedTensor)
     return not isinstance(b, AlignedTensor) and a.same_data(b)
 
 
-def _stores(source: SourceTensor | AlignedTensor, kind: TensorType, scales: NDArray[np.float32] | None) -> bool:
-    """Whether an input's values are blocks of this type, in units of these scales, that can be copied from its file."""
-    return kind.is_quantized and source.stores(kind, scales)
+def _stores(source: SourceTensor | AlignedTensor, tensor: PlannedTensor, scales: NDArray[np.float32] | None) -> bool:
+    """Whether an input has the tensor's type, in units of these scales, and writing its values anew may round them."""
+    return (tensor.type.is_quantized or tensor.offset != 0) and source.stores(tensor.type, scales)
 
 
 def _chain(checksum: int, crc: int) -> int:
