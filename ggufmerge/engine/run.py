@@ -42,7 +42,6 @@ from ggufmerge.quants import codec
 from ggufmerge.quants.imatrix import Imatrix
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
-from ggufmerge.types import TensorType
 
 DEFAULT_CHUNK = 1 << 18  # values; a chunk of each input and of the result stay in a core's cache
 _DIGEST_STEP = 1 << 26  # bytes digested by one task
