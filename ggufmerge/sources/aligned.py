@@ -158,7 +158,7 @@ class AlignedTensor:
         out = np.empty((stop - start, self._own.reader.tensor.row_bytes), np.uint8)
         for model in np.unique(lender):
             here = lender == model
-            out[here] = self._part(int(model)).raw(rows[here])
+            out[here] = self._lender(int(model)).raw(rows[here])
         return out
 
     def _fill(self, start: int, own: Rows, out: NDArray[np.float32]) -> None:
@@ -175,7 +175,7 @@ class AlignedTensor:
             elif donor == ZERO:
                 out[here] = 0
             else:
-                out[here] = self._part(int(donor)).read(a.donor_rows[start + here])
+                out[here] = self._lender(int(donor)).read(a.donor_rows[start + here])
 
     def _average(self, rows: NDArray[np.intp], n: int) -> NDArray[np.float32]:
         """float32 [rows, n]: the mean over the models that have these tokens, summed in the order of the models."""
@@ -183,7 +183,7 @@ class AlignedTensor:
         for model, own in enumerate(self._alignment.maps):
             here = np.flatnonzero(own[rows] >= 0)
             if len(here):
-                total[here] += self._part(model).read(own[rows[here]])
+                total[here] += self._lender(model).read(own[rows[here]])
                 count[here] += 1
         return np.asarray(total / count, np.float32)
 
@@ -211,7 +211,7 @@ class AlignedTensor:
             self._fill(int(rows[a]), own, out[a:b])
         return out
 
-    def _part(self, model: int) -> _Part:
+    def _lender(self, model: int) -> _Part:
         part = self._parts[model]
         assert part is not None, "checked by check_widths"
         return part
