@@ -31,6 +31,13 @@ def store_half(raw, offset, value):
 
 
 @inlined
+def load_word(raw, offset):
+    """The little-endian uint32 at a byte offset."""
+    word = np.uint32(raw[offset]) | np.uint32(raw[offset + 1]) << np.uint32(8)
+    return np.uint32(word | np.uint32(raw[offset + 2]) << np.uint32(16) | np.uint32(raw[offset + 3]) << np.uint32(24))
+
+
+@inlined
 def inverse(d):
     """1 / d, or 0 for the zero scale of a block of zeros."""
     return F(1) / d if d != 0 else F(0)

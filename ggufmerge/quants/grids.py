@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from ggufmerge.quants.half import inlined
+from ggufmerge.quants.simd import view
+
+F = np.float32
 
 NEIGHBOURS = 16  # compared at once
 
@@ -85,13 +89,15 @@ def signs() -> NDArray[np.uint32]:
     return _read_only(bits.astype(np.uint32) << np.uint32(31))
 
 
-@njit(forceinline=True)
-def flip(x, sign):
-    """x or -x, by the sign bit: a product with -1 would leave the sign of a NaN as it is, which ggml does not."""
-    return np.uint32(np.float32(x).view(np.uint32) ^ sign).view(np.float32)
+@inlined
+def flip(values, signs):
+    """A float vector with the sign bits `signs` turned. A product with -1 would leave the sign of a NaN as it is, which
+    ggml does not.
+    """
+    return view(view(values, np.uint32) ^ signs, F)
 
 
-@njit(forceinline=True)
+@inlined
 def even_signs(bits):
     """The byte of signs that 7 stored bits stand for: the eighth makes the number of negative values even."""
     parity = bits ^ bits >> np.uint32(4)

@@ -46,6 +46,8 @@ NO_WEIGHTS.setflags(write=False)
 
 kernel: Callable = njit(nogil=True, cache=True, error_model="numpy")
 inline: Callable = njit(nogil=True, error_model="numpy", forceinline=True)
+# Not inlined: loops that only move values would be unrolled for each of their callers, which takes seconds to compile.
+shared: Callable = njit(nogil=True, error_model="numpy")
 
 
 def codec(
@@ -73,7 +75,7 @@ def codec(
     return Codec(kind, read, None if needs_imatrix else write, write_weighted)
 
 
-@inline
+@shared
 def transpose(values, start, blocks, block, offset, size, buffer):
     """Values offset, ..., offset + size - 1 of the blocks start, start + 1, ... of `block` values each, to lanes.
 
@@ -83,6 +85,14 @@ def transpose(values, start, blocks, block, offset, size, buffer):
         a = min(start + lane, blocks - 1) * block % values.size + offset
         for i in range(size):
             buffer[i * LANES + lane] = values[a + i]
+
+
+@shared
+def untranspose(values, offset, size, rows):
+    """The reverse for `size` values from `offset` on: lane j gets rows[j * size : (j + 1) * size]."""
+    for lane in range(LANES):
+        for i in range(size):
+            rows[lane * size + i] = values[(offset + i) * LANES + lane]
 
 
 @inline
@@ -195,10 +205,10 @@ def search_arrays():
     """Working memory of `search_blocks`. Its results: of each sub-block the scale and whether it is zero, of each group
     the code, of each 8 values the signs. Last, a tuple of scratch.
     """
-    values, weights = np.empty(256 * LANES, F), np.empty(32 * LANES, F)
+    values, weights, roots = np.empty(256 * LANES, F), np.empty(32 * LANES, F), np.empty(32 * LANES, F)
     row_values, row_roots = np.empty(32 * LANES, F), np.empty(32 * LANES, F)
     candidate, moved, kept = np.empty(8 * LANES, I), np.empty(8 * LANES, I), np.empty(8 * LANES, I)
-    scratch = values, weights, row_values, row_roots, candidate, moved, kept, np.empty(LANES, F)
+    scratch = values, weights, roots, row_values, row_roots, candidate, moved, kept, np.empty(LANES, F)
     return np.empty(16 * LANES, F), np.empty(16 * LANES, I), np.empty(64 * LANES, I), np.empty(32 * LANES, I), scratch
 
 
@@ -293,13 +303,12 @@ def _search_grid(offset, how, used, top, scale, book, scratch, codes):
     the scale that then fits best wins, `scale` if none fits. In the end groups are rounded once more with it.
     Writes a vector of codes for each group; returns the scales.
     """
-    values, weights, row_values, row_roots, candidate, moved, kept, guess = scratch
+    values, weights, roots, row_values, row_roots, candidate, moved, kept, guess = scratch
     vectors = how.size // how.width * LANES
-    for i in range(how.size):
-        store(guess, 0, square_root(load(weights, i * LANES, LANES)))
-        for lane in range(LANES):
-            row_values[lane * how.size + i] = values[(offset + i) * LANES + lane]
-            row_roots[lane * how.size + i] = guess[lane]
+    for a in range(0, how.size * LANES, LANES):
+        store(roots, a, square_root(load(weights, a, LANES)))
+    untranspose(values, offset, how.size, row_values)
+    untranspose(roots, 0, how.size, row_roots)
     for a in range(0, vectors, LANES):
         store(codes, a, int_zeros())
         store(kept, a, int_zeros() + I(how.again != OFF_GRID))
@@ -349,7 +358,7 @@ def _move_to_grid(codes, how, used, book, scratch):
     which.
     """
     span, neighbours = book
-    row_values, row_roots, moved, guess = scratch[2], scratch[3], scratch[5], scratch[7]
+    _, _, _, row_values, row_roots, _, moved, _, guess = scratch
     for g in range(how.size // how.width):
         for lane in range(used):
             here = span[codes[g * LANES + lane]]

@@ -28,6 +28,7 @@ from ggufmerge.quants.iq import (
     quantize_scales,
     sum_squares,
     transpose,
+    untranspose,
     weigh,
     zeros,
 )
@@ -43,19 +44,17 @@ def _dequantize_iq1_s(raw, out, points):
     """Block: d, 32 bytes of grid indices, 8 little-endian half-words: 4 times 3 high index bits, 3 bits of scale, sign
     of the shift.
     """
-    for r in range(raw.shape[0]):
-        for b in range(out.shape[1] // 256):
-            block = raw[r, 50 * b : 50 * b + 50]
-            d = load_half(block, 0)
-            for s in range(8):
-                high = I(block[34 + 2 * s]) | I(block[35 + 2 * s]) << 8
-                scale = d * F(2 * (high >> 12 & 7) + 1)
-                shift = -SHIFT if high & 0x8000 else SHIFT
-                for k in range(4):
-                    y = out[r, 256 * b + 32 * s + 8 * k : 256 * b + 32 * s + 8 * k + 8]
-                    p = points[block[2 + 4 * s + k] | (high >> 3 * k & 7) << 8]
-                    for i in range(8):
-                        y[i] = scale * (p[i] + shift)
+    raw, y, points = raw.ravel(), out.ravel(), points.ravel()
+    for b in range(y.size // 256):
+        block = 50 * b
+        d = load_half(raw, block)
+        for s in range(8):
+            high = np.intp(raw[block + 34 + 2 * s]) | np.intp(raw[block + 35 + 2 * s]) << 8
+            scale = d * F(2 * (high >> 12 & 7) + 1)
+            shift = -SHIFT if high & 0x8000 else SHIFT
+            for k in range(4):
+                index = np.intp(raw[block + 2 + 4 * s + k]) | (high >> 3 * k & 7) << 8
+                store(y, 256 * b + 32 * s + 8 * k, (load(points, 8 * index, 8) + shift) * scale)
 
 
 @kernel
@@ -63,23 +62,21 @@ def _dequantize_iq1_m(raw, out, points):
     """Block: 32 bytes of grid indices, 16 of nibbles (3 high index bits, sign of shift), 4 little-endian half-words:
     4 times 3 bits of scale and 4 bits of d.
     """
-    for r in range(raw.shape[0]):
-        for b in range(out.shape[1] // 256):
-            block = raw[r, 56 * b : 56 * b + 56]
-            bits = np.uint16(0)
-            for i in range(4):
-                bits |= np.uint16(np.uint16(block[49 + 2 * i] >> 4) << np.uint16(4 * i))
-            d = half_to_float(bits)
-            for s in range(16):
-                scales = I(block[48 + s // 4 * 2]) | I(block[49 + s // 4 * 2]) << 8
-                scale = d * F(2 * (scales >> 3 * (s % 4) & 7) + 1)
-                for k in range(2):
-                    high = I(block[32 + s]) >> 4 * k
-                    shift = -SHIFT if high & 8 else SHIFT
-                    y = out[r, 256 * b + 16 * s + 8 * k : 256 * b + 16 * s + 8 * k + 8]
-                    p = points[block[2 * s + k] | (high & 7) << 8]
-                    for i in range(8):
-                        y[i] = scale * (p[i] + shift)
+    raw, y, points = raw.ravel(), out.ravel(), points.ravel()
+    for b in range(y.size // 256):
+        block = 56 * b
+        bits = np.uint16(0)
+        for i in range(4):
+            bits |= np.uint16(np.uint16(raw[block + 49 + 2 * i] >> 4) << np.uint16(4 * i))
+        d = half_to_float(bits)
+        for s in range(16):
+            scales = I(raw[block + 48 + s // 4 * 2]) | I(raw[block + 49 + s // 4 * 2]) << 8
+            scale = d * F(2 * (scales >> 3 * (s % 4) & 7) + 1)
+            for k in range(2):
+                high = np.intp(raw[block + 32 + s]) >> 4 * k
+                shift = -SHIFT if high & 8 else SHIFT
+                index = np.intp(raw[block + 2 * s + k]) | (high & 7) << 8
+                store(y, 256 * b + 16 * s + 8 * k, (load(points, 8 * index, 8) + shift) * scale)
 
 
 @kernel
@@ -207,10 +204,8 @@ def _search_split(arrays, offset, size, empty, span, neighbours):
     down = select(turned, down ^ I(1 if size == 32 else 3), down)
     down = select(empty, I(0), down)
     _write_codes(own_codes, order, size, choice, turned, picks)
-    for lane in range(LANES):
-        for i in range(size):
-            rows[lane * size + i] = own_values[i * LANES + lane]
-            row_weights[lane * size + i] = own_weights[i * LANES + lane]
+    untranspose(own_values, 0, size, rows)
+    untranspose(own_weights, 0, size, row_weights)
     store(guess, 0, scale)
     moved = _move_to_grid(own_codes, size, rows, row_weights, guess, down, span, neighbours, picks)
     sum_qx, sum_qq = zeros(), zeros()

@@ -14,8 +14,9 @@ from functools import partial
 import numpy as np
 
 from ggufmerge.quants import grids
-from ggufmerge.quants.blocks import load_half, store_half
+from ggufmerge.quants.blocks import load_half, load_word, store_half
 from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.grids import even_signs, flip
 from ggufmerge.quants.iq import (
     ALL,
     LANES,
@@ -27,7 +28,7 @@ from ggufmerge.quants.iq import (
     search_arrays,
     search_blocks,
 )
-from ggufmerge.quants.simd import store
+from ggufmerge.quants.simd import load, store
 from ggufmerge.types import TensorType
 
 F = np.float32
@@ -40,53 +41,47 @@ S = Search(16, 8, 2, 3, 9, F(0.1), OFF_GRID, False, F(2), F(0.25), F(1e-8))
 @kernel
 def _dequantize_iq2_xxs(raw, out, points, signs):
     """Block: d, 8 times 4 bytes of grid indices and a little-endian word: 4 times 7 signs, 4 bits of scale."""
-    for r in range(raw.shape[0]):
-        for b in range(out.shape[1] // 256):
-            block = raw[r, 66 * b : 66 * b + 66]
-            d = load_half(block, 0)
-            for s in range(8):
-                word = np.uint32(0)
-                for i in range(4):
-                    word |= np.uint32(block[6 + 8 * s + i]) << np.uint32(8 * i)
-                scale = d * (F(0.5) + F(word >> np.uint32(28))) * F(0.25)
-                for k in range(4):
-                    y = out[r, 256 * b + 32 * s + 8 * k : 256 * b + 32 * s + 8 * k + 8]
-                    p = points[block[2 + 8 * s + k]]
-                    sign = signs[grids.even_signs(word >> np.uint32(7 * k) & np.uint32(127))]
-                    for i in range(8):
-                        y[i] = grids.flip(scale * p[i], sign[i])
+    raw, y, points, signs = raw.ravel(), out.ravel(), points.ravel(), signs.ravel()
+    for b in range(y.size // 256):
+        block = 66 * b
+        d = load_half(raw, block)
+        for s in range(8):
+            at = block + 2 + 8 * s
+            word = load_word(raw, at + 4)
+            scale = d * (F(0.5) + F(word >> np.uint32(28))) * F(0.25)
+            for k in range(4):
+                sign = even_signs(word >> np.uint32(7 * k) & np.uint32(127))
+                values = load(points, 8 * np.intp(raw[at + k]), 8) * scale
+                store(y, 256 * b + 32 * s + 8 * k, flip(values, load(signs, 8 * np.intp(sign), 8)))
 
 
 @kernel
 def _dequantize_iq2_xs(raw, out, points, signs):
     """Block: d, 32 little-endian half-words of 9 bits grid index and 7 signs, 8 bytes of scale nibbles."""
-    for r in range(raw.shape[0]):
-        for b in range(out.shape[1] // 256):
-            block = raw[r, 74 * b : 74 * b + 74]
-            d = load_half(block, 0)
-            for k in range(32):
-                scale = d * (F(0.5) + F(block[66 + k // 4] >> (4 * (k // 2 % 2)) & 15)) * F(0.25)
-                word = np.uint32(block[2 + 2 * k]) | np.uint32(block[3 + 2 * k]) << np.uint32(8)
-                y = out[r, 256 * b + 8 * k : 256 * b + 8 * k + 8]
-                p, sign = points[word & np.uint32(511)], signs[grids.even_signs(word >> np.uint32(9))]
-                for i in range(8):
-                    y[i] = grids.flip(scale * p[i], sign[i])
+    raw, y, points, signs = raw.ravel(), out.ravel(), points.ravel(), signs.ravel()
+    for b in range(y.size // 256):
+        block = 74 * b
+        d = load_half(raw, block)
+        for k in range(32):
+            scale = d * (F(0.5) + F(raw[block + 66 + k // 4] >> (4 * (k // 2 % 2)) & 15)) * F(0.25)
+            word = np.uint32(raw[block + 2 + 2 * k]) | np.uint32(raw[block + 3 + 2 * k]) << np.uint32(8)
+            values = load(points, 8 * np.intp(word & np.uint32(511)), 8) * scale
+            sign = even_signs(word >> np.uint32(9))
+            store(y, 256 * b + 8 * k, flip(values, load(signs, 8 * np.intp(sign), 8)))
 
 
 @kernel
 def _dequantize_iq2_s(raw, out, points, signs):
     """Block: d, 32 bytes of grid indices, 32 of signs, 8 of the indices' two high bits, 8 of scale nibbles."""
-    for r in range(raw.shape[0]):
-        for b in range(out.shape[1] // 256):
-            block = raw[r, 82 * b : 82 * b + 82]
-            d = load_half(block, 0)
-            for k in range(32):
-                scale = d * (F(0.5) + F(block[74 + k // 4] >> (4 * (k // 2 % 2)) & 15)) * F(0.25)
-                high = np.int32(block[66 + k // 4]) >> 2 * (k % 4) & 3
-                y = out[r, 256 * b + 8 * k : 256 * b + 8 * k + 8]
-                p, sign = points[block[2 + k] | high << 8], signs[block[34 + k]]
-                for i in range(8):
-                    y[i] = grids.flip(scale * p[i], sign[i])
+    raw, y, points, signs = raw.ravel(), out.ravel(), points.ravel(), signs.ravel()
+    for b in range(y.size // 256):
+        block = 82 * b
+        d = load_half(raw, block)
+        for k in range(32):
+            scale = d * (F(0.5) + F(raw[block + 74 + k // 4] >> (4 * (k // 2 % 2)) & 15)) * F(0.25)
+            high = np.intp(raw[block + 66 + k // 4]) >> 2 * (k % 4) & 3
+            values = load(points, 8 * (np.intp(raw[block + 2 + k]) | high << 8), 8) * scale
+            store(y, 256 * b + 8 * k, flip(values, load(signs, 8 * np.intp(raw[block + 34 + k]), 8)))
 
 
 @kernel

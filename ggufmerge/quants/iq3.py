@@ -14,8 +14,9 @@ from functools import partial
 import numpy as np
 
 from ggufmerge.quants import grids
-from ggufmerge.quants.blocks import load_half, store_half
+from ggufmerge.quants.blocks import load_half, load_word, store_half
 from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.grids import even_signs, flip
 from ggufmerge.quants.iq import (
     ANY_OFF_GRID,
     LANES,
@@ -27,7 +28,7 @@ from ggufmerge.quants.iq import (
     search_arrays,
     search_blocks,
 )
-from ggufmerge.quants.simd import store
+from ggufmerge.quants.simd import load, store
 from ggufmerge.types import TensorType
 
 F = np.float32
@@ -39,44 +40,35 @@ S = Search(32, 4, 3, 8, 9, F(0.2), ANY_OFF_GRID, False, F(2), F(0), F(1e-45))
 @kernel
 def _dequantize_iq3_xxs(raw, out, points, signs):
     """Block: d, 64 bytes of grid indices, 8 little-endian words: 4 times 7 signs, 4 bits of scale."""
-    for r in range(raw.shape[0]):
-        for b in range(out.shape[1] // 256):
-            block = raw[r, 98 * b : 98 * b + 98]
-            d = load_half(block, 0)
-            for s in range(8):
-                word = np.uint32(0)
-                for i in range(4):
-                    word |= np.uint32(block[66 + 4 * s + i]) << np.uint32(8 * i)
-                scale = d * (F(0.5) + F(word >> np.uint32(28))) * F(0.5)
-                for k in range(4):
-                    y = out[r, 256 * b + 32 * s + 8 * k : 256 * b + 32 * s + 8 * k + 8]
-                    sign = signs[grids.even_signs(word >> np.uint32(7 * k) & np.uint32(127))]
-                    p, q = points[block[2 + 8 * s + 2 * k]], points[block[3 + 8 * s + 2 * k]]
-                    for i in range(4):
-                        y[i] = grids.flip(scale * p[i], sign[i])
-                    for i in range(4):
-                        y[4 + i] = grids.flip(scale * q[i], sign[4 + i])
+    raw, y, points, signs = raw.ravel(), out.ravel(), points.ravel(), signs.ravel()
+    for b in range(y.size // 256):
+        block = 98 * b
+        d = load_half(raw, block)
+        for s in range(8):
+            word = load_word(raw, block + 66 + 4 * s)
+            scale = d * (F(0.5) + F(word >> np.uint32(28))) * F(0.5)
+            for k in range(4):
+                sign = 8 * np.intp(even_signs(word >> np.uint32(7 * k) & np.uint32(127)))
+                for half in range(2):
+                    values = load(points, 4 * np.intp(raw[block + 2 + 8 * s + 2 * k + half]), 4) * scale
+                    at = 256 * b + 32 * s + 8 * k + 4 * half
+                    store(y, at, flip(values, load(signs, sign + 4 * half, 4)))
 
 
 @kernel
 def _dequantize_iq3_s(raw, out, points, signs):
     """Block: d, 64 bytes of grid indices, 8 of their ninth bits, 32 of signs, 4 of scale nibbles."""
-    for r in range(raw.shape[0]):
-        for b in range(out.shape[1] // 256):
-            block = raw[r, 110 * b : 110 * b + 110]
-            d = load_half(block, 0)
-            for s in range(8):
-                scale = d * F(1 + 2 * (block[106 + s // 2] >> (4 * (s % 2)) & 15))
-                high = np.int32(block[66 + s])
-                for k in range(4):
-                    y = out[r, 256 * b + 32 * s + 8 * k : 256 * b + 32 * s + 8 * k + 8]
-                    sign = signs[block[74 + 4 * s + k]]
-                    p = points[block[2 + 8 * s + 2 * k] | (high >> 2 * k & 1) << 8]
-                    q = points[block[3 + 8 * s + 2 * k] | (high >> 2 * k + 1 & 1) << 8]
-                    for i in range(4):
-                        y[i] = grids.flip(scale * p[i], sign[i])
-                    for i in range(4):
-                        y[4 + i] = grids.flip(scale * q[i], sign[4 + i])
+    raw, y, points, signs = raw.ravel(), out.ravel(), points.ravel(), signs.ravel()
+    for b in range(y.size // 256):
+        block = 110 * b
+        d = load_half(raw, block)
+        for s in range(8):
+            scale = d * F(1 + 2 * (raw[block + 106 + s // 2] >> (4 * (s % 2)) & 15))
+            high = np.intp(raw[block + 66 + s])
+            for k in range(8):
+                index = np.intp(raw[block + 2 + 8 * s + k]) | (high >> k & 1) << 8
+                sign = 8 * np.intp(raw[block + 74 + 4 * s + k // 2]) + 4 * (k % 2)
+                store(y, 256 * b + 32 * s + 4 * k, flip(load(points, 4 * index, 4) * scale, load(signs, sign, 4)))
 
 
 @kernel
