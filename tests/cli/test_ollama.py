@@ -1,0 +1,204 @@
+"""`ggufmerge build` with Ollama: models in and out, Modelfiles, and what is refused before work starts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import ggufmerge
+from ggufmerge.cli import main
+from ggufmerge.sources import ollama
+from tests.ollama_store import add_model, check_store, layers_of, snapshot
+from tests.sinks.modelfiles import read_modelfile
+from tests.sinks.ollama_server import ollama_server
+from tests.tiny import write_tiny_llama
+
+Run = Callable[..., tuple[int, str, str]]
+RECIPE = "merge_method: linear\nmodels: [{model: 'ollama:chat:1b'}, {model: 'ollama:other'}]\nparameters: {weight: 1}\n"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in-process: (exit code, standard output, standard error)."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ggufmerge", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with two models, chat:1b and other:latest, whose templates differ; the working folder has a recipe."""
+    root = tmp_path / "store"
+    monkeypatch.setenv("OLLAMA_MODELS", str(root))
+    monkeypatch.delenv("OLLAMA_HOST", raising=False)
+    monkeypatch.setattr(ollama, "SERVICE_ROOT", tmp_path / "no service")
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    for name, tune in (("a", None), ("b", (1, 0.02))):
+        write_tiny_llama(tmp_path / f"{name}.gguf", layers=1, tune=tune)
+    settings = [
+        ("template", '{{ .Prompt }}\n"x"'),
+        ("params", '{"stop": ["<|end|>"], "num_gqa": 8}'),
+        ("license", "MIT"),
+    ]
+    add_model(root, "chat/1b", (tmp_path / "a.gguf").read_bytes(), settings, {"renderer": "r"})
+    others = [("template", "{{ .Prompt }}"), ("license", "MIT"), ("license", "Llama")]
+    add_model(root, "other/latest", (tmp_path / "b.gguf").read_bytes(), others)
+    (work / "r.yaml").write_text(RECIPE)
+    return root
+
+
+def files(folder: Path = Path()) -> set[str]:
+    return {p.name for p in folder.iterdir()}
+
+
+def test_a_merge_goes_straight_into_the_store(store: Path, run: Run) -> None:
+    """Without a file beside it and without a copy: the blob is the file that --output would have written."""
+    before = snapshot(store)
+    code, out, err = run("build", "r.yaml", "--ollama", "merged")
+    assert code == 0
+    assert "merged:latest: is in Ollama" in out
+    assert "Ollama's template is taken from ollama:chat:1b; ollama:other has another" in err
+    assert "parameters num_gqa can stand in no model today" in err
+    check_store(store)
+    assert files() == {"r.yaml"}
+    assert not [name for name in files(store / "blobs") if not name.startswith("sha256-")]
+    assert before.items() <= snapshot(store).items()
+    found = layers_of(store, "merged/latest")
+    assert found["template"] == [b'{{ .Prompt }}\n"x"']
+    assert json.loads(found["params"][0]) == {"stop": ["<|end|>"]}
+    assert found["license"] == [b"MIT", b"Llama"]
+    assert json.loads(found["config"][0])["renderer"] == "r"
+    assert run("build", "r.yaml", "-o", "out.gguf")[0] == 0
+    assert found["model"] == [Path("out.gguf").read_bytes()]
+
+
+def test_with_a_file_beside_it(store: Path, run: Run) -> None:
+    """--output and --ollama: one file, two names, and a Modelfile."""
+    code, out, _ = run("build", "r.yaml", "-o", "out.gguf", "--ollama", "merged:v1", "--json")
+    assert code == 0
+    facts = json.loads(out)
+    assert facts["output"] == "out.gguf"
+    assert facts["modelfile"] == "out.Modelfile"
+    blob = store / "blobs" / facts["ollama"]["digest"].replace(":", "-")
+    assert blob.samefile("out.gguf")
+    assert files() == {"r.yaml", "out.gguf", "out.Modelfile"}
+    check_store(store)
+
+
+def test_a_modelfile_beside_every_output(store: Path, run: Run) -> None:
+    """With what the parents have in Ollama; --no-modelfile leaves it out."""
+    assert run("build", "r.yaml", "-o", "out.gguf")[0] == 0
+    assert read_modelfile(Path("out.Modelfile").read_text()) == [
+        ("model", "./out.gguf"),
+        ("template", '{{ .Prompt }}\n"x"'),
+        ("stop", "<|end|>"),
+        ("renderer", "r"),
+        ("license", "MIT"),
+        ("license", "Llama"),
+    ]
+    assert run("build", "r.yaml", "-o", "other.gguf", "--no-modelfile")[0] == 0
+    assert "other.Modelfile" not in files()
+
+
+def test_a_chat_template_of_the_recipe_wins(store: Path, run: Run) -> None:
+    """The parents' templates do not fit it: they are left out, with a warning."""
+    Path("r.yaml").write_text(RECIPE + "chat_template: chatml\n")
+    code, _, err = run("build", "r.yaml", "-o", "out.gguf")
+    assert code == 0
+    assert "the recipe sets a chat template, so the template of ollama:chat:1b in Ollama is left out" in err
+    assert "template" not in dict(read_modelfile(Path("out.Modelfile").read_text()))
+
+
+def test_what_is_refused_is_refused_before_work_starts(store: Path, run: Run, tmp_path: Path) -> None:
+    """Names, taken names, types, a Modelfile in the way: one line each, in a dry run, too, and nothing is written."""
+    (Path() / "out.Modelfile").write_text("FROM precious")
+    write_tiny_llama(tmp_path / "wide.gguf", layers=1, embed=256, ff=256)
+    path = (tmp_path / "wide.gguf").as_posix()
+    Path("wide.yaml").write_text(f"merge_method: linear\nmodels: [{{model: '{path}'}}]\nparameters: {{weight: 1}}\n")
+    before, work = snapshot(store), snapshot(Path())
+    wide = ("wide.yaml", "--type", "TQ1_0")
+    for arguments, complaint in (
+        (("r.yaml", "--ollama", "-bad"), "'-bad' is no name of an Ollama model"),
+        (("r.yaml", "--ollama", "Chat:1b"), "Chat:1b: Ollama has a model of this name: use --overwrite"),
+        ((*wide, "--ollama", "m"), "is TQ1_0, a type that Ollama does not know"),
+        (("r.yaml", "-o", "out.gguf"), "out.Modelfile: exists: use --overwrite to replace it, or --no-modelfile"),
+    ):
+        for extra in ((), ("--dry-run",)) if "--ollama" in arguments else ((),):
+            code, _, err = run("build", *arguments, *extra)
+            assert code == 1
+            assert complaint in err
+            assert err.count("error:") == 1
+    assert run("build", "r.yaml", "--ollama", "m", "--split-max-size", "1M")[0] == 2
+    assert run("build", "r.yaml")[0] == 2
+    assert snapshot(store) == before
+    assert snapshot(Path()) == work
+
+
+def test_a_store_is_overwritten_only_when_asked(store: Path, run: Run) -> None:
+    """A parent may be replaced by the merge; its weights stay until Ollama removes them."""
+    before = snapshot(store / "blobs")
+    assert run("build", "r.yaml", "--ollama", "other")[0] == 1
+    assert run("build", "r.yaml", "--ollama", "other", "--overwrite")[0] == 0
+    assert before.items() <= snapshot(store / "blobs").items()
+    check_store(store)
+    assert "ollama:other" in ggufmerge.open(ollama.find("other").path).metadata["ggufmerge.recipe"]
+
+
+def test_an_interrupted_build_goes_on_in_the_store(store: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was done is in files that Ollama would remove, and the same command takes it over."""
+    from ggufmerge.engine.run import _Build
+
+    real, left = _Build._tensor, [5]
+
+    def stop(self: _Build, tensor: object) -> object:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return real(self, tensor)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_Build, "_tensor", stop)
+    assert run("build", "r.yaml", "--ollama", "merged", "--threads", "1")[0] == 1
+    strays = {name for name in files(store / "blobs") if not name.startswith("sha256-")}
+    assert strays == {
+        f".ggufmerge-registry.ollama.ai-library-merged-latest.gguf.{end}" for end in ("partial", "journal")
+    }
+    check_store(store)
+    monkeypatch.setattr(_Build, "_tensor", real)
+    code, out, _ = run("build", "r.yaml", "--ollama", "merged")
+    assert code == 0
+    assert "taken over from an interrupted build" in out
+    assert not [name for name in files(store / "blobs") if not name.startswith("sha256-")]
+
+
+def test_through_a_server(store: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where OLLAMA_HOST says so: built here, sent, removed; what could not be sent is named and stays."""
+    with ollama_server() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        before = snapshot(store)
+        code, out, _ = run("build", "r.yaml", "--ollama", "merged")
+        assert code == 0
+        assert f"merged:latest: is in Ollama ({server.url})" in out
+        assert server.models["merged:latest"]["template"] == '{{ .Prompt }}\n"x"'
+        assert files() == {"r.yaml"}
+        server.troubles.add("invalid")
+        code, _, err = run("build", "r.yaml", "--ollama", "second")
+        assert code == 1
+        assert "did not create second:latest: failed to validate" in err
+        (kept,) = files() - {"r.yaml"}
+        assert f"the merged model is complete: {kept}" in err
+        assert snapshot(store) == before
