@@ -21,6 +21,7 @@ from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import Base, Method, Parameter
 from ggufmerge.recipe.document import Document, Location, parse, shown
+from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Graft, Model, OutputSlice, Recipe, SliceSource, TokenEmbedding, Tokenizer
 from ggufmerge.recipe.settings import Scalar, Setting
 
@@ -143,7 +144,8 @@ def _visit(
     if any(recipe is r for r in above):
         problems.append(f"{recipe.where(('name',))}: {shown(recipe.name)} is made from itself")
     elif not any(recipe is r for r in order):
-        for reference in recipe.references():
+        tokenizers = (recipe.tokenizer_source, recipe.tokenizer.source if recipe.tokenizer else None)
+        for reference in (*recipe.references(), *(t for t in tokenizers if isinstance(t, ModelReference))):
             if reference.path in named:
                 _visit(named[reference.path], named, order, (*above, recipe), problems)
         order.append(recipe)

@@ -104,3 +104,12 @@ parameters: {weight: 1}
     out, a, b = (weights(p) for p in (build(recipe), family / "a.f32.gguf", family / "b.f32.gguf"))
     for name, share in (("blk.0.ffn_up.weight", 0.75), ("blk.0.attn_q.weight", 0.5)):
         np.testing.assert_allclose(out[name], share * a[name] + (1 - share) * b[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_stage_may_lend_its_vocabulary_alone(family: Path, build: Build) -> None:
+    """It is built although no document merges it."""
+    first, second = TWO_STAGES.split("---\n")
+    second = second.replace("pair", "a.f32.gguf") + "tokenizer_source: pair\n"
+    recipe = load_recipe(first + "---\n" + second)
+    assert [stage.name for stage in recipe.stages] == ["pair"]
+    assert build(first + "---\n" + second).exists()
