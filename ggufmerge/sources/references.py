@@ -1,8 +1,8 @@
 """What a recipe writes for a model, and the file that it leads to.
 
 A reference is a path, or `scheme:name` for models that another program keeps: `ollama:llama3.2:3b`. A scheme is a
-module with `find(name) -> Located`, named in `SCHEMES` and imported when a reference has that scheme. Anything else in
-front of a colon is part of a path.
+function `(name) -> Located`, named in `SCHEMES` and imported when a reference has that scheme. Anything else in front
+of a colon is part of a path.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from ggufmerge.errors import PlanError
 if TYPE_CHECKING:
     from ggufmerge.sources.ollama import OllamaSettings
 
-SCHEMES = {"ollama": "ggufmerge.sources.ollama"}
+SCHEMES = {  # function in a module of this package
+    "ollama": "ollama.find",
+    "hf": "hub.find",
+    "lmstudio": "folders.find_lmstudio",
+    "llama.cpp": "folders.find_llama_cpp",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ def find(reference: str, folder: str | os.PathLike[str] = ".") -> Located:
     """
     scheme, colon, name = reference.partition(":")
     if colon and scheme in SCHEMES:
-        located: Located = importlib.import_module(SCHEMES[scheme]).find(name)
+        module, _, function = SCHEMES[scheme].rpartition(".")
+        located: Located = getattr(importlib.import_module(f"ggufmerge.sources.{module}"), function)(name)
         return located
     return Located(_path(reference, folder))
 

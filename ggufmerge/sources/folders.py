@@ -1,0 +1,107 @@
+"""Models that other programs have downloaded, by name: `lmstudio:publisher/model/file.gguf`, `llama.cpp:file.gguf`.
+
+Such a name is a path below the program's folder, or the end of one (`file.gguf`, `file`), or a folder with a type
+behind it when several files are in it: `lmstudio:publisher/model:Q4_K_M`. llama.cpp's cache puts owner and repository
+into one name; `llama.cpp:owner/repo:Q4_K_M`, as behind its option `-hf`, finds that, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ggufmerge.errors import PlanError, nearest
+from ggufmerge.sources import choice
+from ggufmerge.sources.references import Located
+
+
+def find_lmstudio(name: str) -> Located:
+    """The file of a model of LM Studio; PlanError when there is none or several."""
+    return _find("lmstudio", name, lmstudio_folders())
+
+
+def find_llama_cpp(name: str) -> Located:
+    """The file of a model in llama.cpp's cache; PlanError when there is none or several."""
+    return _find("llama.cpp", name, [llama_cpp_folder()])
+
+
+def lmstudio_folders() -> list[Path]:
+    """Where its settings say, then where it puts models by default, now and in early versions."""
+    home = _lmstudio_home()
+    folders = [home / "models", Path.home() / ".cache" / "lm-studio" / "models"]
+    with contextlib.suppress(OSError, ValueError):
+        settings = json.loads((home / "settings.json").read_text(encoding="utf-8"))
+        if isinstance(settings, dict) and isinstance(chosen := settings.get("downloadsFolder"), str) and chosen:
+            folders.insert(0, Path(chosen))
+    return list(dict.fromkeys(folders))
+
+
+def llama_cpp_folder() -> Path:
+    """As `fs_get_cache_directory` of llama.cpp has it."""
+    if value := os.environ.get("LLAMA_CACHE"):
+        return Path(value)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "llama.cpp"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "llama.cpp"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama.cpp"
+
+
+def gguf_files(root: Path) -> Iterator[Path]:
+    """All GGUF files below a folder, sorted; hidden ones are left out, such as unfinished downloads."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith(".gguf") and not name.startswith("."):
+                yield Path(folder) / name
+
+
+def models_below(root: Path) -> list[str]:
+    """The models below a folder, as paths relative to it with `/` between folders."""
+    return choice.models_among(path.relative_to(root).as_posix() for path in gguf_files(root))
+
+
+def _find(scheme: str, name: str, folders: list[Path]) -> Located:
+    label, roots = f"{scheme}:{name}", [folder for folder in folders if folder.is_dir()]
+    if not roots:
+        raise PlanError(
+            f"{label}: there is no folder {' or '.join(map(str, folders))}; give the path of the file instead"
+        )
+    wanted, file_type = _parts(name)
+    known = [(root, model) for root in roots for model in models_below(root)]
+    found = [place for place in known if place[1] == wanted] or [place for place in known if _means(wanted, place[1])]
+    if not found:
+        names = [model for _, model in known]
+        hint = nearest(wanted, names) if names else "nothing is there"
+        raise PlanError(f"{label}: no such model in {' and '.join(map(str, roots))}; {hint}")
+    chosen = choice.choose(list(dict.fromkeys(model for _, model in found)), file_type, label)
+    return Located(next(root for root, model in found if model == chosen) / chosen)
+
+
+def _lmstudio_home() -> Path:
+    """`~/.lmstudio`, or the folder that took its place."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if text := (Path.home() / ".lmstudio-home-pointer").read_text(encoding="utf-8").strip():
+            return Path(text)
+    return Path.home() / ".lmstudio"
+
+
+def _parts(name: str) -> tuple[str, str | None]:
+    """A name and the type behind its last colon."""
+    name = name.strip().replace("\\", "/").strip("/")
+    path, colon, file_type = name.rpartition(":")
+    return (path, file_type) if colon and path and "/" not in file_type else (name, None)
+
+
+def _means(wanted: str, model: str) -> bool:
+    """Whether a name leads to a model: to the file itself, or to a folder that it is in."""
+    wanted, model = wanted.lower(), model.lower()
+    ends = (model, model.removesuffix(".gguf"), model.rpartition("/")[0])
+    if any(end == wanted or end.endswith("/" + wanted) for end in ends):
+        return True
+    # llama.cpp, older: owner_repo_file.gguf; newer: as huggingface_hub
+    return model.startswith((wanted.replace("/", "_") + "_", f"models--{wanted.replace('/', '--')}/"))
