@@ -30,7 +30,7 @@ shown.
 
 
 def bake(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="The GGUF model.", show_default=False)],
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The GGUF model.", show_default=False)],
     adapters: Annotated[
         list[str],
         typer.Argument(metavar="ADAPTER[=STRENGTH]...", help="LoRA adapters to apply.", show_default=False),

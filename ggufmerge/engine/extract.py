@@ -27,12 +27,13 @@ from ggufmerge.engine.low_rank import PASSES, LowRank, low_rank
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.scheduler import Job, drive
 from ggufmerge.errors import GgufmergeError, PlanError, nearest
-from ggufmerge.files import GGUFWriter, MetadataEditor, Tensor, TensorInfo, open_gguf
+from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo, open_gguf
 from ggufmerge.methods.random import stream_key
 from ggufmerge.quants import codec
 from ggufmerge.recipe import ModelReference
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source, open_source
+from ggufmerge.sources.stored import StoredTensor
 from ggufmerge.types import FileType, TensorType
 
 EMBEDDING = "token_embd.weight"
@@ -251,18 +252,19 @@ class _Selection:
             if not any(matches(pattern, name) for name in self.base.tensors):
                 raise PlanError(f'the filter "{pattern}" matches no tensor: {nearest(pattern, self.base.tensors)}')
 
-    def _is_same(self, name: str, tensor: Tensor) -> bool:
+    def _is_same(self, name: str, tensor: StoredTensor) -> bool:
         """Whether both models hold the same weights; stops reading at the first difference."""
         other = self.tune.tensors.get(name)
         if other is None or other.shape != tensor.shape:
             return False
-        adapted = self.tune.changed_by_adapter(name) or self.base.changed_by_adapter(name)
-        if other.type == tensor.type and not adapted:
+        sources = (self.tune, self.base)
+        plain = not any(s.changed_by_adapter(name) or s.scales(name) is not None for s in sources)
+        if other.type == tensor.type and plain:
             a, b = other.raw, tensor.raw
             return all(np.array_equal(a[i : i + _COMPARED], b[i : i + _COMPARED]) for i in range(0, len(a), _COMPARED))
         if not all(t.type.is_quantized or t.type.is_float for t in (tensor, other)):
             return False
-        readers = self.tune.open_tensor(name), self.base.open_tensor(name)
+        readers = [s.open_tensor(name) for s in sources]
         step = max(1, _COMPARED // (4 * tensor.n))
         for start in range(0, tensor.rows, step):
             x, y = np.empty((2, min(step, tensor.rows - start), tensor.n), np.float32)
@@ -272,7 +274,7 @@ class _Selection:
                 return False
         return True
 
-    def _reason_against(self, name: str, tensor: Tensor) -> str:
+    def _reason_against(self, name: str, tensor: StoredTensor) -> str:
         """Why a tensor gets no halves though it differs; empty when it gets them."""
         other = self.tune.tensors.get(name)
         if self.include and not any(matches(p, name) for p in self.include):

@@ -3,7 +3,8 @@
 Subspace iteration after Halko, Martinsson, Tropp, "Finding structure with randomness" (SIAM Review 53, 2011), algorithm
 4.4, turned to the side of the columns so that each iteration takes one pass over the rows: with a random start V
 [n, width], V becomes the orthonormalized D^T (D V). Its columns then span, nearly, the leading right singular vectors,
-and the SVD of the tall D V gives the factors.
+and the SVD of the tall D V gives the factors. The products are float32: singular values below a thousandth of the
+largest come out roughly, and those below a 3000th, a ten-millionth of its energy, may be missing.
 
 All sums have a fixed order, so the factors are the same whatever the number of threads. LAPACK is not used: the BLAS
 threads inside it would wait for each other while the engine's threads keep the cores busy.
