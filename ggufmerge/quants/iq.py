@@ -46,8 +46,6 @@ NO_WEIGHTS.setflags(write=False)
 
 kernel: Callable = njit(nogil=True, cache=True, error_model="numpy")
 inline: Callable = njit(nogil=True, error_model="numpy", forceinline=True)
-# Not inlined: loops that only move values would be unrolled for each of their callers, which takes seconds to compile.
-shared: Callable = njit(nogil=True, error_model="numpy")
 
 
 def codec(
@@ -75,7 +73,7 @@ def codec(
     return Codec(kind, read, None if needs_imatrix else write, write_weighted)
 
 
-@shared
+@inline
 def transpose(values, start, blocks, block, offset, size, buffer):
     """Values offset, ..., offset + size - 1 of the blocks start, start + 1, ... of `block` values each, to lanes.
 
@@ -87,11 +85,14 @@ def transpose(values, start, blocks, block, offset, size, buffer):
             buffer[i * LANES + lane] = values[a + i]
 
 
-@shared
+@inline
 def untranspose(values, offset, size, rows):
-    """The reverse for `size` values from `offset` on: lane j gets rows[j * size : (j + 1) * size]."""
-    for lane in range(LANES):
-        for i in range(size):
+    """The reverse for `size` values from `offset` on: lane j gets rows[j * size : (j + 1) * size].
+
+    Lanes are the inner loop, because LLVM would spend seconds on unrolling the other one.
+    """
+    for i in range(size):
+        for lane in range(LANES):
             rows[lane * size + i] = values[(offset + i) * LANES + lane]
 
 
