@@ -16,6 +16,15 @@ from ggufmerge.sources import Source
 _TOKENS = "tokenizer.ggml.tokens"
 
 
+def check_donor(source: Source) -> None:
+    """PlanError unless the source can give a result its metadata and tokenizer."""
+    if source.is_checkpoint:
+        raise PlanError(
+            f"{source.file.path}: a Hugging Face checkpoint gives weights only, but the result takes its metadata and "
+            "tokenizer from a GGUF file; convert it with convert_hf_to_gguf.py of llama.cpp and name the result"
+        )
+
+
 def check_architectures(sources: Sequence[Source]) -> None:
     """PlanError unless all sources have one `general.architecture`."""
     first = sources[0]
@@ -30,10 +39,10 @@ def check_architectures(sources: Sequence[Source]) -> None:
 
 
 def check_vocabularies(sources: Sequence[Source]) -> None:
-    """PlanError unless all sources have the same tokens at the same ids."""
+    """PlanError unless all sources have the same tokens at the same ids; those of checkpoints are not looked at."""
     first = sources[0]
     for other in sources[1:]:
-        if _raw(first, _TOKENS) == _raw(other, _TOKENS):
+        if other.is_checkpoint or _raw(first, _TOKENS) == _raw(other, _TOKENS):
             continue
         a, b = _tokens(first), _tokens(other)
         at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
@@ -43,6 +52,16 @@ def check_vocabularies(sources: Sequence[Source]) -> None:
             f'{token[0]} in one and {token[1]} in the other; write "tokenizer_source: base" to take the base\'s, '
             '"tokenizer_source: union" to take the tokens of all, or merge models that share a tokenizer'
         )
+
+
+def unknown_vocabularies(sources: Sequence[Source]) -> list[str]:
+    """Warnings for sources whose tokens are only counted."""
+    return [
+        f"{source.label}: its tokenizer is not read; its tokens are taken to be those of {sources[0].label}, since "
+        "there are as many"
+        for source in sources
+        if source.is_checkpoint
+    ]
 
 
 def differing_hyperparameters(sources: Sequence[Source], donor: Source) -> list[str]:

@@ -27,12 +27,13 @@ from ggufmerge.engine.low_rank import PASSES, LowRank, low_rank
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.scheduler import Job, drive
 from ggufmerge.errors import GgufmergeError, PlanError, nearest
-from ggufmerge.files import GGUFWriter, MetadataEditor, Tensor, TensorInfo, open_gguf
+from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo, open_gguf
 from ggufmerge.methods.random import stream_key
 from ggufmerge.quants import codec
 from ggufmerge.recipe import ModelReference
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source, open_source
+from ggufmerge.sources.stored import StoredTensor
 from ggufmerge.types import FileType, TensorType
 
 EMBEDDING = "token_embd.weight"
@@ -251,7 +252,7 @@ class _Selection:
             if not any(matches(pattern, name) for name in self.base.tensors):
                 raise PlanError(f'the filter "{pattern}" matches no tensor: {nearest(pattern, self.base.tensors)}')
 
-    def _is_same(self, name: str, tensor: Tensor) -> bool:
+    def _is_same(self, name: str, tensor: StoredTensor) -> bool:
         """Whether both models hold the same weights; stops reading at the first difference."""
         other = self.tune.tensors.get(name)
         if other is None or other.shape != tensor.shape:
@@ -273,7 +274,7 @@ class _Selection:
                 return False
         return True
 
-    def _reason_against(self, name: str, tensor: Tensor) -> str:
+    def _reason_against(self, name: str, tensor: StoredTensor) -> str:
         """Why a tensor gets no halves though it differs; empty when it gets them."""
         other = self.tune.tensors.get(name)
         if self.include and not any(matches(p, name) for p in self.include):

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ggufmerge.engine.layout import Slice, layers_of_result
-from ggufmerge.files import GGUFFile, MetadataEditor
+from ggufmerge.files import MetadataEditor
 from ggufmerge.sources import Source
-from ggufmerge.sources.lora import AdapterFile
+from ggufmerge.sources.stored import StoredFile
 from ggufmerge.types import FileType
 
 _STALE_PREFIXES = ("quantize.imatrix.", "split.", "general.source.", "general.base_model.", "general.dataset.")
@@ -136,7 +136,7 @@ def _parents(sources: Sequence[Source]) -> dict[str, Any]:
     return changes
 
 
-def _own_name(file: GGUFFile | AdapterFile) -> str:
+def _own_name(file: StoredFile) -> str:
     name = file.metadata.get("general.name")
     return name if isinstance(name, str) and name else file.path.stem
 

@@ -159,15 +159,17 @@ def _inside(piece: Slice, sources: Sequence[Source], layer: int, i: int, positio
 def _outside(piece: Slice, sources: Sequence[Source], *, after: bool) -> Iterator[Slot]:
     parts = [sources[part.source] for part in piece.parts]
     first = piece.base if piece.base is not None else 0
+    # checkpoints have no constants; the first source is a GGUF file
+    owner = 0 if parts[first].is_checkpoint else piece.parts[first].source
     names = {
         n: None for s in [parts[first], *parts] for n in s.tensors if layer_of(n) is None and _is_after(n) == after
-    }
+    } | {n: None for n in _CONSTANTS if n in sources[owner].tensors and not after}
     for name in names:
         own = tuple(name if name in s.tensors else None for s in parts)
         if name in _CONSTANTS:
-            if own[first] is not None:
-                only = replace(piece, parts=(piece.parts[first],), base=None)
-                note = f"computed, not trained: taken from {parts[first].label}"
+            if name in sources[owner].tensors:
+                only = replace(piece, parts=(replace(piece.parts[first], source=owner),), base=None)
+                note = f"computed, not trained: taken from {sources[owner].label}"
                 yield Slot(name, only, (name,), 0.0, (note,), constant=True)
         elif name == _HEAD and None in own:
             tied = [s.label for s, n in zip(parts, own, strict=True) if n is None]

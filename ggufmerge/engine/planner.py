@@ -90,7 +90,7 @@ def make_plan(
         imatrix=matrix.metadata() if matrix else {},
         overrides=recipe.metadata,
     )
-    warnings += [*checks.differing_hyperparameters(sources, donor), *more]
+    warnings += [*checks.unknown_vocabularies(sources), *checks.differing_hyperparameters(sources, donor), *more]
     plan = Plan(
         method=" + ".join(recipe.methods),
         architecture=donor.file.architecture,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from ggufmerge.engine.checks import check_donor
 from ggufmerge.engine.header import QUANTIZATION_VERSION
 from ggufmerge.engine.plan import Input, Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened, planned_source
@@ -45,6 +46,7 @@ def plan_quantize(
         raise GgufmergeError("give either a type, such as Q4_K_M, or a file to follow with --like")
     reference = ModelReference(os.fspath(path))
     source = open_source(reference)
+    check_donor(source)
     matrix = combined_imatrix([os.fspath(p) for p in imatrix])
     if matrix is not None and (include_weights or exclude_weights):
         matrix = matrix.select(include_weights, exclude_weights)

@@ -46,10 +46,13 @@ def lay_out(recipe: Recipe) -> LaidOut:
     RecipeError, PlanError and FormatError say which models do not fit together or do not fit the recipe.
     """
     methods = [find_method(name) for name in recipe.methods]
-    references = recipe.references()
-    sources = [open_source(recipe.locate(reference), recipe.folder) for reference in references]
-    for source, reference in zip(sources, references, strict=True):
+    opened = [(reference, open_source(recipe.locate(reference), recipe.folder)) for reference in recipe.references()]
+    for reference, source in opened:
         source.label = str(reference)  # a stage is called by its name, not by the file it was built into
+    # the first source gives metadata and tokenizer, which checkpoints do not bring; the order has no other meaning
+    opened.sort(key=lambda pair: pair[1].is_checkpoint)
+    references, sources = [reference for reference, _ in opened], [source for _, source in opened]
+    checks.check_donor(sources[0])
     checks.check_architectures(sources)
     alignment = vocabulary.alignment_of(recipe, references, sources)
     layout = slices(recipe, methods, references, sources)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ggufmerge.engine.checks import check_vocabularies
 from ggufmerge.engine.plan import Input, PlannedVocabulary
-from ggufmerge.errors import GgufmergeError, RecipeError
+from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from ggufmerge.files import MetadataEditor, open_gguf
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.schema import TokenEmbedding
@@ -29,6 +29,12 @@ def alignment_of(recipe: Recipe, references: Sequence[ModelReference], sources: 
     if asked is None:
         check_vocabularies(sources)
         return None
+    for source in sources:
+        if source.is_checkpoint:
+            raise PlanError(
+                f"{source.label}: the tokenizer of a Hugging Face checkpoint is not read, so its vocabulary cannot be "
+                "changed; leave out tokenizer_source, or convert it with convert_hf_to_gguf.py of llama.cpp"
+            )
     if all(TOKENS not in source.metadata for source in sources):
         return None
     vocabularies = [read_vocabulary(source.file.metadata, source.label, token_rows(source)) for source in sources]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ggufmerge.errors import PlanError
 from ggufmerge.files import Tensor
 from ggufmerge.sources.model import Source, SourceTensor
+from ggufmerge.sources.stored import StoredTensor
 from ggufmerge.tokenizers.align import MEAN, PAD, ZERO, Alignment, Rows
 from ggufmerge.types import TensorType
 
@@ -40,7 +41,7 @@ def token_rows(source: Source) -> int | None:
     return min((first_dimension(t) for name, t in source.tensors.items() if has_token_rows(name)), default=None)
 
 
-def first_dimension(tensor: Tensor) -> int:
+def first_dimension(tensor: StoredTensor) -> int:
     """The outermost dimension of a tensor; 1 for a single value without dimensions."""
     return tensor.shape[0] if tensor.shape else 1
 
@@ -155,7 +156,8 @@ class AlignedTensor:
         rows = np.where(own >= 0, own, a.donor_rows[start:stop])
         if (lender == self._model).all():
             return self._own.raw(rows)
-        out = np.empty((stop - start, self._own.reader.tensor.row_bytes), np.uint8)
+        tensor = self._own.reader.tensor
+        out = np.empty((stop - start, tensor.type.row_bytes(tensor.n)), np.uint8)
         for model in np.unique(lender):
             here = lender == model
             out[here] = self._lender(int(model)).raw(rows[here])
@@ -256,6 +258,7 @@ def _part(source: Source, name: str) -> _Part | None:
         return None
     reader = source.open_tensor(own)
     if len(reader.tensor.shape) == 1:
+        assert isinstance(reader.tensor, Tensor), "vocabularies of checkpoints are not aligned"
         reader = SourceTensor(_as_column(reader.tensor), [])
     return _Part(own, reader, adapted=source.changed_by_adapter(own))
 

@@ -11,55 +11,17 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from ggufmerge.errors import PlanError
-from ggufmerge.files import GGUFFile, open_gguf
+from ggufmerge.files import open_gguf
 from ggufmerge.quants import codec
-from ggufmerge.types import TensorType
+from ggufmerge.sources.stored import StoredFile, StoredTensor
 
 _FLIPPED = "token_embd.weight"
-
-
-class Half(Protocol):
-    """One half of a low-rank change, as `files.Tensor` has it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def type(self) -> TensorType: ...
-    @property
-    def path(self) -> Path: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def n(self) -> int: ...
-    @property
-    def raw(self) -> NDArray[np.uint8]: ...
-    def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]: ...
-
-
-class AdapterFile(Protocol):
-    """What an adapter is read from, as `GGUFFile` has it."""
-
-    path: Path
-    paths: list[Path]
-
-    @property
-    def metadata(self) -> Mapping[str, Any]: ...
-    @property
-    def architecture(self) -> str: ...
-    @property
-    def tensors(self) -> Mapping[str, Half]: ...
-    def close(self) -> None: ...
 
 
 class Delta:
@@ -70,7 +32,7 @@ class Delta:
     add at once.
     """
 
-    def __init__(self, left: Half, right: Half, scale: float, *, flipped: bool = False) -> None:
+    def __init__(self, left: StoredTensor, right: StoredTensor, scale: float, *, flipped: bool = False) -> None:
         self.left, self.right, self.scale = left, right, np.float32(scale)
         self._rank, self._flipped = left.n, flipped
         self._experts = 1 if flipped else right.rows // left.n
@@ -102,7 +64,7 @@ class Delta:
         return held[1]
 
 
-def _values(tensor: Half, start: int, stop: int) -> NDArray[np.float32]:
+def _values(tensor: StoredTensor, start: int, stop: int) -> NDArray[np.float32]:
     out = np.empty((stop - start, tensor.n), np.float32)
     codec(tensor.type).dequantize(tensor.raw_rows(start, stop), out)
     return out
@@ -130,7 +92,7 @@ class LoraAdapter:
     ignored: tensors of the adapter that llama.cpp tolerates without using them.
     """
 
-    def __init__(self, path: str | os.PathLike[str], base: GGUFFile, strength: float = 1.0) -> None:
+    def __init__(self, path: str | os.PathLike[str], base: StoredFile, strength: float = 1.0) -> None:
         self.file = self._open(path, base)
         self.strength = float(strength)
         self.ignored: list[str] = []
@@ -161,14 +123,14 @@ class LoraAdapter:
         """What besides the halves decides about the changes, for fingerprints."""
         return struct.pack("<2d", self.strength, self.alpha)
 
-    def _open(self, path: str | os.PathLike[str], base: GGUFFile) -> AdapterFile:
+    def _open(self, path: str | os.PathLike[str], base: StoredFile) -> StoredFile:
         return open_gguf(path)
 
     def _scale(self, name: str, rank: int) -> float:
         """The factor on B @ A at strength 1."""
         return self.alpha / rank if self.alpha else 1.0
 
-    def _check_header(self, base: GGUFFile) -> None:
+    def _check_header(self, base: StoredFile) -> None:
         meta, path = self.file.metadata, self.file.path
         if meta.get("general.type") != "adapter" or meta.get("adapter.type") != "lora":
             raise PlanError(
@@ -191,7 +153,7 @@ class LoraAdapter:
             raise PlanError(f"{self.file.path}: adapter.lora.alpha is no finite number; convert the adapter again")
         return float(alpha)
 
-    def _pair(self, base: GGUFFile) -> dict[str, tuple[Half, Half]]:
+    def _pair(self, base: StoredFile) -> dict[str, tuple[StoredTensor, StoredTensor]]:
         pairs = {}
         for name, tensor in self.file.tensors.items():
             if name.endswith("_norm.weight"):
@@ -212,7 +174,7 @@ class LoraAdapter:
             raise PlanError(f"{self.file.path}: the adapter changes no tensor; use another one")
         return pairs
 
-    def _check_pair(self, base: GGUFFile, name: str, a: Half, b: Half) -> None:
+    def _check_pair(self, base: StoredFile, name: str, a: StoredTensor, b: StoredTensor) -> None:
         target = base.tensors.get(name)
         if target is None:
             tied = "; its output head is its token embedding" if name == "output.weight" else ""

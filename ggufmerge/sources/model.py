@@ -1,4 +1,6 @@
-"""A model that takes part in a merge: a GGUF file (or its shards), with LoRA adapters applied while it streams."""
+"""A model that takes part in a merge: a GGUF file (or its shards) or a Hugging Face checkpoint, with LoRA adapters
+applied while it streams.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.errors import PlanError
-from ggufmerge.files import GGUFFile, Tensor, open_gguf
+from ggufmerge.files import GGUFFile, open_gguf
 from ggufmerge.quants import codec
-from ggufmerge.sources.lora import AdapterFile, Delta, LoraAdapter
+from ggufmerge.sources.huggingface import Checkpoint
+from ggufmerge.sources.lora import Delta, LoraAdapter
 from ggufmerge.sources.peft import open_adapter
 from ggufmerge.sources.references import Located, find
 from ggufmerge.sources.side_tensors import read_scales, side_names, side_tensors
+from ggufmerge.sources.stored import StoredFile, StoredTensor
 from ggufmerge.types import TensorType
 
 
@@ -27,7 +31,7 @@ class SourceTensor:
     Nothing of it is kept in memory but a factor of each adapter. Several threads may read at once.
     """
 
-    def __init__(self, tensor: Tensor, deltas: list[Delta], scales: NDArray[np.float32] | None = None) -> None:
+    def __init__(self, tensor: StoredTensor, deltas: list[Delta], scales: NDArray[np.float32] | None = None) -> None:
         """scales: float32 [matrices], factors of what is stored; None for 1."""
         self.tensor, self.scales = tensor, scales
         self.n, self.rows = tensor.n, tensor.rows
@@ -75,7 +79,13 @@ class Source:
     tensors, which `side_tensors` names by their weight; `located` is what is known of the model beside its file.
     """
 
-    def __init__(self, label: str, file: GGUFFile, adapters: list[LoraAdapter], located: Located | None = None) -> None:
+    def __init__(
+        self,
+        label: str,
+        file: GGUFFile | Checkpoint,
+        adapters: list[LoraAdapter],
+        located: Located | None = None,
+    ) -> None:
         self.label = label
         self.file = file
         self.adapters = adapters
@@ -83,7 +93,12 @@ class Source:
         self.metadata: Mapping[str, Any] = file.metadata
         self.side_tensors = side_tensors(file.tensors)
         aside = {name for names in self.side_tensors.values() for name in names}
-        self.tensors: dict[str, Tensor] = {name: t for name, t in file.tensors.items() if name not in aside}
+        self.tensors: dict[str, StoredTensor] = {name: t for name, t in file.tensors.items() if name not in aside}
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether it brings weights only, neither a tokenizer nor all metadata."""
+        return isinstance(self.file, Checkpoint)
 
     def changed_by_adapter(self, name: str) -> bool:
         """Whether the tensor's stored bytes are not what the model computes with."""
@@ -117,7 +132,7 @@ class Source:
         return [*self.located.warnings, *self._layout_warnings(), *self._ignored()]
 
     def _layout_warnings(self) -> list[str]:
-        if self.located.ollama is None:
+        if self.located.ollama is None or isinstance(self.file, Checkpoint):
             return []
         from ggufmerge.sources.ollama import layout_warnings
 
@@ -151,12 +166,20 @@ class Source:
             file.close()
 
 
-def _add_file(digest: hashlib.blake2b, file: GGUFFile | AdapterFile) -> None:
+def _add_file(digest: hashlib.blake2b, file: StoredFile) -> None:
     for name, tensor in file.tensors.items():
         digest.update(f"{name}|{tensor.type}|{tensor.shape}|".encode())
-        raw = tensor.raw
-        for start in (0, len(raw) // 2, max(0, len(raw) - 64)):
-            digest.update(bytes(raw[start : start + 64]))
+        nbytes = tensor.rows * tensor.type.row_bytes(tensor.n)
+        for start in (0, nbytes // 2, max(0, nbytes - 64)):
+            digest.update(_stored_bytes(tensor, start, min(start + 64, nbytes)))
+
+
+def _stored_bytes(tensor: StoredTensor, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a tensor; its `raw` might have to be made as a whole."""
+    width = max(1, tensor.type.row_bytes(tensor.n))
+    first = start // width
+    rows = tensor.raw_rows(first, -(-stop // width)).reshape(-1)
+    return bytes(rows[start - first * width : stop - first * width])
 
 
 def open_source(reference: Any, folder: str | os.PathLike[str] = ".") -> Source:
@@ -165,7 +188,7 @@ def open_source(reference: Any, folder: str | os.PathLike[str] = ".") -> Source:
     A path may begin with `~`. FormatError and PlanError say which file is not what it should be.
     """
     located = find(reference.path, folder)
-    file = open_gguf(located.path)
+    file = Checkpoint(located.path) if located.path.is_dir() else open_gguf(located.path)
     adapters: list[LoraAdapter] = []
     try:
         _check_model(file)
@@ -180,7 +203,7 @@ def open_source(reference: Any, folder: str | os.PathLike[str] = ".") -> Source:
     return Source(str(reference), file, adapters, located)
 
 
-def _check_model(file: GGUFFile) -> None:
+def _check_model(file: StoredFile) -> None:
     kind = file.metadata.get("general.type", "model")
     if kind == "adapter":
         raise PlanError(f"{file.path}: a LoRA adapter, not a model; write base.gguf+{file.path.name}")

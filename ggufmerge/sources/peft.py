@@ -19,20 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
-from numpy.typing import NDArray
 
 from ggufmerge.errors import FormatError, PlanError
-from ggufmerge.files import GGUFFile
+from ggufmerge.sources.huggingface import PERMUTED, row_order
 from ggufmerge.sources.lora import LoraAdapter
 from ggufmerge.sources.safetensors import FloatArray, SafetensorsFile
+from ggufmerge.sources.stored import StoredFile
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-# architectures (of GGUF) by what llama.cpp's converter does to the matrices of a model beside renaming them
-_PERMUTED = {"llama", "granite", "arcee", "smollm3", "minicpm", "olmo"}  # rows of Q and K
-_RENAMED = {  # nothing
+# architectures (of GGUF) to whose matrices llama.cpp's converter does nothing but rename them
+_RENAMED = {
     "qwen2",
     "qwen2moe",
     "qwen3",
@@ -55,7 +53,7 @@ _HALF = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<embedding>
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def open_adapter(path: str | os.PathLike[str], base: GGUFFile, strength: float = 1.0) -> LoraAdapter:
+def open_adapter(path: str | os.PathLike[str], base: StoredFile, strength: float = 1.0) -> LoraAdapter:
     """The adapter at a path, for this base: of PEFT if it is a folder or a safetensors file, else in GGUF form."""
     is_peft = Path(path).is_dir() or Path(path).suffix == ".safetensors"
     return (PeftAdapter if is_peft else LoraAdapter)(path, base, strength)
@@ -66,7 +64,7 @@ class PeftAdapter(LoraAdapter):
 
     file: PeftFile
 
-    def _open(self, path: str | os.PathLike[str], base: GGUFFile) -> PeftFile:
+    def _open(self, path: str | os.PathLike[str], base: StoredFile) -> PeftFile:
         return PeftFile(Path(path), base)
 
     def _scale(self, name: str, rank: int) -> float:
@@ -77,12 +75,12 @@ class PeftAdapter(LoraAdapter):
 
 
 class PeftFile:
-    """A PEFT adapter under GGUF's names for the model `base`, with the interface of `GGUFFile`.
+    """A PEFT adapter under GGUF's names for the model `base`, with the interface of `StoredFile`.
 
     tensors: the halves as `X.lora_a` and `X.lora_b`, still in the mapped file.  scales: of each change, by tensor.
     """
 
-    def __init__(self, path: Path, base: GGUFFile) -> None:
+    def __init__(self, path: Path, base: StoredFile) -> None:
         folder = path if path.is_dir() else path.parent
         self.path = path / WEIGHTS if path.is_dir() else path
         self.paths = [self.path, folder / CONFIG]
@@ -96,7 +94,7 @@ class PeftFile:
             "adapter.type": "lora",
             "adapter.lora.alpha": self._config["lora_alpha"],
         }
-        if base.architecture not in _PERMUTED | _RENAMED:
+        if base.architecture not in PERMUTED | _RENAMED:
             raise PlanError(
                 f"{self.path}: PEFT adapters are not read for architecture {base.architecture!r}, whose weights GGUF "
                 "arranges in its own way; convert it with convert_lora_to_gguf.py of llama.cpp"
@@ -139,7 +137,7 @@ class PeftFile:
         if refused := _refused_feature(config):
             raise PlanError(f"{self._config_path}: {refused}")
 
-    def _mapped(self, base: GGUFFile) -> dict[str, FloatArray]:
+    def _mapped(self, base: StoredFile) -> dict[str, FloatArray]:
         layers = int(base.metadata.get(f"{base.architecture}.block_count", 0))
         names = gguf.get_tensor_name_map(_ARCHITECTURES[base.architecture], layers)
         tensors: dict[str, FloatArray] = {}
@@ -158,7 +156,7 @@ class PeftFile:
             if match["half"] == "A":
                 self.scales[target] = self._scale_of(module, half.rows)
                 half = half.transposed() if match["embedding"] else half
-            order = _row_order(base, target, half.rows) if match["half"] == "B" else None
+            order = row_order(base, target, half.rows) if match["half"] == "B" else None
             renamed = half.renamed(f"{target}.lora_{match['half'].lower()}", order)
             tensors[renamed.name] = renamed
         return tensors
@@ -218,22 +216,3 @@ def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
         return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
     except re.error as error:
         raise FormatError(f"{CONFIG}: a pattern is no regular expression ({error}); let PEFT save it again") from None
-
-
-def _row_order(base: GGUFFile, target: str, rows: int) -> NDArray[np.intp] | None:
-    """Which row of the PEFT tensor each row of the GGUF tensor is; None when they are the same.
-
-    In a head, Hugging Face has first all first and then all second numbers of the pairs that are rotated together; the
-    converter puts the two of each pair side by side (`LlamaModel.permute`).
-    """
-    part = target.split(".")[-2]
-    if base.architecture not in _PERMUTED or part not in ("attn_q", "attn_k"):
-        return None
-    heads = base.metadata.get(f"{base.architecture}.attention.head_count")
-    if part == "attn_k":
-        heads = base.metadata.get(f"{base.architecture}.attention.head_count_kv", heads)
-    if isinstance(heads, np.ndarray):  # a number for each layer
-        heads = int(heads[int(target.split(".")[1])])
-    if not isinstance(heads, int) or heads < 1 or rows % (2 * heads):
-        raise PlanError(f"{base.path}: {target} has {rows} rows, which its {heads} heads cannot share evenly")
-    return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)

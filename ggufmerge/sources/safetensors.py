@@ -1,4 +1,4 @@
-"""The safetensors container: tensors in a mapped file, found by name. Only what adapters need: float tensors.
+"""The safetensors container: tensors in a mapped file, by name; only vectors and matrices of floats.
 
 Format: eight bytes with the length of the header, the header in JSON ({name: {dtype, shape, data_offsets}}), the data.
 https://github.com/huggingface/safetensors
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ _MAX_HEADER = 100_000_000  # bytes; the reference implementation's limit
 class FloatArray:
     """A float tensor of a safetensors file, perhaps rearranged, with the interface of `files.Tensor`.
 
-    items: uint8 [rows, n, bytes of a value], a view of the mapped file.  order: which of them each row is.
+    items: uint8 [rows, n, bytes of a value], a view of the mapped file; a vector is one row.  order: which of them each
+    row is.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class FloatArray:
         path: Path,
         items: NDArray[np.uint8],
         order: NDArray[np.intp] | None = None,
+        *,
+        vector: bool = False,
     ) -> None:
         self.name, self.type, self.path = name, type, path
         self.rows, self.n = items.shape[:2]
-        self.shape = (self.rows, self.n)
+        self.shape = (self.n,) if vector else (self.rows, self.n)
         self._items, self._order = items, order
 
     def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
@@ -62,10 +65,11 @@ class FloatArray:
 
 
 class SafetensorsFile:
-    """An open file. `tensors`: its matrices by name.  `others`: names of what is no matrix of floats."""
+    """An open file. `tensors`: those of floats with so many `dimensions` by name.  `others`: names of what is left."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], dimensions: Sequence[int] = (2,)) -> None:
+        """dimensions: 1 for vectors, 2 for matrices."""
+        self.path, self._dimensions = Path(path), dimensions
         with self.path.open("rb") as file:
             self._file = MappedFile(self.path, file.fileno())
         try:
@@ -107,13 +111,14 @@ class SafetensorsFile:
             self._refuse(f'describes "{name}" in a way that is not known')
         if not span[0] <= span[1] <= len(data):
             self._refuse(f'ends before the data of "{name}"')
-        if dtype not in _TYPES or len(shape) != 2:
+        if dtype not in _TYPES or len(shape) not in self._dimensions:
             return None
         width = _TYPES[dtype].block_bytes
         if math.prod(shape) * width != span[1] - span[0]:
             self._refuse(f'gives "{name}" {span[1] - span[0]} bytes, which its shape {shape} does not need')
-        items = data[span[0] : span[1]].reshape(*shape, width)
-        return FloatArray(name, _TYPES[dtype], self.path, items)
+        rows, n = shape if len(shape) == 2 else (1, *shape)
+        items = data[span[0] : span[1]].reshape(rows, n, width)
+        return FloatArray(name, _TYPES[dtype], self.path, items, vector=len(shape) == 1)
 
     def _refuse(self, what: str) -> Any:
         raise FormatError(f"{self.path}: {what}; download it again")

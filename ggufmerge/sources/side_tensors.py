@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.errors import FormatError
-from ggufmerge.files import Tensor, TensorInfo
+from ggufmerge.quants import dequantize
+from ggufmerge.sources.stored import StoredTensor
 
 SCALE, INPUT_SCALE = ".scale", ".input_scale"
 _WEIGHT = ".weight"
@@ -29,7 +30,7 @@ def side_names(weight: str) -> tuple[str, str]:
     return stem + SCALE, stem + INPUT_SCALE
 
 
-def side_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
+def side_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, list[str]]:
     """The weights that have side tensors, with the names of these."""
     found = {}
     for name, weight in tensors.items():
@@ -40,23 +41,23 @@ def side_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
     return found
 
 
-def is_orphan(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
+def is_orphan(name: str, tensors: Mapping[str, StoredTensor]) -> bool:
     """Whether a tensor is a scale of a weight that goes by another name."""
     stem = name.removesuffix(INPUT_SCALE).removesuffix(SCALE)
     return stem != name and stem + _WEIGHT not in tensors
 
 
-def read_scales(scale: Tensor, weight: TensorInfo) -> NDArray[np.float32]:
+def read_scales(scale: StoredTensor, weight: StoredTensor) -> NDArray[np.float32]:
     """float32 [matrices of the weight]; FormatError for values by which nothing can be divided."""
-    values = scale.dequantize().reshape(-1)
+    values = dequantize(scale.raw_rows(0, scale.rows), scale.type, scale.n).reshape(-1)
     if not (np.isfinite(values).all() and values.all()):
         raise FormatError(f"{scale.path}: {scale.name} holds zero, NaN or infinity; download or convert the file again")
     return np.ascontiguousarray(np.broadcast_to(values, (_matrices(weight),)))
 
 
-def _belongs(beside: TensorInfo, weight: TensorInfo) -> bool:
-    return beside.type.is_float and beside.size in (1, _matrices(weight))
+def _belongs(beside: StoredTensor, weight: StoredTensor) -> bool:
+    return beside.type.is_float and math.prod(beside.shape) in (1, _matrices(weight))
 
 
-def _matrices(tensor: TensorInfo) -> int:
+def _matrices(tensor: StoredTensor) -> int:
     return math.prod(tensor.shape[:-2])

@@ -1,0 +1,47 @@
+"""What a model or an adapter is read from, in any format: the interface of `files.GGUFFile` and `files.Tensor`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufmerge.types import TensorType
+
+
+class StoredTensor(Protocol):
+    """A tensor of an open file, under GGUF's name, with the shape and the bytes that a GGUF file would hold."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def type(self) -> TensorType: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def raw(self) -> NDArray[np.uint8]: ...
+    def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]: ...
+
+
+class StoredFile(Protocol):
+    """One or several open files with the tensors of a model or an adapter."""
+
+    path: Path
+    paths: list[Path]
+
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]: ...
+    def close(self) -> None: ...
