@@ -17,6 +17,7 @@ from ggufmerge.engine import header, vocabulary
 from ggufmerge.engine.plan import Plan
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.run import BuildReport, identity
+from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.writer import Layout
 from ggufmerge.recipe import Recipe
@@ -57,11 +58,12 @@ def _write_header(plan: Plan, opened: Opened, path: Path) -> None:
 def built_stages(recipe: Recipe, output: Path, runner: Runner) -> Iterator[Recipe]:
     """Build the stages of a recipe beside `output`; gives the final document with their files in place.
 
-    The files go when the block ends, but for an interruption: then what is finished is taken over by the next build.
+    The files go when the block ends, with a result or an error; after an interruption, whatever form the caller gives
+    it, what is finished stays and is taken over by the next build.
     """
     folder = output.with_name(f".{output.name}.stages")
     files: dict[str, str] = {}
-    interrupted = False
+    over = False
     try:
         for stage in recipe.stages:
             folder.mkdir(exist_ok=True)
@@ -73,9 +75,10 @@ def built_stages(recipe: Recipe, output: Path, runner: Runner) -> Iterator[Recip
             opened.close()
             files[str(stage.name)] = str(path.absolute())
         yield recipe.with_files(files)
-    except (KeyboardInterrupt, SystemExit):
-        interrupted = True
+        over = True
+    except (GgufmergeError, OSError):
+        over = True
         raise
     finally:
-        if not interrupted and folder.exists():
+        if over and folder.exists():
             shutil.rmtree(folder, ignore_errors=True)

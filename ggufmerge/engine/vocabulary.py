@@ -59,7 +59,7 @@ def _named(
     at = _find(reference, references)
     if at is not None:
         return vocabularies[at]
-    with open_gguf(locate(reference.path, recipe.folder)) as file:
+    with open_gguf(locate(recipe.locate(reference).path, recipe.folder)) as file:
         return read_vocabulary(file.metadata, str(reference))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,3 +116,29 @@ def test_a_stage_may_lend_its_vocabulary_alone(family: Path, build: Build) -> No
     recipe = load_recipe(first + "---\n" + second)
     assert [stage.name for stage in recipe.stages] == ["pair"]
     assert build(first + "---\n" + second).exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
+def test_an_interrupted_command_keeps_its_stages(family: Path, tmp_path: Path) -> None:
+    """Ctrl-C while the last document is built: the next run takes the stage over."""
+    (family / "interrupted.yaml").write_text(TWO_STAGES)
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from ggufmerge.cli.progress import ProgressDisplay
+        from ggufmerge.cli import main
+        class Interrupting(ProgressDisplay):
+            left = 25
+            def tensor_done(self, name):
+                Interrupting.left -= 1
+                if not Interrupting.left:
+                    os.kill(os.getpid(), signal.SIGINT)
+        import ggufmerge.cli.progress
+        ggufmerge.cli.progress.ProgressDisplay = Interrupting
+        main()
+    """)
+    recipe, output = str(family / "interrupted.yaml"), str(tmp_path / "out.gguf")
+    command = [sys.executable, "-c", script, "build", recipe, "-o", output, "--threads", "1", "--chunk", "1024"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("interrupted: give the same command again")
+    assert len(list((tmp_path / ".out.gguf.stages").glob("*.gguf"))) == 1
