@@ -85,6 +85,14 @@ def build(
     modelfile: Annotated[
         bool, typer.Option("--modelfile/--no-modelfile", help="Write a Modelfile for Ollama beside the output.")
     ] = True,
+    mmproj: Annotated[
+        Path | None,
+        typer.Option(
+            "--mmproj",
+            metavar="FILE",
+            help="Projector for images or sound, copied to mmproj-OUTPUT.gguf and named in the Modelfile.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     json: _Json = False,
 ) -> None:
@@ -95,10 +103,15 @@ def build(
     from ggufmerge.engine.stages import built_stages, plan_stages
     from ggufmerge.files.sharded import SplitLimit
     from ggufmerge.recipe import load_recipe
+    from ggufmerge.sinks.projector import check_projector, copy_projector, projector_warnings
 
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
     if split and ollama is not None:
         raise typer.BadParameter("Ollama's store takes one file: leave out --split-max-size and the like")
+    if mmproj is not None and ollama is not None:
+        raise typer.BadParameter("--mmproj needs --output instead of --ollama; ollama create takes the Modelfile then")
+    if mmproj is not None:
+        check_projector(mmproj, None if dry_run else output, overwrite=overwrite)
     if dry_run:
         if ollama is not None:
             check_recipe(load_recipe(recipe), ollama, out_type, imatrix or (), overwrite=overwrite)
@@ -118,15 +131,21 @@ def build(
     runner: Any = partial(run_with_progress, **options)
     with built_stages(loaded, output, runner) as final:
         plan, opened = make_plan(final, out_type=out_type, imatrix=imatrix or ())
-        check_output(output_files(plan, output, split), opened.sources, plan.nbytes, overwrite=overwrite)
+        nbytes = plan.nbytes + (mmproj.stat().st_size if mmproj else 0)
+        check_output(output_files(plan, output, split), opened.sources, nbytes, overwrite=overwrite)
         warnings = [*plan.warnings, *(split.warnings(plan.tensors) if split else ()), *for_ollama.check(plan, opened)]
+        warnings += projector_warnings(opened.sources, mmproj)
         show_warnings(warnings)
         report = runner(plan, opened, output, overwrite=overwrite, split=split)
-    report = for_ollama.finish(report)
+    projector = copy_projector(mmproj, report.output) if mmproj else None
+    report = for_ollama.finish(report, projector)
     if json:
-        print_json(_report(report) | for_ollama.facts)
+        facts = {"mmproj": str(projector)} if projector else {}
+        print_json(_report(report) | facts | for_ollama.facts)
     else:
         show_build(report, plan)
+        if projector:
+            typer.echo(f"{projector}: for images or sound, a copy of {mmproj}")
         for line in for_ollama.lines():
             typer.echo(line)
 

@@ -62,12 +62,14 @@ class ForOllama:
             self.place.check_space(self._wanted.parent, plan.nbytes)
         return warnings
 
-    def finish(self, report: BuildReport) -> BuildReport:
+    def finish(self, report: BuildReport, projector: Path | None = None) -> BuildReport:
         """Write the Modelfile and give the model to Ollama; `facts` and `lines` then tell of it. The report with the
         place where the file is now.
+
+        projector: a file beside the output that the Modelfile names, too.
         """
         if self._modelfile:
-            path = write_modelfile(report.output, self._settings, overwrite=self._overwrite)
+            path = write_modelfile(report.output, self._settings, overwrite=self._overwrite, projector=projector)
             self.facts["modelfile"] = str(path)
         if self.place is None:
             return report

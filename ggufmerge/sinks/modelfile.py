@@ -36,11 +36,15 @@ def check_modelfile(output: str | os.PathLike[str], *, overwrite: bool = False) 
 
 
 def write_modelfile(
-    output: str | os.PathLike[str], settings: OllamaSettings | None = None, *, overwrite: bool = False
+    output: str | os.PathLike[str],
+    settings: OllamaSettings | None = None,
+    *,
+    overwrite: bool = False,
+    projector: Path | None = None,
 ) -> Path:
     """Write the Modelfile of a GGUF file beside it; returns its path.
 
-    settings: what the model inherits from its parents (`inherited`).
+    settings: what the model inherits from its parents (`inherited`).  projector: a file beside it for images or sound.
     PlanError when there is one and `overwrite` is not set.
     """
     check_modelfile(output, overwrite=overwrite)
@@ -48,7 +52,8 @@ def write_modelfile(
         settings = completed(settings or OllamaSettings(), file.metadata)
         problems = refusals({n: t.type for n, t in file.tensors.items()}, file.metadata)
         context = file.metadata.get(f"{file.architecture}.context_length")
-        text = modelfile_text([p.name for p in file.paths], settings, problems, context)
+        names = [p.name for p in (*file.paths, *([projector] if projector else ()))]
+        text = modelfile_text(names, settings, problems, context)
     path = modelfile_path(output)
     write_file(path, text.encode("utf-8", "replace"))
     return path

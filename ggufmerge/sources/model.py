@@ -166,6 +166,13 @@ class Source:
             file.close()
 
 
+def content_fingerprint(file: StoredFile) -> str:
+    """A short hash of what a file's tensors hold, as in `Source.fingerprint`; metadata play no part."""
+    digest = hashlib.blake2b(digest_size=16)
+    _add_file(digest, file)
+    return digest.hexdigest()
+
+
 def _add_file(digest: hashlib.blake2b, file: StoredFile) -> None:
     for name, tensor in file.tensors.items():
         digest.update(f"{name}|{tensor.type}|{tensor.shape}|".encode())
