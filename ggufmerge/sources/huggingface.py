@@ -12,7 +12,6 @@ Source: `conversion/{base,llama,qwen,gemma}.py` of llama.cpp.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from ggufmerge.sources.stored import StoredFile, StoredTensor
 from ggufmerge.types import TensorType
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-PERMUTED = {"llama", "granite", "arcee", "smollm3", "minicpm", "olmo"}  # architectures whose rows of Q and K are
+PERMUTED = {"llama", "granite", "arcee", "smollm3", "minicpm", "olmo"}  # in these the rows of Q and K are
 _MAX_JSON = 1 << 26  # bytes
 _MAX_LAYERS = 10_000
 
@@ -228,9 +227,10 @@ def _architecture(folder: Path, config: dict[str, Any]) -> gguf.MODEL_ARCH:
         known = ", ".join(_ARCHITECTURES)
         raise PlanError(f"{folder / CONFIG}: architecture {name} is not read from checkpoints, but {known}; {_CONVERT}")
     arch = _ARCHITECTURES[name]
-    rope = config.get("rope_parameters")
-    if isinstance(rope, dict):  # where transformers 5 keeps it, for each kind of layer if they differ
-        config |= {k: v for k, v in (rope.get("full_attention") or rope).items() if k == "rope_theta"}
+    rope = config.get("rope_parameters")  # where transformers 5 keeps it, for each kind of layer if they differ
+    rope = rope.get("full_attention", rope) if isinstance(rope, dict) else None
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
     for key, default in (_GEMMA3_DEFAULTS if arch == gguf.MODEL_ARCH.GEMMA3 else {}).items():
         config.setdefault(key, default)
     if config.get("num_key_value_heads") is None:
@@ -257,7 +257,7 @@ def _metadata(folder: Path, config: Mapping[str, Any], arch: str) -> MetadataEdi
             metadata.set(f"{arch}.{key}", count, ValueKind.U32)
     for key, own in _NUMBERS.items():
         value: Any = config.get(own)
-        if isinstance(value, (int, float)) and math.isfinite(value):
+        if isinstance(value, (int, float)) and 0 < value < 1e30:
             metadata.set(f"{arch}.{key}", float(value), ValueKind.F32)
     return metadata
 

@@ -290,6 +290,17 @@ def test_gemma_norms_are_stored_plus_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["blk.0.attn_q.weight"], text["layers.0.self_attn.q_proj.weight"])
 
 
+@pytest.mark.parametrize("theta", [10**400, "x", float("nan"), -1, None])
+def test_numbers_that_nobody_can_use_are_left_out(tmp_path: Path, theta: Any) -> None:
+    """Of hyper-parameters that are only compared; transformers 5 keeps some in a mapping of their own."""
+    weights = write_tiny_llama(tmp_path / "x.gguf")
+    key = "llama.rope.freq_base"
+    write_checkpoint(tmp_path / "m", weights, config={**LLAMA, "rope_theta": theta, "rope_parameters": "x"})
+    assert key not in opened(tmp_path / "m").metadata
+    write_checkpoint(tmp_path / "m", weights, config={**LLAMA, "rope_parameters": {"rope_theta": 5e5}})
+    assert opened(tmp_path / "m").metadata[key] == 5e5
+
+
 @pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3ForCausalLM"])
 def test_qwen_rows_stay_in_place(tmp_path: Path, architecture: str) -> None:
     """Their queries and keys are not permuted; biases are vectors."""
@@ -345,6 +356,7 @@ def test_what_needs_a_tokenizer_needs_a_gguf_file(build: Callable[..., Path], re
         ({"quantization_config": {"quant_method": "gptq"}}, r"quantized checkpoint \(gptq\)"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers|layers cannot be"),
         ({"num_hidden_layers": None}, "num_hidden_layers is missing"),
+        ({"hidden_size": 10**400}, "hidden_size is missing or no number"),
         ({"num_hidden_layers": 1}, '"model.layers.1.input_layernorm.weight" has no place'),
         ({"num_attention_heads": 3}, "64 rows, which its 3 heads cannot share"),
     ],
