@@ -9,13 +9,17 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 COMMIT = "c" * 40
 TOKEN = "hf_sesame"
@@ -66,6 +70,23 @@ def running() -> Iterator[HubServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def use(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let huggingface_hub, which reads its variables when it is imported, be imported anew with these."""
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    forget(monkeypatch)
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -120,6 +141,15 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return repo.revisions[known]
 
+    def info(self, repo: str) -> None:
+        if found := self._repo(repo):
+            files = [{"rfilename": name} for name in found.revisions["main"]]
+            self._answer(200, body={"id": repo, "sha": found.commit_of("main"), "siblings": files, "tags": []})
+
+    def validate(self) -> None:
+        assert json.loads(self.body)["content"].startswith("---\n")
+        self._answer(200, body={"errors": [], "warnings": []})
+
     def tree(self, repo: str, revision: str) -> None:
         files = self._files(repo, revision)
         if files is not None:
@@ -147,7 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._answer(401)
         status = 409 if name in self.server.repos else 200
-        self.server.repos.setdefault(name, Repo(private=bool(wanted.get("private"))))
+        private = wanted.get("visibility") == "private" or bool(wanted.get("private"))  # newer and older versions
+        self.server.repos.setdefault(name, Repo(private=private))
         return self._answer(status, body={"url": f"{self.server.url}/{name}", "name": name})
 
     def preupload(self, repo: str, revision: str) -> None:
@@ -212,6 +243,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _ROUTES: list[tuple[str, Any]] = [
+    (rf"/api/models/{_REPO}", _Handler.info),
+    (r"/api/validate-yaml", _Handler.validate),
     (rf"/api/models/{_REPO}/tree/(?P<revision>.+)", _Handler.tree),
     (rf"/api/models/{_REPO}/preupload/(?P<revision>.+)", _Handler.preupload),
     (rf"/api/models/{_REPO}/commit/(?P<revision>.+)", _Handler.commit),

@@ -17,6 +17,8 @@ from ggufmerge.cli.inspect import HELP as INSPECT_HELP
 from ggufmerge.cli.inspect import inspect
 from ggufmerge.cli.models import HELP as MODELS_HELP
 from ggufmerge.cli.models import models
+from ggufmerge.cli.push import HELP as PUSH_HELP
+from ggufmerge.cli.push import push
 from ggufmerge.cli.quantize import HELP as QUANTIZE_HELP
 from ggufmerge.cli.quantize import quantize
 from ggufmerge.cli.recipe import SCHEMA_HELP, recipe_app, schema
@@ -43,6 +45,7 @@ app.command(help=BAKE_HELP)(bake)
 app.command("extract-lora", help=EXTRACT_HELP)(extract_lora)
 app.command(help=SPLIT_HELP)(split)
 app.command(help=JOIN_HELP)(join)
+app.command(help=PUSH_HELP)(push)
 app.command(help=MODELS_HELP)(models)
 app.command(help=INSPECT_HELP)(inspect)
 app.add_typer(recipe_app, name="recipe")

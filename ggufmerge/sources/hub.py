@@ -33,7 +33,7 @@ class HubName:
     @classmethod
     def parse(cls, text: str) -> HubName:
         """PlanError for what is no reference."""
-        match = _FORM.fullmatch(text.strip())
+        match = _FORM.fullmatch(text.strip().replace("\\", "/"))  # of a Path on Windows
         if match is None:
             raise PlanError(
                 f"'hf:{text}' is no file on the Hub: write hf:owner/repo/file.gguf or hf:owner/repo:Q4_K_M, "
@@ -88,6 +88,13 @@ class Hub:
         """The names of all files of a repository. UnreachableError when the Hub does not answer."""
         try:
             return list(self.api.list_repo_files(repo, revision=revision))
+        except Exception as error:
+            raise self.explained(error, repo, label) from None
+
+    def exists(self, repo: str, label: str) -> bool:
+        """Whether there is such a repository that the user may see."""
+        try:
+            return bool(self.api.repo_exists(repo))
         except Exception as error:
             raise self.explained(error, repo, label) from None
 

@@ -15,7 +15,7 @@ from ggufmerge.files.split import split_gguf
 from ggufmerge.sources import hub_cache
 from ggufmerge.sources.references import find
 from tests import hub_server
-from tests.hub_server import HubServer, Repo
+from tests.hub_server import HubServer, Repo, forget, use
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 
@@ -63,23 +63,6 @@ def hub(server: HubServer, files: Path, tmp_path: Path, monkeypatch: pytest.Monk
         "owner/private": Repo({"main": {"only.gguf": a}}, private=True),
     }
     return server
-
-
-def use(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let huggingface_hub, which reads its variables when it is imported, be imported anew with these."""
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", url)
-    monkeypatch.setenv("HF_HOME", str(home))
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    forget(monkeypatch)
-
-
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
-        monkeypatch.delitem(sys.modules, name)
 
 
 def bytes_at(reference: str) -> bytes:

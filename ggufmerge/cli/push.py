@@ -1,0 +1,82 @@
+"""`ggufmerge push`: a model and its card to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ggufmerge.sinks.hub import Upload
+
+HELP = """Upload a model to the Hugging Face Hub as OWNER/NAME, with a model card made from what the file says.
+
+[bold]Examples[/bold]
+
+  ggufmerge push merged.gguf me/merged-GGUF --dry-run
+
+  ggufmerge push merged-00001-of-00003.gguf me/merged-GGUF --private
+
+  ggufmerge push merged.gguf me/merged-GGUF --evaluation scores.json
+
+Files get names by the GGUF naming convention; all is one commit. Log in with `hf auth login` or set HF_TOKEN. An
+evaluation comes from `ggufmerge eval merged.gguf --text wiki.txt --json > scores.json`.
+"""
+
+
+def push(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .gguf file.", show_default=False)],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository.", show_default=False)],
+    evaluation: Annotated[
+        Path | None, typer.Option("--evaluation", metavar="JSON", help="Show this output of `ggufmerge eval --json`.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="If the repository is new, let nobody else see it.")
+    ] = False,
+    message: Annotated[str | None, typer.Option("--message", metavar="TEXT", help="Title of the commit.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show names and card and stop.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
+) -> None:
+    from ggufmerge.cli.terminal import print_json
+    from ggufmerge.report.model_card import read_evaluation
+    from ggufmerge.sinks.hub import plan_upload
+    from ggufmerge.sinks.hub import push as carry_out
+
+    scores = read_evaluation(evaluation) if evaluation else None
+    upload = plan_upload(file, repo, evaluation=scores, overwrite=overwrite)
+    url = None if dry_run else carry_out(upload, private=private, message=message)
+    if json:
+        print_json(facts_of(upload, url))
+    else:
+        show_upload(upload, url)
+
+
+def facts_of(upload: Upload, url: str | None) -> dict[str, Any]:
+    return {
+        "repo": upload.repo,
+        "new": not upload.exists,
+        "files": {name: str(path) for name, path in upload.files.items()},
+        "nbytes": upload.nbytes,
+        "card": upload.card,
+        "notes": list(upload.notes),
+        "url": url,
+    }
+
+
+def show_upload(upload: Upload, url: str | None) -> None:
+    """What was uploaded to `url`, or, without it, what would be."""
+    from ggufmerge.cli.terminal import show_table, show_warnings, size
+
+    show_warnings(upload.notes)
+    rows = [(name, str(path), size(path.stat().st_size)) for name, path in upload.files.items()]
+    if upload.card is not None:
+        rows.append(("README.md", "model card", size(len(upload.card.encode()))))
+    show_table((f"in {upload.repo}", "from", "size"), rows, numbers=1)
+    if url is not None:
+        typer.echo(url)
+        return
+    if upload.card is not None:
+        typer.echo("\n" + upload.card)
+    typer.echo(f"nothing was uploaded; the repository {'exists' if upload.exists else 'would be created'}")

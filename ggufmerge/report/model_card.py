@@ -1,0 +1,234 @@
+"""The model card of a result: README.md with YAML front matter, as the Hugging Face Hub shows it.
+
+All of it comes out of the file itself: what it was merged from, the recipe, tensors and types; only an evaluation is
+added. Source: "Model Cards" in the Hub's docs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ggufmerge.errors import GgufmergeError
+from ggufmerge.files import GGUFFile, describe
+
+CARD = "README.md"
+
+
+def model_card(file: GGUFFile, names: Sequence[str] | None = None, evaluation: Mapping[str, Any] | None = None) -> str:
+    """The text of a card. `names`: of the model's files where the card will be, None for those that they have.
+
+    evaluation: what `ggufmerge eval --json` prints.
+    """
+    facts = describe(file)
+    names = names or [path.name for path in file.paths]
+    parts = [
+        f"# {_cell(facts['name'] or file.path.stem)}",
+        _summary(file, facts),
+        "## Files\n\n"
+        + _table(("file", "size"), zip(names, (_size(p.stat().st_size) for p in file.paths), strict=True)),
+        _models(file),
+        _recipe(file),
+        _evaluation(evaluation),
+        _types(facts),
+        _tensors(file),
+    ]
+    return front_matter(file) + "\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def front_matter(file: GGUFFile) -> str:
+    """The YAML block at the head of a card."""
+    parents = hub_parents(file)
+    fields: dict[str, Any] = {}
+    if parents:
+        fields["base_model"] = parents
+        fields["base_model_relation"] = "merge" if "ggufmerge.recipe" in file.metadata else "quantized"
+    licence = _text(file, "general.license").lower()
+    if licence:
+        fields["license"] = licence
+        more = {f"license_{part}": _text(file, f"general.license.{part}") for part in ("name", "link")}
+        fields |= {key: value for key, value in more.items() if value}
+    if languages := _texts(file, "general.languages"):
+        fields["language"] = languages
+    fields["library_name"] = "gguf"
+    fields["pipeline_tag"] = "text-generation"
+    fields["tags"] = list(dict.fromkeys([*_texts(file, "general.tags"), "gguf"]))
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def hub_parents(file: GGUFFile) -> list[str]:
+    """The repositories on the Hub that a result comes from, as its recipe and the sources' metadata name them."""
+    found = [repo for text in _strings(_parsed(_text(file, "ggufmerge.recipe"))) for repo in _IN_RECIPE.findall(text)]
+    urls = [_text(file, f"general.base_model.{index}.repo_url") for index in range(_count(file))]
+    found += [match[1] for url in urls if (match := _URL.fullmatch(url))]
+    return list(dict.fromkeys(found))
+
+
+def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The output of `ggufmerge eval --json`, checked; GgufmergeError when it is something else."""
+    try:
+        facts = json.loads(Path(path).read_text(encoding="utf-8"))
+        if all({"model", "text", "perplexity", "perplexity_error"} <= score.keys() for score in facts["scores"]):
+            return dict(facts)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass
+    raise GgufmergeError(f"{path}: this is no evaluation: give a file with what `ggufmerge eval --json` prints")
+
+
+def _summary(file: GGUFFile, facts: Mapping[str, Any]) -> str:
+    kind = f"{_count_text(facts['parameters'])} parameters, architecture {_cell(facts['architecture'] or 'unknown')}"
+    if facts["file_type"]:
+        kind += f", type {facts['file_type']}"
+    if facts["bits_per_weight"]:
+        kind += f" ({facts['bits_per_weight']:.2f} bits per weight)"
+    version = _text(file, "ggufmerge.version")
+    made = (
+        f"Made with ggufmerge {_cell(version)}, which merges quantized GGUF models without their originals. "
+        if version
+        else ""
+    )
+    text = f"{made}{kind}. It runs in llama.cpp, Ollama and whatever else reads GGUF."
+    if not _text(file, "general.license"):
+        text += "\n\nNo licence is stated: those of the models it was made from differ or are not known."
+    return text
+
+
+def _models(file: GGUFFile) -> str:
+    rows = []
+    for index in range(_count(file)):
+        key = f"general.base_model.{index}."
+        name, url = _cell(_text(file, key + "name")), _text(file, key + "repo_url")
+        linked = f"[{name}]({url})" if re.fullmatch(r"https://[\w./-]+", url) else name
+        rows.append((linked, _cell(_text(file, key + "organization")), _cell(_text(file, key + "version"))))
+    files, index = [], 0
+    while f"ggufmerge.source.{index}.file" in file.metadata:
+        key = f"ggufmerge.source.{index}."
+        files.append((_cell(_text(file, key + "file")), f"`{_cell(_text(file, key + 'sha256'))}`"))
+        index += 1
+    text = ""
+    if rows:
+        title = "Merged models" if "ggufmerge.recipe" in file.metadata else "Base models"
+        text = f"## {title}\n\n" + _table(("model", "organization", "version"), rows)
+    if files:
+        text += "\n\n" * bool(text) + "The files that were read:\n\n" + _table(("file", "SHA-256"), files)
+    return text
+
+
+def _recipe(file: GGUFFile) -> str:
+    recipe = _text(file, "ggufmerge.recipe")
+    if not recipe:
+        return ""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0))
+    options = _text(file, "ggufmerge.options")
+    command = f"\n\nBuilt with the options `{_cell(options)}`." if options else ""
+    return f"## Recipe\n\n{fence}yaml\n{recipe.strip()}\n{fence}{command}"
+
+
+def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
+    if not evaluation or not evaluation.get("scores"):
+        return ""
+    scores = evaluation["scores"]
+    heads = ["text", "model", "perplexity", "KL divergence"]
+    rows = [
+        [
+            _cell(Path(str(score["text"])).name),
+            _cell(Path(str(score["model"])).name),
+            f"{score['perplexity']:.3f} ± {score['perplexity_error']:.3f}",
+            f"{score['kl_divergence']:.4f}" if "kl_divergence" in score else "",
+        ]
+        for score in scores
+    ]
+    if not any(row[3] for row in rows):
+        heads, rows = heads[:3], [row[:3] for row in rows]
+    reference = evaluation.get("reference")
+    note = f"\n\nKL divergence is from {_cell(Path(str(reference)).name)}." if reference else ""
+    return f"## Evaluation\n\n{_table(heads, rows)}{note}"
+
+
+def _types(facts: Mapping[str, Any]) -> str:
+    rows = [
+        (kind, str(row["tensors"]), _count_text(row["values"]), _size(row["nbytes"]), str(row["bits_per_weight"]))
+        for kind, row in facts["types"].items()
+    ]
+    return "## Types\n\n" + _table(("type", "tensors", "weights", "size", "bits per weight"), rows)
+
+
+def _tensors(file: GGUFFile) -> str:
+    kinds = Counter(
+        (re.sub(r"^blk\.\d+\.", "blk.*.", t.name), " x ".join(map(str, t.shape)), t.type.value)
+        for t in file.tensors.values()
+    )
+    rows = [(_cell(name), str(count), shape, kind) for (name, shape, kind), count in kinds.items()]
+    return "## Tensors\n\n" + _table(("tensor", "number", "shape", "type"), rows)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """A text out of a file as one line of Markdown without any meaning of its own."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", text)
+
+
+def _text(file: GGUFFile, key: str) -> str:
+    value = file.metadata.get(key)
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if isinstance(value, str) else ""
+
+
+def _texts(file: GGUFFile, key: str) -> list[str]:
+    value = file.metadata.get(key)
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+
+
+def _count(file: GGUFFile) -> int:
+    """Number of models that the metadata names as parents."""
+    value = file.metadata.get("general.base_model.count", 0)
+    return value if isinstance(value, int) else 0
+
+
+def _parsed(recipe: str) -> Any:
+    try:
+        return list(yaml.safe_load_all(recipe))
+    except yaml.YAMLError:
+        return []
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts within lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(key)
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+def _size(number: int) -> str:
+    return (
+        f"{number / 1e9:.2f} GB"
+        if number >= 10**9
+        else f"{number / 1e6:.1f} MB"
+        if number >= 10**6
+        else f"{number} bytes"
+    )
+
+
+def _count_text(number: int) -> str:
+    return f"{number / 1e9:.2f}B" if number >= 10**9 else f"{number / 1e6:.1f}M" if number >= 10**6 else str(number)
+
+
+_IN_RECIPE = re.compile(r"(?:^|\+)(?:hf:|ollama:(?:hf\.co|huggingface\.co)/)([\w.-]+/[\w.-]+)", re.ASCII)
+_URL = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+?)/?", re.ASCII)
