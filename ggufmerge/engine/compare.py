@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from ggufmerge.engine import checks
 from ggufmerge.engine.scheduler import Job, Stage, drive
 from ggufmerge.errors import PlanError
+from ggufmerge.kernels import kernel
 from ggufmerge.recipe import ModelReference
 from ggufmerge.sources import Source, open_source
 
@@ -122,7 +122,7 @@ def _job(sources: Sequence[Source], name: str, found: dict[str, TensorDifference
     )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _measure(x, sums):  # type: ignore[no-untyped-def]
     """Add to `sums` what the figures of a tensor are made of, and give the largest absolute difference.
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from ggufmerge.engine.scheduler import Stage
+from ggufmerge.kernels import kernel
 from ggufmerge.methods.random import words
 
 Floats = NDArray[np.float32]
@@ -151,7 +151,7 @@ def _projected(d: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
     return y
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _add_projected(d, v, y):  # type: ignore[no-untyped-def]
     """y [k, width] += d [k, n] @ v [n, width]; each sum runs over the columns of d in order."""
     whole = d.shape[0] // 4 * 4
@@ -170,7 +170,7 @@ def _add_projected(d, v, y):  # type: ignore[no-untyped-def]
                 y[i, r] += d[i, j] * v[j, r]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _add_pulled_back(d, y, z):  # type: ignore[no-untyped-def]
     """z [n, width] += d^T [n, k] @ y [k, width]; each sum runs over the rows of d in order."""
     for i in range(d.shape[0]):
@@ -180,7 +180,7 @@ def _add_pulled_back(d, y, z):  # type: ignore[no-untyped-def]
                 z[j, r] += x * y[i, r]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _diagonalize(a, v):  # type: ignore[no-untyped-def]
     """Cyclic Jacobi rotations: a, symmetric [m, m], becomes diagonal; v, at first the identity, gets
     its eigenvectors as rows.
@@ -216,7 +216,7 @@ def _diagonalize(a, v):  # type: ignore[no-untyped-def]
                     v[p, k], v[q, k] = c * x - s * y, s * x + c * y
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _energy(d):  # type: ignore[no-untyped-def]
     """Sum of squares in float64, row by row."""
     total = 0.0

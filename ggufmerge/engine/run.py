@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from ggufmerge.engine import header, vocabulary
@@ -30,10 +29,12 @@ from ggufmerge.engine.plan import Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.resolve import problem_of
+from ggufmerge.engine.rounding import round_on_grid
 from ggufmerge.engine.scheduler import Job, Stage, drive
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo
 from ggufmerge.files.sharded import ShardedWriter, SplitLimit
+from ggufmerge.kernels import kernel
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.api import run as merge_stack
 from ggufmerge.methods.random import stream_key
@@ -248,7 +249,7 @@ class _Build:
             yield Stage(len(steps), lambda i: self._put(tensor, steps[i][0], inputs[0].raw_rows(*steps[i])), fold)
         elif tensor.action == "convert":
             weights = self._weights(tensor)
-            adapted = self.measure and self._is_adapted(tensor)
+            adapted = (self.measure or tensor.rounding == "stochastic") and self._is_adapted(tensor)
 
             def convert(i: int) -> _Written:
                 rows = self._read(inputs, *steps[i])[0]
@@ -352,6 +353,7 @@ class _Build:
 
         stored: values and bytes of these rows in inputs that have the type already. Blocks that the merge left as they
         are in one of them keep their bytes: quantizing them anew would move them a little.
+        base: the rows without their change, to round and to measure it.
         """
         if not _all_finite(rows):
             raise GgufmergeError(
@@ -361,7 +363,8 @@ class _Build:
         raw = self._buffer("raw", (len(rows), tensor.type.row_bytes(tensor.n)), np.uint8)
         matrix = start * tensor.matrices // tensor.rows
         scales = self._scales(tensor)
-        scaled = rows + np.float32(tensor.offset) if tensor.offset else rows
+        target = self._on_grid(tensor, start, base, rows)
+        scaled = target + np.float32(tensor.offset) if tensor.offset else target
         if scales is not None:
             scaled = np.divide(scaled, scales[matrix], out=self._buffer("scaled", rows.shape, np.float32))
         codec(tensor.type).encode(scaled, raw, None if weights is None else weights[matrix])
@@ -377,6 +380,15 @@ class _Build:
             if base is not None:
                 written.kept, written.change = _kept_change(base, rows, back)
         return written
+
+    def _on_grid(
+        self, tensor: PlannedTensor, start: int, base: NDArray[np.float32] | None, rows: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """The rows as they are to be quantized: on the grids of `base` if their change is rounded stochastically."""
+        if tensor.rounding == "nearest" or base is None:
+            return rows
+        key = int(stream_key(self.plan.seed, tensor.name, "rounding"))
+        return round_on_grid(base, rows, tensor.type, key, start * tensor.n)
 
     def _put(self, tensor: PlannedTensor, start: int, raw: NDArray[np.uint8]) -> _Written:
         self.writer.write(tensor.name, start * tensor.type.row_bytes(tensor.n), raw)
@@ -522,7 +534,7 @@ def _warm_up(plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None) -> 
         merge_stack(find_method(tensor.method), problem, stack)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _all_finite(rows):  # type: ignore[no-untyped-def]
     """Whether no value is NaN or infinite: x - x is zero for finite numbers only."""
     bad = 0
@@ -532,7 +544,7 @@ def _all_finite(rows):  # type: ignore[no-untyped-def]
     return bad == 0
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _keep_blocks(rows, values, data, raw, size):  # type: ignore[no-untyped-def]
     """Copy to `raw` those blocks of `data` whose `size` values are the same in `values`, which they stand for, and in
     `rows`; float32 [rows, n], uint8 [rows, row bytes]."""
@@ -549,7 +561,7 @@ def _keep_blocks(rows, values, data, raw, size):  # type: ignore[no-untyped-def]
                 raw[r, b * width : (b + 1) * width] = data[r, b * width : (b + 1) * width]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _squares(rows, back):  # type: ignore[no-untyped-def]
     """Sums over all values of (rows - back)^2 and of rows^2, in float64."""
     error = energy = 0.0
@@ -562,7 +574,7 @@ def _squares(rows, back):  # type: ignore[no-untyped-def]
     return error, energy
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _kept_change(base, rows, back):  # type: ignore[no-untyped-def]
     """Sums over all values of (back - base) * (rows - base) and of (rows - base)^2, in float64."""
     kept = change = 0.0

@@ -15,9 +15,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.methods.selection import largest
 from ggufmerge.methods.spec import Chunk, Method, Pass, Passes, Problem, Stack
 
@@ -61,7 +61,7 @@ class ArceeFusion(Method):
         np.copyto(out, np.where(importance >= np.float32(threshold), x[1], x[0]))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def row_divergences(x, out):
     """Kullback-Leibler divergence of the softmax of each row of x[1] from that of x[0], in nats."""
     n = x.shape[2]
@@ -75,7 +75,7 @@ def row_divergences(x, out):
         out[r] = total
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _softmax(values, out):
     """Softmax of `values`, float32 [n], plus NO_PROBABILITY, to `out`, float64."""
     top = values[0] if values.size else np.float32(0.0)
@@ -89,7 +89,7 @@ def _softmax(values, out):
         out[j] = out[j] / total + NO_PROBABILITY
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def row_importances(x, first, divergence, out):
     """out[r] = |x[1, first + r] - x[0, first + r]| divergence[r], never below zero."""
     for r in range(out.shape[0]):

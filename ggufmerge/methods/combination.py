@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.methods.spec import Chunk, Method, Pass, Passes, Problem, Stack
 from ggufmerge.methods.sums import LANES, add_rows, exact_sum, lane_total
 
@@ -50,7 +50,7 @@ def inner_product(a: NDArray[np.float64], b: NDArray[np.float64], products: NDAr
     return exact_sum((np.outer(a, b) * products).reshape(-1))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def row_grams(x, deltas, out):
     """Gram matrix of each row of x, float32 [inputs, rows, n], or of its differences from x[0], to `out`, float64
     [rows, m, m]."""
@@ -82,7 +82,7 @@ def row_grams(x, deltas, out):
                 out[r, k, i] = out[r, i, k]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def accumulate_products(a, b, sums):
     """sums += a * b, lane by lane."""
     for l in range(LANES):
@@ -92,7 +92,7 @@ def accumulate_products(a, b, sums):
 _BLOCK = 512
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def weighted_sum(x, coefficients, out):
     """out = Σ coefficients[i] x[i] for x float32 [inputs, rows, n], in float64 and rounded once.
 
@@ -120,7 +120,7 @@ def weighted_sum(x, coefficients, out):
                 target[j] = np.float32(total[j])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def weighted_columns(x, coefficients, out):
     """out[:, j] = Σ coefficients[i, j] x[i, :, j], in float64 and rounded once; coefficients: float64 [inputs, n]."""
     sums = np.empty(x.shape[2], np.float64)
@@ -135,7 +135,7 @@ def weighted_columns(x, coefficients, out):
             target[j] = np.float32(sums[j])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def add_column_grams(x, deltas, total):
     """total[i, k, j] += Σ over the rows, in their order, of x[i, :, j] x[k, :, j], or of differences from x[0]."""
     first = 1 if deltas else 0

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.methods.random import fill_words, threshold
 from ggufmerge.methods.spec import Chunk, Parameter, Problem, Stack
 from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors
@@ -36,7 +36,7 @@ class AtRandom(Pruner):
         keep_at_random(x, first, chunk.start + first * x.shape[2], p.keys, threshold(p.models["density"]), kept)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def keep_at_random(x, first, start, keys, thresholds, kept):
     """Differences from x[0] where the random word of the element is below the model's threshold, else 0, to `kept`.
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.methods.dare import AtRandom
 from ggufmerge.methods.random import fill_words
 from ggufmerge.methods.spec import Chunk, Parameter, Problem, Stack
@@ -54,7 +54,7 @@ class AtRandomByRank(AtRandom):
         keep_by_rank(x, first, start, p.keys, p.models["density"], p.models["epsilon"], divide, kept)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def keep_by_rank(x, first, start, keys, densities, epsilons, divide, kept):
     """Differences from x[0] that survive, else 0, to `kept`; over their probability of survival when `divide`.
 
@@ -94,7 +94,7 @@ def keep_by_rank(x, first, start, keys, densities, epsilons, divide, kept):
 _DIGIT = 11  # bits; three digits hold a magnitude's 31
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def rank(bits, ranks, scratch):
     """How many of `bits`, uint32 [n] below 2^31, are smaller than each, or equal and to its left, to `ranks`.
 

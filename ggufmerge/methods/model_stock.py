@@ -16,9 +16,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.methods.combination import Combination, gram, row_grams, weighted_sum
 from ggufmerge.methods.spec import Chunk, Parameter, Passes, Problem, Stack
 
@@ -52,7 +52,7 @@ class ModelStock(Combination):
         return ["the base is kept: the models' differences do not agree (t = 0)"] if kept else []
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def interpolation(products):
     """Coefficients of the base and the models, float64 [vectors, 1 + N], from Gram matrices of the differences, float64
     [vectors, N, N]."""

@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.methods.spec import Chunk, Method, Parameter, Problem, Stack
 
 NO_DIFFERENCE = 1e-6  # differences below it count as this
@@ -34,7 +34,7 @@ class NearSwap(Method):
         step_towards(x, p.number("t"), out)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def step_towards(x, t, out):
     """out = x[0] moved towards x[1] by the NearSwap rule."""
     for r in range(x.shape[1]):

@@ -14,9 +14,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.methods.combination import (
     Combination,
     add_column_grams,
@@ -95,7 +95,7 @@ def _inputs_coefficients(pairs: NDArray[np.float64], has_base: bool) -> NDArray[
     return np.column_stack([1.0 - pairs.sum(axis=1), pairs]) if has_base else pairs
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def arcs(products, t):
     """Slerp coefficients, float64 [vectors, 2], from Gram matrices of pairs of vectors, float64 [vectors, 2, 2]."""
     out = np.empty((products.shape[0], 2))

@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.methods.spec import Chunk, Method, Parameter, Pass, Passes, Problem, Stack
 
 _EPSILON = Parameter("epsilon", "shared", float, "changes up to this are none", 1e-5, low=0)
@@ -58,7 +58,7 @@ class RamPlus(Ram):
         return 1.0 + p.number("r") * np.clip(ratio, 0.0, p.number("alpha"))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def count_changes(x, epsilon):
     """How many elements each model changed together with others, and how many alone, int64 [2, models]."""
     models, n = x.shape[0] - 1, x.shape[2]
@@ -79,7 +79,7 @@ def count_changes(x, epsilon):
     return counts
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def add_changes(x, epsilon, factors, out):
     """out = base + Σ changes, times factors[i] where model i alone made one, else over the number that did."""
     models, n = x.shape[0] - 1, x.shape[2]
@@ -100,7 +100,7 @@ def add_changes(x, epsilon, factors, out):
             target[j] = np.float32(np.float64(base[j]) + sums[j])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _count_models(x, r, epsilon, changed):
     """How many models changed each element of row r, to `changed`, int32 [n]."""
     base = x[0, r]

@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from ggufmerge.kernels import kernel
 
 
 def stream_key(seed: int, tensor: str, model: str) -> np.uint64:
@@ -41,7 +42,7 @@ def threshold(probability: NDArray[np.float64]) -> NDArray[np.uint64]:
 _LANES = 256  # blocks computed side by side, one in each SIMD lane
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def philox(key, counter, out):
     """Philox4x32-10: the four words of each of the blocks counter, counter + 1, ..., to `out`, uint32 [4 · blocks].
 
@@ -79,7 +80,7 @@ def philox(key, counter, out):
             target[4 * i + 3] = c3[i]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def fill_words(key, start, out):
     """Write words [start, start + len(out)) of the stream `key` to `out`, uint32."""
     first = start // 4

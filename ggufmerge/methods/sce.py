@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.methods.selection import EVERYTHING, NOTHING, Cut, largest, row_groups
 from ggufmerge.methods.spec import Chunk, Method, Parameter, Pass, Passes, Problem, Stack
 from ggufmerge.methods.sums import LANES, add_rows, exact_sum, lane_total
@@ -82,14 +82,14 @@ def _selected(x: Stack, chunk: Chunk, cut: Cut):
         yield first, end, selected
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def select(bits, start, cut, last, selected):
     """selected[i] = whether element start + i of value `bits[i]` is within the cut."""
     for i in range(selected.size):
         selected[i] = (bits[i] > cut) | (bits[i] == cut) & (start + i <= last)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def variance_of_differences(x, first, out):
     """Population variance of x[1:, first + r] - x[0, first + r], to out[r]."""
     models = x.shape[0] - 1
@@ -113,7 +113,7 @@ def variance_of_differences(x, first, out):
             target[j] = np.float32(squares[j] / models)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def row_energies(x, first, selected, out):
     """Row by row, Σ (x[i + 1] - x[0])² over the selected elements, to `out`, float64 [rows, models]."""
     sums = np.empty(LANES)
@@ -130,7 +130,7 @@ def row_energies(x, first, selected, out):
             out[r, i] = lane_total(sums)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def add_elected(x, first, selected, weights, out):
     """out[first + r] = base + Σ weights[i] d[i] / Σ weights[i] over the models whose d has the sign of Σ d."""
     n = x.shape[2]

@@ -13,9 +13,9 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.methods.spec import Chunk, Pass, Stack
 
 # scores(x, chunk, first, end): the quantities of rows [first, end) of a chunk, float32 [quantities, elements], none < 0
@@ -225,14 +225,14 @@ def row_groups(x: Stack) -> Generator[tuple[int, int], None, None]:
         yield first, min(first + step, rows)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def count_upper(bits, histogram):
     """histogram[b >> 16] += 1 for each of `bits`, uint32, below 2^31."""
     for i in range(bits.size):
         histogram[bits[i] >> np.uint32(16)] += 1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def count_filled(bits):
     """How many of `bits` are not zero."""
     count = 0
@@ -241,7 +241,7 @@ def count_filled(bits):
     return count
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def count_lower(bits, upper, histogram):
     """histogram[b & 65535] += 1 for each of `bits` whose upper 16 bits are `upper`."""
     for i in range(bits.size):
@@ -249,7 +249,7 @@ def count_lower(bits, upper, histogram):
             histogram[bits[i] & np.uint32(0xFFFF)] += 1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def places_in_bin(bits, upper):
     """Positions of the values whose upper 16 bits are `upper`, int64, ascending."""
     count = 0

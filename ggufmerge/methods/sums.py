@@ -10,8 +10,9 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from ggufmerge.kernels import kernel
 
 LANES = 64  # partial sums of a row
 
@@ -23,7 +24,7 @@ def add_rows(so_far: NDArray[np.float64], partial: NDArray[np.float64]) -> NDArr
     return total
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _add_rows(total, partial):
     for r in range(partial.shape[0]):
         for i in range(total.size):
@@ -38,7 +39,7 @@ def exact_sum(values: Iterable[float]) -> float:
         return math.nan
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def lane_total(lanes):
     """Sum of the partial sums in `lanes`, float64 [LANES], by halves; `lanes` is overwritten."""
     half = lanes.size // 2

@@ -18,9 +18,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.methods.combination import weighted_sum
 from ggufmerge.methods.selection import row_groups
 from ggufmerge.methods.spec import Base, Chunk, Method, Parameter, Pass, Passes, Problem, Stack
@@ -199,7 +199,7 @@ def _common_divisor(p: Problem) -> float:
     return total if p.shared["normalize"] and abs(total) >= NO_DIVISOR else 1.0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def subtract_base(x, first, kept):
     """kept[i, r] = x[i + 1, first + r] - x[0, first + r]."""
     for i in range(kept.shape[0]):
@@ -212,7 +212,7 @@ def subtract_base(x, first, kept):
 _BLOCK = 512
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def l1_norms(x, first, kept, out):
     """Row by row, Σ |x[i + 1] - x[0]| and Σ |kept[i]| of each model, to `out`, float64 [rows, 2, models]."""
     before, after = np.empty(LANES), np.empty(LANES)
@@ -231,7 +231,7 @@ def l1_norms(x, first, kept, out):
             out[r, 1, i] = lane_total(after)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def add_all(x, first, kept, factors, out):
     """out[first + r] = x[0, first + r] + Σ factors[i] kept[i, r], in float64 and rounded once; factor 0 is not read."""
     used = np.flatnonzero(factors)
@@ -251,7 +251,7 @@ def add_all(x, first, kept, factors, out):
                 target[j] = np.float32(total[j])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def add_elected(x, first, kept, factors, weights, scale, no_divisor, by_count, out):
     """As add_all with `scale` as common factor, but per element only of the models whose factors[i] kept[i] has the
     elected sign, over the sum of their weights unless that is `no_divisor` or less.

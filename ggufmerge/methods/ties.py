@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.methods.selection import EVERYTHING, NOTHING, Cut, largest
 from ggufmerge.methods.spec import Chunk, Parameter, Passes, Problem, Stack
 from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors
@@ -64,7 +64,7 @@ def magnitudes(x: Stack, chunk: Chunk, first: int, end: int) -> NDArray[np.float
     return out.reshape(len(out), -1)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def absolute_differences(x, first, out):
     """out[i, r] = |x[i + 1, first + r] - x[0, first + r]|."""
     for i in range(out.shape[0]):
@@ -74,7 +74,7 @@ def absolute_differences(x, first, out):
                 target[j] = abs(model[j] - base[j])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def keep_between(x, first, start, bits, last, kept, kept_bits):
     """Differences from x[0] whose magnitude lies beyond the excluded and within the included cut, else 0, to `kept`.
 

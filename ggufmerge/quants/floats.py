@@ -7,19 +7,15 @@ not weights: they can be read as float32 (nearest value) and pass through a merg
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-from numba import njit
 from numpy.typing import DTypeLike
 
+from ggufmerge.kernels import kernel
 from ggufmerge.quants.codec import Codec, DequantizeKernel
 from ggufmerge.quants.half import bits_float, float_bits, float_to_half, half_to_float
 from ggufmerge.types import TensorType
 
 HALF = np.dtype("<u2")
-
-kernel: Callable = njit(nogil=True, cache=True, error_model="numpy")
 
 
 def _read_as(dtype: DTypeLike) -> DequantizeKernel:

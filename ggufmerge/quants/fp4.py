@@ -8,11 +8,9 @@ Source: `ggml-common.h` (layouts), `ggml-quants.c` and `ggml-impl.h` (scale conv
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-from numba import njit
 
+from ggufmerge.kernels import kernel
 from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.half import inlined
 from ggufmerge.quants.simd import absolute, convert, largest, load, select, store
@@ -21,8 +19,6 @@ from ggufmerge.types import TensorType
 F = np.float32
 # The doubled values by code; the sign is the highest bit, and code 8 is never the nearest: 0 comes first.
 VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
-
-kernel: Callable = njit(nogil=True, cache=True, error_model="numpy")
 
 
 def _e8m0_scales() -> np.ndarray:

@@ -44,7 +44,6 @@ FLT_MAX = np.finfo(F).max
 NO_WEIGHTS = np.empty(0, F)  # the importance matrix of a call without one
 NO_WEIGHTS.setflags(write=False)
 
-kernel: Callable = njit(nogil=True, cache=True, error_model="numpy")
 inline: Callable = njit(nogil=True, error_model="numpy", forceinline=True)
 
 

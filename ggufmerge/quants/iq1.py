@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from ggufmerge.kernels import kernel
 from ggufmerge.quants import grids
 from ggufmerge.quants.blocks import load_half, store_half
 from ggufmerge.quants.codec import Codec
@@ -23,7 +24,6 @@ from ggufmerge.quants.iq import (
     best_neighbour,
     codec,
     inline,
-    kernel,
     negate,
     quantize_scales,
     sum_squares,

@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from ggufmerge.kernels import kernel
 from ggufmerge.quants import grids
 from ggufmerge.quants.blocks import load_half, load_word, store_half
 from ggufmerge.quants.codec import Codec
@@ -23,7 +24,6 @@ from ggufmerge.quants.iq import (
     OFF_GRID,
     Search,
     codec,
-    kernel,
     quantize_scales,
     search_arrays,
     search_blocks,

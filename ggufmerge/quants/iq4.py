@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from ggufmerge.kernels import kernel
 from ggufmerge.quants.blocks import load_half, store_half
 from ggufmerge.quants.iq import (
     LANES,
     clamp,
     codec,
     inline,
-    kernel,
     nearest_int,
     negate,
     sum_squares,

@@ -11,13 +11,12 @@ Source: `ggml-common.h` (layouts) and `ggml-quants.c` (order of float operations
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.quants import lanes
 from ggufmerge.quants.blocks import load_half, store_half
 from ggufmerge.quants.codec import Codec
@@ -27,8 +26,6 @@ from ggufmerge.types import TensorType
 
 F, U8 = np.float32, np.uint8
 SUPER = 256  # values of a super-block
-
-kernel: Callable = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @kernel

@@ -11,13 +11,12 @@ Source: `ggml-common.h` (layouts) and `ggml-quants.c` (order of float operations
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.quants.blocks import in_range, inverse, load_scale, store_half
 from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.half import inlined
@@ -40,8 +39,6 @@ from ggufmerge.types import TensorType
 
 F = np.float32
 BLOCK = 32
-
-kernel: Callable = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @kernel

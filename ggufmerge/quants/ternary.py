@@ -9,11 +9,9 @@ Source: `ggml-common.h` (layouts) and `ggml-quants.c` (`quantize_row_tq*_ref`) o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-from numba import njit
 
+from ggufmerge.kernels import kernel
 from ggufmerge.quants.blocks import in_range, inverse, load_half, store_half
 from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.half import inlined
@@ -22,8 +20,6 @@ from ggufmerge.types import TensorType
 
 F = np.float32
 BLOCK = 256
-
-kernel: Callable = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @kernel

@@ -6,11 +6,9 @@ v0.5.0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-from numba import njit
 
+from ggufmerge.kernels import kernel
 from ggufmerge.quants.blocks import inverse, load_half, load_scale, store_half
 from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.simd import (
@@ -31,8 +29,6 @@ from ggufmerge.quants.simd import (
 from ggufmerge.types import TensorType
 
 F = np.float32
-
-kernel: Callable = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @kernel

@@ -13,11 +13,11 @@ import os
 import struct
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from ggufmerge.errors import PlanError
 from ggufmerge.files import open_gguf
+from ggufmerge.kernels import kernel
 from ggufmerge.quants import codec
 from ggufmerge.sources.stored import StoredFile, StoredTensor
 
@@ -70,7 +70,7 @@ def _values(tensor: StoredTensor, start: int, stop: int) -> NDArray[np.float32]:
     return out
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _add_low_rank(rows, left, right, scale):  # type: ignore[no-untyped-def]
     """rows [k, n] += scale * left [k, rank] @ right [rank, n]."""
     n = rows.shape[1]
