@@ -123,6 +123,7 @@ def _open(name: str, context: int, threads: int | None) -> LlamaModel:
     from ggufmerge.errors import GgufmergeError
     from ggufmerge.evaluate import LlamaModel
     from ggufmerge.recipe import ModelReference
+    from ggufmerge.sources import references
 
     if Path(name).exists():
         return LlamaModel(name, context=context, threads=threads)
@@ -130,8 +131,10 @@ def _open(name: str, context: int, threads: int | None) -> LlamaModel:
         model = ModelReference.parse(name)
     except ValueError as error:
         raise GgufmergeError(str(error)) from None
-    adapters = [(adapter.path, adapter.strength) for adapter in model.adapters]
-    return LlamaModel(model.path, context=context, threads=threads, adapters=adapters)
+    found = references.find(model.path)
+    adapters = [(path, 1.0) for path in found.adapters]
+    adapters += [(references.find(adapter.path).path, adapter.strength) for adapter in model.adapters]
+    return LlamaModel(found.path, context=context, threads=threads, adapters=adapters)
 
 
 def _score(model: LlamaModel, reference: LlamaModel | None, text: str, context: int, limit: int | None) -> Facts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,15 +25,16 @@ Only the header is read, so it takes no time on a file of any size. Of a split m
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .gguf file.", show_default=False)],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A .gguf file, or ollama:NAME.", show_default=False)],
     json: Annotated[bool, typer.Option("--json", help="Print all facts as one JSON object.")] = False,
     tensors: Annotated[bool, typer.Option("--tensors/--no-tensors", help="List every tensor.")] = True,
     full: Annotated[bool, typer.Option("--full", help="Print long strings and arrays to their end.")] = False,
 ) -> None:
     from ggufmerge.cli.terminal import console, print_json, printable, show_table
     from ggufmerge.files import describe, open_gguf
+    from ggufmerge.sources.references import find
 
-    with open_gguf(file) as opened:
+    with open_gguf(find(file).path) as opened:
         facts = describe(opened, full=full)
     if json:
         print_json(facts if tensors else {key: value for key, value in facts.items() if key != "tensors"})
