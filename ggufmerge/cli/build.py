@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ggufmerge.cli.push import Card, ForHub, PushDryRun, PushTo
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
 
 BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
@@ -21,6 +22,8 @@ BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
   ggufmerge build recipe.yaml -o merged.gguf --split-max-size 4G
 
   ggufmerge build recipe.yaml --ollama merged
+
+  ggufmerge build recipe.yaml -o merged.gguf --push me/merged-GGUF
 
   ggufmerge build recipe.yaml --dry-run
 
@@ -93,6 +96,9 @@ def build(
             help="Projector for images or sound, copied to mmproj-OUTPUT.gguf and named in the Modelfile.",
         ),
     ] = None,
+    card: Card = None,
+    push: PushTo = None,
+    push_dry_run: PushDryRun = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     json: _Json = False,
 ) -> None:
@@ -119,9 +125,12 @@ def build(
         return
     if output is None and ollama is None:
         raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
+    if output is None and (push is not None or card is not None):
+        raise typer.BadParameter("--push and --card need --output beside --ollama", param_hint="--output")
     from ggufmerge.cli.progress import run_with_progress
 
     loaded = load_recipe(recipe)
+    for_hub = ForHub(card, push, dry_run=push_dry_run, overwrite=overwrite)
     for_ollama = ForOllama(output, ollama, modelfile=modelfile, overwrite=overwrite)
     output, overwrite = for_ollama.output, for_ollama.overwrite
     if loaded.stages:
@@ -139,15 +148,17 @@ def build(
         report = runner(plan, opened, output, overwrite=overwrite, split=split)
     projector = copy_projector(mmproj, report.output) if mmproj else None
     report = for_ollama.finish(report, projector)
+    for_hub.finish(report)
     if json:
         facts = {"mmproj": str(projector)} if projector else {}
-        print_json(_report(report) | facts | for_ollama.facts)
+        print_json(_report(report) | facts | for_ollama.facts | for_hub.facts)
     else:
         show_build(report, plan)
         if projector:
             typer.echo(f"{projector}: for images or sound, a copy of {mmproj}")
         for line in for_ollama.lines():
             typer.echo(line)
+        for_hub.show()
 
 
 def plan(

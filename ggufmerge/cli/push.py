@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from ggufmerge.engine import BuildReport
     from ggufmerge.sinks.hub import Upload
 
 HELP = """Upload a model to the Hugging Face Hub as OWNER/NAME, with a model card made from what the file says.
@@ -51,6 +52,70 @@ def push(
         print_json(facts_of(upload, url))
     else:
         show_upload(upload, url)
+
+
+Card = Annotated[
+    Path | None, typer.Option("--card", metavar="FILE", help="Write a model card, as README.md on the Hub is.")
+]
+PushTo = Annotated[
+    str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload the result and a model card to the Hub.")
+]
+PushDryRun = Annotated[
+    bool, typer.Option("--push-dry-run", help="Build, but only show what --push would upload.", show_default=False)
+]
+
+
+class ForHub:
+    """The part of one build that is for the Hub. PlanError, before work starts, for what can be known then: a card in
+    the way, no name of a repository, nobody logged in.
+    """
+
+    def __init__(self, card: Path | None, repo: str | None, *, dry_run: bool, overwrite: bool) -> None:
+        from ggufmerge.files import check_target
+
+        if dry_run and repo is None:
+            raise typer.BadParameter("needs --push OWNER/NAME", param_hint="--push-dry-run")
+        self._card, self._repo, self._dry_run, self._overwrite = card, repo, dry_run, overwrite
+        self._upload: Upload | None = None
+        self.facts: dict[str, Any] = {}
+        if card is not None:
+            check_target(card, overwrite=overwrite)
+        if repo is not None:
+            from ggufmerge.sinks.hub import check_login, check_repo_name
+
+            check_repo_name(repo)
+            check_login(required=not dry_run)
+
+    def finish(self, report: BuildReport) -> None:
+        """Write the card, upload; `facts` and `show` then tell of it."""
+        if self._card is not None:
+            from ggufmerge.files import open_gguf
+            from ggufmerge.report.model_card import model_card
+            from ggufmerge.sinks.files import write_file
+
+            with open_gguf(report.output) as file:
+                write_file(self._card, model_card(file).encode())
+            self.facts["card"] = str(self._card)
+        if self._repo is None:
+            return
+        from ggufmerge.sinks.hub import plan_upload
+        from ggufmerge.sinks.hub import push as carry_out
+
+        try:
+            self._upload = plan_upload(report.output, self._repo, overwrite=self._overwrite)
+            url = None if self._dry_run else carry_out(self._upload)
+        except BaseException:
+            again = f"ggufmerge push {report.output} {self._repo}"
+            typer.echo(f"the merged model is complete: {report.output}; upload it with {again}", err=True)
+            raise
+        self.facts["push"] = facts_of(self._upload, url)
+
+    def show(self) -> None:
+        """What was done, for people."""
+        if path := self.facts.get("card"):
+            typer.echo(f"{path}: model card")
+        if self._upload is not None:
+            show_upload(self._upload, self.facts["push"]["url"])
 
 
 def facts_of(upload: Upload, url: str | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ggufmerge.errors import PlanError
 from ggufmerge.files import open_gguf
 from ggufmerge.report.model_card import CARD, model_card
 from ggufmerge.report.naming import conventional_names
-from ggufmerge.sources.hub import Hub, UnreachableError
+from ggufmerge.sources.hub import LOG_IN, Hub, UnreachableError
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,15 @@ def check_repo_name(repo: str) -> None:
     """PlanError for what is no owner/name."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]{1,96}", repo, re.ASCII):
         raise PlanError(f"{repo!r} is no repository on the Hub: write owner/name")
+
+
+def check_login(*, required: bool) -> None:
+    """GgufmergeError when huggingface_hub is not installed; PlanError when it knows no token and one is required."""
+    Hub()
+    from huggingface_hub import get_token
+
+    if required and get_token() is None:
+        raise PlanError(f"nobody is logged in to the Hub: {LOG_IN}")
 
 
 def _existing(repo: str) -> tuple[list[str] | None, list[str]]:

@@ -16,6 +16,7 @@ from ggufmerge.sources import choice
 from ggufmerge.sources.hub_cache import DEFAULT_REVISION, CachedFile, cached_files
 from ggufmerge.sources.references import Located
 
+LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 _FORM = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@:]+?)|:(?P<type>[\w.-]+))?(?:@(?P<revision>[^@\s]+))?", re.ASCII
 )
@@ -117,11 +118,11 @@ class Hub:
         """What to tell the user instead, a PlanError or UnreachableError; the error itself if it is not the Hub's."""
         errors = self._hub.errors
         if isinstance(error, errors.GatedRepoError):
-            return PlanError(f"{label}: accept its conditions at {self.api.endpoint}/{repo} first, then {_LOG_IN}")
+            return PlanError(f"{label}: accept its conditions at {self.api.endpoint}/{repo} first, then {LOG_IN}")
         if isinstance(error, errors.RevisionNotFoundError):
             return PlanError(f"{label}: the repository has no such revision: give a branch, a tag or a commit behind @")
         if isinstance(error, errors.RepositoryNotFoundError):
-            return PlanError(f"{label}: there is no repository {repo}, or it is private: check the name, or {_LOG_IN}")
+            return PlanError(f"{label}: there is no repository {repo}, or it is private: check the name, or {LOG_IN}")
         if isinstance(error, errors.HFValidationError):
             return PlanError(f"{label}: {repo} is no name of a repository")
         if isinstance(error, errors.OfflineModeIsEnabled):
@@ -129,14 +130,11 @@ class Hub:
         if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
             status = error.response.status_code
             if status in (401, 403):
-                return PlanError(f"{label}: the Hub refuses this ({status}): {_LOG_IN} with a token that may do it")
+                return PlanError(f"{label}: the Hub refuses this ({status}): {LOG_IN} with a token that may do it")
             return UnreachableError(f"{label}: the Hub answers with an error ({status})")
         if isinstance(error, (ConnectionError, TimeoutError)) or _is_transport(error):
             return UnreachableError(f"{label}: the Hub cannot be reached")
         return error
-
-
-_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def _is_transport(error: BaseException) -> bool:
