@@ -193,7 +193,7 @@ class ShardedWriter:
             if isinstance(error, OSError):
                 raise PlanError(f"{self.path}: the old shards cannot be replaced ({error.strerror})") from None
             raise
-        for path in aside:
+        for path in self.paths:  # also what a killed process has put aside
             with contextlib.suppress(OSError):
                 _aside(path).unlink()
 

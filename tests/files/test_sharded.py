@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from ggufmerge.errors import GgufmergeError, PlanError
+from ggufmerge.errors import FormatError, GgufmergeError, PlanError
 from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo, open_gguf
 from ggufmerge.files.sharded import ShardedWriter, SplitLimit
 from ggufmerge.types import TensorType
@@ -132,6 +132,21 @@ def test_a_shard_that_cannot_get_its_name_brings_the_old_set_back(
             writer.mark_done(tensor.name)
         writer.patch("digest", "8 digits")
         writer.commit()
+    assert_complete(target)
+
+
+def test_a_kill_while_names_change_loses_nothing(target: pathlib.Path, metadata: MetadataEditor) -> None:
+    """What it leaves (old shards aside, some new ones named, the first not) is no set, and the next build is one."""
+    build(target, metadata)
+    for path in all_shards(target):
+        path.with_name(f".{path.name}.old").write_bytes(b"an older build's")
+    with ShardedWriter(target, metadata, TENSORS, LIMIT, overwrite=True) as writer:
+        write_all(writer)
+        writer.keep()
+    shard(target, 1).unlink()
+    with pytest.raises(FormatError, match="there is no such file"):
+        open_gguf(shard(target, 1))
+    build(target, metadata, overwrite=True)
     assert_complete(target)
 
 

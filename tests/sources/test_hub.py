@@ -87,13 +87,14 @@ def test_a_file_is_downloaded_once(hub: HubServer, files: Path) -> None:
         ("hf:owner/Tiny-GGUF:q8_0", "b.gguf"),
         ("hf:owner/Tiny-GGUF:UD-IQ4_XS", "b.gguf"),
         ("hf:owner/single", "a.gguf"),
+        (r"hf:owner\single\only.gguf", "a.gguf"),
         ("hf:owner/Tiny-GGUF/Tiny-Q4_K_M.gguf@old", "b.gguf"),
         ("hf:owner/Tiny-GGUF:Q4_K_M@old", "b.gguf"),
         ("hf:owner/Tiny-GGUF@refs/pr/1", "b.gguf"),
     ],
 )
 def test_references(reference: str, file: str, hub: HubServer, files: Path) -> None:
-    """By file or by type in any case, at the newest or a named revision, or the only model of a repository."""
+    """By file or by type in any case, at the newest or a named revision, or the only one of a repository; as a Path of Windows."""
     assert bytes_at(reference) == (files / file).read_bytes()
 
 
