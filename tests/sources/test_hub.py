@@ -94,7 +94,7 @@ def test_a_file_is_downloaded_once(hub: HubServer, files: Path) -> None:
     ],
 )
 def test_references(reference: str, file: str, hub: HubServer, files: Path) -> None:
-    """By file or by type in any case, at the newest or a named revision, or the only one of a repository; as a Path of Windows."""
+    """By file or by type in any case, at the newest or a named revision, or the only one; as a Path of Windows."""
     assert bytes_at(reference) == (files / file).read_bytes()
 
 
