@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +29,11 @@ shown.
 """
 
 
+class Rounding(StrEnum):
+    stochastic = "stochastic"
+    nearest = "nearest"
+
+
 def bake(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The GGUF model.", show_default=False)],
     adapters: Annotated[
@@ -47,6 +52,13 @@ def bake(
     imatrix: Annotated[
         list[Path] | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix; several add up.")
     ] = None,
+    rounding: Annotated[
+        Rounding,
+        typer.Option(
+            "--rounding",
+            help="Of weights that keep their type: nearest loses what is smaller than its steps.",
+        ),
+    ] = Rounding.stochastic,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
@@ -66,7 +78,7 @@ def bake(
         parsed = [AdapterReference.parse(text) for text in adapters]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="ADAPTER") from None
-    plan, opened = plan_bake(base, parsed, out_type=out_type, imatrix=imatrix or ())
+    plan, opened = plan_bake(base, parsed, out_type=out_type, imatrix=imatrix or (), rounding=rounding.value)
     if output is not None:
         check_output(output, opened.sources, plan.nbytes, overwrite=overwrite)
     report = None
@@ -144,11 +156,13 @@ def _advice(plan: Plan, report: BuildReport) -> list[str]:
     share = total_survival(report.survival).share
     if share >= LOW_SURVIVAL:
         return []
-    kinds = sorted({str(t.type) for t in plan.tensors if t.name in report.survival and t.type.is_quantized})
-    wider = "Q8_0, or F16" if re.search("Q[68]", str(plan.file_type)) else "Q6_K or Q8_0"
+    changed = [t for t in plan.tensors if t.name in report.survival and t.type.is_quantized]
+    kinds = ", ".join(sorted({str(t.type) for t in changed}))
+    nearest = all(t.rounding == "nearest" for t in changed)
     return [
-        f"only {_percent(share)} of the adapters' change survived: it is smaller than the steps of {', '.join(kinds)}; "
-        f"write a wider type (--type {wider}) or apply the adapter at run time"
+        f"only {_percent(share)} of the adapters' change survived: it is smaller than the steps of {kinds}; "
+        + ("keep the base's types with --rounding stochastic, or " if nearest else "")
+        + "write a wider type (--type Q6_K or Q8_0)"
     ]
 
 

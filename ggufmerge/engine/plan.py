@@ -14,6 +14,7 @@ from ggufmerge.methods.spec import Value
 from ggufmerge.types import FileType, TensorType
 
 Action = Literal["copy", "convert", "merge"]
+Rounding = Literal["nearest", "stochastic"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class PlannedTensor:
     experts: number of matrices stacked in the tensor that are merged one by one (1 for ordinary tensors).
     scale: the input whose scale (`engine.side_tensors`) the values are divided by before they are quantized.
     offset: what the stored values are larger by than the weights that the method is about (see `stored_form`).
+    rounding: "stochastic" rounds the change that adapters make onto the grid of the blocks it is added to (`rounding`).
     why_type: the rule that chose the type.
     decisions: what was decided automatically for this tensor and may surprise, in words.
     """
@@ -82,6 +84,7 @@ class PlannedTensor:
     experts: int = 1
     offset: float = 0.0
     scale: Input | None = None
+    rounding: Rounding = "nearest"
     why_type: str = ""
     decisions: tuple[str, ...] = ()
 

@@ -26,8 +26,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_what_survived_is_said_and_little_is_warned_of(folder: Path) -> None:
-    """For each kind of tensor and for all; a warning names types that keep more."""
-    done = ggufmerge_bake(folder, "base.gguf", "lora.gguf=0.8", "-o", "out.gguf")
+    """For each kind of tensor and for all; a warning names what keeps more."""
+    done = ggufmerge_bake(folder, "base.gguf", "lora.gguf=0.8", "-o", "out.gguf", "--rounding", "nearest")
     assert done.returncode == 0
     row = next(line for line in done.stdout.splitlines() if "attn_q" in line)
     assert row.split()[:4] == ["2", "x", "blk.*.attn_q.weight", "Q4_K"]
@@ -35,7 +35,14 @@ def test_what_survived_is_said_and_little_is_warned_of(folder: Path) -> None:
     assert "of the adapters' change survived in 4 tensors" in done.stdout
     [warning] = done.stderr.splitlines()
     assert warning.startswith("warning: only ")
-    assert "--type Q6_K or Q8_0" in warning
+    assert "--rounding stochastic" in warning
+
+
+def test_stochastic_rounding_needs_no_warning(folder: Path) -> None:
+    """It is what baking does by itself, in the base's own type."""
+    done = ggufmerge_bake(folder, "base.gguf", "lora.gguf", "-o", "out.gguf")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ggufmerge.open(folder / "out.gguf").tensors["blk.1.ffn_down.weight"].type == "Q4_K"
 
 
 def test_a_finer_type_needs_no_warning(folder: Path) -> None:
@@ -49,7 +56,7 @@ def test_json_has_every_tensor(folder: Path) -> None:
     """A dry run plans the same and writes nothing."""
     planned = json.loads(ggufmerge_bake(folder, "base.gguf", "lora.gguf", "--dry-run", "--json").stdout)
     assert not (folder / "out.gguf").exists()
-    done = ggufmerge_bake(folder, "base.gguf", "lora.gguf", "-o", "out.gguf", "--json")
+    done = ggufmerge_bake(folder, "base.gguf", "lora.gguf", "-o", "out.gguf", "--json", "--rounding", "nearest")
     facts = json.loads(done.stdout)
     assert [(t["name"], t["type"]) for t in facts["tensors"]] == [(t["name"], t["type"]) for t in planned["tensors"]]
     assert planned["survival"] is None

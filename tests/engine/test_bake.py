@@ -14,7 +14,7 @@ from ggufmerge.engine.bake import plan_bake, total_survival
 from ggufmerge.engine.quantize import plan_quantize
 from ggufmerge.engine.run import BuildReport, run
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.evaluate import LlamaModel
+from ggufmerge.evaluate import LlamaModel, perplexity
 from ggufmerge.files import open_gguf
 from ggufmerge.recipe.reference import AdapterReference
 from tests.models import smollm2
@@ -92,10 +92,13 @@ def test_tensors_that_no_adapter_touches_are_copied(folder: pathlib.Path) -> Non
         assert {name: t.type for name, t in out.tensors.items()} == {name: t.type for name, t in base.tensors.items()}
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q8_0"])
-def test_survival_is_the_projection_of_what_happened_onto_the_change(folder: pathlib.Path, kind: str) -> None:
+def test_survival_is_the_projection_of_what_happened_onto_the_change(
+    folder: pathlib.Path, kind: str, rounding: str
+) -> None:
     """<written - base, change> / <change, change>, over all tensors and for each."""
-    report = bake(folder, f"base-{kind}.gguf", "a.gguf")
+    report = bake(folder, f"base-{kind}.gguf", "a.gguf", rounding=rounding)
     top = bottom = 0.0
     for name, survival in report.survival.items():
         base = values(folder / f"base-{kind}.gguf", name).astype(np.float64)
@@ -111,15 +114,23 @@ def test_survival_is_the_projection_of_what_happened_onto_the_change(folder: pat
     assert total_survival(report.survival).share == pytest.approx(top / bottom, rel=1e-9)
 
 
-def test_small_changes_survive_in_fine_types_only(folder: pathlib.Path) -> None:
+def share(folder: pathlib.Path, **options: str) -> float:
+    return total_survival(bake(folder, "base-Q4_K.gguf", "a.gguf", **options).survival).share
+
+
+def test_rounded_to_the_nearest_small_changes_survive_in_fine_types_only(folder: pathlib.Path) -> None:
     """A change of 3 % is less than a step of Q4_K's grid, on which the base's weights lie already."""
-    shares = {
-        kind: total_survival(bake(folder, "base-Q4_K.gguf", "a.gguf", **options).survival).share
-        for kind, options in (("Q4_K", {}), ("Q6_K", {"out_type": "Q6_K"}), ("F32", {"out_type": "F32"}))
-    }
-    assert shares["Q4_K"] < 0.2
-    assert 0.8 < shares["Q6_K"] < 1
-    assert shares["F32"] == pytest.approx(1, abs=1e-6)
+    assert share(folder, rounding="nearest") < 0.2
+    assert 0.8 < share(folder, out_type="Q6_K") < 1
+    assert share(folder, out_type="F32") == pytest.approx(1, abs=1e-6)
+
+
+def test_rounded_stochastically_small_changes_survive_in_every_type(folder: pathlib.Path) -> None:
+    """As a whole: each weight is on one side or the other of its place."""
+    assert share(folder) == pytest.approx(1, abs=0.1)
+    with open_gguf(folder / "out.gguf") as file:
+        assert file.tensors["blk.0.attn_q.weight"].type == "Q4_K"
+        assert file.metadata["ggufmerge.options"] == "--rounding stochastic"
 
 
 def test_what_is_measured_does_not_depend_on_threads(folder: pathlib.Path) -> None:
@@ -240,16 +251,24 @@ def test_a_real_model_baked_in_f32_is_the_model_with_its_adapter(real: pathlib.P
 
 @pytest.mark.slow
 def test_q4_k_m_with_an_adapter_becomes_q4_k_m(real: pathlib.Path) -> None:
-    """In one step, all tensors in the types they had; and Q8_0 keeps of the change what Q4_K_M cannot."""
+    """In one step, all tensors in the types they had; it predicts text nearly as with the adapter at run time."""
     plan, opened = plan_quantize(smollm2(), "Q4_K_M")
     run(plan, opened, real / "base.gguf", overwrite=True)
-    shares = {}
-    for kind in ("Q4_K_M", "Q8_0"):
-        plan, opened = plan_bake(real / "base.gguf", [adapter("kjv")], out_type=kind)
-        report = run(plan, opened, real / f"{kind}.gguf", overwrite=True, measure=True)
-        shares[kind] = total_survival(report.survival).share
-    with open_gguf(real / "base.gguf") as base, open_gguf(real / "Q4_K_M.gguf") as baked:
+    shares, losses = {}, {}
+    text = (TEXTS / "scripture.txt").read_text(encoding="utf-8")
+    for rounding in ("nearest", "stochastic"):
+        plan, opened = plan_bake(real / "base.gguf", [adapter("kjv")], out_type="Q4_K_M", rounding=rounding)
+        report = run(plan, opened, real / "baked.gguf", overwrite=True, measure=True)
+        shares[rounding] = total_survival(report.survival).share
+        with LlamaModel(real / "baked.gguf") as model:
+            losses[rounding] = perplexity(model, text, limit=1024).nll
+    with open_gguf(real / "base.gguf") as base, open_gguf(real / "baked.gguf") as baked:
         assert {n: t.type for n, t in baked.tensors.items()} == {n: t.type for n, t in base.tensors.items()}
-    assert shares["Q4_K_M"] < shares["Q8_0"]
-    with LlamaModel(real / "Q4_K_M.gguf") as model:
-        assert np.isfinite(model.logits(model.tokenize("In the beginning"))).all()
+    assert shares["nearest"] < 0.1
+    assert shares["stochastic"] > 0.9
+    with LlamaModel(real / "base.gguf") as base_model:
+        before = perplexity(base_model, text, limit=1024).nll
+    with LlamaModel(real / "base.gguf", adapters=[(adapter("kjv"), 1.0)]) as adapted:
+        after = perplexity(adapted, text, limit=1024).nll
+    assert before - losses["stochastic"] > 0.85 * (before - after)
+    assert before - losses["nearest"] < 0.4 * (before - after)
