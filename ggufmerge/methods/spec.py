@@ -13,6 +13,7 @@ may be added in any way.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -115,7 +116,7 @@ class Pass:
 Passes = Generator[Pass, Any, Any]
 
 
-class Method:
+class Method(ABC):
     """A merge method. Subclasses set the class attributes and override the functions they need."""
 
     name: str
@@ -126,7 +127,7 @@ class Method:
     max_models: int | None = None
     parameters: tuple[Parameter, ...] = ()
 
-    def check(self, p: Problem) -> None:
+    def check(self, p: Problem) -> None:  # noqa: B027 - most methods have nothing to refuse
         """Raise ValueError when these parameter values cannot be used together; called while planning."""
 
     def untouched(self, p: Problem) -> int | None:
@@ -141,9 +142,9 @@ class Method:
         return None
         yield
 
+    @abstractmethod
     def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
         """Write the merged chunk, float32 [rows, n], to `out`. `statistics` is what `passes` returned."""
-        raise NotImplementedError
 
     def notes(self, p: Problem, statistics: Any) -> list[str]:
         """Decisions taken by numbers that only a run knows (slerp fell back to lerp), for the report."""
