@@ -97,7 +97,7 @@ def test_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_holds_chunks_and_factors() -> None:
     """Not the matrix, whose rows are made up as they are asked for."""
-    rows, n = 1 << 14, 64
+    rows, n = (1 << 14) // SMALL**2, 64
     row = np.random.default_rng(0).standard_normal(n).astype(np.float32)
 
     def read(start: int, out: Floats) -> None:
@@ -107,7 +107,7 @@ def test_memory_holds_chunks_and_factors() -> None:
         yield from low_rank(rows, n, 1, read, 1, lambda values: None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_CHUNK", 1 << 12)
+        patch.setattr(module, "_CHUNK", rows // 4)
         patch.setattr(module, "_LANES", 2)
         patch.setattr(module, "OVERSAMPLING", 1)
         drive([job()], 2)  # compiles
