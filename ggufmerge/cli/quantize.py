@@ -124,7 +124,7 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
                 "action": t.action,
                 "nbytes": t.nbytes,
                 "bits_per_weight": t.type.bits_per_weight,
-                "relative_error": report.errors[name] if report else None,
+                "relative_error": report.errors.get(name) if report else None,
             }
             for name, t in was.items()
         ],
@@ -141,7 +141,8 @@ def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
         groups.setdefault((name, str(t.type), verb), []).append(t.name)
     rows = []
     for (name, kind, verb), names in groups.items():
-        errors = [report.errors[n] for n in names] if report else []
+        # what an interrupted run has written was not measured again
+        errors = [report.errors[n] for n in names if n in report.errors] if report else []
         error = "copied" if verb == "copied" else f"{max(errors):.4f}" if errors else "-"
         title = names[0] if len(names) == 1 else f"{len(names)} x {name}"
         bits = next(t.type.bits_per_weight for t in plan.tensors if t.name == names[0])

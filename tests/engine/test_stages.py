@@ -124,6 +124,7 @@ def test_an_interrupted_command_keeps_its_stages(family: Path, tmp_path: Path) -
     (family / "interrupted.yaml").write_text(TWO_STAGES)
     script = textwrap.dedent("""
         import os, signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
         from ggufmerge.cli.progress import ProgressDisplay
         from ggufmerge.cli import main
         class Interrupting(ProgressDisplay):
