@@ -278,7 +278,9 @@ def test_a_signal_leaves_something_to_go_on_with(models: Path, kind: str) -> Non
     write_tiny_llama(models / "b.gguf", tune=(1, 0.02), **size)
     options = ["-o", "out.gguf", "--threads", "1", "--chunk", "1024"]
     # background jobs, and all that they start, ignore SIGINT unless told otherwise
-    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import ggufmerge.cli as c; c.main()"
+    heed = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);from ggufmerge.cli import main; main()"
+    )
     command = [sys.executable, "-c", heed, "build", "recipe.yaml", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     journal = models / ".out.gguf.journal"
