@@ -43,7 +43,7 @@ from tests import ggml  # noqa: E402
 
 COLUMNS = 4096
 ROWS = 64  # a megabyte of floats: what a core's second-level cache holds
-CHUNKS = 4  # of ROWS each, for the thread pool
+CHUNKS = 8  # of ROWS each, for the thread pool
 OPERATIONS = ("dequantize", "quantize", "quantize_weighted")
 DOCS = ROOT / "docs" / "performance.md"
 TABLE = re.compile("(?<=<!-- speeds -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -219,18 +219,21 @@ def duration(call: Call, repeat: int, clock: Clock) -> float:
 
 
 def threads(ours: Callable, source: np.ndarray, out: np.ndarray, seconds: float) -> float:
-    """Speed of the same CHUNKS chunks on a pool of two threads over that on a pool of one, in turns."""
+    """Speed of the same CHUNKS chunks on a pool of two threads over that on a pool of one: median of pairs in turns."""
     chunks = [(source, np.empty_like(out)) for _ in range(CHUNKS)]
-    repeat = repetitions(lambda: ours(*chunks[0]), CPU_CLOCK)
+    repeat = 2 * repetitions(lambda: ours(*chunks[0]), CPU_CLOCK)
 
     def work(chunk: tuple[np.ndarray, np.ndarray]) -> None:
         for _ in range(repeat):
             ours(*chunk)
 
+    ratios: list[float] = []
+    end = time.perf_counter() + seconds
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
-        calls = (lambda: drain(one.map(work, chunks))), (lambda: drain(two.map(work, chunks)))
-        t_one, t_two = alternate(*calls, seconds, time.perf_counter)
-    return t_one / t_two
+        while len(ratios) < 5 or time.perf_counter() < end:
+            t_one, t_two = (duration(lambda p=p: drain(p.map(work, chunks)), 1, time.perf_counter) for p in (one, two))
+            ratios.append(t_one / t_two)
+    return statistics.median(ratios)
 
 
 def drain(results: Iterator[None]) -> None:
