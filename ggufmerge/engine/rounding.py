@@ -12,9 +12,9 @@ measured in `docs/lora.md`.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ggufmerge.kernels import kernel
 from ggufmerge.methods.random import fill_words
 from ggufmerge.types import TensorType
 
@@ -49,7 +49,7 @@ def round_on_grid(
     return out
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _round(base, rows, luck, group, out):  # type: ignore[no-untyped-def]
     values = np.empty(group, np.float32)
     for i in range(rows.shape[0]):
@@ -66,7 +66,7 @@ def _round(base, rows, luck, group, out):  # type: ignore[no-untyped-def]
                 out[i, j] = base[i, j] + step * k
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _step(group, values):  # type: ignore[no-untyped-def]
     """The smallest distance of two different values of a group: a step of its grid, or a multiple; 0 if all are equal.
 

@@ -15,28 +15,10 @@ import pytest
 from numba import config
 
 import ggufmerge
-from ggufmerge.cli import main
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 RECIPE = "merge_method: linear\nmodels:\n  - model: a.gguf\n  - model: b.gguf\nparameters: {weight: 0.5}\n"
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in-process: (exit code, standard output, standard error)."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ggufmerge", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

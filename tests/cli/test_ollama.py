@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import ggufmerge
-from ggufmerge.cli import main
 from ggufmerge.sources import ollama
 from tests.ollama_store import add_model, check_store, layers_of, snapshot
 from tests.sinks.modelfiles import read_modelfile
@@ -19,23 +17,6 @@ from tests.tiny import write_tiny_llama
 
 Run = Callable[..., tuple[int, str, str]]
 RECIPE = "merge_method: linear\nmodels: [{model: 'ollama:chat:1b'}, {model: 'ollama:other'}]\nparameters: {weight: 1}\n"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in-process: (exit code, standard output, standard error)."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ggufmerge", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture
