@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import threading
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +22,16 @@ from numpy.typing import NDArray
 
 from ggufmerge.engine import header, vocabulary
 from ggufmerge.engine.checks import check_output, output_files
+from ggufmerge.engine.encode import Figures, Scratch, TensorEncoder, warm_up
 from ggufmerge.engine.journal import Journal
 from ggufmerge.engine.plan import Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.resolve import problem_of
-from ggufmerge.engine.rounding import round_on_grid
 from ggufmerge.engine.scheduler import Job, Stage, drive
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo
 from ggufmerge.files.sharded import ShardedWriter, SplitLimit
-from ggufmerge.kernels import kernel
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.api import run as merge_stack
 from ggufmerge.methods.random import stream_key
@@ -193,7 +190,7 @@ class _Build:
         self.notes: list[tuple[str, str]] = []
         self.digests: dict[Path, str] = {}
         self.resumed = 0
-        self._local = threading.local()
+        self.scratch = Scratch()
 
     def execute(self, threads: int) -> None:
         """Make all tensors that an earlier run did not make, digest the sources and check the file."""
@@ -248,22 +245,22 @@ class _Build:
         if tensor.action == "copy":
             yield Stage(len(steps), lambda i: self._put(tensor, steps[i][0], inputs[0].raw_rows(*steps[i])), fold)
         elif tensor.action == "convert":
-            weights = self._weights(tensor)
+            encoder = self._encoder(tensor)
             adapted = (self.measure or tensor.rounding == "stochastic") and self._is_adapted(tensor)
 
             def convert(i: int) -> _Written:
                 rows = self._read(inputs, *steps[i])[0]
                 base = self._without_adapters(inputs[0], *steps[i]) if adapted else None
-                return self._encode(tensor, steps[i][0], rows, weights, base=base)
+                return self._put(tensor, steps[i][0], *encoder.encode(steps[i][0], rows, base=base))
 
             yield Stage(len(steps), convert, fold)
         else:
             for expert in range(tensor.experts):
                 yield from self._merge(tensor, inputs, expert, fold)
         if self.measure:
-            self.errors[tensor.name] = written.relative_error
+            self.errors[tensor.name] = written.figures.relative_error
             if tensor.action == "convert" and self._is_adapted(tensor):
-                self.survival[tensor.name] = Survival(written.kept, written.change)
+                self.survival[tensor.name] = Survival(written.figures.kept, written.figures.change)
         self.journal.finished(tensor.name, written.checksum)
         self.progress.tensor_done(tensor.name)
 
@@ -279,9 +276,8 @@ class _Build:
         problem = problem_of(tensor, self._keys(tensor, expert))
         first = expert * problem.shape[0]
         chunks = _chunks(problem.shape, self.chunk, tensor.rows // tensor.matrices)
-        weights = self._weights(tensor)
-        scales = self._scales(tensor)
-        stored = [(i, source) for i, source in enumerate(inputs) if _stores(source, tensor, scales)]
+        encoder = self._encoder(tensor)
+        stored = [(i, source) for i, source in enumerate(inputs) if _stores(source, tensor, encoder.scales)]
 
         def read(chunk: Chunk) -> NDArray[np.float32]:
             x = self._read(inputs, first + chunk.row, first + chunk.row + chunk.rows)
@@ -294,11 +290,11 @@ class _Build:
 
         def task(i: int) -> _Written:
             chunk = chunks[i]
-            out = self._buffer("out", (chunk.rows, tensor.n), np.float32)
+            out = self.scratch.array("out", (chunk.rows, tensor.n), np.float32)
             x, start = read(chunk), first + chunk.row
             method.combine(x, problem, statistics, chunk, out)
             same = [(x[i], source.raw_rows(start, start + chunk.rows)) for i, source in stored]
-            return self._encode(tensor, start, out, weights, same)
+            return self._put(tensor, start, *encoder.encode(start, out, stored=same))
 
         yield Stage(len(chunks), task, fold)
 
@@ -310,7 +306,7 @@ class _Build:
 
     def _read(self, inputs: Sequence[SourceTensor | AlignedTensor], start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) of all inputs, float32 [inputs, rows, n], in the thread's own buffer."""
-        x: NDArray[np.float32] = self._buffer("in", (len(inputs), stop - start, inputs[0].n), np.float32)
+        x: NDArray[np.float32] = self.scratch.array("in", (len(inputs), stop - start, inputs[0].n), np.float32)
         for i, source in enumerate(inputs):
             # one base with several adapters is dequantized once
             twin = next((j for j in range(i) if _same_data(inputs[j], source)), None)
@@ -332,7 +328,7 @@ class _Build:
 
     def _without_adapters(self, source: SourceTensor | AlignedTensor, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) as the file holds them, float32 [rows, n], in the thread's own buffer."""
-        base: NDArray[np.float32] = self._buffer("base", (stop - start, source.n), np.float32)
+        base: NDArray[np.float32] = self.scratch.array("base", (stop - start, source.n), np.float32)
         source.dequantize(start, base)
         return base
 
@@ -340,67 +336,15 @@ class _Build:
         """The importance of each column, float32 [matrices, n]; None without."""
         return self.imatrix.get(tensor.name, tensor.n, tensor.matrices) if self.imatrix else None
 
-    def _encode(
-        self,
-        tensor: PlannedTensor,
-        start: int,
-        rows: NDArray[np.float32],
-        weights: NDArray[np.float32] | None,
-        stored: Sequence[tuple[NDArray[np.float32], NDArray[np.uint8]]] = (),
-        base: NDArray[np.float32] | None = None,
+    def _encoder(self, tensor: PlannedTensor) -> TensorEncoder:
+        weights, scales = self._weights(tensor), self._scales(tensor)
+        return TensorEncoder(tensor, self.plan.seed, self.scratch, weights=weights, scales=scales, measure=self.measure)
+
+    def _put(
+        self, tensor: PlannedTensor, start: int, raw: NDArray[np.uint8], figures: Figures | None = None
     ) -> _Written:
-        """Write rows [start, ...) of a tensor, all of one matrix, in its type.
-
-        stored: values and bytes of these rows in inputs that have the type already. Blocks that the merge left as they
-        are in one of them keep their bytes: quantizing them anew would move them a little.
-        base: the rows without their change, to round and to measure it.
-        """
-        if not _all_finite(rows):
-            raise GgufmergeError(
-                f"{tensor.name}: the merged weights are not all finite numbers; "
-                "a source is damaged, or the weights of the recipe are far too large"
-            )
-        raw = self._buffer("raw", (len(rows), tensor.type.row_bytes(tensor.n)), np.uint8)
-        matrix = start * tensor.matrices // tensor.rows
-        scales = self._scales(tensor)
-        target = self._on_grid(tensor, start, base, rows)
-        scaled = target + np.float32(tensor.offset) if tensor.offset else target
-        if scales is not None:
-            scaled = np.divide(scaled, scales[matrix], out=self._buffer("scaled", rows.shape, np.float32))
-        codec(tensor.type).encode(scaled, raw, None if weights is None else weights[matrix])
-        for values, data in stored:
-            _keep_blocks(rows, values, data, raw, tensor.type.block_size)
-        written = self._put(tensor, start, raw)
-        if self.measure:
-            back = self._buffer("back", rows.shape, np.float32)
-            codec(tensor.type).dequantize(raw, back)
-            if scales is not None:
-                back *= scales[matrix]
-            written.error, written.energy = _squares(rows, back)
-            if base is not None:
-                written.kept, written.change = _kept_change(base, rows, back)
-        return written
-
-    def _on_grid(
-        self, tensor: PlannedTensor, start: int, base: NDArray[np.float32] | None, rows: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """The rows as they are to be quantized: on the grids of `base` if their change is rounded stochastically."""
-        if tensor.rounding == "nearest" or base is None:
-            return rows
-        key = int(stream_key(self.plan.seed, tensor.name, "rounding"))
-        return round_on_grid(base, rows, tensor.type, key, start * tensor.n)
-
-    def _put(self, tensor: PlannedTensor, start: int, raw: NDArray[np.uint8]) -> _Written:
         self.writer.write(tensor.name, start * tensor.type.row_bytes(tensor.n), raw)
-        return _Written(zlib.crc32(raw.data), raw.nbytes)
-
-    def _buffer(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
-        """A scratch array of the calling thread, reused from chunk to chunk."""
-        size = math.prod(shape)
-        store: dict[str, NDArray[Any]] = self._local.__dict__
-        if name not in store or store[name].size < size:
-            store[name] = np.empty(size, dtype)
-        return store[name][:size].reshape(shape)
+        return _Written(zlib.crc32(raw.data), raw.nbytes, figures or Figures())
 
     def _digest(self, path: Path) -> Job:
         """The sha256 of a source file, a piece at a time so that an interruption need not wait for the end."""
@@ -425,30 +369,17 @@ class _Build:
 
 @dataclass
 class _Written:
-    """A piece of a tensor that was written, or all of it so far: checksum, size, squared error and squared values, and
-    the two sums of `Survival`.
-    """
+    """A piece of a tensor that was written, or all of it so far: checksum, size, and what its encoding cost."""
 
     checksum: int = 0
     nbytes: int = 0
-    error: float = 0.0
-    energy: float = 0.0
-    kept: float = 0.0
-    change: float = 0.0
+    figures: Figures = field(default_factory=Figures)
 
     def add(self, piece: _Written) -> None:
         """The next piece in order."""
         self.checksum = _chain(self.checksum, piece.checksum)
         self.nbytes += piece.nbytes
-        self.error += piece.error
-        self.energy += piece.energy
-        self.kept += piece.kept
-        self.change += piece.change
-
-    @property
-    def relative_error(self) -> float:
-        """Relative RMS error; 0 for a tensor of zeros."""
-        return math.sqrt(self.error / self.energy) if self.energy else 0.0
+        self.figures.add(piece.figures)
 
 
 def _steps(tensor: PlannedTensor, chunk: int) -> list[tuple[int, int]]:
@@ -515,73 +446,14 @@ def _warm_up(plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None) -> 
     """
     n = 256
     rows = np.sin(np.arange(n, dtype=np.float32)).reshape(1, n)
-    _all_finite(rows)
     made = [t for t in plan.tensors if t.action != "copy"]
     for kind in {sources[i.source].tensors[i.tensor].type for t in made for i in t.inputs}:
         codec(kind).dequantize(np.zeros((1, kind.row_bytes(n)), np.uint8), np.empty_like(rows))
     for kind, weighted in {(t.type, imatrix is not None and t.name in imatrix) for t in made}:
-        weights = np.ones(n, np.float32) if weighted else None
-        raw = np.empty((1, kind.row_bytes(n)), np.uint8)
-        codec(kind).encode(rows, raw, weights)
-        data = raw.copy()
-        data.setflags(write=False)  # as in a mapped file
-        _keep_blocks(rows, rows, data, raw, kind.block_size)
+        warm_up(kind, weighted, rows)
     kinds = {(t.method, len(t.inputs), tuple(t.shared.items())): t for t in plan.tensors if t.action == "merge"}
     for tensor in kinds.values():
         keys = range(len(tensor.inputs) - tensor.has_base)
         problem = replace(problem_of(replace(tensor, shape=(n,), experts=1), list(keys)), shape=(1, n))
         stack = np.stack([np.roll(rows, i) for i in range(len(tensor.inputs))])
         merge_stack(find_method(tensor.method), problem, stack)
-
-
-@kernel
-def _all_finite(rows):  # type: ignore[no-untyped-def]
-    """Whether no value is NaN or infinite: x - x is zero for finite numbers only."""
-    bad = 0
-    for i in range(rows.shape[0]):
-        for j in range(rows.shape[1]):
-            bad += (rows[i, j] - rows[i, j]) != 0
-    return bad == 0
-
-
-@kernel
-def _keep_blocks(rows, values, data, raw, size):  # type: ignore[no-untyped-def]
-    """Copy to `raw` those blocks of `data` whose `size` values are the same in `values`, which they stand for, and in
-    `rows`; float32 [rows, n], uint8 [rows, row bytes]."""
-    blocks = rows.shape[1] // size
-    width = raw.shape[1] // blocks
-    for r in range(rows.shape[0]):
-        for b in range(blocks):
-            same = True
-            for j in range(b * size, (b + 1) * size):
-                if rows[r, j] != values[r, j]:
-                    same = False
-                    break
-            if same:
-                raw[r, b * width : (b + 1) * width] = data[r, b * width : (b + 1) * width]
-
-
-@kernel
-def _squares(rows, back):  # type: ignore[no-untyped-def]
-    """Sums over all values of (rows - back)^2 and of rows^2, in float64."""
-    error = energy = 0.0
-    for i in range(rows.shape[0]):
-        for j in range(rows.shape[1]):
-            x = np.float64(rows[i, j])
-            d = x - np.float64(back[i, j])
-            error += d * d
-            energy += x * x
-    return error, energy
-
-
-@kernel
-def _kept_change(base, rows, back):  # type: ignore[no-untyped-def]
-    """Sums over all values of (back - base) * (rows - base) and of (rows - base)^2, in float64."""
-    kept = change = 0.0
-    for i in range(rows.shape[0]):
-        for j in range(rows.shape[1]):
-            old = np.float64(base[i, j])
-            wanted = np.float64(rows[i, j]) - old
-            kept += wanted * (np.float64(back[i, j]) - old)
-            change += wanted * wanted
-    return kept, change
