@@ -69,7 +69,6 @@ def bake(
 ) -> None:
     from ggufmerge.cli.terminal import print_json, show_warnings
     from ggufmerge.engine.bake import plan_bake
-    from ggufmerge.engine.checks import check_output
     from ggufmerge.recipe.reference import AdapterReference
 
     if output is None and not dry_run:
@@ -79,8 +78,6 @@ def bake(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="ADAPTER") from None
     plan, opened = plan_bake(base, parsed, out_type=out_type, imatrix=imatrix or (), rounding=rounding.value)
-    if output is not None:
-        check_output(output, opened.sources, plan.nbytes, overwrite=overwrite)
     report = None
     show_warnings(plan.warnings)
     if not dry_run and output is not None:
