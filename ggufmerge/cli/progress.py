@@ -19,6 +19,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from ggufmerge.cli import bus_error
 from ggufmerge.cli.terminal import show_warnings
 from ggufmerge.engine.progress import Progress as ProgressEvents
 
@@ -40,6 +41,7 @@ def run_with_progress(plan: Plan, opened: Opened, output: Path, **options: Any) 
 @contextmanager
 def progress_display() -> Iterator[ProgressDisplay]:
     """A display on standard error; an interruption ends the program with a line how to go on."""
+    bus_error.install()
     progress = ProgressDisplay(Console(stderr=True, highlight=False))
     try:
         yield progress

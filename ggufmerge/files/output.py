@@ -212,6 +212,8 @@ class Output:
         if not self._working or self.record.state is State.PUBLISHED:
             repeats = False  # a refusal before work began leaves what was there; what comes after may be tried again
         self.kept = error is not None and not repeats and self._has_work()
+        if self.kept and isinstance(error, GgufmergeError):
+            error.add_note("what is finished is kept: give the same command again to go on")
         if self._writer is not None and self.kept:
             self._writer.release()
         if not self.kept:
