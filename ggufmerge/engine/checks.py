@@ -10,6 +10,7 @@ from typing import Any
 from ggufmerge.engine.plan import Plan
 from ggufmerge.errors import OutputError, PlanError
 from ggufmerge.files.sharded import SplitLimit
+from ggufmerge.files.watch import Watch
 from ggufmerge.files.writer import partial_path, same_file
 from ggufmerge.sources import Source
 
@@ -89,6 +90,12 @@ def differing_hyperparameters(sources: Sequence[Source], donor: Source) -> list[
 def output_files(plan: Plan, output: Path, split: SplitLimit | None) -> list[Path]:
     """The files that a plan is written to: `output`, or its shards."""
     return [output] if split is None else split.paths(output, plan.tensors)
+
+
+def watched(sources: Sequence[Source]) -> Watch:
+    """The files of some sources, to notice when they change."""
+    mapped = (file for source in sources for file in source.mapped())
+    return Watch(mapped, (path for source in sources for path in source.files()))
 
 
 def check_sources(outputs: Sequence[Path], sources: Sequence[Source]) -> None:

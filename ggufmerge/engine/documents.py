@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufmerge.engine import header, vocabulary
+from ggufmerge.engine.checks import watched
 from ggufmerge.engine.plan import Plan
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.run import BuildReport, identity
@@ -23,7 +24,6 @@ from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.output import Output
 from ggufmerge.files.writer import Layout
 from ggufmerge.recipe import Recipe
-from ggufmerge.sources.watch import Watch
 
 Runner = Callable[[Plan, Opened, Path], BuildReport]
 
@@ -68,7 +68,7 @@ def planned_documents(
             stack.callback(opened.close)
             plans.append(plan)
             kept = [s for s in opened.sources if str(s.file.path) not in files.values()]
-            watch = Watch(kept)
+            watch = watched(kept)
             inputs.update(dict.fromkeys(watch.paths))
             # a stage is what its own plan makes of its own inputs, which are among the states already
             own = Opened(kept, opened.imatrix, opened.alignment)
@@ -107,7 +107,7 @@ def build_stages(recipe: Recipe, output: Output, runner: Runner) -> Recipe:
         plan, opened = make_plan(stage.with_files(files))
         try:
             # the folder says what is in the file, so one that is there is the one that would be built
-            place = folder / identity(plan, opened, Watch(opened.sources))[:32]
+            place = folder / identity(plan, opened, watched(opened.sources))[:32]
             place.mkdir(exist_ok=True)
             path = place / _file_name(len(files), stage)
             if not path.exists():

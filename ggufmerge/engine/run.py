@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.engine import header, vocabulary
-from ggufmerge.engine.checks import check_sources, check_space, output_files
+from ggufmerge.engine.checks import check_sources, check_space, output_files, watched
 from ggufmerge.engine.encode import Figures, Scratch, TensorEncoder, warm_up
 from ggufmerge.engine.plan import Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened
@@ -33,6 +33,7 @@ from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit
+from ggufmerge.files.watch import Watch
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.api import run as merge_stack
 from ggufmerge.methods.random import stream_key
@@ -41,7 +42,6 @@ from ggufmerge.quants import codec
 from ggufmerge.quants.imatrix import Imatrix
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
-from ggufmerge.sources.watch import Watch
 
 DEFAULT_CHUNK = 1 << 18  # values; a chunk of each input and of the result stay in a core's cache
 _DIGEST_STEP = 1 << 26  # bytes digested by one task
@@ -114,7 +114,7 @@ def run(
     """
     started = time.monotonic()
     progress = progress or Progress()
-    watch = Watch(opened.sources)
+    watch = watched(opened.sources)
     if isinstance(output, Output):
         owned: AbstractContextManager[Output] = nullcontext(output)
     else:

@@ -29,6 +29,7 @@ from ggufmerge.files.journal import FORMAT, Decision, Move, Record, Seen, State,
 from ggufmerge.files.lock import locks_work, open_locked
 from ggufmerge.files.metadata import MetadataEditor
 from ggufmerge.files.sharded import ShardedWriter, SplitLimit
+from ggufmerge.files.shards import SplitKeys
 from ggufmerge.files.tensor import TensorInfo
 from ggufmerge.files.writer import (
     GGUFWriter,
@@ -121,13 +122,21 @@ class Output:
         return self.decision.move
 
     def writer(
-        self, metadata: MetadataEditor, tensors: Sequence[TensorInfo], split: SplitLimit | None = None
+        self,
+        metadata: MetadataEditor,
+        tensors: Sequence[TensorInfo],
+        split: SplitLimit | None = None,
+        *,
+        keys: SplitKeys | None = None,
     ) -> GGUFWriter | ShardedWriter:
-        """The writer of the files, after `take_up`; `record.done` has the tensors that it may count as written."""
+        """The writer of the files, after `take_up`; `record.done` has the tensors that it may count as written.
+
+        split: cut the model into several files.  keys: what a single file says of its place among shards.
+        """
         self._working = True
         resume = self.decision.move is Move.RESUME
         self._writer = (
-            GGUFWriter(self.path, metadata, tensors, overwrite=True, resume=resume)
+            GGUFWriter(self.path, metadata, tensors, overwrite=True, resume=resume, split=keys)
             if split is None
             else ShardedWriter(self.path, metadata, tensors, split, overwrite=True, resume=resume)
         )

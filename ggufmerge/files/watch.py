@@ -7,22 +7,25 @@ also the one that is digested. One that was *written into* is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files.tensor import MappedFile, Stamp
-from ggufmerge.sources.model import Source
 
 
 class Watch:
-    """The files of some sources, as they were when they were opened. `paths`: each once, in the sources' order."""
+    """Files that are read, as they were when they were opened.
 
-    def __init__(self, sources: Sequence[Source]) -> None:
-        mapped = {file.path: file for source in sources for file in source.mapped()}
-        self._mapped: dict[Path, MappedFile] = mapped
-        self.paths = list(dict.fromkeys(path for source in sources for path in source.files()))
-        self._stamps = {p: mapped[p].stamp if p in mapped else Stamp.of(p.stat()) for p in self.paths}
+    mapped: those that are open.  paths: all, in order, with small ones among them that were read when they were opened.
+    The attribute `paths` has each once.
+    """
+
+    def __init__(self, mapped: Iterable[MappedFile], paths: Iterable[Path]) -> None:
+        self._mapped = {file.path: file for file in mapped}
+        self.paths = list(dict.fromkeys(paths))
+        stamps = {path: file.stamp for path, file in self._mapped.items()}
+        self._stamps = {path: stamps[path] if path in stamps else Stamp.of(path.stat()) for path in self.paths}
 
     def stamps(self) -> list[list[int]]:
         """Size and time of each file: what a fingerprint of the contents reads too little to notice."""
