@@ -97,8 +97,8 @@ class ForHub:
         if self._card is not None:
             output.claim(str(self._card))
             from ggufmerge.files import open_gguf
+            from ggufmerge.files.atomic import write_file
             from ggufmerge.report.model_card import model_card
-            from ggufmerge.sinks.files import write_file
 
             with open_gguf(report.output) as file:
                 write_file(self._card, model_card(file).encode())

@@ -21,7 +21,7 @@ from ggufmerge.engine.plan import Plan
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.run import BuildReport, identity
 from ggufmerge.files import MetadataEditor, TensorInfo
-from ggufmerge.files.output import Output
+from ggufmerge.files.output import Output, explained
 from ggufmerge.files.writer import Layout
 from ggufmerge.recipe import Recipe
 
@@ -128,6 +128,9 @@ def _write_header(plan: Plan, opened: Opened, path: Path) -> None:
     editor = vocabulary.apply(opened.alignment, MetadataEditor(opened.sources[0].file.metadata))
     editor = header.apply(plan.metadata, editor)
     layout = Layout(editor, [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors])
-    with path.open("wb") as f:
-        f.write(layout.header)
-        f.truncate(layout.total_bytes)
+    try:
+        with path.open("wb") as f:
+            f.write(layout.header)
+            f.truncate(layout.total_bytes)
+    except OSError as error:
+        raise explained(error, path) from None

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from ggufmerge.errors import GgufmergeError, OutputError
+from ggufmerge.files.atomic import fsync_folder, remove_abandoned, remove_file
 from ggufmerge.files.journal import FORMAT, Decision, Move, Record, Seen, State, decide, replay
 from ggufmerge.files.lock import locks_work, open_locked
 from ggufmerge.files.metadata import MetadataEditor
@@ -36,7 +37,6 @@ from ggufmerge.files.writer import (
     aside_path,
     check_place,
     exists,
-    fsync_folder,
     partial_path,
     publish,
     seal_of,
@@ -65,7 +65,7 @@ class Output:
     stay, and any error leaves the rest to be done by the same call.
 
     PlanError when files of these names cannot be written; OutputError when another process is writing them, or they
-    exist and are not to be replaced.
+    exist and are not to be replaced. An OSError leaves the block as an OutputError.
     """
 
     def __init__(self, files: Sequence[Path], *, overwrite: bool = False) -> None:
@@ -113,7 +113,8 @@ class Output:
             unpublish(self.files, self._given())
         if self.decision.move is Move.START:
             if self.record.state is State.PUBLISHED and not self.decision.reason:
-                self._empty()  # that build was complete but for the removal of its journal
+                self._remove_stages()  # that build was complete but for the removal of these and of its journal
+                self._empty()
             self._check_free()
             if self.record.state is not State.NEW:
                 self._empty()
@@ -221,13 +222,21 @@ class Output:
         if not self._working or self.record.state is State.PUBLISHED:
             repeats = False  # a refusal before work began leaves what was there; what comes after may be tried again
         self.kept = error is not None and not repeats and self._has_work()
-        if self.kept and isinstance(error, GgufmergeError):
-            error.add_note("what is finished is kept: give the same command again to go on")
         if self._writer is not None and self.kept:
             self._writer.release()
         if not self.kept:
             self._discard()
         self._release(remove=not self.kept)
+        if isinstance(error, OSError):
+            error = explained(error, self.path)
+            self._add_note(error)
+            raise error from None
+        if error is not None:
+            self._add_note(error)
+
+    def _add_note(self, error: BaseException) -> None:
+        if self.kept and self._working:
+            error.add_note("what is finished is kept: give the same command again to go on")
 
     def _check_free(self) -> None:
         """OutputError when a file exists that is not to be replaced."""
@@ -268,6 +277,8 @@ class Output:
                 path.unlink()
                 os.close(descriptor)
         self._remove_stages()
+        for folder in {path.parent for path in self.files}:
+            remove_abandoned(folder)
 
     def _remove_stages(self) -> None:
         if self._stages.is_dir() and not self._stages.is_symlink():
@@ -322,11 +333,16 @@ class Output:
         if os.name == "nt":  # an open file cannot be removed there
             os.close(descriptor)
         if remove:
-            with contextlib.suppress(OSError):
-                self.journal_path.unlink()
+            remove_file(self.journal_path)
             fsync_folder(self.journal_path.parent)
         if os.name != "nt":  # closing gives up the lock, so the name goes first
             os.close(descriptor)
+
+
+def explained(error: OSError, path: Path) -> OutputError:
+    """What the system said of a file, or, if it did not name one, of `path`."""
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else path
+    return OutputError(f"{where}: {error.strerror or error}: check the disk and the folder")
 
 
 _FINISHED = "an interrupted build was complete and only had to be given its name"

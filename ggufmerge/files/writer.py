@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from ggufmerge.errors import GgufmergeError, OutputError, PlanError
 from ggufmerge.files import shards
+from ggufmerge.files.atomic import fsync_folder, remove_file
 from ggufmerge.files.lock import open_locked
 from ggufmerge.files.metadata import MetadataEditor, ValueKind
 from ggufmerge.files.reader import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMENSIONS, MAX_NAME, check_header
@@ -273,7 +274,8 @@ class GGUFWriter:
             # last, so a file with a header has its full size
             self._pwrite(self._descriptor, memoryview(self._header), 0)
         except OSError as error:
-            os.ftruncate(self._descriptor, 0)  # so that the message counts all that is free
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, 0)  # so that the message counts all that is free
             self._refuse(error)
 
     def _pwrite(self, descriptor: int, view: memoryview, position: int) -> None:
@@ -408,8 +410,7 @@ def publish(
         fsync_folder(folder)
     for path in paths:
         if len(paths) > 1:
-            with contextlib.suppress(OSError):
-                aside_path(path).unlink()
+            remove_file(aside_path(path))
 
 
 def unpublish(paths: Sequence[Path], given: Collection[Path]) -> None:
@@ -500,13 +501,3 @@ def _preallocate(descriptor: int, folder: Path, size: int) -> None:
     if shutil.disk_usage(folder).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.ftruncate(descriptor, size)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Force the new name itself to the disk; where folders cannot be opened (Windows) the system sees to it."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ggufmerge.errors import PlanError
 from ggufmerge.files import open_gguf
-from ggufmerge.sinks.files import write_file
+from ggufmerge.files.atomic import write_file
 from ggufmerge.sinks.settings import completed, refusals
 from ggufmerge.sources.ollama import OllamaSettings
 

@@ -26,16 +26,8 @@ from typing import Any
 
 from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, open_gguf
-from ggufmerge.sinks.files import (
-    STEP,
-    Advance,
-    file_digest,
-    nobody,
-    remove_abandoned,
-    replacing,
-    sync_folder,
-    write_file,
-)
+from ggufmerge.files.atomic import fsync_folder, remove_abandoned, replacing, write_file
+from ggufmerge.sinks.files import STEP, Advance, file_digest, nobody
 from ggufmerge.sinks.ollama_api import Installed, Server
 from ggufmerge.sinks.settings import check_file, completed
 from ggufmerge.sources.ollama import (
@@ -187,7 +179,7 @@ class Store:
             else:
                 with path.open("rb") as source, replacing(blob, mode=0o644) as copy:
                     shutil.copyfileobj(source, copy, STEP)
-        sync_folder(blob.parent)
+        fsync_folder(blob.parent)
 
     def _write_manifest(self, path: Path, data: bytes) -> None:
         # not beside its target: a stray file there would stop Ollama's clean-up of unused blobs

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import GGUFFile, open_gguf
+from ggufmerge.files.atomic import replacing
 from ggufmerge.files.writer import same_file
-from ggufmerge.sinks.files import replacing
 from ggufmerge.sinks.modelfile import modelfile_path
 from ggufmerge.sources import Source
 from ggufmerge.sources.model import content_fingerprint
