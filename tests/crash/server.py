@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     _prepare()
     runs = Runs()
-    commands = {"warm": _warm, "run": runs.run, "resume": runs.resume, "kill": runs.kill}
+    commands: dict[str, Callable[..., Answer]] = {
+        "warm": _warm,
+        "run": runs.run,
+        "resume": runs.resume,
+        "kill": runs.kill,
+    }
     for line in sys.stdin:
         request = json.loads(line)
         answer = commands[request.pop("do")](**request)
@@ -93,7 +99,7 @@ class Runs:
     """The runs that have not ended, by their process."""
 
     def __init__(self) -> None:
-        self._open: dict[int, tuple[int, int, int, float]] = {}
+        self._open: dict[int, tuple[tuple[int, ...], float]] = {}
 
     def run(self, arguments: list[str], folder: str, root: str, way: str, at: int, patience: float) -> Answer:
         """Fork a child that runs a command under the shim; what came of it, or that it stopped or is not over yet."""
@@ -103,7 +109,7 @@ class Runs:
         process = os.fork()
         if process == 0:
             _child(arguments, folder, shim.Watch(root, way, at, lambda o: _tell(told, acted=str(o))), told, out, err)
-        self._open[process] = (*files, started)
+        self._open[process] = files, started
         return self._wait(process, patience)
 
     def resume(self, process: int, patience: float) -> Answer:
@@ -138,7 +144,7 @@ class Runs:
             os.close(descriptor)
 
     def _result(self, process: int, code: int) -> Answer:
-        *files, started = self._open.pop(process)
+        files, started = self._open.pop(process)
         texts = []
         for descriptor in files:
             os.lseek(descriptor, 0, os.SEEK_SET)

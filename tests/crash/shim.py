@@ -130,7 +130,12 @@ def watching() -> Watch | None:
 
 def install() -> None:
     """Replace the names. To be called once, before the program is imported."""
-    by_descriptor = {"write": _length, "writev": _lengths, "pwrite": _length, "pwritev": _lengths}
+    by_descriptor: dict[str, Callable[..., int]] = {
+        "write": _length,
+        "writev": _lengths,
+        "pwrite": _length,
+        "pwritev": _lengths,
+    }
     for name in ("sendfile", "fsync", "fdatasync", "ftruncate", "posix_fallocate", "fchmod"):
         by_descriptor[name] = _nothing
     for name, size in by_descriptor.items():
@@ -142,8 +147,8 @@ def install() -> None:
         _replace(os, name, _second_path)
     for name in ("flock", "lockf"):
         _replace(fcntl, name, _first_descriptor)
-    os.open = _counted("open", os.open, _created, _nothing)  # type: ignore[assignment]
-    io.open = builtins.open = _open_file  # type: ignore[assignment]
+    os.open = _counted("open", os.open, _created, _nothing)
+    io.open = builtins.open = _open_file
 
 
 _BY_DESCRIPTOR = {

@@ -34,10 +34,10 @@ models: [{model: a.gguf}, {model: b.gguf}]
 parameters: {weight: 1}
 ---
 merge_method: linear
-models: [{model: pair}, {model: b.gguf}]
-parameters: {weight: [1, 3]}
+models: [{model: pair}, {model: b.gguf, parameters: {weight: 3}}]
+parameters: {weight: 1}
 """
-OLD = SINGLE.replace("weight: 1", "weight: [5, 1]")
+OLD = SINGLE.replace("a.gguf", "a.gguf, parameters: {weight: 5}")
 CHANGES = ("replaced", "rewritten")
 SOURCES = ("a.gguf", "b.gguf")
 WAYS = (
@@ -131,7 +131,9 @@ class World:
         return self._known.operations[str(build)]
 
     def wanted(self, build: Build, change: str = "") -> Tree:
-        """The result of an undisturbed build.  change: of a source before it starts, see `change_source`."""
+        """The result of an undisturbed build; asked for the first time, this does one, and the folder is as after it.
+
+        change: of a source before it starts, see `change_source`."""
         key = str(build), change
         if key not in self._known.wanted:
             self.reset(build)
@@ -139,9 +141,9 @@ class World:
                 self.change_source(change)
             run = self.server.run(build.arguments)
             assert run.code == 0, run.err
-            self._known.wanted[key] = self.results()
             if not change:
                 self._known.operations[str(build)] = list(run.operations)
+            self._known.wanted[key] = self.results()  # last: other worlds take it for known
         return self._known.wanted[key]
 
     def old(self, build: Build) -> Tree:
@@ -281,7 +283,7 @@ def _stopped(world: World, build: Build, way: str, at: int) -> tuple[str, list[s
     if first.code != KILLED:
         problems += [f"the first run: {p}" for p in complaints(first)]
     problems += halves(world, build)
-    if first.code == 0:
+    if first.code == 0 and way not in ("full", "broken"):  # what cannot be removed must stay, until the next run
         problems += [f"after success: {d}" for d in _differences(world.results(), world.wanted(build))]
     keeps = "kill" in way or "interrupt" in way
     return first.acted, problems + _again(world, build, kept=at if keeps else 0)
@@ -318,8 +320,9 @@ def _again(world: World, build: Build, change: str = "", kept: int = 0) -> list[
     change: of a source since the first run.  kept: the operation at which that was stopped, if what it had finished
     should not be done again.
     """
-    wanted = world.wanted(build, change)
-    named = [path for path in wanted if world.results().get(path) == wanted[path] != world.old(build).get(path)]
+    wanted, old = world.wanted(build, change), world.old(build)
+    # once a file has its name, a command that overwrites it begins at the beginning
+    named = any(_is_weights(path) and text != old.get(path) for path, text in world.results().items())
     run = world.server.run(build.arguments)
     problems = [f"the same command again: {p}" for p in complaints(run)]
     found = world.results()
@@ -327,7 +330,7 @@ def _again(world: World, build: Build, change: str = "", kept: int = 0) -> list[
         return problems + list(refusal(world, build, run, found))
     if change:  # Ollama removes blobs when nothing refers to them
         found = {path: text for path, text in found.items() if path in wanted or not _is_blob(path, text)}
-    if kept and not any(_is_weights(path) for path in named):
+    if kept and not named:
         before = world.operations(build)[: kept - 1]
         allowed = _nbytes(world.operations(build)) - _nbytes(before) + SLACK
         if _nbytes(run.operations) > allowed:
@@ -402,8 +405,8 @@ def _nbytes(operations: Sequence[Operation]) -> int:
 
 
 def _is_weights(path: str) -> bool:
-    """Whether a result is, or may be, a file of weights."""
-    return path.endswith(".gguf") or path.startswith("store/blobs/")
+    """Whether this is, or may be, a complete file of weights."""
+    return ("/." not in path and path.endswith(".gguf")) or path.startswith("store/blobs/sha256-")
 
 
 def _is_blob(path: str, text: str) -> bool:
