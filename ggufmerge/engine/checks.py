@@ -13,6 +13,7 @@ from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.writer import check_target, partial_path, same_file
 from ggufmerge.sources import Source
 
+ARCHITECTURE = "general.architecture"
 _TOKENS = "tokenizer.ggml.tokens"
 
 
@@ -26,10 +27,10 @@ def check_donor(source: Source) -> None:
 
 
 def check_architectures(sources: Sequence[Source]) -> None:
-    """PlanError unless all sources have one `general.architecture`."""
+    """PlanError or FormatError unless all sources have one `general.architecture`."""
     first = sources[0]
-    if not first.file.architecture:
-        raise PlanError(f'{first.file.path}: the key "general.architecture" is missing; this file is not a model')
+    if not first.metadata.need_text(ARCHITECTURE):
+        raise PlanError(f"{first.file.path}: {ARCHITECTURE} is empty; this file is not a model")
     for other in sources[1:]:
         if other.file.architecture != first.file.architecture:
             raise PlanError(
@@ -44,6 +45,10 @@ def check_vocabularies(sources: Sequence[Source]) -> None:
     for other in sources[1:]:
         if other.is_checkpoint or _raw(first, _TOKENS) == _raw(other, _TOKENS):
             continue
+        for source in (first, other):
+            if _TOKENS in source.metadata and source.metadata.texts(_TOKENS) is None:
+                found = source.metadata.found(_TOKENS)
+                raise PlanError(f"{source.label}: {_TOKENS} is {found}, not a list of texts; take another file")
         a, b = _tokens(first), _tokens(other)
         at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
         token = [repr(v[at]) if at < len(v) else "missing" for v in (a, b)]
@@ -114,8 +119,7 @@ def check_output(output: Path | Sequence[Path], sources: Sequence[Source], nbyte
 
 
 def _tokens(source: Source) -> list[str]:
-    tokens = source.metadata.get(_TOKENS)
-    return tokens if isinstance(tokens, list) else []
+    return source.metadata.texts(_TOKENS) or []
 
 
 def _raw(source: Source, key: str) -> bytes | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge.files.metadata import KeyValues
 from ggufmerge.types import TensorType
 
 
@@ -39,7 +40,7 @@ class StoredFile(Protocol):
     paths: list[Path]
 
     @property
-    def metadata(self) -> Mapping[str, Any]: ...
+    def metadata(self) -> KeyValues: ...
     @property
     def architecture(self) -> str: ...
     @property
