@@ -54,8 +54,9 @@ class GGUFFile:
 
     @property
     def architecture(self) -> str:
-        """`general.architecture`; "" for files without one, such as an imatrix."""
-        return self.metadata.text("general.architecture") or ""
+        """`general.architecture`; "" for files without one, such as an imatrix, and for what is no name."""
+        name = self.metadata.text("general.architecture") or ""
+        return name if len(name) <= MAX_NAME else ""
 
     def close(self) -> None:
         for file in self._files:

@@ -40,7 +40,9 @@ def plan(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
 
 def test_what_is_at_its_default_in_some_tensors_is_shown_in_all(plan) -> None:
     """A density of 0.5 for one kind of tensor, and of 1, the default, for the rest."""
-    recipe = f"merge_method: ties\n{TWO}parameters: {{weight: 1, density: [{{filter: mlp, value: 0.5}}, {{value: 1}}]}}\n"
+    recipe = (
+        f"merge_method: ties\n{TWO}parameters: {{weight: 1, density: [{{filter: mlp, value: 0.5}}, {{value: 1}}]}}\n"
+    )
     everywhere, rows = plan(recipe)
     assert everywhere == "weight 1"
     assert rows["blk.*.ffn_up.weight"] == "merged: density 0.5"
@@ -52,7 +54,10 @@ def test_what_is_at_its_default_in_some_tensors_is_shown_in_all(plan) -> None:
     [
         (f"merge_method: ties\n{TWO}parameters: {{weight: 1, lambda: FILTERED}}\n", "lambda"),
         (f"merge_method: dare_ties\n{TWO}parameters: {{weight: 1, density: FILTERED}}\n", "density"),
-        (f"merge_method: sce\n{TWO}parameters: {{select_topk: FILTERED}}\n".replace(", parameters: {weight: 1}", ""), "select_topk"),
+        (
+            f"merge_method: sce\n{TWO}parameters: {{select_topk: FILTERED}}\n".replace(", parameters: {weight: 1}", ""),
+            "select_topk",
+        ),
         ("merge_method: slerp\nbase_model: base.gguf\nmodels: [{model: a.gguf}]\nparameters: {t: FILTERED}\n", "t"),
     ],
 )
