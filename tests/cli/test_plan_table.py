@@ -118,7 +118,8 @@ def test_a_base_for_some_slices_only_is_shown(plan) -> None:
     slices = [
         "{sources: [{model: base.gguf, layer_range: [0, 1]}, {model: a.gguf, layer_range: [0, 1]}, "
         "{model: b.gguf, layer_range: [0, 1]}], base_model: base.gguf, parameters: {weight: 0.5}}",
-        "{sources: [{model: a.gguf, layer_range: [1, 3]}, {model: b.gguf, layer_range: [1, 3]}], parameters: {weight: 1}}",
+        "{sources: [{model: a.gguf, layer_range: [1, 3]}, {model: b.gguf, layer_range: [1, 3]}], "
+        "parameters: {weight: 1}}",
     ]
     everywhere, rows = plan(f"merge_method: nuslerp\nslices: [{', '.join(slices)}]\n")
     assert "weight" not in everywhere

@@ -21,8 +21,8 @@ import pytest
 import ggufmerge
 from ggufmerge.cli import main
 from ggufmerge.files.metadata import Metadata, MetadataEditor
-from ggufmerge.files.split import split_gguf
 from ggufmerge.files.sharded import SplitLimit
+from ggufmerge.files.split import split_gguf
 from ggufmerge.sources import ollama
 from ggufmerge.tokenizers.sentencepiece import write_tokenizer_model
 from ggufmerge.tokenizers.vocabulary import read_vocabulary
@@ -137,7 +137,8 @@ RECIPES = {
     "plain": "{merge_method: linear, models: [{model: a.gguf}, {model: b.gguf}], parameters: {weight: 1}}",
     "linear": "{merge_method: linear, models: [{model: strange.gguf}, {model: b.gguf}], parameters: {weight: 1}}",
     "second": "{merge_method: linear, models: [{model: b.gguf}, {model: strange.gguf}], parameters: {weight: 1}}",
-    "ties": "{merge_method: ties, base_model: strange.gguf, models: [{model: b.gguf}], parameters: {density: 0.5, weight: 1}}",
+    "ties": "{merge_method: ties, base_model: strange.gguf, models: [{model: b.gguf}], "
+    "parameters: {density: 0.5, weight: 1}}",
     "slices": "{merge_method: passthrough, slices: [{sources: [{model: strange.gguf, layer_range: [0, 2]}]}, "
     "{sources: [{model: b.gguf, layer_range: [1, 2]}]}]}",
     "union": "{merge_method: linear, tokenizer_source: union, chat_template: auto, "

@@ -20,7 +20,7 @@ from ggufmerge.recipe import load_recipe
 from ggufmerge.types import TensorType
 from tests.tiny import write_tiny_llama
 
-TWO = "{merge_method: linear, models: [{model: a.gguf}, {model: OTHER}], parameters: PARAMETERS}"
+TWO = "{merge_method: linear, models: [{model: a.gguf}, {model: OTHER}], parameters: PARAMETERS}\n"
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def recipe(other: str = "b.gguf", parameters: str = "{weight: 1}") -> str:
         lambda: make_plan(load_recipe(recipe("deep.gguf"))),
         lambda: make_plan(load_recipe(recipe("wide.gguf"))),
         lambda: make_plan(load_recipe(recipe(parameters="{}"))),
-        lambda: make_plan(load_recipe(recipe()), out_type="IQ2_XS"),
-        lambda: plan_quantize("a.gguf", "IQ2_XS"),
+        lambda: make_plan(load_recipe(recipe()), imatrix=["missing.gguf"]),
+        lambda: plan_quantize("a.gguf", "Q4_0", tensor_types=[("nothing", "Q8_0")]),
         lambda: plan_quantize("a.gguf", "Q4_K_N"),
         lambda: compare("a.gguf", "wide.gguf"),
         lambda: compare("a.gguf", "missing.gguf"),
@@ -114,7 +114,9 @@ def test_tensors_without_values_are_copied(folder: Path, shape: tuple[int, ...],
     """In merges by any method, to any type, and they are no difference of models."""
     for path, kind in zip(("a.gguf", "b.gguf"), types, strict=True):
         with_empty(path, shape, TensorType.parse(kind))
-    ties = "{merge_method: ties, base_model: a.gguf, models: [{model: b.gguf, parameters: {weight: 1, density: 0.5}}]}"
+    ties = (
+        "{merge_method: ties, base_model: a.gguf, models: [{model: b.gguf, parameters: {weight: 1, density: 0.5}}]}\n"
+    )
     for number, text in enumerate((recipe(), ties)):
         ggufmerge.build(load_recipe(text), f"out{number}.gguf", out_type="Q8_0" if number else None)
         with ggufmerge.open(f"out{number}.gguf") as out:

@@ -69,8 +69,8 @@ def test_a_stranger_s_count_is_refused_before_anything_is_done_with_it(tmp_path:
     """By recipes of whole models and of slices, and by quantize, whose types depend on it."""
     path = tmp_path / "h.gguf"
     write_tiny_llama(path, metadata={"llama.block_count": 2**32 - 1})
-    whole = f"{{merge_method: passthrough, models: [{{model: {path}}}]}}"
-    part = f"{{merge_method: passthrough, slices: [{{sources: [{{model: {path}, layer_range: [0, 4000000000]}}]}}]}}"
+    whole = f"{{merge_method: passthrough, models: [{{model: {path}}}]}}\n"
+    part = f"{{merge_method: passthrough, slices: [{{sources: [{{model: {path}, layer_range: [0, 4000000000]}}]}}]}}\n"
     for recipe in (whole, part):
         with pytest.raises(GgufmergeError, match="its tensors are of 2 layers"):
             make_plan(load_recipe(recipe))
