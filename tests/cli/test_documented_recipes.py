@@ -36,7 +36,7 @@ def documented() -> dict[str, str]:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for number, block in enumerate(yaml_blocks(page.read_text("utf-8")), 1):
             keys = re.findall(r"^(\w+):", block, re.MULTILINE)
-            parts = [block] if len(keys) == len(set(keys)) else block.splitlines()
+            parts = [block] if "merge_method" in keys or len(keys) == len(set(keys)) else block.splitlines()
             for letter, part in zip("abcdefgh", parts, strict=False):
                 whole = part if "merge_method:" in part else f"{part}\n{PLAIN}"
                 where = f"{page.name} {number}" + (letter if len(parts) > 1 else "")
