@@ -6,7 +6,11 @@ v0.5.0. This module holds facts only, so every room may import it.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 from ggufmerge.errors import GgufmergeError, nearest
 
@@ -157,6 +161,28 @@ class FileType(StrEnum):
         return next((f for f in cls if f.id == id & ~1024), None)
 
     @classmethod
+    def declared(cls, value: Any) -> FileType | None:
+        """The file type that a value of `general.file_type` names; None for any that names none."""
+        return cls.from_id(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+    @classmethod
+    def of(cls, types: Mapping[str, TensorType]) -> FileType:
+        """The file type that describes tensors of these types best: that of the most common tensor type.
+
+        So guesses llama.cpp for files that do not say (`llama_model_loader`): Q4_K gives Q4_K_M, and in a tie wins the
+        type that is first to reach the number in llama.cpp's order of tensors. Unlike there, F32 counts only when
+        nothing else is there: norms are F32 in every file and can outnumber the matrices.
+        """
+        counts: Counter[TensorType] = Counter()
+        commonest, most = TensorType.F32, 0
+        for name in sorted(types, key=visiting_order):
+            kind = types[name]
+            counts[kind] += 1
+            if counts[kind] > most and kind is not TensorType.F32:
+                commonest, most = kind, counts[kind]
+        return _FILE_TYPE_OF.get(commonest, cls.F32)
+
+    @classmethod
     def parse(cls, name: str) -> FileType:
         """The file type a user means: a name in any case, llama-quantize's aliases (Q4_K is Q4_K_M), or a tensor type
         whose file type has another name (MXFP4). GgufmergeError suggests the nearest name.
@@ -168,4 +194,22 @@ class FileType(StrEnum):
             raise GgufmergeError(f'unknown type "{name}": {nearest(name, cls)}') from None
 
 
+def block_number(name: str) -> int:
+    """N of a tensor "blk.N.", -1 for tensors outside the blocks."""
+    found = re.match(r"blk\.(\d+)", name, re.ASCII)
+    return int(found[1]) if found else -1
+
+
+def visiting_order(name: str) -> tuple[int, bytes]:
+    """llama.cpp's order of tensors: those outside the blocks, then block by block; byte-wise by name."""
+    return block_number(name), name.encode("utf-8", "surrogateescape")
+
+
+_FILE_TYPE_OF = {
+    **{TensorType[f.name]: f for f in FileType if f.name in TensorType.__members__},
+    TensorType.Q3_K: FileType.Q3_K_M,
+    TensorType.Q4_K: FileType.Q4_K_M,
+    TensorType.Q5_K: FileType.Q5_K_M,
+    TensorType.MXFP4: FileType.MXFP4_MOE,
+}
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}

@@ -98,6 +98,8 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
     survival = report.survival if report else {}
     return {
         "file_type": str(plan.file_type),
+        "output": str(report.output) if report else None,
+        "files": [str(path) for path in report.files] if report else [],
         "nbytes": report.nbytes if report else plan.nbytes,
         "seconds": report.seconds if report else None,
         "survival": total_survival(survival).share if survival else None,

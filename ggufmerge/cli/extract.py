@@ -80,6 +80,8 @@ def _facts(plan: ExtractPlan, report: ExtractReport | None) -> dict[str, Any]:
     done = report.tensors if report else {}
     return {
         "rank": plan.rank,
+        "output": str(report.output) if report else None,
+        "files": [str(report.output)] if report else [],
         "nbytes": report.nbytes if report else plan.nbytes,
         "seconds": report.seconds if report else None,
         "captured": total(list(done.values())).share if done else None,

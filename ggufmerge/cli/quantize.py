@@ -108,6 +108,7 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
     was = {t.name: t for t in plan.tensors}
     return {
         "file_type": str(plan.file_type),
+        "output": str(report.output) if report else None,
         "files": [str(path) for path in report.files] if report else [],
         "nbytes": report.nbytes if report else plan.nbytes,
         "bits_per_weight": 8 * plan.nbytes / max(plan.parameters, 1),

@@ -79,7 +79,9 @@ def split(
     shards = [(str(path), len(part), sum(t.nbytes for t in part)) for path, part in zip(paths, parts, strict=True)]
     if json:
         facts = [dict(zip(("file", "tensors", "nbytes"), shard, strict=True)) for shard in shards]
-        print_json({"shards": facts, "written": not dry_run})
+        written = [] if dry_run else [str(path) for path in paths]
+        output_facts = {"output": written[0] if written else None, "files": written}
+        print_json({"shards": facts, "written": not dry_run} | output_facts)
         return
     rows = [(file, str(tensors), size(nbytes)) for file, tensors, nbytes in shards]
     show_table(("file", "tensors", "data"), rows, numbers=2)
@@ -105,6 +107,7 @@ def join(
     join_gguf(first, output, overwrite=overwrite, threads=threads, progress=progress)
     nbytes = output.stat().st_size
     if json:
-        print_json({"file": str(output), "tensors": tensors, "nbytes": nbytes, "shards": shards})
+        output_facts = {"output": str(output), "files": [str(output)]}
+        print_json(output_facts | {"file": str(output), "tensors": tensors, "nbytes": nbytes, "shards": shards})
     else:
         typer.echo(f"{output}: {tensors} tensors of {len(shards)} shards, {size(nbytes)}")

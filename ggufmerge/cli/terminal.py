@@ -107,17 +107,22 @@ def show_plan(plan: Plan, *, every: bool = False) -> None:
     sources = [(str(i), s.label, s.name, s.file_type, size(s.nbytes)) for i, s in enumerate(plan.sources)]
     show_table(("", "model", "name", "type", "size"), sources, numbers=1)
     merged = [t for t in plan.tensors if t.action == "merge"]
-    common = {k: v for k, v in _ranges(merged).items() if all(_values(t)[k] == _values(merged[0])[k] for t in merged)}
+    told = _told(merged)
+    common = {k: text for k, text in _ranges(merged, told).items() if len({_values(t).get(k) for t in merged}) == 1}
     if common:
         typer.echo("everywhere: " + ", ".join(f"{k} {v}" for k, v in common.items()))
+    several = len({t.method for t in merged}) > 1
     groups: dict[Row, list[PlannedTensor]] = {}
     for tensor in plan.tensors:
         name = tensor.name if every else kind_of(tensor.name)
         shape = " x ".join(map(str, tensor.shape))
-        groups.setdefault((name, shape, str(tensor.type), _verb(tensor, len(sources))), []).append(tensor)
+        verb = _verb(tensor, len(sources), several=several)
+        # tensors that stand in one line have the same models, so their parameters can be set side by side
+        counts = "/".join(f"{k} {len(v)}" for k, v in _values(tensor).items())
+        groups.setdefault((name, shape, str(tensor.type), verb, counts), []).append(tensor)
     rows = []
-    for (name, shape, kind, verb), tensors in groups.items():
-        own = ", ".join(f"{k} {v}" for k, v in _ranges(tensors).items() if k not in common)
+    for (name, shape, kind, verb, _), tensors in groups.items():
+        own = ", ".join(f"{k} {v}" for k, v in _ranges(tensors, told).items() if k not in common)
         title = f"{len(tensors)} x {name}" if len(tensors) > 1 else tensors[0].name
         rows.append((title, shape, kind, f"{verb}: {own}" if own else verb))
     show_table(("tensor", "shape", "type", "what happens"), rows)
@@ -125,42 +130,65 @@ def show_plan(plan: Plan, *, every: bool = False) -> None:
     show_warnings(plan.warnings)
 
 
-def _verb(tensor: PlannedTensor, models: int) -> str:
-    """What happens to a tensor and to which models' tensors."""
+def _verb(tensor: PlannedTensor, models: int, *, several: bool) -> str:
+    """What happens to a tensor and to which models' tensors; `several`: by which of the recipe's methods, too."""
     origins = " ".join(str(i.source) for i in tensor.inputs)
     if tensor.action == "merge":
-        return "merged" if len(tensor.inputs) == models else f"merged from {origins}"
+        merged = f"merged by {tensor.method}" if several else "merged"
+        return merged if {i.source for i in tensor.inputs} == set(range(models)) else f"{merged} from {origins}"
     verb = {"copy": "copied", "convert": "converted"}[tensor.action]
     layers = {i.tensor.split(".")[1] for i in tensor.inputs if i.tensor != tensor.name and i.tensor.startswith("blk.")}
     return f"{verb} from {origins}" + (f" layer {layers.pop()}" if layers else "")
 
 
 def _values(tensor: PlannedTensor) -> dict[str, tuple[Any, ...]]:
-    """The parameters that say something about a tensor; those at their default say nothing."""
+    """The parameters of a merged tensor: those of the models have a value for each, the others one."""
+    return {**tensor.models, **{name: (value,) for name, value in tensor.shared.items()}}
+
+
+def _told(merged: Sequence[PlannedTensor]) -> set[str]:
+    """The parameters that say something: those that are at their default in every tensor say nothing."""
     from ggufmerge.methods import method
 
-    specs = {q.name: q for q in method(tensor.method).parameters}
-    shared = {k: (v,) for k, v in tensor.shared.items() if v is not None and v != specs[k].default}
-    models = {k: v for k, v in tensor.models.items() if any(x is not None and x != specs[k].default for x in v)}
-    return {**models, **shared}
+    told = set()
+    for tensor in merged:
+        defaults = {q.name: q.default for q in method(tensor.method).parameters}
+        for name, values in _values(tensor).items():
+            if any(value is not None and value != defaults[name] for value in values):
+                told.add(name)
+    return told
 
 
-def _ranges(tensors: Sequence[PlannedTensor]) -> dict[str, str]:
-    """For each parameter its value for these tensors: one per model unless they agree, from-to where tensors differ."""
+def _ranges(tensors: Sequence[PlannedTensor], told: set[str]) -> dict[str, str]:
+    """For each parameter that says something its value for these tensors: one per model unless they agree, from-to
+    where tensors differ.
+    """
     seen: dict[str, list[tuple[Any, ...]]] = {}
     for tensor in tensors:
         if tensor.action == "merge":
             for key, value in _values(tensor).items():
-                seen.setdefault(key, []).append(value)
+                if key in told:
+                    seen.setdefault(key, []).append(value)
     out = {}
     for key, values in seen.items():
+        if len({len(value) for value in values}) > 1:
+            continue  # not of the same models, so there is nothing that holds for all
         columns = [list(dict.fromkeys(column)) for column in zip(*values, strict=True)]
         if all(column == columns[0] for column in columns):
             columns = columns[:1]
-        out[key] = " ".join(
-            value_text(c[0]) if len(c) == 1 else f"{value_text(c[0])}..{value_text(c[-1])}" for c in columns
-        )
+        out[key] = " ".join(map(_range_text, columns))
     return out
+
+
+def _range_text(values: Sequence[Any]) -> str:
+    """One value, the ends of a range of numbers (as they follow each other if they rise or fall), or all of several."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    if not numbers or len(values) == 1:
+        return "/".join(map(value_text, values))
+    ends = (values[0], values[-1])
+    if set(ends) != {min(values), max(values)}:
+        ends = (min(values), max(values))
+    return f"{value_text(ends[0])}..{value_text(ends[1])}"
 
 
 def value_text(value: Any) -> str:

@@ -69,7 +69,7 @@ def _stochastic(plan: Plan, opened: Opened) -> Plan:
     """The plan with stochastic rounding for all tensors that it is for."""
     tensors = []
     for t in plan.tensors:
-        stored = opened.sources[0].tensors[t.inputs[0].tensor].type
+        stored = opened.sources[0].file.tensors[t.inputs[0].tensor].type  # those of the file, side tensors too
         fits = t.action == "convert" and t.type == stored and t.type in UNIFORM
         tensors.append(replace(t, rounding="stochastic") if fits else t)
     if not any(t.rounding == "stochastic" for t in tensors):

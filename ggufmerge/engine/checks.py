@@ -14,6 +14,7 @@ from ggufmerge.files.watch import Watch
 from ggufmerge.files.writer import partial_path, same_file
 from ggufmerge.sources import Source
 
+ARCHITECTURE = "general.architecture"
 _TOKENS = "tokenizer.ggml.tokens"
 
 
@@ -27,10 +28,10 @@ def check_donor(source: Source) -> None:
 
 
 def check_architectures(sources: Sequence[Source]) -> None:
-    """PlanError unless all sources have one `general.architecture`."""
+    """PlanError or FormatError unless all sources have one `general.architecture`."""
     first = sources[0]
-    if not first.file.architecture:
-        raise PlanError(f'{first.file.path}: the key "general.architecture" is missing; this file is not a model')
+    if not first.metadata.need_text(ARCHITECTURE) or not first.file.architecture:
+        raise PlanError(f"{first.file.path}: {ARCHITECTURE} is no name of an architecture; this file is not a model")
     for other in sources[1:]:
         if other.file.architecture != first.file.architecture:
             raise PlanError(
@@ -45,6 +46,10 @@ def check_vocabularies(sources: Sequence[Source]) -> None:
     for other in sources[1:]:
         if other.is_checkpoint or _raw(first, _TOKENS) == _raw(other, _TOKENS):
             continue
+        for source in (first, other):
+            if _TOKENS in source.metadata and source.metadata.texts(_TOKENS) is None:
+                found = source.metadata.found(_TOKENS)
+                raise PlanError(f"{source.label}: {_TOKENS} is {found}, not a list of texts; take another file")
         a, b = _tokens(first), _tokens(other)
         at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
         token = [repr(v[at]) if at < len(v) else "missing" for v in (a, b)]
@@ -125,8 +130,7 @@ def check_space(outputs: Sequence[Path], nbytes: int) -> None:
 
 
 def _tokens(source: Source) -> list[str]:
-    tokens = source.metadata.get(_TOKENS)
-    return tokens if isinstance(tokens, list) else []
+    return source.metadata.texts(_TOKENS) or []
 
 
 def _raw(source: Source, key: str) -> bytes | None:

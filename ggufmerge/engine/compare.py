@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +62,16 @@ def compare(
     PlanError when they have different architectures, or tensors of one name and different shapes.
     """
     paths = [first, second] if base is None else [first, second, base]
-    sources = [open_source(ModelReference.parse(os.fspath(path))) for path in paths]
+    with ExitStack() as opened:
+        sources = []
+        for path in paths:
+            sources.append(open_source(ModelReference.parse(os.fspath(path))))
+            opened.callback(sources[-1].close)
+        return _compared(sources, threads)
+
+
+def _compared(sources: Sequence[Source], threads: int | None) -> Comparison:
+    """A comparison of models that are open; see `compare`."""
     checks.check_architectures(sources)
     a, b = sources[:2]
     common = [name for name in a.tensors if all(name in s.tensors for s in sources)]
@@ -72,8 +82,6 @@ def compare(
             raise PlanError(f"{name}: the shapes differ ({listed}); only models of one shape can be compared")
     found: dict[str, TensorDifference] = {}
     drive(_jobs(sources, common, found), threads or os.cpu_count() or 1)
-    for source in sources:
-        source.close()
     return Comparison(
         tuple(found[name] for name in common),
         tuple(name for name in a.tensors if name not in b.tensors),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ggufmerge.engine.layout import Slot
 from ggufmerge.engine.plan import Plan, PlannedTensor
-from ggufmerge.engine.planner import make_plan
+from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.resolve import Found, Resolver, lay_out, stack_order, uses_base
 from ggufmerge.errors import RecipeError
 from ggufmerge.methods import method as find_method
@@ -45,15 +45,17 @@ class Explanation:
 
 def explain(recipe: Recipe, pattern: str = "*") -> list[Explanation]:
     """An explanation of each tensor that `pattern` (a filter as in recipes) means; RecipeError when it means none."""
-    plan, _ = make_plan(recipe)
-    laid_out = lay_out(recipe)
+    plan, opened = make_plan(recipe)
+    opened.close()
     planned: Mapping[str, PlannedTensor] = {t.name: t for t in plan.tensors}
-    resolver = Resolver(recipe, laid_out.sources)
-    found = [
-        _explain(recipe, plan, resolver, slot, planned[slot.name])
-        for slot in laid_out.slots
-        if pattern == "*" or matches(pattern, slot.name)
-    ]
+    laid_out = lay_out(recipe)
+    with Opened(laid_out.sources):
+        resolver = Resolver(recipe, laid_out.sources)
+        found = [
+            _explain(recipe, plan, resolver, slot, planned[slot.name])
+            for slot in laid_out.slots
+            if pattern == "*" or matches(pattern, slot.name)
+        ]
     if not found:
         raise RecipeError(f'{recipe.origin}: "{pattern}" means no tensor of the result')
     return found

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
@@ -150,15 +150,16 @@ def plan_extract(
         raise GgufmergeError(f"an adapter is written as F32, F16 or BF16, not {kind}: llama.cpp's own tools refuse it")
     if rank < 1:
         raise GgufmergeError(f"the rank is a whole number of at least 1, not {rank}")
-    sources = open_source(_reference(tune)), open_source(_reference(base))
+    sources = _opened(_reference(tune), _reference(base))
     try:
         check_architectures(sources)
         plan = _Selection(*sources, rank, kind, include, exclude, embeddings).plan()
+        misfits = [line for source in sources for line in source.misfits()]
     except BaseException:
         for source in sources:
             source.close()
         raise
-    return plan, sources
+    return replace(plan, warnings=(*plan.warnings, *misfits)), sources
 
 
 def extract(
@@ -194,6 +195,15 @@ def extract(
         writer.commit()
     ordered = {pair.name: done[pair.name] for pair in plan.pairs}
     return ExtractReport(output, output.stat().st_size, time.monotonic() - started, ordered)
+
+
+def _opened(tune: ModelReference, base: ModelReference) -> tuple[Source, Source]:
+    first = open_source(tune)
+    try:
+        return first, open_source(base)
+    except BaseException:
+        first.close()
+        raise
 
 
 def _reference(model: ModelReference | str | os.PathLike[str]) -> ModelReference:
@@ -259,6 +269,8 @@ class _Selection:
         other = self.tune.tensors.get(name)
         if other is None or other.shape != tensor.shape:
             return False
+        if 0 in tensor.shape:
+            return True  # there is nothing that could differ
         sources = (self.tune, self.base)
         plain = not any(s.changed_by_adapter(name) or s.scales(name) is not None for s in sources)
         if other.type == tensor.type and plain:
@@ -337,8 +349,8 @@ def _metadata(plan: ExtractPlan, sources: tuple[Source, Source]) -> MetadataEdit
     editor.set("adapter.type", "lora")
     editor.set("adapter.lora.alpha", float(plan.rank))
     editor.set("general.name", f"{header.display_name(tune)} LoRA rank {plan.rank}")
-    licence = tune.metadata.get("general.license")
-    if isinstance(licence, str):
+    licence = tune.metadata.text("general.license")
+    if licence is not None:
         editor.set("general.license", licence)
     editor.set("general.base_model.count", 1)
     editor.set("general.base_model.0.name", header.display_name(base))

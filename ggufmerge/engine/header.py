@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ggufmerge.engine.layout import Slice, layers_of_result
-from ggufmerge.files import MetadataEditor
+import numpy as np
+
+from ggufmerge.engine.layout import Slice, block_count, layers_of_result
+from ggufmerge.errors import PlanError
+from ggufmerge.files import MetadataEditor, ValueKind, facts
 from ggufmerge.sources import Source
-from ggufmerge.sources.stored import StoredFile
+from ggufmerge.sources.layers import count_key
 from ggufmerge.types import FileType
 
 _STALE_PREFIXES = ("quantize.imatrix.", "split.", "general.source.", "general.base_model.", "general.dataset.")
@@ -36,7 +39,7 @@ DIGEST_PLACEHOLDER = "0" * 64
 
 def display_name(source: Source) -> str:
     """What a source and its adapters call themselves, else their files' names."""
-    return " + ".join(map(_own_name, (source.file, *(adapter.file for adapter in source.adapters))))
+    return " + ".join(map(facts.name, (source.file, *(adapter.file for adapter in source.adapters))))
 
 
 def digest_key(index: int) -> str:
@@ -67,11 +70,13 @@ def result_metadata(
     changes |= tokenizer
     changes |= imatrix
     changes |= _parents(sources)
-    tags = donor.metadata.get("general.tags") or []
+    tags = donor.metadata.texts("general.tags") or []
     changes["general.tags"] = [*tags, *(t for t in ("merge", "ggufmerge") if t not in tags)]
     licence, warnings = _licence(sources, overrides)
     changes |= licence
-    changes |= layer_metadata(donor, sources, layout)
+    layers, more = layer_metadata(donor, sources, layout)
+    changes |= layers
+    warnings += more
     changes["ggufmerge.version"] = version
     changes["ggufmerge.recipe"] = recipe
     changes["ggufmerge.recipe.sha256"] = hashlib.sha256(recipe.encode()).hexdigest()
@@ -81,6 +86,60 @@ def result_metadata(
         changes[f"ggufmerge.source.{i}.file"] = path.name
         changes[digest_key(i)] = DIGEST_PLACEHOLDER
     return changes | dict(overrides), warnings
+
+
+def check_overrides(
+    overrides: Mapping[str, Any], architecture: str, tensors: Mapping[str, tuple[int, ...]], layers: int
+) -> list[str]:
+    """What of a recipe's `metadata:` cannot be, a line each: keys that are not the recipe's to set, and numbers and
+    lists that do not go with the tensors of the result.
+
+    tensors: their shapes by name.  layers: of the result.
+    """
+    problems = []
+    for key, value in overrides.items():
+        if key in _OWN or key.startswith(_OWN_PREFIXES):
+            problems.append(f"{key} is written by ggufmerge and cannot be set; leave it out")
+            continue
+        counted = _counted(key, architecture, tensors, layers)
+        if counted is None:
+            continue
+        wanted, what = counted
+        if key.startswith("tokenizer."):
+            given = len(value) if isinstance(value, list) else None
+            shown = f"a list of {given} texts" if given is not None else repr(value)
+        else:
+            given, shown = value if type(value) is int else None, repr(value)
+        if given != wanted:
+            problems.append(f"{key} is {shown:.60}, but the result has {wanted} {what}; leave it out")
+    return problems
+
+
+# set by the plan or the writer, whatever a recipe says
+_OWN = frozenset({"general.architecture", "general.alignment", "general.file_type", "general.quantization_version"})
+_OWN_PREFIXES = ("ggufmerge.", "split.")
+# what the number under a key of the architecture is: (words, tensor, dimension)
+_SIZES = {
+    "vocab_size": ("tokens", "token_embd.weight", 0),
+    "embedding_length": ("values in a row of the embedding", "token_embd.weight", -1),
+    "expert_count": ("experts", "ffn_down_exps.weight", 0),
+}
+
+
+def _counted(
+    key: str, architecture: str, tensors: Mapping[str, tuple[int, ...]], layers: int
+) -> tuple[int, str] | None:
+    """(number, of what) that the tensors show for a key; None when they show none."""
+    if key == f"{architecture}.block_count":
+        return layers, "layers"
+    if key == "tokenizer.ggml.tokens":
+        what, name, axis = _SIZES["vocab_size"]
+    elif key.removeprefix(architecture + ".") in _SIZES and key.startswith(architecture + "."):
+        what, name, axis = _SIZES[key.removeprefix(architecture + ".")]
+    else:
+        return None
+    shape = next((shape for own, shape in tensors.items() if own == name or own.endswith("." + name)), ())
+    return (shape[axis], what) if len(shape) >= 2 else None
 
 
 def source_files(sources: Sequence[Source]) -> list[Path]:
@@ -98,29 +157,86 @@ def apply(changes: Mapping[str, Any], editor: MetadataEditor) -> MetadataEditor:
     return editor
 
 
-def layer_metadata(donor: Source, sources: Sequence[Source], layout: Sequence[Slice]) -> dict[str, Any]:
-    """block_count and the arrays with one value per layer, for the layers that the result has."""
-    arch = donor.file.architecture
-    count_key = f"{arch}.block_count"
-    count = donor.metadata.get(count_key)
+# Keys of an architecture that may have one value per layer, and those outside of it: what llama.cpp v0.5.0 reads with
+# `get_key_or_arr(..., n_layer)` or `get_arr` and indexes by layer (`src/models`, `llama-model.cpp`).
+_PER_LAYER = (
+    "feed_forward_length",
+    "expert_feed_forward_length",
+    "expert_count",
+    "expert_used_count",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.sliding_window_pattern",
+    "attention.rope_pattern",
+    "attention.recurrent_layers",
+    "attention.compress_ratios",
+    "attention.indexer.types",
+    "activation_sparsity_scale",
+    "swiglu_clamp_exp",
+    "swiglu_clamp_shexp",
+    "deepstack_mapping",
+)
+_PER_LAYER_ANYWHERE = ("xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps")
+# lists of the architecture of which each is about something else than layers, however long it is
+_NOT_PER_LAYER = ("rope.dimension_sections", "classifier.output_labels", "target_layers", "adapters.", "ple.")
+
+
+def layer_metadata(
+    donor: Source, sources: Sequence[Source], layout: Sequence[Slice]
+) -> tuple[dict[str, Any], list[str]]:
+    """block_count and the values that hold for single layers, for the layers that the result has; and warnings.
+
+    PlanError when a list of a source has too few values for its layers.
+    """
+    arch, count = donor.file.architecture, block_count(donor)
     layers = [(piece.parts[piece.base or 0], i) for piece, i in layers_of_result(layout)]
-    if [(part.source, part.start + i) for part, i in layers] == [(sources.index(donor), i) for i in range(count or 0)]:
-        return {}
-    changes: dict[str, Any] = {count_key: len(layers)}
-    for key in donor.metadata:
-        value = donor.metadata[key]
-        if (
-            key.startswith(arch + ".")
-            and not isinstance(value, str)
-            and hasattr(value, "__len__")
-            and len(value) == count
-        ):
-            picked = []
-            for part, i in layers:
-                own = sources[part.source].metadata.get(key, value)
-                picked.append(own[part.start + i] if hasattr(own, "__len__") else own)
-            changes[key] = [v.item() if hasattr(v, "item") else v for v in picked]
-    return changes
+    origins = [(sources[part.source], part.start + i) for part, i in layers]
+    if origins == [(donor, i) for i in range(count)]:
+        return {}, []
+    changes: dict[str, Any] = {count_key(donor.file): len(layers)}
+    known = [f"{arch}.{key}" for key in _PER_LAYER] + list(_PER_LAYER_ANYWHERE)
+    for key in known:
+        used = list(dict.fromkeys(source for source, _ in origins))
+        values = {source: source.metadata[key] for source in used if key in source.metadata}
+        if donor not in values and key in donor.metadata:
+            values[donor] = donor.metadata[key]
+        if donor in values and any(map(_is_list, values.values())):
+            picked = [_of_layer(key, values.get(source, values[donor]), source, layer) for source, layer in origins]
+            changes[key] = [v for v in picked if v is not None]
+            if len({type(v) for v in changes[key]}) > 1:
+                listed = ", ".join(f"{source.label}: {source.metadata.found(key)}" for source in used)
+                raise PlanError(f"{key} is not of one type in the layers of the result ({listed}); take another file")
+    others = [
+        key
+        for key in donor.metadata
+        if key.startswith(arch + ".")
+        and key not in known
+        and not key.removeprefix(arch + ".").startswith(_NOT_PER_LAYER)
+        and donor.metadata.kind(key) == ValueKind.ARRAY
+        and donor.metadata.count(key) == count
+    ]
+    return changes, [
+        f"{key} has as many values as {donor.label} has layers, but nobody knows whether they belong to layers: it is "
+        "taken as it is; set it under metadata: or check the result"
+        for key in others
+    ]
+
+
+def _of_layer(key: str, value: Any, source: Source, layer: int) -> Any:
+    """The value that holds for a layer. None for those at the end that predict further tokens, where lists may stop."""
+    if not _is_list(value):
+        return value
+    if layer < len(value):
+        return value[layer].item() if isinstance(value[layer], np.generic) else value[layer]
+    further = source.metadata.integer(f"{source.file.architecture}.nextn_predict_layers") or 0
+    if len(value) + further == block_count(source):
+        return None
+    short = f"{key} has {len(value)} values, too few for layer {layer}"
+    raise PlanError(f"{source.file.path}: {short}; the file is damaged, take another")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | np.ndarray)
 
 
 def _parents(sources: Sequence[Source]) -> dict[str, Any]:
@@ -128,25 +244,21 @@ def _parents(sources: Sequence[Source]) -> dict[str, Any]:
     parents = {file.path: file for source in sources for file in (source.file, *(a.file for a in source.adapters))}
     changes: dict[str, Any] = {"general.base_model.count": len(parents)}
     for i, file in enumerate(parents.values()):
-        changes[f"general.base_model.{i}.name"] = _own_name(file)
+        changes[f"general.base_model.{i}.name"] = facts.name(file)
         for field in _INHERITED:
-            value = file.metadata.get(f"general.{field}")
-            if isinstance(value, str) and value:
+            if value := file.metadata.text(f"general.{field}"):
                 changes[f"general.base_model.{i}.{field}"] = value
     return changes
-
-
-def _own_name(file: StoredFile) -> str:
-    name = file.metadata.get("general.name")
-    return name if isinstance(name, str) and name else file.path.stem
 
 
 def _licence(sources: Sequence[Source], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The licence when all sources agree on it; otherwise it is dropped, with a warning."""
     key = "general.license"
-    licences = {s.label: s.metadata.get(key) for s in sources}
-    if len(set(licences.values())) <= 1 or key in overrides:
+    licences = {s.label: s.metadata.text(key) for s in sources}
+    if key in overrides:
         return {}, []
+    if len(set(licences.values())) == 1:
+        return ({key: None} if sources[0].metadata.text(key) is None else {}), []
     listed = ", ".join(f"{label}: {licence or 'not stated'}" for label, licence in licences.items())
     keys = (key, key + ".name", key + ".link")
     return dict.fromkeys(keys), [

@@ -16,6 +16,7 @@ from ggufmerge.recipe.names import layer_of, with_layer
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Model, Parameters, Recipe, SliceSource
 from ggufmerge.sources import Source
+from ggufmerge.sources.layers import layer_count
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 # Tables computed from hyper-parameters, not trained: they belong to the model whose metadata the result takes.
@@ -70,12 +71,8 @@ class Slot:
 
 
 def block_count(source: Source) -> int:
-    """Number of layers of a model, from its metadata."""
-    key = f"{source.file.architecture}.block_count"
-    count = source.metadata.get(key)
-    if not isinstance(count, int) or count < 0:
-        raise PlanError(f'{source.file.path}: the key "{key}" is missing; this file is not a complete model')
-    return count
+    """Number of layers of a model; FormatError or PlanError when its metadata and its tensors do not agree on one."""
+    return layer_count(source.file)
 
 
 def slices(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +15,14 @@ from ggufmerge.engine.resolve import LaidOut, Resolver, lay_out
 from ggufmerge.engine.side_tensors import with_side_tensors
 from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_types
 from ggufmerge.errors import PlanError, RecipeError
+from ggufmerge.files import facts
 from ggufmerge.quants.imatrix import Imatrix
-from ggufmerge.quants.mixture import guess_file_type
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
 from ggufmerge.sources.model import locate
 from ggufmerge.tokenizers import Alignment
-from ggufmerge.types import FileType
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,15 @@ class Opened:
         )
 
     def close(self) -> None:
-        """Close the files of the sources."""
+        """Close the files of the sources; leaving a `with` block does so, too."""
         for source in self.sources:
             source.close()
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def inputs(self, tensor: PlannedTensor) -> list[SourceTensor | AlignedTensor]:
         """A reader of each input of a tensor."""
@@ -61,6 +67,18 @@ def make_plan(
     RecipeError, PlanError and FormatError say what does not fit.
     """
     laid_out = lay_out(recipe)
+    with ExitStack() as on_failure:
+        for source in laid_out.sources:
+            on_failure.callback(source.close)
+        made = _planned(recipe, laid_out, out_type, imatrix)
+        on_failure.pop_all()
+    return made
+
+
+def _planned(
+    recipe: Recipe, laid_out: LaidOut, out_type: str | None, imatrix: Sequence[str | os.PathLike[str]]
+) -> tuple[Plan, Opened]:
+    """The plan over models that are open; see `make_plan`."""
     sources, donor = laid_out.sources, laid_out.sources[0]
     resolver = Resolver(recipe, sources, laid_out.alignment)
     tensors = [resolver.resolve(slot) for slot in laid_out.slots]
@@ -70,12 +88,16 @@ def make_plan(
 
     matrix_files = [str(p) for p in imatrix] or [str(locate(p, recipe.folder)) for p in recipe.imatrix]
     matrix = combined_imatrix(matrix_files)
-    structure = header.layer_metadata(donor, sources, laid_out.slices)
+    structure, _ = header.layer_metadata(donor, sources, laid_out.slices)
     tensors, file_type = with_types(recipe, out_type, tensors, donor, structure, matrix)
     tensors = with_side_tensors((with_action(t, sources, laid_out.alignment) for t in tensors), sources)
     tokenizer, warnings = vocabulary.tokenizer_metadata(recipe, sources, laid_out.alignment)
     warnings = [*recipe.warnings, *(w for s in sources for w in s.warnings), *laid_out.warnings, *warnings]
     warnings += check_writable(tensors, file_type, matrix)
+    shapes = {t.name: t.shape for t in tensors}
+    layers = sum(piece.layers for piece in laid_out.slices)
+    if problems := header.check_overrides(recipe.metadata, donor.file.architecture, shapes, layers):
+        raise RecipeError("\n".join(f"{recipe.where(('metadata',))}: {problem}" for problem in problems))
     options = " ".join([f"--type {out_type}"] * bool(out_type) + [f"--imatrix {Path(p).name}" for p in imatrix])
     metadata, more = header.result_metadata(
         name=_result_name(recipe, donor),
@@ -91,6 +113,9 @@ def make_plan(
         overrides=recipe.metadata,
     )
     warnings += [*checks.unknown_vocabularies(sources), *checks.differing_hyperparameters(sources, donor), *more]
+    # the planned sources read their metadata as well, so what was ignored there is known afterwards
+    planned_sources = tuple(map(planned_source, laid_out.references, sources))
+    warnings += [line for source in sources for line in source.misfits()]
     plan = Plan(
         method=" + ".join(recipe.methods),
         architecture=donor.file.architecture,
@@ -99,7 +124,7 @@ def make_plan(
         folder=recipe.folder,
         recipe=recipe.text,
         options=options,
-        sources=tuple(map(planned_source, laid_out.references, sources)),
+        sources=planned_sources,
         tensors=tuple(tensors),
         imatrix=tuple(matrix_files),
         metadata=metadata,
@@ -141,14 +166,12 @@ def _result_name(recipe: Recipe, donor: Source) -> str:
 
 
 def planned_source(reference: ModelReference, source: Source) -> PlannedSource:
-    declared = source.metadata.get("general.file_type")
-    file_type = FileType.from_id(int(declared)) if isinstance(declared, int) else None
     return PlannedSource(
         label=source.label,
         path=reference.path,
         adapters=tuple((a.path, a.strength) for a in reference.adapters),
         name=header.display_name(source),
         architecture=source.file.architecture,
-        file_type=str(file_type or guess_file_type({n: t.type for n, t in source.tensors.items()})),
+        file_type=str(facts.file_type(source.file)),
         nbytes=sum(path.stat().st_size for path in source.files()),
     )

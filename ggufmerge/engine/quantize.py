@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from ggufmerge.engine.checks import check_donor
@@ -16,7 +17,8 @@ from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import open_gguf
 from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like
 from ggufmerge.recipe import ModelReference
-from ggufmerge.sources import open_source
+from ggufmerge.sources import Source, open_source
+from ggufmerge.sources.layers import count_key, layer_count
 from ggufmerge.types import FileType, TensorType
 
 
@@ -46,7 +48,41 @@ def plan_quantize(
         raise GgufmergeError("give either a type, such as Q4_K_M, or a file to follow with --like")
     reference = ModelReference(os.fspath(path))
     source = open_source(reference)
-    check_donor(source)
+    with ExitStack() as on_failure:
+        on_failure.callback(source.close)
+        check_donor(source)
+        made = _planned(
+            reference,
+            source,
+            ftype,
+            like=like,
+            imatrix=imatrix,
+            include_weights=include_weights,
+            exclude_weights=exclude_weights,
+            mixture={
+                "pure": pure,
+                "tensor_types": tensor_types,
+                "output_tensor_type": output_tensor_type,
+                "token_embedding_type": token_embedding_type,
+                "leave_output_tensor": leave_output_tensor,
+            },
+        )
+        on_failure.pop_all()
+    return made
+
+
+def _planned(
+    reference: ModelReference,
+    source: Source,
+    ftype: FileType | str | None,
+    *,
+    like: str | os.PathLike[str] | None,
+    imatrix: Sequence[str | os.PathLike[str]],
+    include_weights: Sequence[str],
+    exclude_weights: Sequence[str],
+    mixture: dict[str, Any],
+) -> tuple[Plan, Opened]:
+    """The plan over a file that is open; see `plan_quantize`. mixture: further arguments of `decide_types`."""
     matrix = combined_imatrix([os.fspath(p) for p in imatrix])
     if matrix is not None and (include_weights or exclude_weights):
         matrix = matrix.select(include_weights, exclude_weights)
@@ -62,17 +98,9 @@ def plan_quantize(
         file_type = guess_file_type({t.name: t.type for t in tensors}, source)
     else:
         file_type = FileType.parse(str(ftype))
-        decided = decide_types(
-            source,
-            file_type,
-            matrix,
-            pure=pure,
-            tensor_types=tensor_types,
-            output_tensor_type=output_tensor_type,
-            token_embedding_type=token_embedding_type,
-            leave_output_tensor=leave_output_tensor,
-        )
-        tensors = with_decided_types(tensors, decided)
+        if count_key(source.file) in source.metadata:
+            layer_count(source.file)  # the mixture of types depends on it
+        tensors = with_decided_types(tensors, decide_types(source, file_type, matrix, **mixture))
     # tensors of numbers that are no weights stay what they are under every rule, so none is converted here
     tensors = with_side_tensors((with_action(t, [source]) for t in tensors), [source])
     warnings = check_writable(tensors, file_type, matrix)
@@ -86,6 +114,8 @@ def plan_quantize(
     if any(t.type.is_quantized for t in tensors):
         metadata["general.quantization_version"] = QUANTIZATION_VERSION
     metadata |= matrix.metadata() if matrix else {}
+    planned = planned_source(reference, source)
+    warnings += source.misfits()
     plan = Plan(
         method="",
         architecture=source.file.architecture,
@@ -94,7 +124,7 @@ def plan_quantize(
         folder=".",
         recipe="",
         options="",
-        sources=(planned_source(reference, source),),
+        sources=(planned,),
         tensors=tuple(tensors),
         imatrix=tuple(os.fspath(p) for p in imatrix),
         metadata=metadata,

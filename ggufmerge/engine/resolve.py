@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -45,8 +46,20 @@ def lay_out(recipe: Recipe) -> LaidOut:
 
     RecipeError, PlanError and FormatError say which models do not fit together or do not fit the recipe.
     """
+    opened: list[tuple[ModelReference, Source]] = []
+    with ExitStack() as on_failure:
+        for reference in recipe.references():
+            source = open_source(recipe.locate(reference), recipe.folder)
+            on_failure.callback(source.close)
+            opened.append((reference, source))
+        laid_out = _laid_out(recipe, opened)
+        on_failure.pop_all()
+    return laid_out
+
+
+def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> LaidOut:
+    """A recipe over its models, which are open; see `lay_out`."""
     methods = [find_method(name) for name in recipe.methods]
-    opened = [(reference, open_source(recipe.locate(reference), recipe.folder)) for reference in recipe.references()]
     for reference, source in opened:
         source.label = str(reference)  # a stage is called by its name, not by the file it was built into
     # the first source gives metadata and tokenizer, which checkpoints do not bring; the order has no other meaning
@@ -93,6 +106,8 @@ class Resolver:
         planned = PlannedTensor(slot.name, shape, tensor.type, "copy", inputs, decisions=decisions)
         if slot.constant:
             return planned
+        if not tensor.rows * tensor.n:
+            return replace(planned, inputs=(stored,), decisions=(*planned.decisions, "has no values to merge"))
         if any(matches(pattern, slot.name) for pattern in self.recipe.exclude):
             return replace(planned, inputs=(stored,), decisions=(*planned.decisions, "excluded from merging"))
         if tensor.type.is_quantized or tensor.type.is_float:

@@ -20,7 +20,15 @@ from ggufmerge.tokenizers.align import Alignment, Settings, TokenRule, align
 from ggufmerge.tokenizers.chat import TEMPLATE, TEMPLATES, most_common
 from ggufmerge.tokenizers.sentencepiece import KIND as SENTENCEPIECE
 from ggufmerge.tokenizers.sentencepiece import difference, read_tokenizer_model, tokenizer_model_beside
-from ggufmerge.tokenizers.vocabulary import HUGGINGFACE_JSON, PREFIX, TOKENS, Vocabulary, read_vocabulary
+from ggufmerge.tokenizers.vocabulary import (
+    HUGGINGFACE_JSON,
+    MODEL,
+    PRE,
+    PREFIX,
+    TOKENS,
+    Vocabulary,
+    read_vocabulary,
+)
 
 
 def alignment_of(recipe: Recipe, references: Sequence[ModelReference], sources: Sequence[Source]) -> Alignment | None:
@@ -175,7 +183,7 @@ def tokenizer_metadata(
         template, more = _chat_template(recipe.chat_template, sources)
         warnings += more
         own = alignment.donor.metadata if alignment else sources[0].file.metadata
-        if template is not None and template != own.get(TEMPLATE):
+        if template is not None and template != own.text(TEMPLATE):
             changes |= {k: None for k in own if k.startswith((TEMPLATE + ".", TEMPLATE + "s"))}
             changes[TEMPLATE] = template
     return changes, warnings
@@ -186,7 +194,7 @@ def _differing_tokenizer_models(sources: Sequence[Source]) -> list[str]:
     warnings = []
     for source in sources:
         beside = tokenizer_model_beside(source.file.path)
-        if beside is not None and source.metadata.get("tokenizer.ggml.model") == SENTENCEPIECE:
+        if beside is not None and source.metadata.text(MODEL) == SENTENCEPIECE:
             try:
                 differs = difference(read_vocabulary(source.file.metadata, source.label), read_tokenizer_model(beside))
             except GgufmergeError as error:
@@ -198,11 +206,11 @@ def _differing_tokenizer_models(sources: Sequence[Source]) -> list[str]:
 
 def _differing_splits(alignment: Alignment, sources: Sequence[Source]) -> list[str]:
     """Warnings for BPE models that cut texts before their tokens in another way than the result will."""
-    key, wanted = "tokenizer.ggml.pre", alignment.donor.pre
+    wanted = alignment.donor.pre
     return [
-        f"{s.label} splits texts as {s.metadata.get(key)!r}, the result as {wanted!r}: its tokens will be cut otherwise"
+        f"{s.label} splits texts as {own!r}, the result as {wanted!r}: its tokens will be cut otherwise"
         for s in sources
-        if wanted and s.metadata.get(key, wanted) != wanted
+        if wanted and (own := s.metadata.text(PRE)) not in (None, wanted)
     ]
 
 
@@ -210,8 +218,8 @@ def _chat_template(setting: str, sources: Sequence[Source]) -> tuple[str | None,
     """(template, warnings); None keeps what the result has anyway."""
     if setting != "auto":
         return TEMPLATES.get(setting, setting), []
-    found = [s.metadata.get(TEMPLATE) for s in sources]
-    at = most_common([t if isinstance(t, str) else None for t in found])
+    found = [s.metadata.text(TEMPLATE) for s in sources]
+    at = most_common(found)
     if at is None:
         return None, ["chat_template: auto, but no model has a chat template: the result has none"]
     return found[at], []

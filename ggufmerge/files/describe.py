@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ggufmerge.files.facts import file_type
 from ggufmerge.files.metadata import Metadata, ValueKind
 from ggufmerge.files.reader import GGUFFile
-from ggufmerge.types import FileType
 
 LONG = 64  # elements of an array that are shown when it is longer
 
@@ -20,9 +20,11 @@ def describe(file: GGUFFile, *, full: bool = False) -> dict[str, Any]:
     metadata: key -> {"kind", "value"}, for arrays also {"of", "count"}. Of an array longer than 64 only the first 64
     elements stand in "value", beside {"shortened": true}, unless `full`. Numbers that JSON does not know are strings
     ("nan", "inf"), and bytes that are not UTF-8 become U+FFFD.
+    file_type: as in `facts.file_type`.
     tensors: [{"name", "shape", "type", "nbytes", "file", "offset"}] in file order; shape in numpy's order.
     types: type -> {"tensors", "values", "nbytes", "bits_per_weight"}, by falling size.
     """
+    kind = file_type(file)
     values = sum(tensor.size for tensor in file.tensors.values())
     data = sum(tensor.nbytes for tensor in file.tensors.values())
     return {
@@ -31,10 +33,10 @@ def describe(file: GGUFFile, *, full: bool = False) -> dict[str, Any]:
         "nbytes": file.nbytes,
         "version": file.version,
         "alignment": file.alignment,
-        "type": _text(file.metadata.get("general.type", "")) or None,
-        "name": _text(file.metadata.get("general.name", "")) or None,
+        "type": _text(file.metadata.text("general.type") or "") or None,
+        "name": _text(file.metadata.text("general.name") or "") or None,
         "architecture": _text(file.architecture) or None,
-        "file_type": _file_type(file.metadata),
+        "file_type": None if kind is None else str(kind),
         "parameters": values,
         "bits_per_weight": _bits(data, values),
         "metadata": {_text(key): _value(file.metadata, key, full) for key in file.metadata},
@@ -51,15 +53,6 @@ def describe(file: GGUFFile, *, full: bool = False) -> dict[str, Any]:
             for tensor in file.tensors.values()
         ],
     }
-
-
-def _file_type(metadata: Metadata) -> str | None:
-    """Name of `general.file_type`, its number when it has none, None when there is no such key."""
-    number = metadata.get("general.file_type")
-    if not isinstance(number, int):
-        return None
-    known = FileType.from_id(number)
-    return known.value if known else str(number)
 
 
 def _value(metadata: Metadata, key: str, full: bool) -> dict[str, Any]:
@@ -102,6 +95,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _text(value: Any) -> str:
-    """A string as valid Unicode; "" for a value that should be a string but is none."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if isinstance(value, str) else ""
+def _text(value: str) -> str:
+    """A string as valid Unicode."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

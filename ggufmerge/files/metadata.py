@@ -4,24 +4,30 @@ A vocabulary of 262 144 tokens is one value. Turning it into Python objects cost
 could change a type on the way; so a value stays the span of bytes it is in the file (type tag, then value) until it is
 looked at, and a span that nobody changed is written back byte for byte.
 
+A file may have anything under any key. Whoever needs a text, a number or a list asks for it by that name (`text`,
+`integer`, ...) and never gets a value of another type.
+
 Format: "Metadata key-value pairs" of ggml's `docs/gguf.md`; limits as in llama.cpp's `gguf.cpp`.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.errors import GgufmergeError
+from ggufmerge.errors import FormatError, GgufmergeError
 
+T = TypeVar("T")
 MAX_STRING = 1 << 30  # bytes of a string; llama.cpp refuses longer ones
 MAX_ARRAY = 1 << 30  # elements of an array
+MAX_INTEGER = (1 << 64) - 1  # the largest number that a value can hold
 
 
 class ValueKind(IntEnum):
@@ -70,7 +76,12 @@ class KeyValues(Mapping[str, Any]):
     A value is int, float, bool or str; an array of numbers or booleans is a read-only numpy array of the stored type;
     an array of strings is a list. Bytes that are not UTF-8 decode with "surrogateescape", so encoding gives them back.
     Each look-up decodes anew: bind a vocabulary to a name instead of indexing in a loop.
+
+    where: what messages call the file.
     """
+
+    where: str
+    _misfits: dict[str, str]  # key -> what was wanted under it
 
     @abstractmethod
     def raw(self, key: str) -> bytes:
@@ -108,14 +119,112 @@ class KeyValues(Mapping[str, Any]):
         """Number of elements of an array, without decoding it; 1 for other values."""
         return _ARRAY.unpack(self._head(key))[2] if self.kind(key) == ValueKind.ARRAY else 1
 
+    def text(self, key: str) -> str | None:
+        """The value if it is a text. None when the key is missing or, which `misfits` then tells, of another type."""
+        value = self._scalar(key)
+        return self._fitting(key, value if isinstance(value, str) else None, "a text")
+
+    def integer(self, key: str, low: int = 0, high: int = MAX_INTEGER) -> int | None:
+        """The value if it is a whole number from low to high, otherwise as in `text`; true and false are none."""
+        value = self._scalar(key)
+        fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        return self._fitting(key, value if fits else None, _range_text(low, high))
+
+    def number(self, key: str) -> float | None:
+        """The value if it is a finite number, otherwise as in `text`."""
+        value = self._scalar(key)
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return self._fitting(key, float(value) if fits else None, "a finite number")
+
+    def flag(self, key: str) -> bool | None:
+        """The value if it is true or false, otherwise as in `text`."""
+        value = self._scalar(key)
+        return self._fitting(key, value if isinstance(value, bool) else None, "true or false")
+
+    def texts(self, key: str) -> list[str] | None:
+        """The value if it is a list of texts (an empty list of anything is), otherwise as in `text`."""
+        if self._is_list(key) and not self.count(key):
+            return []
+        fits = self._is_list(key) and self.element_kind(key) == ValueKind.STRING
+        return self._fitting(key, self[key] if fits else None, "a list of texts")
+
+    def integers(self, key: str) -> NDArray[np.integer[Any]] | None:
+        """The value if it is a list of whole numbers (an empty list of anything is), otherwise as in `text`."""
+        if self._is_list(key) and not self.count(key):
+            return np.zeros(0, np.int32)
+        fits = self._is_list(key) and self.element_kind(key).is_integer
+        return self._fitting(key, self[key] if fits else None, "a list of whole numbers")
+
+    def integer_of(self, key: str, index: int, low: int = 0, high: int = MAX_INTEGER) -> int | None:
+        """A whole number that holds for all layers, or of a list of them the one of layer `index`; as in `integer`."""
+        if not self._is_list(key):
+            return self.integer(key, low, high)
+        values = self.integers(key)
+        if values is not None and index < len(values) and low <= int(values[index]) <= high:
+            return int(values[index])
+        return self._fitting(key, None, f"{_range_text(low, high)} or a list of such for each layer")
+
+    def need_text(self, key: str) -> str:
+        """As `text`; FormatError when there is none."""
+        value = self.text(key)
+        return value if value is not None else self._refuse(key, "a text")
+
+    def need_integer(self, key: str, low: int = 0, high: int = MAX_INTEGER) -> int:
+        """As `integer`; FormatError when there is none."""
+        value = self.integer(key, low, high)
+        return value if value is not None else self._refuse(key, _range_text(low, high))
+
+    def misfits(self) -> list[str]:
+        """What was asked for and not given because it is of another type or out of range, a line for each key."""
+        return [f"{key} is {self.found(key)}, not {wanted}: it is ignored" for key, wanted in self._misfits.items()]
+
+    def found(self, key: str) -> str:
+        """The type of a value in words, and the value of a single number."""
+        if key not in self:
+            return "missing"
+        kind = self.kind(key)
+        if kind == ValueKind.ARRAY:
+            of = self.element_kind(key)
+            what = "texts" if of == ValueKind.STRING else f"{of.name.lower()} values"
+            return f"a list of {self.count(key)} {what}"
+        if kind == ValueKind.STRING:
+            return "a text"
+        return f"{kind.name.lower()} {str(self[key]).lower()}"
+
+    def _scalar(self, key: str) -> Any:
+        return self[key] if key in self and self.kind(key) != ValueKind.ARRAY else None
+
+    def _is_list(self, key: str) -> bool:
+        return key in self and self.kind(key) == ValueKind.ARRAY
+
+    def _fitting(self, key: str, value: T | None, wanted: str) -> T | None:
+        """The value; without one, a value that is there but was not wanted is noted."""
+        if value is None and key in self:
+            self._misfits[key] = wanted
+        return value
+
+    def _refuse(self, key: str, wanted: str) -> NoReturn:
+        self._misfits.pop(key, None)
+        what = f'the key "{key}" is {self.found(key)}' + (f", not {wanted}" if key in self else "")
+        raise FormatError(f"{self.where}: {what}; this file is damaged or not a complete model, take another one")
+
+
+def _range_text(low: int, high: int) -> str:
+    if (low, high) == (0, MAX_INTEGER):
+        return "a whole number"
+    return f"a whole number of at least {low}" if high == MAX_INTEGER else f"a whole number from {low} to {high}"
+
 
 class Metadata(KeyValues):
     """The key-value pairs of an open file, in file order, read-only; they cannot be read once it is closed."""
 
-    def __init__(self, read: Callable[[int, int], bytes], spans: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(
+        self, read: Callable[[int, int], bytes], spans: Mapping[str, tuple[int, int]], where: str = "metadata"
+    ) -> None:
         """read(start, stop) gives bytes of the file; `spans` says where the span of each key starts and stops."""
         self._read = read
         self._spans = spans
+        self.where, self._misfits = where, {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._spans)
@@ -142,8 +251,9 @@ class Metadata(KeyValues):
 class MetadataEditor(KeyValues):
     """Key-value pairs to be written: ordered, starting as a copy of a file's (or empty), changed key by key."""
 
-    def __init__(self, metadata: KeyValues | None = None) -> None:
+    def __init__(self, metadata: KeyValues | None = None, where: str = "metadata") -> None:
         self._spans: dict[str, bytes] = {key: metadata.raw(key) for key in metadata} if metadata is not None else {}
+        self.where, self._misfits = metadata.where if metadata is not None else where, {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._spans)

@@ -54,9 +54,9 @@ class GGUFFile:
 
     @property
     def architecture(self) -> str:
-        """`general.architecture`; "" for files without one, such as an imatrix."""
-        name = self.metadata.get("general.architecture", "")
-        return name if isinstance(name, str) else ""
+        """`general.architecture`; "" for files without one, such as an imatrix, and for what is no name."""
+        name = self.metadata.text("general.architecture") or ""
+        return name if len(name) <= MAX_NAME else ""
 
     @property
     def mapped(self) -> list[MappedFile]:
@@ -149,7 +149,7 @@ class _Header:
             self.size = len(self._view)
             self._at = 0
             self._read_preamble()
-            self.metadata = Metadata(self._bytes, self._read_pairs())
+            self.metadata = Metadata(self._bytes, self._read_pairs(), str(path))
             self.alignment = self._read_alignment()
             self.tensors = self._place(self._read_infos())
         except BaseException:

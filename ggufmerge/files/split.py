@@ -73,7 +73,7 @@ def join_gguf(
     """Write the shards of a model, of which `path` is the first, as one file; the rest as in `split_gguf`."""
     output = Path(output)
     with open_gguf(path) as source:
-        if not source.metadata.get(COUNT):
+        if not source.metadata.integer(COUNT):
             raise GgufmergeError(f"{source.path}: is not split, so there is nothing to join: copy the file")
         infos = tensor_infos(source)
         _check_outputs(source, [output])

@@ -19,7 +19,7 @@ from numbers import Integral
 from typing import Any, Protocol
 
 from ggufmerge.errors import FormatError, GgufmergeError, PlanError
-from ggufmerge.types import FileType, TensorType
+from ggufmerge.types import FileType, TensorType, block_number, visiting_order
 
 F, T = FileType, TensorType  # the tables below name them often
 
@@ -139,7 +139,7 @@ def decide_types(
         embedding_type=None if token_embedding_type is None else _parse_type(token_embedding_type),
         leave_output=leave_output_tensor,
     )
-    order = list(model.tensors) if keep_split else sorted(model.tensors, key=_visiting_order)
+    order = list(model.tensors) if keep_split else sorted(model.tensors, key=visiting_order)
     decided = {name: chooser.decide(name, model.tensors[name]) for name in order}
     chooser.complain_of_unused_options()
     return {name: decided[name] for name in model.tensors}
@@ -187,24 +187,13 @@ def needs_imatrix(name: str, type: TensorType, ftype: FileType | None = None) ->
 def guess_file_type(types: Mapping[str, TensorType], base: ModelHeader | None = None) -> FileType:
     """The file type (`general.file_type`) that describes tensors of these types best.
 
-    With `base`, a file whose tensors have exactly these types, its declared file type. Otherwise the file type of the
-    most common tensor type, as llama.cpp guesses for files that do not say (`llama_model_loader`): Q4_K gives Q4_K_M,
-    and in a tie wins the type that is first to reach the number in llama.cpp's order of tensors. Unlike there, F32
-    counts only when nothing else is there: norms are F32 in every file and can outnumber the matrices.
+    With `base`, a file whose tensors have exactly these types, its declared file type. Otherwise `FileType.of`.
     """
     if base is not None and {name: t.type for name, t in base.tensors.items()} == dict(types):
-        declared = base.metadata.get("general.file_type")
-        known = FileType.from_id(declared) if isinstance(declared, int) else None
+        known = FileType.declared(base.metadata.get("general.file_type"))
         if known is not None:
             return known
-    counts: Counter[TensorType] = Counter()
-    commonest, most = T.F32, 0
-    for name in sorted(types, key=_visiting_order):
-        kind = types[name]
-        counts[kind] += 1
-        if counts[kind] > most and kind is not T.F32:
-            commonest, most = kind, counts[kind]
-    return _FILE_TYPE_OF.get(commonest, F.F32)
+    return FileType.of(types)
 
 
 def parse_tensor_type(text: str) -> tuple[str, TensorType]:
@@ -300,16 +289,8 @@ _ATTENTION_OUTPUT_Q5_K_OF_8_EXPERTS = frozenset(
     {F.Q2_K, F.IQ3_XS, F.IQ3_XXS, F.Q3_K_S, F.Q3_K_M, F.IQ4_NL, F.Q4_K_S, F.Q4_K_M, F.IQ3_S, F.IQ3_M, F.IQ4_XS}
 )
 
+
 # What llama.cpp calls a file most of whose tensors have this type.
-_FILE_TYPE_OF = {
-    **{TensorType[f.name]: f for f in FileType if f.name in TensorType.__members__},
-    T.Q3_K: F.Q3_K_M,
-    T.Q4_K: F.Q4_K_M,
-    T.Q5_K: F.Q5_K_M,
-    T.MXFP4: F.MXFP4_MOE,
-}
-
-
 class _Role(Enum):
     OUTPUT = auto()
     EMBEDDING = auto()
@@ -360,7 +341,8 @@ class _ModelFacts:
     @staticmethod
     def of(model: ModelHeader) -> _ModelFacts:
         meta = model.metadata
-        arch = str(meta.get("general.architecture", ""))
+        arch = meta.get("general.architecture", "")
+        arch = arch if isinstance(arch, str) else ""
         required = f"{arch}.block_count" if arch else "general.architecture"
         if required not in meta and arch != "clip":  # vision encoders of llama.cpp count no blocks
             raise PlanError(f'the metadata lack "{required}", so types cannot be chosen layer by layer')
@@ -368,9 +350,10 @@ class _ModelFacts:
         def number(key: str, default: int = 0) -> int:
             """A value of the whole model, or of its first layer when there is one for each."""
             value = meta.get(f"{arch}.{key}", default)
-            first = next(iter(value), default) if isinstance(value, Iterable) else value
+            is_list = isinstance(value, Iterable) and not isinstance(value, str)
+            first = next(iter(value), default) if is_list else value
             if not isinstance(first, Integral) or isinstance(first, bool):
-                raise PlanError(f'"{arch}.{key}" in the metadata is {value!r}, not a whole number')
+                raise PlanError(f'"{arch}.{key}" in the metadata is {value!r:.60}, not a whole number')
             return int(first)
 
         blocks = number("block_count")
@@ -624,7 +607,7 @@ class _Chooser:
         i = self._next(role)
         if self.facts.n_expert <= 1:
             return i
-        layer = _block_number(name)
+        layer = block_number(name)
         if not 0 <= layer < self.facts.n_layer:
             raise PlanError(
                 f"{name} does not belong to one of the {self.facts.n_layer} layers that the metadata count "
@@ -700,17 +683,6 @@ def _compile(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern, re.IGNORECASE)
     except re.error as e:
         raise GgufmergeError(f'tensor type "{pattern}": not a regular expression: {e}') from None
-
-
-def _visiting_order(name: str) -> tuple[int, bytes]:
-    """llama.cpp's order of tensors: those outside the blocks, then block by block; byte-wise by name."""
-    return _block_number(name), name.encode("utf-8", "surrogateescape")
-
-
-def _block_number(name: str) -> int:
-    """N of "blk.N.", -1 for tensors outside the blocks."""
-    found = re.match(r"blk\.(\d+)", name)
-    return int(found[1]) if found else -1
 
 
 def _n_dims(shape: tuple[int, ...]) -> int:

@@ -66,7 +66,7 @@ def front_matter(file: GGUFFile) -> str:
 def hub_parents(file: GGUFFile) -> list[str]:
     """The repositories on the Hub that a result comes from, as its recipe and the sources' metadata name them."""
     found = [repo for text in _strings(_parsed(_text(file, "ggufmerge.recipe"))) for repo in _IN_RECIPE.findall(text)]
-    urls = [_text(file, f"general.base_model.{index}.repo_url") for index in range(_count(file))]
+    urls = [_text(file, f"general.base_model.{index}.repo_url") for index in _parents(file)]
     found += [match[1] for url in urls if (match := _URL.fullmatch(url))]
     return list(dict.fromkeys(found))
 
@@ -102,7 +102,7 @@ def _summary(file: GGUFFile, facts: Mapping[str, Any]) -> str:
 
 def _models(file: GGUFFile) -> str:
     rows = []
-    for index in range(_count(file)):
+    for index in _parents(file):
         key = f"general.base_model.{index}."
         name, url = _cell(_text(file, key + "name")), _text(file, key + "repo_url")
         linked = f"[{name}]({url})" if re.fullmatch(r"https://[\w./-]+", url) else name
@@ -181,19 +181,23 @@ def _cell(text: str) -> str:
 
 
 def _text(file: GGUFFile, key: str) -> str:
-    value = file.metadata.get(key)
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if isinstance(value, str) else ""
+    return _valid(file.metadata.text(key) or "")
 
 
 def _texts(file: GGUFFile, key: str) -> list[str]:
-    value = file.metadata.get(key)
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+    return [_valid(text) for text in file.metadata.texts(key) or []]
 
 
-def _count(file: GGUFFile) -> int:
-    """Number of models that the metadata names as parents."""
-    value = file.metadata.get("general.base_model.count", 0)
-    return value if isinstance(value, int) else 0
+def _valid(text: str) -> str:
+    """A text out of a file as valid Unicode."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _parents(file: GGUFFile) -> list[int]:
+    """The numbers of the models that the metadata names as parents, in order: those of which something is said."""
+    count = file.metadata.integer("general.base_model.count") or 0
+    numbers = {int(match[1]) for key in file.metadata if (match := _PARENT.match(key))}
+    return sorted(number for number in numbers if number < count)
 
 
 def _parsed(recipe: str) -> Any:
@@ -230,5 +234,6 @@ def _count_text(number: int) -> str:
     return f"{number / 1e9:.2f}B" if number >= 10**9 else f"{number / 1e6:.1f}M" if number >= 10**6 else str(number)
 
 
+_PARENT = re.compile(r"general\.base_model\.(\d{1,9})\.", re.ASCII)
 _IN_RECIPE = re.compile(r"(?:^|\+)(?:hf:|ollama:(?:hf\.co|huggingface\.co)/)([\w.-]+/[\w.-]+)", re.ASCII)
 _URL = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+?)/?", re.ASCII)

@@ -5,12 +5,11 @@ Source: "GGUF Naming Convention" of ggml's `docs/gguf.md`.
 
 from __future__ import annotations
 
-import math
 import re
 
 from gguf.utility import naming_convention, size_label
 
-from ggufmerge.files import GGUFFile
+from ggufmerge.files import GGUFFile, facts
 from ggufmerge.types import FileType
 
 
@@ -37,7 +36,7 @@ def conventional_stem(file: GGUFFile) -> str:
         _plain(finetune) if finetune else None,
         _plain(version if version.lower().startswith("v") else f"v{version}"),
         None if label.lower() in words else _plain(label),
-        _encoding(file),
+        str(facts.file_type(file) or FileType.F32),
     )
 
 
@@ -51,28 +50,17 @@ def _base(file: GGUFFile) -> str:
 
 def _size_label(file: GGUFFile) -> str:
     """The number of weights, rounded: 135M; with experts that of a model with one of them: 8x7B."""
-    experts = file.metadata.get(f"{file.architecture}.expert_count")
-    count = experts if isinstance(experts, int) else 0
     total = sum(tensor.size for tensor in file.tensors.values())
-    stacked = sum(math.prod(t.shape) for t in file.tensors.values() if "_exps." in t.name)
+    experts = [t for t in file.tensors.values() if "_exps." in t.name and len(t.shape) == 3]
+    stacked = sum(tensor.size for tensor in experts)
+    # counted, not taken from the metadata: a stranger's number there could be anything
+    count = max((tensor.shape[0] for tensor in experts), default=0)
     label: str = size_label(total, total - stacked, stacked // count if count else 0, count)
     return label
 
 
-def _encoding(file: GGUFFile) -> str:
-    number = file.metadata.get("general.file_type")
-    known = FileType.from_id(number) if isinstance(number, int) else None
-    if known is not None:
-        return str(known)
-    sizes: dict[str, int] = {}
-    for tensor in file.tensors.values():
-        sizes[tensor.type.value] = sizes.get(tensor.type.value, 0) + tensor.nbytes
-    return max(sizes, key=lambda kind: sizes[kind], default="F32")
-
-
 def _text(file: GGUFFile, key: str) -> str:
-    value = file.metadata.get(key)
-    return value.strip() if isinstance(value, str) else ""
+    return (file.metadata.text(key) or "").strip()
 
 
 def _plain(text: str) -> str:

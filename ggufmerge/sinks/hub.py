@@ -51,6 +51,7 @@ def plan_upload(
     with open_gguf(model) as file:
         names = conventional_names(file)
         card: str | None = model_card(file, names, evaluation)
+        misfits = [f"{file.path}: {line}" for line in file.metadata.misfits()]
         files = dict(zip(names, file.paths, strict=True))
     existing, notes = _existing(repo)
     taken = [name for name in names if name in (existing or ())]
@@ -59,7 +60,7 @@ def plan_upload(
     if CARD in (existing or ()) and not overwrite:
         card = None
         notes.append(f"{repo}: its {CARD} is kept; use --overwrite to replace it by the new model card")
-    return Upload(repo, files, card, existing is not None, tuple(notes))
+    return Upload(repo, files, card, existing is not None, (*misfits, *notes))
 
 
 def push(upload: Upload, *, private: bool = False, message: str | None = None) -> str:

@@ -51,7 +51,7 @@ def write_modelfile(
     with open_gguf(output) as file:
         settings = completed(settings or OllamaSettings(), file.metadata)
         problems = refusals({n: t.type for n, t in file.tensors.items()}, file.metadata)
-        context = file.metadata.get(f"{file.architecture}.context_length")
+        context = file.metadata.integer(f"{file.architecture}.context_length")
         names = [p.name for p in (*file.paths, *([projector] if projector else ()))]
         text = modelfile_text(names, settings, problems, context)
     path = modelfile_path(output)
@@ -60,7 +60,7 @@ def write_modelfile(
 
 
 def modelfile_text(
-    names: Sequence[str], settings: OllamaSettings, problems: Sequence[str] = (), context: Any = None
+    names: Sequence[str], settings: OllamaSettings, problems: Sequence[str] = (), context: int | None = None
 ) -> str:
     """A Modelfile for files of these names in its own folder.
 
@@ -77,7 +77,7 @@ def modelfile_text(
     for key, value in settings.parameters.items():
         for item in value if isinstance(value, list) else [value]:
             lines += _line(f"PARAMETER {key}", _plain(item))
-    if isinstance(context, int) and "num_ctx" not in settings.parameters:
+    if context is not None and "num_ctx" not in settings.parameters:
         lines.append(f"# PARAMETER num_ctx {context} would use all that the model was trained for, and more memory")
     for word in ("renderer", "parser", "requires"):
         if value := getattr(settings, word):

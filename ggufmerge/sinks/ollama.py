@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufmerge.errors import PlanError
-from ggufmerge.files import GGUFFile, open_gguf
+from ggufmerge.files import GGUFFile, facts, open_gguf
 from ggufmerge.files.atomic import fsync_folder, remove_abandoned, replacing, write_file
 from ggufmerge.sinks.files import STEP, Advance, file_digest, nobody
 from ggufmerge.sinks.ollama_api import Installed, Server
@@ -40,7 +40,6 @@ from ggufmerge.sources.ollama import (
     environment,
     manifest_path,
 )
-from ggufmerge.types import FileType
 
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
@@ -207,15 +206,13 @@ def human_number(count: int) -> str:
 
 def _config(file: GGUFFile, settings: OllamaSettings) -> dict[str, Any]:
     """The configuration of a model, with the keys in Ollama's order."""
-    number = file.metadata.get("general.file_type")
-    file_type = FileType.from_id(number) if isinstance(number, int) else None
     words = {k: v for k in ("renderer", "parser", "requires") if (v := getattr(settings, k))}
     return {
         "model_format": "gguf",
         "model_family": file.architecture,
         "model_families": [file.architecture],
         "model_type": human_number(sum(t.size for t in file.tensors.values())),
-        "file_type": str(file_type or "unknown"),
+        "file_type": str(facts.file_type(file) or "unknown"),
         **words,
         "architecture": "amd64",  # of the image format, whatever the machine
         "os": "linux",

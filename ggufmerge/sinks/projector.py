@@ -93,13 +93,14 @@ def _beside(source: Source) -> dict[str, str]:
 
 
 def _is_projector(file: GGUFFile) -> bool:
-    return file.metadata.get("general.type") == "mmproj" or file.architecture == "clip"
+    return file.metadata.text("general.type") == "mmproj" or file.architecture == "clip"
 
 
 def _fits(file: GGUFFile, source: Source) -> bool:
     """Whether a projector makes embeddings as wide as those of a model, as far as it says."""
-    width = source.metadata.get(f"{source.file.architecture}.embedding_length")
-    return all(file.metadata.get(key, width) == width for key in _WIDTHS)
+    width = source.metadata.integer(f"{source.file.architecture}.embedding_length")
+    made = [made for key in _WIDTHS if (made := file.metadata.integer(key)) is not None]
+    return width is None or all(other == width for other in made)
 
 
 def _names(found: dict[str, str]) -> str:

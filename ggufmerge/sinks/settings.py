@@ -82,8 +82,8 @@ def completed(settings: OllamaSettings, metadata: KeyValues) -> OllamaSettings:
         parameters["stop"] = stops
     licenses = settings.licenses
     if not licenses:
-        texts = [metadata.get(f"general.license{part}") for part in (".name", "", ".link")]
-        licenses = ("\n".join(t for t in texts if isinstance(t, str) and t),)
+        texts = [metadata.text(f"general.license{part}") for part in (".name", "", ".link")]
+        licenses = ("\n".join(filter(None, texts)),)
     return replace(settings, parameters=parameters, licenses=tuple(filter(None, licenses)))
 
 
@@ -139,13 +139,13 @@ def _stops(metadata: KeyValues) -> list[str]:
 
     Models end their turns with them anyway; as text they also stop a model that writes them letter by letter.
     """
-    template = metadata.get(_CHAT_TEMPLATE)
-    ids = [metadata.get(f"tokenizer.ggml.{what}_token_id") for what in ("eot", "eos")]
-    if not isinstance(template, str) or not any(isinstance(i, int) for i in ids):
+    template = metadata.text(_CHAT_TEMPLATE)
+    ids = [i for what in ("eot", "eos") if (i := metadata.integer(f"tokenizer.ggml.{what}_token_id")) is not None]
+    if template is None or not ids:
         return []
-    tokens, kinds = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
-    if not isinstance(tokens, list) or kinds is None:
+    tokens, kinds = metadata.texts("tokenizer.ggml.tokens"), metadata.integers("tokenizer.ggml.token_type")
+    if tokens is None or kinds is None:
         return []
     count = min(len(tokens), len(kinds))
-    texts = [tokens[i] for i in ids if isinstance(i, int) and 0 <= i < count and kinds[i] == _CONTROL]
+    texts = [tokens[i] for i in ids if i < count and kinds[i] == _CONTROL]
     return list(dict.fromkeys(text for text in texts if text and text in template))

@@ -183,12 +183,15 @@ def row_order(base: StoredFile, target: str, rows: int) -> NDArray[np.intp] | No
     part = target.split(".")[-2]
     if base.architecture not in PERMUTED or part not in ("attn_q", "attn_k"):
         return None
-    heads = base.metadata.get(f"{base.architecture}.attention.head_count")
-    if part == "attn_k":
-        heads = base.metadata.get(f"{base.architecture}.attention.head_count_kv", heads)
-    if isinstance(heads, np.ndarray):  # a number for each layer
-        heads = int(heads[int(target.split(".")[1])])
-    if not isinstance(heads, int) or heads < 1 or rows % (2 * heads):
+    key, layer = f"{base.architecture}.attention.head_count", int(target.split(".")[1])
+    if part == "attn_k" and f"{key}_kv" in base.metadata:
+        key += "_kv"
+    heads = base.metadata.integer_of(key, layer, low=1)
+    if heads is None:
+        raise PlanError(
+            f"{base.path}: {key} is {base.metadata.found(key)}, no number of heads of layer {layer}; take another file"
+        )
+    if rows % (2 * heads):
         raise PlanError(f"{base.path}: {target} has {rows} rows, which its {heads} heads cannot share evenly")
     return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
 

@@ -53,12 +53,14 @@ def _from_gguf(file: GGUFFile) -> Imatrix:
     missing = [key for key in _KEYS if key not in file.metadata]
     if missing:
         _refuse(file.path, f"it lacks {', '.join(missing)}", "give a file that llama-imatrix wrote")
-    datasets, chunks, chunk_size = (file.metadata[key] for key in _KEYS)
-    if not isinstance(datasets, list):
+    datasets, *numbers = file.metadata.texts(_KEYS[0]), *map(file.metadata.integer, _KEYS[1:])
+    if datasets is None:
         _refuse(file.path, "imatrix.datasets is no list of texts", "give a file that llama-imatrix wrote")
-    for key, value in zip(_KEYS[1:], (chunks, chunk_size), strict=True):
-        if not isinstance(value, int) or isinstance(value, bool):
-            _refuse(file.path, f"{key} is no whole number", "give a file that llama-imatrix wrote")
+    chunks, chunk_size = numbers
+    if chunks is None or chunk_size is None:
+        key = _KEYS[1] if chunks is None else _KEYS[2]
+        what = f"{key} is {file.metadata.found(key)}, no whole number"
+        _refuse(file.path, what, "give a file that llama-imatrix wrote")
     names = [name.removesuffix(_SUMS) for name in file.tensors if name.endswith(_SUMS)]
     alone = [n for n in file.tensors if n.endswith(_COUNTS) and n.removesuffix(_COUNTS) + _SUMS not in file.tensors]
     alone += [name + _SUMS for name in names if name + _COUNTS not in file.tensors]

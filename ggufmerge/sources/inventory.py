@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from ggufmerge.errors import GgufmergeError, PlanError
-from ggufmerge.files import GGUFFile, ShardName, open_gguf
+from ggufmerge.files import GGUFFile, ShardName, facts, open_gguf
 from ggufmerge.sources import folders, hub_cache, ollama
 from ggufmerge.sources.references import Located
-from ggufmerge.types import FileType
 
 # a head may be tied to the embedding, and constants of the rotation are not merged
 _MAY_DIFFER = frozenset({"output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
@@ -29,7 +28,7 @@ class FoundModel:
     references: what a recipe may write for it, the first one suits best.  origin: who keeps it: "ollama", "hf",
     "lmstudio", "llama.cpp", or the folder that was given.
     kind: `general.type`: "model", "adapter", "imatrix", ...  name: what it calls itself, else the file's name.
-    file_type: as `general.file_type` says, else the type that takes the most bytes.  parameters: number of weights.
+    file_type: as in `files.facts.file_type`.  parameters: number of weights.
     nbytes: size of all its files.
     family: equal for models that can be merged with each other as they are: architecture, shapes and vocabulary.
     error: why it cannot be used, "" when it can; all facts from its header are then empty.
@@ -110,15 +109,15 @@ def _is_later_shard(path: Path) -> bool:
 
 def _described(reference: str, origin: str, path: Path) -> FoundModel:
     with open_gguf(path) as file:
-        kind = _text(file, "general.type") or ("model" if file.architecture else "")
+        kind = file.metadata.text("general.type") or ("model" if file.architecture else "")
         return FoundModel(
             references=(reference,),
             origin=origin,
             path=path,
             kind=kind,
-            name=_text(file, "general.name") or path.stem,
+            name=facts.name(file),
             architecture=file.architecture,
-            file_type=_file_type(file),
+            file_type=str(facts.file_type(file) or ""),
             parameters=sum(tensor.size for tensor in file.tensors.values()),
             nbytes=file.nbytes,
             family=_family(file) if kind == "model" and file.tensors else "",
@@ -127,23 +126,8 @@ def _described(reference: str, origin: str, path: Path) -> FoundModel:
 
 def _family(file: GGUFFile) -> str:
     """A hash of what models that are merged as they are have in common."""
-    digest = hashlib.blake2b(file.architecture.encode(), digest_size=16)
+    digest = hashlib.blake2b(file.architecture.encode("utf-8", "surrogateescape"), digest_size=16)
     for name in sorted(file.tensors.keys() - _MAY_DIFFER):
         digest.update(f"|{name}|{file.tensors[name].shape}".encode("utf-8", "surrogateescape"))
     digest.update(file.metadata.raw(_VOCABULARY) if _VOCABULARY in file.metadata else b"")
     return digest.hexdigest()
-
-
-def _file_type(file: GGUFFile) -> str:
-    number = file.metadata.get("general.file_type")
-    if isinstance(number, int) and (known := FileType.from_id(number)):
-        return str(known)
-    sizes: dict[str, int] = {}
-    for tensor in file.tensors.values():
-        sizes[tensor.type.value] = sizes.get(tensor.type.value, 0) + tensor.nbytes
-    return max(sizes, key=lambda kind: sizes[kind], default="")
-
-
-def _text(file: GGUFFile, key: str) -> str:
-    value = file.metadata.get(key)
-    return value if isinstance(value, str) else ""

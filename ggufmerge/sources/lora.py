@@ -8,7 +8,6 @@ Stacks of experts have a leading expert dimension. Entries for norm tensors are 
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 
@@ -132,7 +131,7 @@ class LoraAdapter:
 
     def _check_header(self, base: StoredFile) -> None:
         meta, path = self.file.metadata, self.file.path
-        if meta.get("general.type") != "adapter" or meta.get("adapter.type") != "lora":
+        if meta.text("general.type") != "adapter" or meta.text("adapter.type") != "lora":
             raise PlanError(
                 f"{path}: not a LoRA adapter in GGUF form; what follows a + in a model reference must be one"
             )
@@ -148,10 +147,12 @@ class LoraAdapter:
             )
 
     def _read_alpha(self) -> float:
-        alpha = self.file.metadata.get("adapter.lora.alpha", 0.0)
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-            raise PlanError(f"{self.file.path}: adapter.lora.alpha is no finite number; convert the adapter again")
-        return float(alpha)
+        key = "adapter.lora.alpha"
+        alpha = self.file.metadata.number(key)
+        if alpha is None and key in self.file.metadata:
+            found = self.file.metadata.found(key)
+            raise PlanError(f"{self.file.path}: {key} is {found}, no finite number; convert the adapter again")
+        return alpha or 0.0
 
     def _pair(self, base: StoredFile) -> dict[str, tuple[StoredTensor, StoredTensor]]:
         pairs = {}

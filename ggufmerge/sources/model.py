@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, open_gguf
+from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.quants import codec
 from ggufmerge.sources.huggingface import Checkpoint
@@ -91,7 +92,7 @@ class Source:
         self.file = file
         self.adapters = adapters
         self.located = located or Located(file.path)
-        self.metadata: Mapping[str, Any] = file.metadata
+        self.metadata: KeyValues = file.metadata
         self.side_tensors = side_tensors(file.tensors)
         aside = {name for names in self.side_tensors.values() for name in names}
         self.tensors: dict[str, StoredTensor] = {name: t for name, t in file.tensors.items() if name not in aside}
@@ -138,6 +139,11 @@ class Source:
         """What the user should know of the source, one line each."""
         return [*self.located.warnings, *self._layout_warnings(), *self._ignored()]
 
+    def misfits(self) -> list[str]:
+        """What was asked for in the metadata of its files and ignored, being of a wrong type."""
+        files = (self.file, *(adapter.file for adapter in self.adapters))
+        return list(dict.fromkeys(f"{file.path}: {line}" for file in files for line in file.metadata.misfits()))
+
     def _layout_warnings(self) -> list[str]:
         if self.located.ollama is None or isinstance(self.file, Checkpoint):
             return []
@@ -182,7 +188,7 @@ def content_fingerprint(file: StoredFile) -> str:
 
 def _add_file(digest: hashlib.blake2b, file: StoredFile) -> None:
     for name, tensor in file.tensors.items():
-        digest.update(f"{name}|{tensor.type}|{tensor.shape}|".encode())
+        digest.update(f"{name}|{tensor.type}|{tensor.shape}|".encode("utf-8", "surrogateescape"))
         nbytes = tensor.rows * tensor.type.row_bytes(tensor.n)
         for start in (0, nbytes // 2, max(0, nbytes - 64)):
             digest.update(_stored_bytes(tensor, start, min(start + 64, nbytes)))
@@ -218,7 +224,7 @@ def open_source(reference: Any, folder: str | os.PathLike[str] = ".") -> Source:
 
 
 def _check_model(file: StoredFile) -> None:
-    kind = file.metadata.get("general.type", "model")
+    kind = file.metadata.text("general.type")
     if kind == "adapter":
         raise PlanError(f"{file.path}: a LoRA adapter, not a model; write base.gguf+{file.path.name}")
     if kind == "imatrix":

@@ -21,8 +21,10 @@ from typing import Any
 import gguf
 
 from ggufmerge.errors import FormatError, PlanError
+from ggufmerge.files import MetadataEditor, ValueKind
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.sources.huggingface import PERMUTED, row_order
+from ggufmerge.sources.layers import layer_count
 from ggufmerge.sources.lora import LoraAdapter
 from ggufmerge.sources.safetensors import FloatArray, SafetensorsFile
 from ggufmerge.sources.stored import StoredFile
@@ -88,13 +90,12 @@ class PeftFile:
         self.architecture = base.architecture
         self._config_path = folder / CONFIG
         self._config = self._read_config(folder)
-        self.metadata: Mapping[str, Any] = {
-            "general.name": folder.resolve().name,
-            "general.type": "adapter",
-            "general.architecture": base.architecture,
-            "adapter.type": "lora",
-            "adapter.lora.alpha": self._config["lora_alpha"],
-        }
+        self.metadata = MetadataEditor(where=str(self._config_path))
+        self.metadata.set("general.name", folder.resolve().name or "adapter")
+        self.metadata.set("general.type", "adapter")
+        self.metadata.set("general.architecture", base.architecture)
+        self.metadata.set("adapter.type", "lora")
+        self.metadata.set("adapter.lora.alpha", float(self._config["lora_alpha"]), ValueKind.F64)
         if base.architecture not in PERMUTED | _RENAMED:
             raise PlanError(
                 f"{self.path}: PEFT adapters are not read for architecture {base.architecture!r}, whose weights GGUF "
@@ -143,8 +144,7 @@ class PeftFile:
             raise PlanError(f"{self._config_path}: {refused}")
 
     def _mapped(self, base: StoredFile) -> dict[str, FloatArray]:
-        layers = int(base.metadata.get(f"{base.architecture}.block_count", 0))
-        names = gguf.get_tensor_name_map(_ARCHITECTURES[base.architecture], layers)
+        names = gguf.get_tensor_name_map(_ARCHITECTURES[base.architecture], layer_count(base))
         tensors: dict[str, FloatArray] = {}
         for name in (*self._file.tensors, *self._file.others):
             match = _HALF.fullmatch(name)

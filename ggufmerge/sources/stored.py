@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.types import TensorType
 
@@ -40,7 +41,7 @@ class StoredFile(Protocol):
     paths: list[Path]
 
     @property
-    def metadata(self) -> Mapping[str, Any]: ...
+    def metadata(self) -> KeyValues: ...
     @property
     def architecture(self) -> str: ...
     @property

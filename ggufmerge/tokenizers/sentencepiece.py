@@ -142,8 +142,8 @@ def _model(vocabulary: Vocabulary) -> bytes:
         trainer += _int(id_field, at)
         if at >= 0:
             trainer += _bytes(piece_field, _utf8(vocabulary, at, vocabulary.tokens[at]))
-    prefix = vocabulary.metadata.get("tokenizer.ggml.add_space_prefix", True)
-    normalizer = _bytes(1, b"identity") + _int(3, int(bool(prefix))) + _int(4, 0) + _int(5, 1)
+    prefix = vocabulary.metadata.flag("tokenizer.ggml.add_space_prefix") is not False
+    normalizer = _bytes(1, b"identity") + _int(3, int(prefix)) + _int(4, 0) + _int(5, 1)
     return b"".join(pieces) + _bytes(2, trainer) + _bytes(3, normalizer)
 
 

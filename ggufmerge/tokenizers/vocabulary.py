@@ -20,6 +20,8 @@ from ggufmerge.errors import PlanError
 from ggufmerge.files.metadata import KeyValues, MetadataEditor, ValueKind
 
 PREFIX = "tokenizer."
+MODEL = "tokenizer.ggml.model"
+PRE = "tokenizer.ggml.pre"
 TOKENS = "tokenizer.ggml.tokens"
 SCORES = "tokenizer.ggml.scores"
 TYPES = "tokenizer.ggml.token_type"
@@ -85,15 +87,14 @@ class Vocabulary:
     @property
     def pre(self) -> str:
         """The pre-tokenizer of a BPE vocabulary (`tokenizer.ggml.pre`)."""
-        value = self.metadata.get("tokenizer.ggml.pre", "")
-        return value if isinstance(value, str) else ""
+        return self.metadata.text(PRE) or ""
 
     @property
     def special_ids(self) -> dict[str, int]:
         """Role to id, for the roles that the metadata name: {"bos": 1, "eos": 2, "fim_pre": 7, ...}."""
         keys = [k for k in self.metadata if k.startswith(_ID_PREFIX) and k.endswith(_ID_SUFFIX)]
-        ids = {k[len(_ID_PREFIX) : -len(_ID_SUFFIX)]: self.metadata[k] for k in keys}
-        return {role: i for role, i in ids.items() if isinstance(i, int) and 0 <= i < len(self.tokens)}
+        ids = {k[len(_ID_PREFIX) : -len(_ID_SUFFIX)]: self.metadata.integer(k) for k in keys}
+        return {role: i for role, i in ids.items() if i is not None and i < len(self.tokens)}
 
     def changes(self, donor: Vocabulary) -> dict[str, NDArray[Any] | list[str]]:
         """The arrays of `tokenizer.ggml.*` in which this vocabulary differs from the one its other keys come from."""
@@ -114,15 +115,14 @@ def read_vocabulary(metadata: KeyValues, label: str, rows: int | None = None) ->
     rows: rows of the embedding; None for as many as tokens.
     PlanError when there is none, or llama.cpp would not read it.
     """
-    kind = metadata.get("tokenizer.ggml.model")
-    if not isinstance(kind, str) or TOKENS not in metadata:
-        raise PlanError(
-            f"{label}: holds no vocabulary (tokenizer.ggml.model, tokenizer.ggml.tokens); take another file"
-        )
-    if metadata.kind(TOKENS) != ValueKind.ARRAY or metadata.element_kind(TOKENS) != ValueKind.STRING:
-        raise PlanError(f"{label}: {TOKENS} is not a list of texts; the file is damaged, convert it again")
+    if MODEL not in metadata or TOKENS not in metadata:
+        raise PlanError(f"{label}: holds no vocabulary ({MODEL}, {TOKENS}); take another file")
+    kind, texts = metadata.text(MODEL), metadata.texts(TOKENS)
+    if kind is None or texts is None:
+        what = f"{MODEL} is {metadata.found(MODEL)}, not a text" if kind is None else f"{TOKENS} is not a list of texts"
+        raise PlanError(f"{label}: {what}; the file is damaged, convert it again")
     # llama.cpp gives tokens without a text one of their own
-    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(metadata[TOKENS])]
+    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(texts)]
     if len(set(tokens)) < len(tokens):
         token, times = Counter(tokens).most_common(1)[0]
         raise PlanError(f"{label}: the token {token!r} stands {times} times in {TOKENS}; llama.cpp refuses such a file")

@@ -43,7 +43,8 @@ def test_json_and_dry_run(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["model.gguf"]
     assert not planned["written"]
     done = json.loads(ggufmerge(folder, "split", "model.gguf", "cut", "--json").stdout)
-    assert done == {**planned, "written": True}
+    name = "cut-00001-of-00001.gguf"
+    assert done == {**planned, "written": True, "output": name, "files": [name]}
     assert [(shard["file"], shard["tensors"]) for shard in done["shards"]] == [("cut-00001-of-00001.gguf", 7)]
     joined = json.loads(ggufmerge(folder, "join", "cut-00001-of-00001.gguf", "joined.gguf", "--json").stdout)
     assert joined["shards"] == ["cut-00001-of-00001.gguf"]

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import ggufmerge
+from ggufmerge.errors import GgufmergeError
 from tests.tiny import write_tiny_llama
 
 RECIPE = "{merge_method: linear, models: [{model: a.gguf}, {model: b.gguf}], parameters: {weight: 1}}\n"
@@ -69,3 +72,42 @@ def test_tokenizer_and_template_come_from_the_base(tmp_path: Path) -> None:
     keys = [k for k in base if k.startswith("tokenizer.")]
     assert len(keys) > 4
     assert all(out.raw(k) == base.raw(k) for k in keys)
+
+
+def test_tags_and_licences_of_another_type_are_left_out(tmp_path: Path) -> None:
+    """With a warning that names file, key and type: a text is no list of its letters."""
+    strange = {"general.tags": "abc", "general.license": ["MIT"]}
+    out = merged(tmp_path, strange, strange)
+    assert list(out["general.tags"]) == ["merge", "ggufmerge"]
+    assert "general.license" not in out
+    report = ggufmerge.build(tmp_path / "my-merge.yaml", tmp_path / "out.gguf", overwrite=True)
+    assert f"{tmp_path / 'a.gguf'}: general.tags is a text, not a list of texts: it is ignored" in report.warnings
+    assert sum("general.license is a list of 1 texts, not a text" in w for w in report.warnings) == 2
+
+
+@pytest.mark.parametrize(
+    ("metadata", "complaint"),
+    [
+        ("llama.block_count: 3", "llama.block_count is 3, but the result has 2 layers"),
+        ("llama.block_count: '2'", "llama.block_count is '2', but the result has 2 layers"),
+        ("llama.vocab_size: 7", "llama.vocab_size is 7, but the result has 320 tokens"),
+        ("llama.embedding_length: true", "llama.embedding_length is True, but the result has 64 values in a row"),
+        ("tokenizer.ggml.tokens: [a, b]", "tokenizer.ggml.tokens is a list of 2 texts, but the result has 320 tokens"),
+        ("tokenizer.ggml.tokens: 320", "tokenizer.ggml.tokens is 320, but the result has 320 tokens"),
+        ("general.architecture: gemma", "general.architecture is written by ggufmerge"),
+        ("general.file_type: 2", "general.file_type is written by ggufmerge"),
+        ("general.alignment: 64", "general.alignment is written by ggufmerge"),
+        ("split.count: 2", "split.count is written by ggufmerge"),
+        ("ggufmerge.source.0.sha256: x", "ggufmerge.source.0.sha256 is written by ggufmerge"),
+    ],
+)
+def test_a_recipe_cannot_contradict_its_tensors(tmp_path: Path, metadata: str, complaint: str) -> None:
+    """Nor write what the plan and the writer write."""
+    with pytest.raises(GgufmergeError, match=rf"my-merge\.yaml.*: {complaint}"):
+        merged(tmp_path, {}, {}, RECIPE.replace("{merge", f"{{metadata: {{{metadata}}}, merge", 1))
+
+
+def test_a_recipe_may_say_what_holds(tmp_path: Path) -> None:
+    """Counts that are right, and whatever the tensors do not tell."""
+    chosen = "{metadata: {llama.block_count: 2, llama.vocab_size: 320, llama.context_length: 99}, merge"
+    assert merged(tmp_path, {}, {}, RECIPE.replace("{merge", chosen, 1))["llama.context_length"] == 99

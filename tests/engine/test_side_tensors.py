@@ -237,3 +237,20 @@ def test_llama_cpp_computes_with_the_result(build: Callable[..., Path], out_type
             logits.append(model.logits(model.tokenize(TEXT)))
     correlation = np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1]
     assert correlation > (0.999 if out_type else 0.95)
+
+
+def test_adapters_are_baked_into_scaled_weights(tmp_path: Path) -> None:
+    """With the default rounding, too: it is for uniform grids, and the file's other tensors have those."""
+    from ggufmerge.engine.bake import plan_bake
+
+    effective = write_scaled(tmp_path / "base.gguf", names=("attn_q",))
+    deltas = write_tiny_lora(tmp_path / "lora.gguf", effective, targets=("*attn_q.weight",))
+    plan, opened = plan_bake(tmp_path / "base.gguf", [tmp_path / "lora.gguf"], out_type="F32")
+    with opened:
+        run(plan, opened, tmp_path / "wide.gguf")
+    np.testing.assert_allclose(weights(tmp_path / "wide.gguf")[Q], effective[Q] + deltas[Q], atol=1e-5)
+    plan, opened = plan_bake(tmp_path / "base.gguf", [tmp_path / "lora.gguf"])
+    with opened:
+        report = run(plan, opened, tmp_path / "out.gguf", measure=True)
+    assert {t.name: str(t.type) for t in plan.tensors}[Q] == "NVFP4"
+    assert report.survival[Q].energy > 0

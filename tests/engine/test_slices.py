@@ -87,3 +87,43 @@ def test_ranges_that_do_not_exist_are_refused(build: Build, ranges: tuple[str, s
     with pytest.raises(PlanError, match=complaint) as caught:
         build(recipe)
     assert "slice 1" in str(caught.value)
+
+
+def test_lists_that_are_as_long_by_chance_stay_as_they_are(tmp_path: Path) -> None:
+    """Only what llama.cpp reads layer by layer follows the layers; the plan warns of lists that nobody knows."""
+    own = {
+        "llama.rope.dimension_sections": [16, 24, 24, 0],
+        "llama.attention.head_count_kv": [2, 2, 1, 1],
+        "llama.unheard_of": [1, 2, 3, 4],
+    }
+    write_tiny_llama(tmp_path / "m.gguf", layers=4, metadata=own)
+    slices = "[{sources: [{model: m.gguf, layer_range: [2, 4]}]}, {sources: [{model: m.gguf, layer_range: [0, 2]}]}]"
+    (tmp_path / "r.yaml").write_text(f"{{merge_method: passthrough, slices: {slices}}}\n")
+    report = ggufmerge.build(tmp_path / "r.yaml", tmp_path / "out.gguf")
+    with ggufmerge.open(tmp_path / "out.gguf") as out:
+        assert list(out.metadata["llama.rope.dimension_sections"]) == [16, 24, 24, 0]
+        assert list(out.metadata["llama.attention.head_count_kv"]) == [1, 1, 2, 2]
+        assert list(out.metadata["llama.unheard_of"]) == [1, 2, 3, 4]
+    assert [w for w in report.warnings if "llama.unheard_of" in w]
+    assert not [w for w in report.warnings if "rope" in w]
+
+
+def test_layers_bring_the_values_of_their_own_model(tmp_path: Path) -> None:
+    """Also where the first model has one number for all of its layers."""
+    write_tiny_llama(tmp_path / "a.gguf", metadata={"llama.feed_forward_length": 128})
+    write_tiny_llama(tmp_path / "b.gguf", metadata={"llama.feed_forward_length": [64, 32]})
+    slices = "[{sources: [{model: a.gguf, layer_range: [0, 1]}]}, {sources: [{model: b.gguf, layer_range: [0, 2]}]}]"
+    (tmp_path / "r.yaml").write_text(f"{{merge_method: passthrough, slices: {slices}}}\n")
+    ggufmerge.build(tmp_path / "r.yaml", tmp_path / "out.gguf")
+    with ggufmerge.open(tmp_path / "out.gguf") as out:
+        assert list(out.metadata["llama.feed_forward_length"]) == [128, 64, 32]
+
+
+def test_lists_with_too_few_values_are_refused(tmp_path: Path) -> None:
+    """Before anything is built."""
+    write_tiny_llama(tmp_path / "m.gguf", metadata={"llama.attention.head_count": [4]})
+    (tmp_path / "r.yaml").write_text(
+        "{merge_method: passthrough, slices: [{sources: [{model: m.gguf, layer_range: [1, 2]}]}]}\n"
+    )
+    with pytest.raises(PlanError, match="head_count has 1 values, too few for layer 1"):
+        ggufmerge.build(tmp_path / "r.yaml", tmp_path / "out.gguf")

@@ -284,3 +284,66 @@ def test_a_vocabulary_survives_an_edit_byte_for_byte() -> None:
         editor.set("general.name", "something longer than before")
         assert all(editor.raw(key) == file.metadata.raw(key) for key in editor if key != "general.name")
         assert list(editor) == list(file.metadata)
+
+
+@pytest.mark.parametrize("kind", ["text", "integer", "number", "flag", "texts", "integers"])
+def test_a_value_is_given_only_as_what_it_is(kind: str) -> None:
+    """Each kind of question has an answer for its own values, and for any other none, which is noted."""
+    values = {
+        "a text": "abc",
+        "an empty text": "",
+        "a number": 3,
+        "a fraction": 1.5,
+        "true": True,
+        "texts": ["a"],
+        "numbers": np.array([1, 2], np.uint32),
+        "fractions": np.array([1.5], np.float32),
+        "flags": np.array([True]),
+    }
+    fits = {
+        "text": {"a text", "an empty text"},
+        "integer": {"a number"},
+        "number": {"a number", "a fraction"},
+        "flag": {"true"},
+        "texts": {"texts"},
+        "integers": {"numbers"},
+    }[kind]
+    editor = MetadataEditor()
+    for name, value in values.items():
+        editor.set(name, value)
+    got = {name: getattr(editor, kind)(name) for name in values}
+    assert {name for name, value in got.items() if value is not None} == fits
+    assert {line.split(" is ")[0] for line in editor.misfits()} == values.keys() - fits
+    assert getattr(editor, kind)("missing") is None
+    assert len(editor.misfits()) == len(values) - len(fits)
+
+
+def test_numbers_out_of_range_are_not_given() -> None:
+    """A bound is part of the question; NaN and infinity are no numbers."""
+    editor = MetadataEditor(where="x.gguf")
+    for key, value in {"minus": -1, "large": 2**64 - 1, "nan": float("nan")}.items():
+        editor.set(key, value)
+    assert editor.integer("minus") is None
+    assert editor.integer("minus", low=-1) == -1
+    assert editor.integer("large", 0, 512) is None
+    assert editor.number("nan") is None
+    with pytest.raises(GgufmergeError, match=r'^x\.gguf: the key "minus" is i64 -1, not a whole number; '):
+        editor.need_integer("minus")
+    with pytest.raises(GgufmergeError, match=r'^x\.gguf: the key "none" is missing; '):
+        editor.need_text("none")
+
+
+def test_a_number_for_each_layer_is_found_by_the_layer() -> None:
+    """One that stands alone holds for all; a list that is too short has none."""
+    editor = MetadataEditor()
+    editor.set("one", 4)
+    editor.set("each", [4, 2])
+    assert [editor.integer_of("one", 5), editor.integer_of("each", 1), editor.integer_of("each", 2)] == [4, 2, None]
+
+
+def test_an_empty_list_is_a_list_of_anything() -> None:
+    """Since nothing in it is of another type."""
+    editor = MetadataEditor()
+    editor.set("none", [], ValueKind.U32)
+    assert editor.texts("none") == []
+    assert editor.integers("none") is not None

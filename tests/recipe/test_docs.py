@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufmerge.engine import make_plan
+from ggufmerge.engine.documents import plan_stages
 from ggufmerge.errors import RecipeError
 from ggufmerge.recipe import ModelReference, Recipe, load_recipe
 from ggufmerge.recipe.load import INERT
@@ -46,7 +46,7 @@ def test_examples_can_be_planned(models, example):
     path.write_text(example, encoding="utf-8")
     recipe = load_recipe(path)
     assert recipe.warnings == ()
-    make_plan(recipe)
+    plan_stages(recipe)
 
 
 def test_the_error_shown_is_the_one_given(tmp_path):

@@ -70,7 +70,7 @@ def test_a_longer_list_of_scores_is_cut() -> None:
     ("values", "complaint"),
     [
         ({"model": None}, "holds no vocabulary"),
-        ({"model": 7}, "holds no vocabulary"),
+        ({"model": 7}, "not a text"),
         ({"tokens": None}, "holds no vocabulary"),
         ({"tokens": "abc"}, "tokens is not a list of texts"),
         ({"tokens": [1, 2, 3]}, "tokens is not a list of texts"),
