@@ -5,13 +5,13 @@ The models here accept exactly what a recipe may say; `load.py` turns their comp
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PrivateAttr
 
+from ggufmerge import patterns
 from ggufmerge.errors import GgufmergeError, nearest
 from ggufmerge.recipe import settings
 from ggufmerge.recipe.document import Document, Location, shown
@@ -95,10 +95,11 @@ def _named(parse: Any) -> Any:
 
 
 def _pattern(value: Any) -> Any:
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise ValueError(f"{shown(value)} is not a regular expression: {error.msg}") from None
+    if isinstance(value, str):
+        try:
+            patterns.Pattern(value)
+        except patterns.PatternError as error:
+            raise ValueError(str(error)) from None
     return value
 
 

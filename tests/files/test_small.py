@@ -38,10 +38,10 @@ def test_a_file_of_the_limit_is_read_and_a_longer_one_is_not(tmp_path: Path) -> 
 def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path, make: object) -> None:
     """Pipes, sockets, devices and folders; also where a GGUF file should be."""
     path = make(tmp_path / "x")  # type: ignore[operator]
-    with pytest.raises(OSError, match="this is (no regular file|a folder)") as caught:
+    with pytest.raises(OSError, match=r"this is (no regular file|a folder)") as caught:
         read_small(path, 100)
     assert caught.value.filename == str(path)
-    with pytest.raises(FormatError, match="save the model to disk|give the .gguf file in it"):
+    with pytest.raises(FormatError, match=r"save the model to disk|give the .gguf file in it"):
         open_gguf(path)
 
 
