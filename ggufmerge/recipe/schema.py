@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PrivateAttr
 
-from ggufmerge import patterns
 from ggufmerge.errors import GgufmergeError, nearest
+from ggufmerge.patterns import Pattern as Expression
+from ggufmerge.patterns import PatternError
 from ggufmerge.recipe import settings
 from ggufmerge.recipe.document import Document, Location, shown
 from ggufmerge.recipe.reference import ModelReference
@@ -97,8 +98,8 @@ def _named(parse: Any) -> Any:
 def _pattern(value: Any) -> Any:
     if isinstance(value, str):
         try:
-            patterns.Pattern(value)
-        except patterns.PatternError as error:
+            Expression(value)
+        except PatternError as error:
             raise ValueError(str(error)) from None
     return value
 
