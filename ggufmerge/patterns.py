@@ -26,6 +26,7 @@ from ggufmerge.text import quoted
 MAX_LENGTH = 1000  # letters of an expression
 _MAX_STATES = 2000
 _STEPS = 5_000_000  # a few seconds; a hundred expressions for a thousand tensors need a tenth of it
+_COST = 20  # steps that reading a letter of an expression, or making a state, is counted for
 _FEW = 16  # ways to match up to which `re` is asked
 _WALK = 16  # letters that are followed through remembered states in the time of one step
 
@@ -68,10 +69,11 @@ class Pattern:
         self._budget = budget or Budget()
         if len(text) > MAX_LENGTH:
             raise PatternError(f"{quoted(text)} is too long for a regular expression: it has {len(text)} letters")
+        self._budget.spend(_COST * len(text), text)
         try:
             compiled = re.compile(text, flags)
             tree = _parser.parse(text, flags)
-            self._program = _Program(text)
+            self._program = _Program(text, self._budget)
             self._start = self._program.sequence(tree, tree.state.flags | flags, self._program.add(_Match()))
         except re.error as error:
             raise PatternError(f"{quoted(text)} is not a regular expression: {error.msg}") from None
@@ -166,14 +168,16 @@ class _Look:
 class _Program:
     """The states of an expression; each is made after the one that follows it."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, budget: Budget) -> None:
+        self.text, self._budget = text, budget
         self.states: list[_Match | _Letter | _Choice | _Place | _Look] = []
         self.has_places = self.has_looks = False
+        self._singles: dict[tuple[str, str, int], re.Pattern[str]] = {}
 
     def add(self, state: _Match | _Letter | _Choice | _Place | _Look) -> int:
         if len(self.states) >= _MAX_STATES:
             raise PatternError(f"{quoted(self.text)} is too large a regular expression: write it in a simpler way")
+        self._budget.spend(_COST, self.text)
         self.states.append(state)
         return len(self.states) - 1
 
@@ -186,10 +190,10 @@ class _Program:
     def _item(self, kind: str, op: Any, value: Any, flags: int, then: int) -> int:
         match kind:
             case "LITERAL" | "NOT_LITERAL" | "ANY" | "IN":
-                return self.add(_Letter(_single(op, value, flags), then))
+                return self.add(_Letter(self._single(op, value, flags), then))
             case "AT":
                 self.has_places = True
-                return self.add(_Place(_single(op, value, flags), then))
+                return self.add(_Place(self._single(op, value, flags), then))
             case "BRANCH":
                 return self.add(_Choice([self.sequence(branch, flags, then) for branch in value[1]]))
             case "SUBPATTERN":
@@ -224,13 +228,14 @@ class _Program:
                 break
         return then
 
-
-def _single(op: Any, value: Any, flags: int) -> re.Pattern[str]:
-    """One item of an expression as an expression of its own."""
-    state = _parser.State()
-    state.flags = flags
-    compiled: re.Pattern[str] = _compiler.compile(_parser.SubPattern(state, [(op, value)]), flags)
-    return compiled
+    def _single(self, op: Any, value: Any, flags: int) -> re.Pattern[str]:
+        """One item of an expression as an expression of its own."""
+        key = (str(op), str(value), flags)
+        if key not in self._singles:
+            state = _parser.State()
+            state.flags = flags
+            self._singles[key] = _compiler.compile(_parser.SubPattern(state, [(op, value)]), flags)
+        return self._singles[key]
 
 
 _States = frozenset[int]

@@ -12,8 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PrivateAttr
 
 from ggufmerge.errors import GgufmergeError, nearest
-from ggufmerge.patterns import Pattern as Expression
-from ggufmerge.patterns import PatternError
 from ggufmerge.recipe import settings
 from ggufmerge.recipe.document import Document, Location, shown
 from ggufmerge.recipe.reference import ModelReference
@@ -95,15 +93,6 @@ def _named(parse: Any) -> Any:
     return validate
 
 
-def _pattern(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            Expression(value)
-        except PatternError as error:
-            raise ValueError(str(error)) from None
-    return value
-
-
 def _storable(value: Any) -> Any:
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise ValueError(f"{shown(value)} does not fit in 64 bits; write it in quotes")
@@ -134,7 +123,6 @@ LayerRange = Annotated[tuple[int, int], BeforeValidator(_layers)]
 TokenizerSource = Annotated[Literal["base", "union"] | ModelReference | None, BeforeValidator(_tokens_of)]
 FileTypeName = Annotated[str, BeforeValidator(_named(FileType.parse))]
 TensorTypeName = Annotated[str, BeforeValidator(_named(TensorType.parse))]
-Pattern = Annotated[str, BeforeValidator(_pattern)]
 
 
 class _Node(BaseModel):
@@ -203,7 +191,7 @@ class Recipe(_Node):
 
     # Not in mergekit
     out_type: FileTypeName | None = None
-    tensor_types: dict[Pattern, TensorTypeName] = {}
+    tensor_types: dict[str, TensorTypeName] = {}
     like: str | None = None
     imatrix: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
     exclude: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
