@@ -46,7 +46,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     return result
 
 
-class _Locator(UserProvidedCacheLocator):  # type: ignore[misc]
+class _Locator(UserProvidedCacheLocator):
     """Puts kernels into the folder of this state of the program."""
 
     def __init__(self, function: Any, file: str) -> None:

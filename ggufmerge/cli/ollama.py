@@ -9,8 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from ggufmerge.cli.terminal import complain
 from ggufmerge.sinks.files import Advance
 from ggufmerge.sinks.modelfile import check_modelfile, write_modelfile
 from ggufmerge.sinks.ollama import Store, destination
@@ -78,7 +77,7 @@ class ForOllama:
                 done = self.place.add(report.output, self._settings, move=self._wanted is None, advance=advance)
         except BaseException:
             if report.output.exists():
-                typer.echo(f"the merged model is complete: {report.output}", err=True)
+                complain(f"the merged model is complete: {report.output}")
             raise
         self.facts["ollama"] = asdict(done)
         if self._wanted is not None:

@@ -17,7 +17,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from ggufmerge.cli.terminal import complain
 from ggufmerge.engine.progress import Progress as ProgressEvents
+from ggufmerge.text import printable
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
@@ -34,7 +36,7 @@ def run_with_progress(plan: Plan, opened: Opened, output: Path, **options: Any) 
     try:
         return run(plan, opened, output, progress=progress, **options)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted: give the same command again to go on ({progress.summary()})", err=True)
+        complain(f"interrupted: give the same command again to go on ({progress.summary()})")
         raise typer.Exit(1) from None
 
 
@@ -54,7 +56,7 @@ class ProgressDisplay(ProgressEvents):
         if not self._console.is_terminal:
             return
         self._bar = Progress(
-            TextColumn("{task.description:<28.28}"),
+            TextColumn("{task.description:<28.28}", markup=False),  # names of tensors may look like markup
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[tensors]}"),
@@ -69,7 +71,7 @@ class ProgressDisplay(ProgressEvents):
 
     def phase(self, text: str) -> None:
         if self._bar is None and time.monotonic() - self._last >= _PLAIN_INTERVAL:
-            self._console.print(text, soft_wrap=True)
+            self._console.print(printable(text), markup=False, soft_wrap=True)
         if not self._done:
             self._started = self._last = time.monotonic()  # compiling kernels says nothing about the speed
         self._describe(text)
@@ -104,4 +106,4 @@ class ProgressDisplay(ProgressEvents):
 
     def _describe(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, description=text)  # type: ignore[arg-type]
+            self._bar.update(self._task, description=printable(text))  # type: ignore[arg-type]
