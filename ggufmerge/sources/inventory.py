@@ -127,7 +127,7 @@ def _described(reference: str, origin: str, path: Path) -> FoundModel:
 
 def _family(file: GGUFFile) -> str:
     """A hash of what models that are merged as they are have in common."""
-    digest = hashlib.blake2b(file.architecture.encode(), digest_size=16)
+    digest = hashlib.blake2b(file.architecture.encode("utf-8", "surrogateescape"), digest_size=16)
     for name in sorted(file.tensors.keys() - _MAY_DIFFER):
         digest.update(f"|{name}|{file.tensors[name].shape}".encode("utf-8", "surrogateescape"))
     digest.update(file.metadata.raw(_VOCABULARY) if _VOCABULARY in file.metadata else b"")
