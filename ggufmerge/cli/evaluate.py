@@ -121,17 +121,11 @@ def _read(path: Path) -> str:
 
 def _open(name: str, context: int, threads: int | None) -> LlamaModel:
     """The model that `base.gguf+adapter.gguf=0.5` means; a file whose own name has a plus sign is that file."""
-    from ggufmerge.errors import GgufmergeError
     from ggufmerge.evaluate import LlamaModel
     from ggufmerge.recipe import ModelReference
     from ggufmerge.sources import references
 
-    if Path(name).exists():
-        return LlamaModel(name, context=context, threads=threads)
-    try:
-        model = ModelReference.parse(name)
-    except ValueError as error:
-        raise GgufmergeError(str(error)) from None
+    model = ModelReference.from_argument(name)
     found = references.find(model.path)
     adapters = [(path, 1.0) for path in found.adapters]
     adapters += [(references.find(adapter.path).path, adapter.strength) for adapter in model.adapters]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufmerge.cli.terminal import complain
+from ggufmerge.files.small import file_name
 from ggufmerge.sinks.files import Advance
 from ggufmerge.sinks.modelfile import check_modelfile, write_modelfile
 from ggufmerge.sinks.ollama import Store, destination
@@ -32,6 +33,8 @@ class ForOllama:
         self.place = destination(name, overwrite=overwrite) if name is not None else None
         self._wanted, self._overwrite = output, overwrite
         self._modelfile = modelfile and output is not None
+        if output is not None:
+            file_name(output)  # PlanError for a path that names none
         if output is not None and self._modelfile:
             check_modelfile(output, overwrite=overwrite)
         self._settings = OllamaSettings()

@@ -61,7 +61,7 @@ def compare(
     PlanError when they have different architectures, or tensors of one name and different shapes.
     """
     paths = [first, second] if base is None else [first, second, base]
-    sources = [open_source(ModelReference.parse(os.fspath(path))) for path in paths]
+    sources = [open_source(ModelReference.from_argument(path)) for path in paths]
     checks.check_architectures(sources)
     a, b = sources[:2]
     common = [name for name in a.tensors if all(name in s.tensors for s in sources)]

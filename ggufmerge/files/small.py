@@ -12,8 +12,9 @@ import json
 import math
 import os
 import stat
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 from ggufmerge.errors import PlanError
 from ggufmerge.text import quoted
@@ -51,34 +52,34 @@ def read_small(path: str | os.PathLike[str], limit: int) -> bytes:
     return data
 
 
-def read_json(path: str | os.PathLike[str], limit: int, *, constants: bool = False) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str], limit: int, *, lenient: bool = False) -> dict[str, Any]:
     """The mapping in a small file; OSError as in `read_small`, ValueError as in `parse_json` or for another value."""
-    return parse_mapping(read_small(path, limit), constants=constants)
+    return parse_mapping(read_small(path, limit), lenient=lenient)
 
 
-def parse_mapping(data: bytes | str, *, constants: bool = False) -> dict[str, Any]:
+def parse_mapping(data: bytes | str, *, lenient: bool = False) -> dict[str, Any]:
     """`parse_json` of a text that must be a mapping."""
-    content = parse_json(data, constants=constants)
+    content = parse_json(data, lenient=lenient)
     if not isinstance(content, dict):
         raise ValueError("it is not a mapping")
     return content
 
 
-def parse_json(data: bytes | str, *, constants: bool = False) -> Any:
+def parse_json(data: bytes | str, *, lenient: bool = False) -> Any:
     """The value of a JSON text. ValueError says in a few words what is wrong with it.
 
     Refused are: what is not UTF-8 or not JSON, nesting without end, a key that stands twice in one mapping, whole
-    numbers of more than 20 digits, and numbers that no float holds. constants: take NaN and Infinity, which some
-    programs write, for null; else they are refused, too.
+    numbers of more than 20 digits, numbers that no float holds, and NaN and Infinity, which some programs write.
+    lenient: such numbers are null.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         return json.loads(
             text,
             object_pairs_hook=_mapping,
-            parse_int=_whole,
-            parse_float=_finite,
-            parse_constant=_no_number if constants else _refuse_constant,
+            parse_int=partial(_whole, lenient),
+            parse_float=partial(_finite, lenient),
+            parse_constant=partial(_constant, lenient),
         )
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8 text") from None
@@ -113,22 +114,20 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _whole(digits: str) -> int:
-    if len(digits.lstrip("-")) > _MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits.lstrip('-'))} digits is too large")
-    return int(digits)
+def _whole(lenient: bool, digits: str) -> int | None:
+    count = len(digits.lstrip("-"))
+    return int(digits) if count <= _MAX_DIGITS else _no_number(lenient, f"a number of {count} digits is too large")
 
 
-def _finite(digits: str) -> float:
+def _finite(lenient: bool, digits: str) -> float | None:
     number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {digits[:20]} is too large")
-    return number
+    return number if math.isfinite(number) else _no_number(lenient, f"the number {digits[:20]} is too large")
 
 
-def _no_number(_: str) -> None:
-    return None
+def _constant(lenient: bool, word: str) -> None:
+    return _no_number(lenient, f"{word} is no number in JSON")
 
 
-def _refuse_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number in JSON")
+def _no_number(lenient: bool, why: str) -> None:
+    if not lenient:
+        raise ValueError(why)
