@@ -13,7 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ggufmerge.engine import BuildReport, build
+    from ggufmerge.engine import BuildReport
+    from ggufmerge.engine.build import build
     from ggufmerge.files import open_gguf as open  # noqa: A004
     from ggufmerge.methods.api import merge
     from ggufmerge.quants import dequantize, quantize

@@ -7,7 +7,14 @@ from collections.abc import Iterable
 
 
 class GgufmergeError(Exception):
-    """Something a user can mend; the command line prints its text on one line and exits with 1."""
+    """Something a user can mend; the command line prints its text and exits with 1.
+
+    lines: its complaints, one line each. A line break within one comes out of a file or a path and ends no line.
+    """
+
+    def __init__(self, *complaints: str) -> None:
+        super().__init__("\n".join(complaints))
+        self.lines = complaints
 
 
 class FormatError(GgufmergeError):

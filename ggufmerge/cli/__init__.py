@@ -1,38 +1,122 @@
 """The command line: one module per command, each a thin layer over the library.
 
-A command's module imports heavy rooms (engine, quants, numba) inside its function, so `--help` stays fast.
+A command's module imports heavy rooms (engine, quants, numba) inside its function, so `--help` stays fast. This module
+imports next to nothing: an interruption while the rest is imported, which takes half a second, is one as any other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import sys
-
-from ggufmerge.cli.app import app
 
 
 def main() -> None:
-    """Entry point of the console script: errors meant for the user become one line on stderr and exit code 1."""
-    import signal
+    """Entry point of the console script: errors meant for the user become lines on stderr and exit code 1."""
+    from ggufmerge.cli.interruption import Interruptible
 
+    with Interruptible():
+        try:
+            code = _run()
+        except KeyboardInterrupt:
+            code = _fail("interrupted", code=130)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Carry out the command; gives the exit code."""
     from ggufmerge.errors import GgufmergeError
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a letter that the terminal lacks is no reason to stop
-    # a shutdown is an interruption: the work done so far is kept
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    output = _Output.in_place_of_stdout()
     try:
+        from ggufmerge.cli.app import app
+
         app()
+    except SystemExit as end:
+        if end.code == 130:  # of an interruption typer says nothing
+            return _fail("interrupted", code=130)
+        return output.closed_with(_code(end.code)) if output else _code(end.code)
     except GgufmergeError as error:
-        sys.exit(_fail(str(error)))
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted"))
+        notes = getattr(error, "__notes__", [])  # what is left of the work
+        *before, last = error.lines or ("it did not say what was wrong",)
+        return _fail(*before, "; ".join([last, *notes]))
+    except MemoryError:
+        return _fail("there is too little memory: close other programs, or use fewer --threads")
     except OSError as error:
-        where = f" {error.filename!r}" if error.filename else ""
-        sys.exit(_fail(f"{error.strerror or error}{where}"))
+        if output and output.failure:
+            return output.closed_with(1)
+        where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
+        return _fail(f"{error.strerror or error}{where}")
+    finally:
+        if output:
+            output.put_back()
+    return 0
 
 
-def _fail(message: str) -> int:
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
-    return 1
+class _Output(io.TextIOWrapper):
+    """Standard output that knows whether it was written. A letter that the terminal lacks is shown as its code."""
+
+    failure: OSError | None = None
+    _original: io.TextIOWrapper
+
+    @classmethod
+    def in_place_of_stdout(cls) -> _Output | None:
+        """None when standard output is closed, or no file of the system's (in tests)."""
+        original = sys.stdout
+        if not isinstance(original, io.TextIOWrapper) or original is not sys.__stdout__:
+            return None
+        original.flush()
+        output = cls(original.buffer, original.encoding, "backslashreplace", line_buffering=original.line_buffering)
+        output._original, sys.stdout = original, output
+        return output
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def closed_with(self, code: int) -> int:
+        """The exit code of a command that ended with `code`: 1, after a line that says so, when its report is lost.
+
+        Commands print when their work is done, so that is all that is lost. `| head` has closed it for a reason.
+        """
+        try:
+            self.flush()
+        except OSError:
+            code = code or 1
+        if self.failure is None or isinstance(self.failure, BrokenPipeError):
+            return code
+        reason = self.failure.strerror
+        return _fail(f"standard output cannot be written ({reason}): the report is lost, what was made is complete")
+
+    def put_back(self) -> None:
+        sys.stdout = self._original
+        if self.failure is not None:
+            # what is left in the buffer goes nowhere; Python would try to write it again at the end, and complain
+            with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - pathlib takes time to import
+                os.dup2(nowhere.fileno(), self.fileno())
+        with contextlib.suppress(OSError):
+            self.detach()
+
+
+def _code(code: object) -> int:
+    return code if isinstance(code, int) else int(code is not None)
+
+
+def _fail(*lines: str, code: int = 1) -> int:
+    from ggufmerge.text import printable
+
+    if sys.stderr is not None:
+        for line in lines:
+            print(f"error: {printable(line)}", file=sys.stderr)
+    return code

@@ -121,8 +121,9 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
 
 
 def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
-    from ggufmerge.cli.terminal import count, kind_of, show_notes, show_table, size
+    from ggufmerge.cli.terminal import kind_of, say, show_notes, show_table
     from ggufmerge.engine.bake import total_survival
+    from ggufmerge.text import count, size
 
     groups: dict[tuple[str, str, bool], list[PlannedTensor]] = {}
     for t in plan.tensors:
@@ -138,14 +139,14 @@ def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
     show_notes((t.name, decision) for t in plan.tensors for decision in t.decisions)
     total = f"{plan.file_type}, {count(plan.parameters)} parameters"
     if report is None:
-        typer.echo(f"{total}, {size(plan.nbytes)}; nothing was written")
+        say(f"{total}, {size(plan.nbytes)}; nothing was written")
         return
-    typer.echo(f"{report.output}: {total}, {size(report.nbytes)}, {report.seconds:.1f} s")
+    say(f"{report.output}: {total}, {size(report.nbytes)}, {report.seconds:.1f} s")
     if report.resumed:
-        typer.echo(f"{report.resumed} tensors were taken over from an interrupted build and not measured")
+        say(f"{report.resumed} tensors were taken over from an interrupted build and not measured")
     if report.survival:
         share = _percent(total_survival(report.survival).share)
-        typer.echo(f"{share} of the adapters' change survived in {len(report.survival)} tensors")
+        say(f"{share} of the adapters' change survived in {len(report.survival)} tensors")
 
 
 def _advice(plan: Plan, report: BuildReport) -> list[str]:

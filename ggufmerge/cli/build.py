@@ -158,7 +158,7 @@ def plan(
 
 def _show_plans(recipe: Path, out_type: str | None, imatrix: list[Path] | None, *, every: bool, json: bool) -> None:
     """The plan of a recipe, behind those of its stages; as JSON a list if there are stages."""
-    from ggufmerge.cli.terminal import print_json, show_plan
+    from ggufmerge.cli.terminal import print_json, say, show_plan
     from ggufmerge.engine.documents import plan_stages
     from ggufmerge.recipe import load_recipe
 
@@ -169,7 +169,7 @@ def _show_plans(recipe: Path, out_type: str | None, imatrix: list[Path] | None, 
         return
     for number, plan in enumerate(plans):
         if len(plans) > 1:
-            typer.echo(f"{'' if number == 0 else chr(10)}{number + 1} of {len(plans)}: {plan.metadata['general.name']}")
+            say(*[""][:number], f"{number + 1} of {len(plans)}: {plan.metadata['general.name']}")
         show_plan(plan, every=every)
 
 

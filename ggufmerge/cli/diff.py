@@ -37,7 +37,7 @@ def diff(
     from dataclasses import asdict
     from math import isnan
 
-    from ggufmerge.cli.terminal import print_json, show_table
+    from ggufmerge.cli.terminal import print_json, say, show_table
     from ggufmerge.engine.compare import compare
 
     result = compare(first, second, base=base, threads=threads)
@@ -52,7 +52,7 @@ def diff(
     for names, path in ((result.only_first, first), (result.only_second, second)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            typer.echo(f"only in {Path(path).name}: {names[0]}{more}")
+            say(f"only in {Path(path).name}: {names[0]}{more}")
 
 
 def _rows(tensors: Any, with_base: bool, every: bool) -> list[list[str]]:

@@ -77,6 +77,7 @@ def evaluate(
     from rich.markup import escape
 
     from ggufmerge.cli.terminal import console, print_json
+    from ggufmerge.text import printable
 
     names = list(dict.fromkeys([*([] if reference is None else [reference]), *models]))
     if require_better and not (text and len(names) > 1):
@@ -88,14 +89,14 @@ def evaluate(
     with ExitStack() as stack, console(stderr=True).status("") as status:
         other = None if reference is None else stack.enter_context(_open(reference, room, threads))
         for name in names:
-            status.update(f"loading {escape(name)}")
+            status.update(f"loading {escape(printable(name))}")
             with nullcontext(other) if other and name == reference else _open(name, room, threads) as model:
                 for path, content in texts.items():
-                    status.update(f"{escape(name)} reads {escape(str(path))}")
+                    status.update(f"{escape(printable(name))} reads {escape(printable(str(path)))}")
                     measured = _score(model, None if model is other else other, content, context, tokens)
                     scores.append({"model": name, "text": str(path), **measured})
                 if prompt is not None:
-                    status.update(f"{escape(name)} answers")
+                    status.update(f"{escape(printable(name))} answers")
                     said = _answer(model, prompt, chat, max_tokens=answer_tokens, temperature=temperature, seed=seed)
                     answers.append({"model": name, "prompt": prompt, "answer": said})
     if json:
@@ -120,17 +121,11 @@ def _read(path: Path) -> str:
 
 def _open(name: str, context: int, threads: int | None) -> LlamaModel:
     """The model that `base.gguf+adapter.gguf=0.5` means; a file whose own name has a plus sign is that file."""
-    from ggufmerge.errors import GgufmergeError
     from ggufmerge.evaluate import LlamaModel
     from ggufmerge.recipe import ModelReference
     from ggufmerge.sources import references
 
-    if Path(name).exists():
-        return LlamaModel(name, context=context, threads=threads)
-    try:
-        model = ModelReference.parse(name)
-    except ValueError as error:
-        raise GgufmergeError(str(error)) from None
+    model = ModelReference.from_argument(name)
     found = references.find(model.path)
     adapters = [(path, 1.0) for path in found.adapters]
     adapters += [(references.find(adapter.path).path, adapter.strength) for adapter in model.adapters]
@@ -201,7 +196,8 @@ def _show_scores(scores: list[Facts], reference: str | None) -> None:
 
 def _show_answer(answer: Facts) -> None:
     """Who was asked, then the answer as running text without what could control the terminal."""
-    from ggufmerge.cli.terminal import console, printable
+    from ggufmerge.cli.terminal import console
+    from ggufmerge.text import printable
 
     lines = [printable(line) for line in answer["answer"].strip().splitlines()]
     typer.echo(f"\n{printable(_short_name(answer['model']))}: {printable(answer['prompt'])}")

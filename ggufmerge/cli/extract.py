@@ -103,8 +103,9 @@ def _facts(plan: ExtractPlan, report: ExtractReport | None) -> dict[str, Any]:
 
 
 def _show(plan: ExtractPlan, report: ExtractReport | None, *, every: bool) -> None:
-    from ggufmerge.cli.terminal import kind_of, show_table, size
+    from ggufmerge.cli.terminal import kind_of, say, show_table
     from ggufmerge.engine.extract import total
+    from ggufmerge.text import size
 
     groups: dict[tuple[str, int], list[PlannedPair]] = {}
     for pair in plan.pairs:
@@ -118,8 +119,8 @@ def _show(plan: ExtractPlan, report: ExtractReport | None, *, every: bool) -> No
     show_table(("tensor", "rank", "change", "captured"), rows, numbers=3)
     same = f"; {plan.unchanged} tensors are the base's" if plan.unchanged else ""
     if report is None:
-        typer.echo(f"{len(plan.pairs)} tensors, {plan.type}, {size(plan.nbytes)}{same}; nothing was written")
+        say(f"{len(plan.pairs)} tensors, {plan.type}, {size(plan.nbytes)}{same}; nothing was written")
         return
     share = total(list(report.tensors.values())).share
-    typer.echo(f"{report.output}: {len(plan.pairs)} tensors, {plan.type}, {size(report.nbytes)}{same}")
-    typer.echo(f"{100 * share:.1f} % of the change's energy captured, {report.seconds:.1f} s")
+    say(f"{report.output}: {len(plan.pairs)} tensors, {plan.type}, {size(report.nbytes)}{same}")
+    say(f"{100 * share:.1f} % of the change's energy captured, {report.seconds:.1f} s")

@@ -30,9 +30,10 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors/--no-tensors", help="List every tensor.")] = True,
     full: Annotated[bool, typer.Option("--full", help="Print long strings and arrays to their end.")] = False,
 ) -> None:
-    from ggufmerge.cli.terminal import console, print_json, printable, show_table
+    from ggufmerge.cli.terminal import console, print_json, show_table
     from ggufmerge.files import describe, open_gguf
     from ggufmerge.sources.references import find
+    from ggufmerge.text import printable
 
     with open_gguf(find(file).path) as opened:
         facts = describe(opened, full=full)
@@ -51,7 +52,7 @@ def inspect(
 
 def _headline(facts: dict[str, Any]) -> str:
     """One line: what the file is, how many weights, how large."""
-    from ggufmerge.cli.terminal import count, size
+    from ggufmerge.text import count, size
 
     kind = [word for word in (facts["architecture"], facts["type"], facts["file_type"]) if word]
     parts = [" ".join(kind) or "no architecture", "no tensors", size(facts["nbytes"])]
@@ -87,7 +88,7 @@ def _tensor_rows(facts: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _type_rows(facts: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    from ggufmerge.cli.terminal import count, size
+    from ggufmerge.text import count, size
 
     total = sum(row["nbytes"] for row in facts["types"].values())
     for name, row in facts["types"].items():

@@ -76,7 +76,7 @@ def _show(found: Sequence[FoundModel], grouped: Sequence[Sequence[FoundModel]]) 
 
 
 def _row(model: FoundModel, letter: str) -> tuple[str, ...]:
-    from ggufmerge.cli.terminal import count, size
+    from ggufmerge.text import count, size
 
     what = model.architecture if model.kind == "model" else f"{model.architecture} {model.kind}".strip()
     more = f" (also {', '.join(model.references[1:])})" if len(model.references) > 1 else ""

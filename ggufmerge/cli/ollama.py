@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from ggufmerge.cli.terminal import complain
+from ggufmerge.files.small import file_name
 from ggufmerge.sinks.files import Advance
 from ggufmerge.sinks.modelfile import check_modelfile, modelfile_path, write_modelfile
 from ggufmerge.sinks.ollama import Store, destination
@@ -45,6 +45,8 @@ class ForOllama:
         self.place = destination(name, overwrite=True) if name is not None else None
         self._wanted, self._overwrite, self._projector = output, overwrite, projector
         self._modelfile = modelfile and output is not None
+        if output is not None:
+            file_name(output)  # PlanError for a path that names none
         self._settings = OllamaSettings()
         self.facts: dict[str, Any] = {}
 
@@ -97,7 +99,7 @@ class ForOllama:
                     done = self.place.add(report.output, self._settings, move=self._wanted is None, advance=advance)
             except BaseException:
                 if report.output.exists():
-                    typer.echo(f"the merged model is complete: {report.output}", err=True)
+                    complain(f"the merged model is complete: {report.output}")
                 raise
             if self._wanted is None:
                 output.give_away(asdict(done))

@@ -20,8 +20,9 @@ from rich.progress import (
 )
 
 from ggufmerge.cli import bus_error
-from ggufmerge.cli.terminal import show_warnings
+from ggufmerge.cli.terminal import complain, show_warnings
 from ggufmerge.engine.progress import Progress as ProgressEvents
+from ggufmerge.text import printable
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
@@ -47,7 +48,7 @@ def progress_display() -> Iterator[ProgressDisplay]:
         yield progress
     except KeyboardInterrupt:
         progress.end()
-        typer.echo(f"interrupted: give the same command again to go on ({progress.summary()})", err=True)
+        complain(f"interrupted: give the same command again to go on ({progress.summary()})")
         raise typer.Exit(1) from None
 
 
@@ -70,7 +71,7 @@ class ProgressDisplay(ProgressEvents):
         if not self._console.is_terminal:
             return
         self._bar = Progress(
-            TextColumn("{task.description:<28.28}"),
+            TextColumn("{task.description:<28.28}", markup=False),  # names of tensors may look like markup
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[tensors]}"),
@@ -85,7 +86,7 @@ class ProgressDisplay(ProgressEvents):
 
     def phase(self, text: str) -> None:
         if self._bar is None and time.monotonic() - self._last >= _PLAIN_INTERVAL:
-            self._console.print(text, soft_wrap=True)
+            self._console.print(printable(text), markup=False, soft_wrap=True)
         if not self._done:
             self._started = self._last = time.monotonic()  # compiling kernels says nothing about the speed
         self._describe(text)
@@ -120,4 +121,4 @@ class ProgressDisplay(ProgressEvents):
 
     def _describe(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, description=text)  # type: ignore[arg-type]
+            self._bar.update(self._task, description=printable(text))  # type: ignore[arg-type]

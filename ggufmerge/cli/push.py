@@ -105,6 +105,7 @@ class ForHub:
             self.facts["card"] = str(self._card)
         if self._repo is None:
             return report
+        from ggufmerge.cli.terminal import complain
         from ggufmerge.sinks.hub import plan_upload
         from ggufmerge.sinks.hub import push as carry_out
 
@@ -113,15 +114,17 @@ class ForHub:
             url = None if self._dry_run else carry_out(self._upload)
         except BaseException:
             again = f"ggufmerge push {report.output} {self._repo}"
-            typer.echo(f"the merged model is complete: {report.output}; upload it with {again}", err=True)
+            complain(f"the merged model is complete: {report.output}; upload it with {again}")
             raise
         self.facts["push"] = facts_of(self._upload, url)
         return report
 
     def show(self) -> None:
         """What was done, for people."""
+        from ggufmerge.cli.terminal import say
+
         if path := self.facts.get("card"):
-            typer.echo(f"{path}: model card")
+            say(f"{path}: model card")
         if self._upload is not None:
             show_upload(self._upload, self.facts["push"]["url"])
 
@@ -140,7 +143,8 @@ def facts_of(upload: Upload, url: str | None) -> dict[str, Any]:
 
 def show_upload(upload: Upload, url: str | None) -> None:
     """What was uploaded to `url`, or, without it, what would be."""
-    from ggufmerge.cli.terminal import show_table, show_warnings, size
+    from ggufmerge.cli.terminal import say, show_table, show_warnings
+    from ggufmerge.text import size
 
     show_warnings(upload.notes)
     rows = [(name, str(path), size(path.stat().st_size)) for name, path in upload.files.items()]
@@ -148,8 +152,8 @@ def show_upload(upload: Upload, url: str | None) -> None:
         rows.append(("README.md", "model card", size(len(upload.card.encode()))))
     show_table((f"in {upload.repo}", "from", "size"), rows, numbers=1)
     if url is not None:
-        typer.echo(url)
+        say(url)
         return
     if upload.card is not None:
-        typer.echo("\n" + upload.card)
+        say("", *upload.card.split("\n"))
     typer.echo(f"nothing was uploaded; the repository {'exists' if upload.exists else 'would be created'}")

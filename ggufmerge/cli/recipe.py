@@ -49,7 +49,7 @@ def explain(
 ) -> None:
     from dataclasses import asdict
 
-    from ggufmerge.cli.terminal import print_json, show_table, value_text
+    from ggufmerge.cli.terminal import print_json, say, show_table, value_text
     from ggufmerge.engine.explain import explain as explain_recipe
     from ggufmerge.recipe import load_recipe
 
@@ -59,7 +59,7 @@ def explain(
         return
     for e in explanations:
         how = "" if e.action == "merge" else " (the result is one of the models: copied)" * (e.action == "copy")
-        typer.echo(f"{e.tensor}: {e.method}{how}, written as {e.type} ({e.type_why})")
+        say(f"{e.tensor}: {e.method}{how}, written as {e.type} ({e.type_why})")
         rows = [
             (f"{o.parameter} of {o.model}" if o.model else o.parameter, value_text(o.value), o.where, o.rule)
             for o in e.origins

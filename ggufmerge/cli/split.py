@@ -57,10 +57,11 @@ def split(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the shards and stop.")] = False,
     json: _Json = False,
 ) -> None:
-    from ggufmerge.cli.terminal import print_json, show_table, show_warnings, size
+    from ggufmerge.cli.terminal import print_json, show_table, show_warnings
     from ggufmerge.files import open_gguf
     from ggufmerge.files.sharded import DEFAULT_MAX_TENSORS, SplitLimit
     from ggufmerge.files.split import split_gguf, tensor_infos
+    from ggufmerge.text import size
 
     if max_size is None and max_tensors is None:
         max_tensors = DEFAULT_MAX_TENSORS
@@ -97,9 +98,10 @@ def join(
     json: _Json = False,
 ) -> None:
     from ggufmerge.cli.progress import ProgressDisplay
-    from ggufmerge.cli.terminal import console, print_json, size
+    from ggufmerge.cli.terminal import console, print_json, say
     from ggufmerge.files import open_gguf
     from ggufmerge.files.split import join_gguf
+    from ggufmerge.text import size
 
     with open_gguf(first) as opened:
         shards, tensors = [str(path) for path in opened.paths], len(opened.tensors)
@@ -110,4 +112,4 @@ def join(
         output_facts = {"output": str(output), "files": [str(output)]}
         print_json(output_facts | {"file": str(output), "tensors": tensors, "nbytes": nbytes, "shards": shards})
     else:
-        typer.echo(f"{output}: {tensors} tensors of {len(shards)} shards, {size(nbytes)}")
+        say(f"{output}: {tensors} tensors of {len(shards)} shards, {size(nbytes)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from ggufmerge.text import count, printable, size
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
@@ -25,9 +28,31 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False)
 
 
+def say(*lines: str) -> None:
+    """Print lines on standard output, each as one line whatever it holds."""
+    for line in lines:
+        typer.echo(printable(line))
+
+
 def print_json(value: Any) -> None:
-    # a pipe on Windows may not take every letter
-    typer.echo(json.dumps(value, indent=2, ensure_ascii="utf" not in (sys.stdout.encoding or "").lower()))
+    """Print facts as JSON that every reader takes: numbers that are none (NaN) or have no end are null, and characters
+    that do not print are escapes.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or ""  # a pipe on Windows may not take every letter
+    text = json.dumps(_finite(value), indent=2, ensure_ascii="utf" not in encoding.lower(), allow_nan=False)
+    typer.echo("\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n")))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _escaped(line: str) -> str:
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
 
 
 def show_table(heads: Row, rows: Iterable[Row], numbers: int = 0) -> None:
@@ -65,42 +90,27 @@ def _show_plain(heads: Row, lines: Sequence[Row], numbers: int) -> None:
         typer.echo("  ".join(cells).rstrip())
 
 
-def printable(text: str) -> str:
-    """Without line breaks and escape sequences, which a file could use to write over the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def count(number: int) -> str:
-    """A number of weights: 134.52M."""
-    for unit, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if number >= unit:
-            return f"{number / unit:.2f}{letter}"
-    return str(number)
-
-
 def kind_of(tensor: str) -> str:
     """A tensor's name with its layer left open: blk.*.attn_q.weight."""
     return re.sub(r"^blk\.\d+\.", "blk.*.", tensor)
 
 
-def size(number: int) -> str:
-    """A number of bytes: 98.4 MB."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if number >= unit:
-            return f"{number / unit:.1f} {name}"
-    return f"{number} bytes"
-
-
 def show_warnings(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        print(f"warning: {printable(warning)}", file=sys.stderr)
+        complain(f"warning: {warning}")
+
+
+def complain(line: str) -> None:
+    """Print a line on standard error, as one line whatever it holds; nothing when that is closed."""
+    if sys.stderr is not None:
+        print(printable(line), file=sys.stderr)
 
 
 def show_plan(plan: Plan, *, every: bool = False) -> None:
     """The models, the parameters that hold everywhere, what happens to each kind of tensor (`every`: to each tensor),
     and what was decided without asking.
     """
-    typer.echo(
+    say(
         f"{plan.method} of {len(plan.sources)} {plan.architecture} models into one {plan.file_type} file: "
         f"{count(plan.parameters)} parameters, {size(plan.nbytes)}"
     )
@@ -110,7 +120,7 @@ def show_plan(plan: Plan, *, every: bool = False) -> None:
     told = _told(merged)
     common = {k: text for k, text in _ranges(merged, told).items() if len({_values(t).get(k) for t in merged}) == 1}
     if common:
-        typer.echo("everywhere: " + ", ".join(f"{k} {v}" for k, v in common.items()))
+        say("everywhere: " + ", ".join(f"{k} {v}" for k, v in common.items()))
     several = len({t.method for t in merged}) > 1
     groups: dict[Row, list[PlannedTensor]] = {}
     for tensor in plan.tensors:
@@ -203,12 +213,12 @@ def show_build(report: BuildReport) -> None:
     what = ", ".join(f"{n} {verb}" for verb, n in made if n)
     shards = f" in {len(report.files)} shards" if len(report.files) > 1 else ""
     total = f"{report.file_type}, {count(report.parameters)} parameters, {size(report.nbytes)}{shards}"
-    typer.echo(f"{report.output}: {total}")
+    say(f"{report.output}: {total}")
     rate = report.source_bytes / max(report.seconds, 1e-9) / 1e6
     tensors = sum(n for _, n in made)
     typer.echo(f"{tensors} tensors: {what}; {report.seconds:.1f} s, {rate:.0f} MB/s of sources")
     if report.resumption:
-        typer.echo(f"note: {report.resumption}")
+        say(f"note: {report.resumption}")
     elif report.resumed:
         typer.echo(f"{report.resumed} tensors were taken over from an interrupted build")
     show_notes(report.notes)
@@ -221,4 +231,4 @@ def show_notes(notes: Iterable[tuple[str, str]]) -> None:
         grouped.setdefault(re.sub(r"[-+]?\d+\.\d+", "#", note), []).append(name)
     for note, names in grouped.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        typer.echo(f"note: {names[0]}{more}: {printable(note)}")
+        say(f"note: {names[0]}{more}: {note}")

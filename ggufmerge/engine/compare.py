@@ -65,7 +65,7 @@ def compare(
     with ExitStack() as opened:
         sources = []
         for path in paths:
-            sources.append(open_source(ModelReference.parse(os.fspath(path))))
+            sources.append(open_source(ModelReference.from_argument(path)))
             opened.callback(sources[-1].close)
         return _compared(sources, threads)
 

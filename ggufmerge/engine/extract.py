@@ -208,13 +208,7 @@ def _opened(tune: ModelReference, base: ModelReference) -> tuple[Source, Source]
 
 def _reference(model: ModelReference | str | os.PathLike[str]) -> ModelReference:
     """A model as the caller means it: a path that exists, though it has a plus sign, is no reference."""
-    if isinstance(model, ModelReference):
-        return model
-    text = os.fspath(model)
-    try:
-        return ModelReference(text) if Path(text).exists() else ModelReference.parse(text)
-    except ValueError as error:
-        raise PlanError(str(error)) from None
+    return model if isinstance(model, ModelReference) else ModelReference.from_argument(model)
 
 
 class _Selection:

@@ -12,6 +12,7 @@ from ggufmerge.engine.plan import PlannedTensor
 from ggufmerge.engine.vocabulary import is_moved
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.files import open_gguf
+from ggufmerge.patterns import Budget, Pattern
 from ggufmerge.quants import codec
 from ggufmerge.quants.imatrix import Imatrix
 from ggufmerge.quants.mixture import (
@@ -28,6 +29,7 @@ from ggufmerge.sources import Source
 from ggufmerge.sources.aligned import is_stored
 from ggufmerge.sources.imatrix import load_imatrix
 from ggufmerge.sources.model import locate
+from ggufmerge.text import quoted
 from ggufmerge.tokenizers import Alignment
 from ggufmerge.types import FileType, TensorType
 
@@ -71,14 +73,18 @@ def with_decided_types(tensors: Sequence[PlannedTensor], decided: Mapping[str, D
 
 def _with_demanded_types(recipe: Recipe, tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:
     """The tensors with the types that the recipe's tensor_types demand for some of them."""
-    rules = [parse_tensor_type(f"{pattern}={name}") for pattern, name in recipe.tensor_types.items()]
-    for pattern, _ in rules:
-        if not any(re.search(pattern, t.name, re.IGNORECASE) for t in tensors):
+    budget = Budget()
+    rules = [
+        (pattern, Pattern(pattern, re.IGNORECASE, budget), parse_tensor_type(f"{pattern}={name}")[1])
+        for pattern, name in recipe.tensor_types.items()
+    ]
+    for pattern, expression, _ in rules:
+        if not any(expression.search(t.name) for t in tensors):
             where = recipe.where(("tensor_types", pattern))
-            raise RecipeError(f'{where}: the pattern "{pattern}" of tensor_types matches no tensor')
+            raise RecipeError(f"{where}: the pattern {quoted(pattern)} of tensor_types matches no tensor")
     typed = []
     for t in tensors:
-        pattern, kind = next((rule for rule in rules if re.search(rule[0], t.name, re.IGNORECASE)), ("", t.type))
+        pattern, kind = next(((p, k) for p, e, k in rules if e.search(t.name)), ("", t.type))
         if t.n % kind.block_size:
             raise PlanError(f"{t.name}: rows of {t.n} values do not fit {kind}'s blocks of {kind.block_size}")
         typed.append(replace(t, type=kind, why_type=f"asked for by {pattern}") if pattern else t)

@@ -10,8 +10,8 @@ Source: ggml's `docs/gguf.md`; the rules of `ggml/src/gguf.cpp` and `src/llama-m
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import NoReturn
 from ggufmerge.errors import FormatError
 from ggufmerge.files import shards
 from ggufmerge.files.metadata import MAX_ARRAY, MAX_STRING, Metadata, ValueKind
+from ggufmerge.files.small import open_regular
 from ggufmerge.files.tensor import MappedFile, Tensor, TensorInfo
 from ggufmerge.types import TensorType
 
@@ -373,22 +374,25 @@ class _Header:
 
 def _map(path: Path) -> MappedFile:
     try:
-        # before opening, since opening a pipe waits for its writer
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise FormatError(f"{path}: this is a folder: give the .gguf file in it")
-        if not stat.S_ISREG(mode):
-            raise FormatError(f"{path}: this is no regular file: save the model to disk first")
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        try:
-            return MappedFile(path, descriptor)
-        finally:
-            os.close(descriptor)
+        with open_regular(path) as file:
+            return MappedFile(path, file.fileno())
     except FileNotFoundError:
         raise FormatError(f"{path}: there is no such file{_similar(path)}") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise FormatError(f"{path}: the file cannot be read ({reason}): check its permissions") from None
+    except IsADirectoryError:
+        raise FormatError(f"{path}: this is a folder: give the .gguf file in it") from None
+    except PermissionError as error:
+        raise FormatError(f"{path}: the file cannot be read ({error.strerror}): check its permissions") from None
+    except OSError as error:
+        todo = _REMEDIES.get(error.errno or 0, "check the path and the disk")
+        raise FormatError(f"{path}: the file cannot be read ({error.strerror}): {todo}") from None
+
+
+_REMEDIES = {
+    errno.ENXIO: "save the model to disk first",
+    errno.ENOMEM: "there is too little memory or address space to map it; raise the limit (ulimit -v)",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine; close some programs",
+}
 
 
 def _similar(path: Path) -> str:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files.metadata import MetadataEditor
 from ggufmerge.files.shards import ShardName, SplitKeys
+from ggufmerge.files.small import file_name
 from ggufmerge.files.tensor import TensorInfo
 from ggufmerge.files.writer import GGUFWriter, check_target, publish
 
@@ -213,8 +214,11 @@ class ShardedWriter:
 
 
 def split_prefix(output: Path) -> Path:
-    """What all shards of an output begin with: `m` for `m.gguf`, `m-00001-of-00002.gguf` and `m`."""
-    shard = ShardName.parse(output.name)
+    """What all shards of an output begin with: `m` for `m.gguf`, `m-00001-of-00002.gguf` and `m`.
+
+    PlanError when `output` names no file.
+    """
+    shard = ShardName.parse(file_name(output))
     if shard is not None:
         return output.with_name(shard.prefix)
     return output.with_name(output.name.removesuffix(".gguf") or output.name)

@@ -453,7 +453,8 @@ def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
     first, second = Path(a), Path(b)
     with contextlib.suppress(OSError):
         return first.samefile(second)
-    return os.path.normcase(first.resolve()) == os.path.normcase(second.resolve())
+    # not Path.resolve, which has no answer for a link that leads to itself
+    return os.path.normcase(os.path.realpath(first)) == os.path.normcase(os.path.realpath(second))
 
 
 def _check(tensor: TensorInfo) -> None:

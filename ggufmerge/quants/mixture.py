@@ -19,6 +19,7 @@ from numbers import Integral
 from typing import Any, Protocol
 
 from ggufmerge.errors import FormatError, GgufmergeError, PlanError
+from ggufmerge.patterns import Budget, Pattern, PatternError
 from ggufmerge.types import FileType, TensorType, block_number, visiting_order
 
 F, T = FileType, TensorType  # the tables below name them often
@@ -129,12 +130,13 @@ def decide_types(
     target = FileType.parse(ftype)
     if target is F.NVFP4:
         raise GgufmergeError("NVFP4 files can be read but not written: llama-quantize has no NVFP4 file type either")
+    budget = Budget()
     chooser = _Chooser(
         _ModelFacts.of(model),
         target,
         has_imatrix=bool(imatrix),
         pure=pure,
-        overrides=[(pattern, _compile(pattern), _parse_type(t)) for pattern, t in tensor_types],
+        overrides=[(pattern, _compile(pattern, budget), _parse_type(t)) for pattern, t in tensor_types],
         output_type=None if output_tensor_type is None else _parse_type(output_tensor_type),
         embedding_type=None if token_embedding_type is None else _parse_type(token_embedding_type),
         leave_output=leave_output_tensor,
@@ -388,7 +390,7 @@ class _Chooser:
         *,
         has_imatrix: bool,
         pure: bool,
-        overrides: Sequence[tuple[str, re.Pattern[str], TensorType]],
+        overrides: Sequence[tuple[str, Pattern, TensorType]],
         output_type: TensorType | None,
         embedding_type: TensorType | None,
         leave_output: bool,
@@ -677,12 +679,12 @@ def _is_number(type: TensorType) -> bool:  # noqa: A002
     return type not in (T.I8, T.I16, T.I32, T.I64)
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str, budget: Budget | None = None) -> Pattern:
     """Case is ignored, because llama-quantize turns the patterns into the lower case that tensor names have."""
     try:
-        return re.compile(pattern, re.IGNORECASE)
-    except re.error as e:
-        raise GgufmergeError(f'tensor type "{pattern}": not a regular expression: {e}') from None
+        return Pattern(pattern, re.IGNORECASE, budget)
+    except PatternError as error:
+        raise GgufmergeError(f"tensor type {error}") from None
 
 
 def _n_dims(shape: tuple[int, ...]) -> int:

@@ -8,6 +8,7 @@ to mergekit, but for two: `1e-5` is a number, and a date is a text.
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 from collections.abc import Iterator
@@ -17,13 +18,17 @@ from typing import Any, NoReturn
 import yaml
 
 from ggufmerge.errors import RecipeError
+from ggufmerge.text import one_line, printable, quoted
 
 Location = tuple[str | int, ...]
 
 MAX_VALUES = (
     200_000  # keys count, too; with aliases written out; frankenmerges of hundreds of layers have a few thousand
 )
+MAX_NODES = 20_000  # the same without aliases: what PyYAML has to read, which takes it a second
+MAX_DOCUMENTS = 100
 MAX_DEPTH = 20
+_MAX_NUMBER = 1000  # letters
 
 
 @dataclass
@@ -55,8 +60,10 @@ def parse(text: str, name: str = "recipe") -> list[Document]:
         line = text.count("\n", 0, error.position) + 1
         raise RecipeError(f"{name}:{line}: not a text: it holds the character U+{error.character:04X}") from None
     try:
-        documents = []
+        documents: list[Document] = []
         while loader.check_node() and (node := loader.get_node()) is not None:
+            if len(documents) == MAX_DOCUMENTS:
+                loader.refuse(node.start_mark, f"a recipe has at most {MAX_DOCUMENTS} documents")
             reader = _Reader(loader, Document(None, {}, name))
             reader.document.data = reader.read(node, (), ())
             if reader.document.data is not None:  # nothing but "---"
@@ -64,6 +71,8 @@ def parse(text: str, name: str = "recipe") -> list[Document]:
         if not documents:
             raise RecipeError(f"{name}: the recipe is empty; it needs at least merge_method and models")
         return documents
+    except _Refused as error:
+        raise RecipeError(f"{_place(error, name)}: {error.problem}") from None
     except yaml.MarkedYAMLError as error:
         raise RecipeError(_not_yaml(error, name)) from None
     except RecursionError:
@@ -74,23 +83,61 @@ def parse(text: str, name: str = "recipe") -> list[Document]:
 
 def shown(value: Any) -> str:
     """A value as messages show it: on one line, shortened, without characters that steer a terminal."""
-    if not isinstance(value, str):
-        return reprlib.repr(value)
-    text = value if len(value) <= 60 else value[:57] + "..."
-    return '"' + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) + '"'
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to write very long ones
+        return f"a number of about {int(value.bit_length() * math.log10(2)) + 1} digits"
+    return printable(_SHORT.repr(value))
+
+
+class _Short(reprlib.Repr):
+    """Values within values are shown as `shown` does it."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 200 else shown(x)
+
+
+_SHORT = _Short()
+
+
+def _place(error: yaml.MarkedYAMLError, name: str) -> str:
+    mark = error.problem_mark or error.context_mark
+    return f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
 
 
 def _not_yaml(error: yaml.MarkedYAMLError, name: str) -> str:
-    mark = error.problem_mark or error.context_mark
-    place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
     what = " ".join(", ".join(filter(None, (error.context, error.problem))).split())
     if "'\\t'" in what:
         what += "; indent with spaces"
-    return f"{place}: not valid YAML: {what}"
+    return f"{_place(error, name)}: not valid YAML: {one_line(what)}"
+
+
+class _Refused(yaml.MarkedYAMLError):
+    """YAML, but more of it than a recipe has."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Splits text into nodes and resolves what plain words mean."""
+    """Splits text into nodes and resolves what plain words mean; counts while it does, since PyYAML is slow."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark = self.peek_event().start_mark
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            self.refuse(mark, f"the recipe has more than {MAX_NODES} words and values")
+        if self._depth > MAX_DEPTH:
+            self.refuse(mark, "nested deeper than any recipe; check the brackets")
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def refuse(self, mark: yaml.Mark, what: str) -> NoReturn:
+        raise _Refused(problem=what, problem_mark=mark)
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -182,8 +229,10 @@ class _Reader:
         if kind == "str":
             return self._text(node)
         try:
+            if len(node.value) > _MAX_NUMBER:
+                raise ValueError
             return self._scalars[kind](node)
-        except (ValueError, KeyError, IndexError):
+        except (ValueError, KeyError, IndexError, OverflowError):
             self._refuse(node, f"{shown(node.value)} is not a valid {kind}")
 
     def _text(self, node: yaml.ScalarNode) -> str:

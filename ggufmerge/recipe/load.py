@@ -9,21 +9,26 @@ from __future__ import annotations
 import codecs
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import replace
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
 from ggufmerge.errors import RecipeError, nearest
+from ggufmerge.files.small import open_regular
 from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import Base, Method, Parameter
+from ggufmerge.patterns import Budget, Pattern, PatternError
 from ggufmerge.recipe.document import Document, Location, parse, shown
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Graft, Model, OutputSlice, Recipe, SliceSource, TokenEmbedding, Tokenizer
 from ggufmerge.recipe.settings import Scalar, Setting
+from ggufmerge.text import printable
 
 # Words that stand in published recipes and that mergekit reads without effect.
 INERT = {
@@ -36,6 +41,7 @@ INERT = {
 _TASK_ONLY = {"density", "rescale"}  # accepted by mergekit for task_arithmetic, which sparsifies nothing
 
 MAX_BYTES = 1 << 20
+MAX_COMPLAINTS = 20  # that are written out
 
 _KEYS: dict[str, type[pydantic.BaseModel]] = {
     "": Recipe,
@@ -57,23 +63,22 @@ def load_recipe(source: str | os.PathLike[str]) -> Recipe:
     """A checked recipe from a path, or from YAML text (a str with a line break).
 
     Of several documents, the one that no other document names as a model is the recipe, the others are its `stages`.
-    Relative model paths start from the recipe file's folder (for text: the working folder). RecipeError lists all that
-    is wrong, one line each, as `file:line:column: what is wrong and what to do`.
+    Relative model paths start from the recipe file's folder (for text: the working folder). RecipeError lists what
+    is wrong in its `lines`, at most 20, as `file:line:column: what is wrong and what to do`.
     """
     if isinstance(source, str) and "\n" in source:
         return _build(source, "recipe", ".")
     path = Path(source)
-    return _build(_text(path), path.name, str(path.parent))
+    return _build(_text(path), printable(path.name), str(path.parent))
 
 
 def _text(path: Path) -> str:
     """The recipe file's text with `\\n` as line break; RecipeError when it is no text or cannot be read."""
     try:
-        with path.open("rb") as f:
-            data = f.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(f"{shown(str(path))[1:-1]}: cannot read the recipe: {reason}") from None
+        with open_regular(path) as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"{printable(str(path))}: cannot read the recipe: {error.strerror}") from None
     if data[:4] == b"GGUF":
         raise RecipeError(f"{path}: a GGUF file, not a recipe; write a recipe (YAML) that names it under models:")
     if len(data) > MAX_BYTES:
@@ -83,12 +88,13 @@ def _text(path: Path) -> str:
         text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise RecipeError(f"{path.name}:{line}: not UTF-8 text; save the recipe as UTF-8") from None
+        raise RecipeError(f"{printable(path.name)}:{line}: not UTF-8 text; save the recipe as UTF-8") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _build(text: str, name: str, folder: str) -> Recipe:
-    recipes, problems = [], []
+    recipes: list[Recipe] = []
+    complaints: list[_Complaint] = []
     for document in parse(text, name):
         report = _Report(document)
         recipe = None
@@ -100,12 +106,12 @@ def _build(text: str, name: str, folder: str) -> Recipe:
         if recipe is not None:
             _check(recipe, report)
             recipe._source = (text, name, folder)
-            recipe._warnings = tuple(line for _, line in sorted(report.warnings))
+            recipe._warnings = tuple(_lines(report.warnings))
             recipe._document = document
             recipes.append(recipe)
-        problems += [line for _, line in sorted(report.problems.values())]
-    if problems:
-        raise RecipeError("\n".join(problems))
+        complaints += report.problems.values()
+    if complaints:
+        raise RecipeError(*_lines(complaints))
     return recipes[0] if len(recipes) == 1 else _with_stages(recipes)
 
 
@@ -132,7 +138,7 @@ def _with_stages(recipes: list[Recipe]) -> Recipe:
         if recipe not in order and not problems
     ]
     if problems:
-        raise RecipeError("\n".join(problems))
+        raise RecipeError(*_shortened(problems))
     final._stages = tuple(order[:-1])
     return final
 
@@ -182,19 +188,46 @@ def _rules(setting: Any) -> list[Any]:
     return [{"value": setting}]
 
 
+@dataclass(frozen=True)
+class _Complaint:
+    """A complaint at a (line, column) of a document; its words are found when it is shown, which may take a search."""
+
+    position: tuple[int, int]
+    where: str
+    what: str | Callable[[], str]
+
+
+def _lines(complaints: Iterable[_Complaint]) -> list[str]:
+    """The complaints in the order of the file, as far as anybody reads them."""
+    ordered = sorted(complaints, key=lambda complaint: complaint.position)
+    lines = [f"{c.where}: {c.what if isinstance(c.what, str) else c.what()}" for c in ordered[:MAX_COMPLAINTS]]
+    return [*lines, *_rest(len(ordered))]
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    return [*lines[:MAX_COMPLAINTS], *_rest(len(lines))]
+
+
+def _rest(count: int) -> list[str]:
+    return [f"and {count - MAX_COMPLAINTS} more"] if count > MAX_COMPLAINTS else []
+
+
 class _Report:
     """What is wrong with a recipe, one complaint per place, and what has no effect."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self.problems: dict[Location, tuple[tuple[int, int], str]] = {}
-        self.warnings: list[tuple[tuple[int, int], str]] = []
+        self.problems: dict[Location, _Complaint] = {}
+        self.warnings: list[_Complaint] = []
 
-    def problem(self, at: Location, what: str) -> None:
-        self.problems.setdefault(at, (self.document.position(at), f"{self.document.where(at)}: {what}"))
+    def problem(self, at: Location, what: str | Callable[[], str]) -> None:
+        self.problems.setdefault(at, self._complaint(at, what))
 
     def warn(self, at: Location, what: str) -> None:
-        self.warnings.append((self.document.position(at), f"{self.document.where(at)}: {what}"))
+        self.warnings.append(self._complaint(at, what))
+
+    def _complaint(self, at: Location, what: str | Callable[[], str]) -> _Complaint:
+        return _Complaint(self.document.position(at), self.document.where(at), what)
 
 
 def _without_inert(data: Any, at: Location, report: _Report) -> Any:
@@ -222,7 +255,7 @@ def _validated(data: dict[str, Any], report: _Report) -> Recipe | None:
     except pydantic.ValidationError as error:
         for item in error.errors():
             at = _place(item, report.document)
-            report.problem(at, _explain(item, at, data))
+            report.problem(at, partial(_explain, item, at, data))
             if item["type"] == "extra_forbidden":
                 _remove(data, at)
             elif (parameter := _parameter(at)) is not None:
@@ -306,6 +339,7 @@ def _check(recipe: Recipe, report: _Report) -> None:
     except RecipeError as error:
         report.problem(("merge_method",), str(error))
         return
+    _check_patterns(recipe, report)
     _warn_of_unreachable(("merge_method",), recipe.merge_method, report)
     for method in methods:
         if method.base is Base.REQUIRED and recipe.base_model is None and not _every_slice_has_base(recipe):
@@ -320,6 +354,15 @@ def _check(recipe: Recipe, report: _Report) -> None:
             # the method that reads the parameter here, else one that knows it, else any: its complaint is the user's
             order = sorted(methods, key=lambda m: _affinity(m, name, per_model), reverse=True)
             _check_parameter(order[0], (*at, name), parameters, setting, per_model, is_base, report)
+
+
+def _check_patterns(recipe: Recipe, report: _Report) -> None:
+    budget = Budget()
+    for text in recipe.tensor_types:
+        try:
+            Pattern(text, re.IGNORECASE, budget)
+        except PatternError as error:
+            report.problem(("tensor_types", text), str(error))
 
 
 def _affinity(method: Method, name: str, per_model: bool) -> int:

@@ -10,9 +10,12 @@ base.gguf+kjv.gguf=0.5          ... at half its strength
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ggufmerge.errors import PlanError
 from ggufmerge.recipe.document import shown
 
 
@@ -58,6 +61,20 @@ class ModelReference:
         if isinstance(value, dict):
             return cls._from_dict(value)
         raise ValueError(f"a model is a path such as model.gguf, not {shown(value)}")
+
+    @classmethod
+    def from_argument(cls, text: str | os.PathLike[str]) -> ModelReference:
+        """What a user names on the command line: a file that exists, though its name has a plus sign, else as `parse`.
+
+        PlanError says what is wrong with it.
+        """
+        text = os.fspath(text)
+        if text and Path(text).exists():
+            return cls(text)
+        try:
+            return cls.parse(text)
+        except ValueError as error:
+            raise PlanError(str(error)) from None
 
     @classmethod
     def _from_dict(cls, value: dict[str, Any]) -> ModelReference:

@@ -5,7 +5,6 @@ The models here accept exactly what a recipe may say; `load.py` turns their comp
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -94,14 +93,6 @@ def _named(parse: Any) -> Any:
     return validate
 
 
-def _pattern(value: Any) -> Any:
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise ValueError(f"{shown(value)} is not a regular expression: {error.msg}") from None
-    return value
-
-
 def _storable(value: Any) -> Any:
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise ValueError(f"{shown(value)} does not fit in 64 bits; write it in quotes")
@@ -132,7 +123,6 @@ LayerRange = Annotated[tuple[int, int], BeforeValidator(_layers)]
 TokenizerSource = Annotated[Literal["base", "union"] | ModelReference | None, BeforeValidator(_tokens_of)]
 FileTypeName = Annotated[str, BeforeValidator(_named(FileType.parse))]
 TensorTypeName = Annotated[str, BeforeValidator(_named(TensorType.parse))]
-Pattern = Annotated[str, BeforeValidator(_pattern)]
 
 
 class _Node(BaseModel):
@@ -201,7 +191,7 @@ class Recipe(_Node):
 
     # Not in mergekit
     out_type: FileTypeName | None = None
-    tensor_types: dict[Pattern, TensorTypeName] = {}
+    tensor_types: dict[str, TensorTypeName] = {}
     like: str | None = None
     imatrix: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
     exclude: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()

@@ -6,7 +6,6 @@ added. Source: "Model Cards" in the Hub's docs.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -16,10 +15,19 @@ from typing import Any
 
 import yaml
 
-from ggufmerge.errors import GgufmergeError
+from ggufmerge.errors import GgufmergeError, RecipeError
 from ggufmerge.files import GGUFFile, describe
+from ggufmerge.files.small import read_json
+from ggufmerge.recipe.document import parse
+from ggufmerge.recipe.load import MAX_BYTES
+from ggufmerge.text import printable
 
 CARD = "README.md"
+_MAX_EVALUATION = 1 << 24  # bytes
+_MAX_WORDS, _MAX_LISTED = 500, 100  # letters of a line, texts of a list
+_FIGURES = ("perplexity", "perplexity_error", "kl_divergence")  # null where a figure is no number
+# what Markdown, as GitHub and the Hub read it, may take for markup, the beginning of HTML, a link or a mention
+_MARKUP = re.compile(r"[\\`*\[\]|<>~$@]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def model_card(file: GGUFFile, names: Sequence[str] | None = None, evaluation: Mapping[str, Any] | None = None) -> str:
@@ -33,7 +41,7 @@ def model_card(file: GGUFFile, names: Sequence[str] | None = None, evaluation: M
         f"# {_cell(facts['name'] or file.path.stem)}",
         _summary(file, facts),
         "## Files\n\n"
-        + _table(("file", "size"), zip(names, (_size(p.stat().st_size) for p in file.paths), strict=True)),
+        + _table(("file", "size"), zip(map(_cell, names), (_size(p.stat().st_size) for p in file.paths), strict=True)),
         _models(file),
         _recipe(file),
         _evaluation(evaluation),
@@ -50,16 +58,16 @@ def front_matter(file: GGUFFile) -> str:
     if parents:
         fields["base_model"] = parents
         fields["base_model_relation"] = "merge" if "ggufmerge.recipe" in file.metadata else "quantized"
-    licence = _text(file, "general.license").lower()
+    licence = _words(_text(file, "general.license")).lower()
     if licence:
         fields["license"] = licence
-        more = {f"license_{part}": _text(file, f"general.license.{part}") for part in ("name", "link")}
+        more = {f"license_{part}": _words(_text(file, f"general.license.{part}")) for part in ("name", "link")}
         fields |= {key: value for key, value in more.items() if value}
-    if languages := _texts(file, "general.languages"):
+    if languages := _listed(_texts(file, "general.languages")):
         fields["language"] = languages
     fields["library_name"] = "gguf"
     fields["pipeline_tag"] = "text-generation"
-    fields["tags"] = list(dict.fromkeys([*_texts(file, "general.tags"), "gguf"]))
+    fields["tags"] = list(dict.fromkeys([*_listed(_texts(file, "general.tags")), "gguf"]))
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
 
@@ -74,12 +82,24 @@ def hub_parents(file: GGUFFile) -> list[str]:
 def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The output of `ggufmerge eval --json`, checked; GgufmergeError when it is something else."""
     try:
-        facts = json.loads(Path(path).read_text(encoding="utf-8"))
-        if all({"model", "text", "perplexity", "perplexity_error"} <= score.keys() for score in facts["scores"]):
-            return dict(facts)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        pass
-    raise GgufmergeError(f"{path}: this is no evaluation: give a file with what `ggufmerge eval --json` prints")
+        facts = read_json(path, _MAX_EVALUATION)
+    except ValueError:
+        facts = {}
+    except OSError as error:
+        raise GgufmergeError(f"{path}: the evaluation cannot be read ({error.strerror}): check the path") from None
+    scores = facts.get("scores")
+    if not isinstance(scores, list) or not all(map(_is_score, scores)):
+        raise GgufmergeError(f"{path}: this is no evaluation: give a file with what `ggufmerge eval --json` prints")
+    return facts
+
+
+def _is_score(score: Any) -> bool:
+    return (
+        isinstance(score, dict)
+        and all(isinstance(score.get(key), str) for key in ("model", "text"))
+        and {"perplexity", "perplexity_error"} <= score.keys()
+        and all(isinstance(score.get(key), (int, float, type(None))) for key in _FIGURES)
+    )
 
 
 def _summary(file: GGUFFile, facts: Mapping[str, Any]) -> str:
@@ -110,7 +130,7 @@ def _models(file: GGUFFile) -> str:
     files, index = [], 0
     while f"ggufmerge.source.{index}.file" in file.metadata:
         key = f"ggufmerge.source.{index}."
-        files.append((_cell(_text(file, key + "file")), f"`{_cell(_text(file, key + 'sha256'))}`"))
+        files.append((_cell(_text(file, key + "file")), _code(_text(file, key + "sha256"))))
         index += 1
     text = ""
     if rows:
@@ -125,10 +145,13 @@ def _recipe(file: GGUFFile) -> str:
     recipe = _text(file, "ggufmerge.recipe")
     if not recipe:
         return ""
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0))
+    if len(recipe) > MAX_BYTES:
+        return ""
+    fence = _fence(recipe, 3)
     options = _text(file, "ggufmerge.options")
-    command = f"\n\nBuilt with the options `{_cell(options)}`." if options else ""
-    return f"## Recipe\n\n{fence}yaml\n{recipe.strip()}\n{fence}{command}"
+    command = f"\n\nBuilt with the options {_code(options)}." if options else ""
+    lines = (printable(line) for line in recipe.strip().replace("\r\n", "\n").expandtabs().split("\n"))
+    return "\n".join(("## Recipe\n", f"{fence}yaml", *lines, f"{fence}{command}"))
 
 
 def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
@@ -140,8 +163,8 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
         [
             _cell(Path(str(score["text"])).name),
             _cell(Path(str(score["model"])).name),
-            f"{score['perplexity']:.3f} ± {score['perplexity_error']:.3f}",
-            f"{score['kl_divergence']:.4f}" if "kl_divergence" in score else "",
+            f"{_figure(score['perplexity'], 3)} ± {_figure(score['perplexity_error'], 3)}",
+            _figure(score["kl_divergence"], 4) if "kl_divergence" in score else "",
         ]
         for score in scores
     ]
@@ -174,10 +197,35 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _figure(number: float | None, digits: int) -> str:
+    return "-" if number is None else f"{number:.{digits}f}"
+
+
+def _words(text: str) -> str:
+    """A text out of a file on one line, without characters that do not print, and not too long."""
+    return "".join(c if c.isprintable() else " " for c in text[:_MAX_WORDS]).strip()
+
+
+def _listed(texts: Sequence[str]) -> list[str]:
+    return [words for text in texts[:_MAX_LISTED] if (words := _words(text))]
+
+
 def _cell(text: str) -> str:
-    """A text out of a file as one line of Markdown without any meaning of its own."""
-    text = "".join(c if c.isprintable() else " " for c in text)
-    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", text)
+    """A text out of a file as one line of Markdown without any meaning of its own: no markup, HTML, links, mentions."""
+    return _MARKUP.sub(r"\\\g<0>", _words(text))
+
+
+def _code(text: str) -> str:
+    """A text out of a file as code within a line, also of a table."""
+    words = _words(text).replace("|", "\\|")
+    fence = _fence(words, 1)
+    space = " " if words[:1] == "`" or words[-1:] == "`" or not words else ""
+    return f"{fence}{space}{words}{space}{fence}"
+
+
+def _fence(text: str, least: int) -> str:
+    """More backticks than there are side by side in a text."""
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def _text(file: GGUFFile, key: str) -> str:
@@ -202,8 +250,8 @@ def _parents(file: GGUFFile) -> list[int]:
 
 def _parsed(recipe: str) -> Any:
     try:
-        return list(yaml.safe_load_all(recipe))
-    except yaml.YAMLError:
+        return [document.data for document in parse(recipe)] if len(recipe) <= MAX_BYTES else []
+    except RecipeError:
         return []
 
 

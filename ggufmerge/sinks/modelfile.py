@@ -17,13 +17,19 @@ from typing import Any
 from ggufmerge.errors import PlanError
 from ggufmerge.files import open_gguf
 from ggufmerge.files.atomic import write_file
-from ggufmerge.sinks.settings import completed, refusals
+from ggufmerge.files.small import file_name
+from ggufmerge.sinks.settings import PARAMETERS, completed, refusals
 from ggufmerge.sources.ollama import OllamaSettings
+from ggufmerge.text import printable
 
 
 def modelfile_path(output: str | os.PathLike[str]) -> Path:
-    """`merged.Modelfile` for `merged.gguf` and for its shards: beside it, and not in the way of other outputs."""
+    """`merged.Modelfile` for `merged.gguf` and for its shards: beside it, and not in the way of other outputs.
+
+    PlanError when `output` names no file.
+    """
     path = Path(output)
+    file_name(path)  # PlanError for a path that names none
     stem = path.stem if path.suffix.lower() == ".gguf" else path.name
     return path.with_name(re.sub(r"-\d{5}-of-\d{5}$", "", stem) + ".Modelfile")
 
@@ -67,18 +73,25 @@ def modelfile_text(
     problems: why Ollama will not take them.  context: tokens that the model was trained for; a hint, since Ollama
     reserves memory for as many as num_ctx says.
     """
-    name = json.dumps(names[0], ensure_ascii=False)
-    lines = [f"# ollama create NAME -f {modelfile_path(names[0]).name}", "# Written by ggufmerge for " + name[1:-1]]
-    lines += [f"# Ollama will refuse it: {problem}" for problem in problems]
+    lines = [
+        comment(f"ollama create NAME -f {modelfile_path(names[0]).name}"),
+        comment(f"Written by ggufmerge for {names[0]}"),
+        *(comment(f"Ollama will refuse it: {problem}") for problem in problems),
+    ]
     for name in names:
-        lines += _line("FROM", f"./{name}")
+        lines += _line("FROM", f"./{name}", "rename the file and write its new name here")
     if settings.template:
         lines += _line("TEMPLATE", settings.template)
     for key, value in settings.parameters.items():
+        if key not in PARAMETERS:
+            lines.append(comment(f"PARAMETER {key} is left out: it can stand in no model today"))
+            continue
         for item in value if isinstance(value, list) else [value]:
             lines += _line(f"PARAMETER {key}", _plain(item))
     if context is not None and "num_ctx" not in settings.parameters:
-        lines.append(f"# PARAMETER num_ctx {context} would use all that the model was trained for, and more memory")
+        lines.append(
+            comment(f"PARAMETER num_ctx {context} would use all that the model was trained for, and more memory")
+        )
     for word in ("renderer", "parser", "requires"):
         if value := getattr(settings, word):
             lines += _line(word.upper(), value)
@@ -92,6 +105,11 @@ def modelfile_text(
         # form feeds and the like, which are dropped anyway, are no reason to lose a licence
         lines += _line("LICENSE", "".join(c if _is_kept(c) else " " for c in text))
     return "\n".join(lines) + "\n"
+
+
+def comment(text: str) -> str:
+    """A line that Ollama skips, whatever the text holds: the only way that comments are written."""
+    return f"# {printable(text)}"
 
 
 def quoted(value: str) -> str | None:
@@ -123,12 +141,10 @@ def _closed(text: str, quote: str) -> bool:
     return len(text) >= 2 * len(quote) and text.endswith(quote)
 
 
-def _line(instruction: str, value: str) -> list[str]:
+def _line(instruction: str, value: str, remedy: str = "`ggufmerge build --ollama NAME` keeps it") -> list[str]:
     text = quoted(value)
     if text is None:
-        return [
-            f"# {instruction} is left out: a Modelfile cannot hold its text; `ggufmerge build --ollama NAME` keeps it"
-        ]
+        return [comment(f"{instruction} is left out: a Modelfile cannot hold its text; {remedy}")]
     return [f"{instruction} {text}"]
 
 

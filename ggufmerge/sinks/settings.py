@@ -114,7 +114,7 @@ def check_file(file: GGUFFile) -> None:
 def check_content(types: Mapping[str, TensorType], metadata: KeyValues) -> None:
     """PlanError when Ollama would refuse a file with these tensors and this metadata."""
     if problems := refusals(types, metadata):
-        raise PlanError("\n".join(f"Ollama would refuse the result: {problem}" for problem in problems))
+        raise PlanError(*(f"Ollama would refuse the result: {problem}" for problem in problems))
 
 
 def _too_large(metadata: KeyValues) -> Iterable[str]:

@@ -8,15 +8,17 @@ into one name; `llama.cpp:owner/repo:Q4_K_M`, as behind its option `-hf`, finds 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ggufmerge.errors import PlanError, nearest
+from ggufmerge.files.small import read_json, read_small
 from ggufmerge.sources import choice
 from ggufmerge.sources.references import Located
+
+_MAX_SETTINGS = 1 << 20  # bytes
 
 
 def find_lmstudio(name: str) -> Located:
@@ -34,8 +36,8 @@ def lmstudio_folders() -> list[Path]:
     home = _lmstudio_home()
     folders = [home / "models", Path.home() / ".cache" / "lm-studio" / "models"]
     with contextlib.suppress(OSError, ValueError):
-        settings = json.loads((home / "settings.json").read_text(encoding="utf-8"))
-        if isinstance(settings, dict) and isinstance(chosen := settings.get("downloadsFolder"), str) and chosen:
+        settings = read_json(home / "settings.json", _MAX_SETTINGS)
+        if isinstance(chosen := settings.get("downloadsFolder"), str) and chosen:
             folders.insert(0, Path(chosen))
     return list(dict.fromkeys(folders))
 
@@ -85,7 +87,7 @@ def _find(scheme: str, name: str, folders: list[Path]) -> Located:
 def _lmstudio_home() -> Path:
     """`~/.lmstudio`, or the folder that took its place."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        if text := (Path.home() / ".lmstudio-home-pointer").read_text(encoding="utf-8").strip():
+        if text := read_small(Path.home() / ".lmstudio-home-pointer", _MAX_SETTINGS).decode().strip():
             return Path(text)
     return Path.home() / ".lmstudio"
 

@@ -35,7 +35,8 @@ class HubName:
     def parse(cls, text: str) -> HubName:
         """PlanError for what is no reference."""
         match = _FORM.fullmatch(text.strip().replace("\\", "/"))  # of a Path on Windows
-        if match is None:
+        parts = text.strip().replace("\\", "/").replace("@", "/").split("/")
+        if match is None or any(part in ("", ".", "..") for part in parts):
             raise PlanError(
                 f"'hf:{text}' is no file on the Hub: write hf:owner/repo/file.gguf or hf:owner/repo:Q4_K_M, "
                 "with @revision behind it if it is not the newest"

@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggufmerge.files.small import read_small
+
 DEFAULT_REVISION = "main"
+_MAX_REF = 1000  # bytes of a file that names a commit
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,6 @@ def _refs(folder: Path) -> dict[str, tuple[str, ...]]:
     for path in sorted(folder.glob("**/*")):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             if path.is_file():
-                commit = path.read_text(encoding="ascii").strip()
+                commit = read_small(path, _MAX_REF).decode("ascii").strip()
                 refs[commit] = (*refs.get(commit, ()), path.relative_to(folder).as_posix())
     return refs

@@ -11,7 +11,6 @@ Source: `conversion/{base,llama,qwen,gemma}.py` of llama.cpp.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from ggufmerge.errors import FormatError, PlanError
 from ggufmerge.files import MetadataEditor
 from ggufmerge.files.metadata import ValueKind
+from ggufmerge.files.small import open_regular, read_json
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.quants import dequantize
 from ggufmerge.sources.safetensors import FloatArray, SafetensorsFile
@@ -33,7 +33,8 @@ from ggufmerge.types import TensorType
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PERMUTED = {"llama", "granite", "arcee", "smollm3", "minicpm", "olmo"}  # in these the rows of Q and K are
-_MAX_JSON = 1 << 26  # bytes
+_MAX_JSON = 1 << 25  # bytes
+_MAX_NAME = 200  # letters of a file's name; most file systems take 255 bytes
 _MAX_LAYERS = 10_000
 
 _ARCHITECTURES = {
@@ -218,14 +219,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_JSON:
-            raise ValueError
-        data = json.loads(path.read_bytes())
-        if not isinstance(data, dict):
-            raise TypeError
-    except (ValueError, TypeError, RecursionError):
-        raise FormatError(f"{path}: not the JSON that a checkpoint has; download it again") from None
-    return data
+        return read_json(path, _MAX_JSON, lenient=True)
+    except ValueError as error:
+        raise FormatError(f"{path}: not the JSON that a checkpoint has: {error}; download it again") from None
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror}); check the file") from None
 
 
 def _architecture(folder: Path, config: dict[str, Any]) -> gguf.MODEL_ARCH:
@@ -287,8 +285,8 @@ _NUMBERS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.freq_base"
 def _licence(folder: Path) -> str | None:
     """The licence that the model card states in its front matter."""
     try:
-        with (folder / "README.md").open(encoding="utf-8", errors="replace") as f:
-            head = f.read(1 << 14)
+        with open_regular(folder / "README.md") as file:
+            head = file.read(1 << 14).decode("utf-8", "replace").replace("\r\n", "\n")
     except OSError:
         return None
     front = re.match(r"---\n(.*?)\n---", head, re.DOTALL)
@@ -306,8 +304,11 @@ def _weight_files(folder: Path) -> list[Path]:
             raise PlanError(f"{folder}: has neither {WEIGHTS} nor {INDEX}; {hint}")
         return [folder / WEIGHTS]
     shards = _read_json(index).get("weight_map")
-    names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
-    if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+    values = list(shards.values()) if isinstance(shards, dict) else []
+    names = sorted(set(values)) if all(isinstance(name, str) for name in values) else []
+    if not names or any(
+        Path(name).name != name or not name.endswith(".safetensors") or len(name) > _MAX_NAME for name in names
+    ):
         raise FormatError(f"{index}: does not name the safetensors files beside it; download it again")
     for name in names:
         if not (folder / name).is_file():

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from ggufmerge.errors import FormatError
 from ggufmerge.files import GGUFFile, Tensor, open_gguf
+from ggufmerge.files.small import open_regular
+from ggufmerge.files.tensor import MappedFile
 from ggufmerge.quants.imatrix import Imatrix, ImatrixEntry
 from ggufmerge.types import TensorType
 
@@ -36,17 +38,13 @@ def load_imatrix(path: str | os.PathLike[str]) -> Imatrix:
     """
     file = Path(path)
     try:
-        with file.open("rb") as f:
-            is_gguf = f.read(4) == _MAGIC
+        with open_regular(file) as f:
+            if f.read(4) != _MAGIC:
+                return _Legacy(file, MappedFile(file, f.fileno())).read()
     except OSError as e:
         raise FormatError(f"{file}: {e.strerror or e}") from None
-    if is_gguf:
-        with open_gguf(file) as gguf:
-            return _from_gguf(gguf)
-    try:
-        return _Legacy(file).read()
-    except OSError as e:
-        raise FormatError(f"{file}: {e.strerror or e}") from None
+    with open_gguf(file) as gguf:
+        return _from_gguf(gguf)
 
 
 def _from_gguf(file: GGUFFile) -> Imatrix:
@@ -86,10 +84,8 @@ def _float32(file: GGUFFile, tensor: Tensor) -> NDArray[np.float32]:
 class _Legacy:
     """A reader of the old format that asks for no more bytes than are left."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.data = path.read_bytes()
-        self.position = 0
+    def __init__(self, path: Path, file: MappedFile) -> None:
+        self.path, self.data, self.position = path, file.bytes, 0
 
     def read(self) -> Imatrix:
         count = self._number("the number of entries")
@@ -137,7 +133,7 @@ class _Legacy:
         if not 0 <= size <= left:
             self._damaged(f"{what} should have {size} bytes, but {left} are left")
         self.position += size
-        return self.data[self.position - size : self.position]
+        return self.data[self.position - size : self.position].tobytes()
 
     def _damaged(self, what: str) -> NoReturn:
         _refuse(self.path, f"damaged importance matrix: {what}", "make the file again with llama-imatrix")

@@ -11,22 +11,26 @@ The layout is no documented interface of Ollama. Source: its `types/model/name.g
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ggufmerge.errors import PlanError, nearest
 from ggufmerge.files import GGUFFile
+from ggufmerge.files.small import open_regular, parse_json, read_json
 from ggufmerge.sources.references import Located
 
 IMAGE = "application/vnd.ollama.image."  # media types of layers begin with it
 DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG = "registry.ollama.ai", "library", "latest"
 SERVICE_ROOT = Path("/usr/share/ollama/.ollama/models")  # where the service that Linux's installer sets up keeps models
-_MAX_TEXT = 16 << 20  # bytes of a manifest or of a layer that is text: far more than any has
+_MAX_MANIFEST = 1 << 20  # bytes; that of a model with many layers has a few thousand
+_MAX_TEXT = 16 << 20  # bytes of all layers that are text together: far more than any model has
+_MAX_ADAPTERS = 16
+_MAX_JSON = 4 << 20  # bytes of a layer that is JSON
+_TEXTS = ("template", "prompt", "system", "license", "params", "messages")  # kinds of layers
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
@@ -181,12 +185,8 @@ def blob_path(root: Path, digest: str) -> Path:
 
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest. ValueError says what is wrong with it, OSError when it cannot be read."""
-    with path.open("rb") as file:
-        data = file.read(_MAX_TEXT + 1)
-    if len(data) > _MAX_TEXT:
-        raise ValueError("it is far too long")
-    content = json.loads(data)
-    if not isinstance(content, dict) or not isinstance(content.get("layers"), list):
+    content = read_json(path, _MAX_MANIFEST)
+    if not isinstance(content.get("layers"), list):
         raise ValueError("it lists no layers")
     return Manifest(path, _layer(content.get("config")), tuple(map(_layer, content["layers"])))
 
@@ -237,7 +237,7 @@ class _Reader:
             raise PlanError(f"{self.label}: the manifest {path} is damaged ({error}); {self._again()}") from None
         except OSError as error:
             raise self.unreadable(path, error) from None
-        config = self._json(manifest.config)
+        config = self._mapping(manifest.config)
         self._check(manifest, config)
         weights = self._blob(manifest.of_kind("model")[0])
         with self._opened(weights) as file:
@@ -257,11 +257,11 @@ class _Reader:
         return Located(weights, adapters, self._settings(manifest, config), tuple(warnings))
 
     def _check(self, manifest: Manifest, config: dict[str, Any]) -> None:
-        if host := config.get("remote_host"):
+        if (host := config.get("remote_host")) and isinstance(host, str):
             raise PlanError(
                 f"{self.label}: runs at {host}, its weights are not on this machine; use a model that is downloaded"
             )
-        form = config.get("model_format") or "gguf"
+        form = str(config.get("model_format") or "gguf")
         if form != "gguf" or manifest.of_kind("tensor"):
             form = form if form != "gguf" else "safetensors"
             raise PlanError(
@@ -269,6 +269,10 @@ class _Reader:
             )
         if (count := len(manifest.of_kind("model"))) != 1:
             raise PlanError(f"{self.label}: its manifest has {count} model layers instead of one; {self._again()}")
+        if (count := len(manifest.of_kind("adapter"))) > _MAX_ADAPTERS:
+            raise PlanError(f"{self.label}: its manifest has {count} adapters, more than any model; {self._again()}")
+        if (size := sum(layer.size for kind in _TEXTS for layer in manifest.of_kind(kind))) > _MAX_TEXT:
+            raise PlanError(f"{self.label}: its texts have {size} bytes, more than any model's; {self._again()}")
 
     def _settings(self, manifest: Manifest, config: dict[str, Any]) -> OllamaSettings:
         def texts(*kinds: str) -> list[str]:
@@ -276,8 +280,8 @@ class _Reader:
 
         parameters: dict[str, Any] = {}
         for layer in manifest.of_kind("params"):
-            parameters |= self._json(layer)
-        messages = [m for layer in manifest.of_kind("messages") for m in self._json(layer, list) if isinstance(m, dict)]
+            parameters |= {key: value for key, value in self._mapping(layer).items() if _is_parameter(value)}
+        messages = [m for layer in manifest.of_kind("messages") for m in self._list(layer) if _is_message(m)]
         words = {k: v for k in ("renderer", "parser", "requires") if isinstance(v := config.get(k), str) and v}
         return OllamaSettings(
             template=next(iter(texts("template", "prompt")), None),
@@ -305,24 +309,33 @@ class _Reader:
         return path
 
     def _text(self, layer: Layer) -> str:
-        path = self._blob(layer)
-        if layer.size > _MAX_TEXT:
-            raise PlanError(f"{self.label}: {path}, a {layer.kind}, has {layer.size} bytes; {self._again()}")
-        with self._opened(path) as file:
-            text: bytes = file.read()
+        with self._opened(self._blob(layer)) as file:
+            text: bytes = file.read(layer.size)
         return text.decode("utf-8", "replace")
 
-    def _json(self, layer: Layer, kind: type = dict) -> Any:
-        with contextlib.suppress(ValueError):
-            content = json.loads(self._text(layer))
-            if isinstance(content, kind):
-                return content
-        raise PlanError(f"{self.label}: {blob_path(self.root, layer.digest)} is damaged; {self._again()}")
+    def _mapping(self, layer: Layer) -> dict[str, Any]:
+        content = self._json(layer)
+        return content if isinstance(content, dict) else self._damaged(layer, "it is not a mapping")
+
+    def _list(self, layer: Layer) -> list[Any]:
+        content = self._json(layer)
+        return content if isinstance(content, list) else self._damaged(layer, "it is not a list")
+
+    def _json(self, layer: Layer) -> Any:
+        if layer.size > _MAX_JSON:
+            self._damaged(layer, f"it has {layer.size} bytes")
+        try:
+            return parse_json(self._text(layer))
+        except ValueError as error:
+            return self._damaged(layer, str(error))
+
+    def _damaged(self, layer: Layer, why: str) -> NoReturn:
+        raise PlanError(f"{self.label}: {blob_path(self.root, layer.digest)} is damaged ({why}); {self._again()}")
 
     @contextlib.contextmanager
     def _opened(self, path: Path) -> Iterator[Any]:
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 yield file
         except OSError as error:
             raise self.unreadable(path, error) from None
@@ -340,12 +353,19 @@ class _Reader:
 
 
 def _layer(value: Any) -> Layer:
-    fields = ("mediaType", "digest", "size")
-    if not isinstance(value, dict) or not all(
-        isinstance(value.get(f), t) for f, t in zip(fields, (str, str, int), strict=True)
-    ):
+    kind, digest, size = map(value.get, ("mediaType", "digest", "size")) if isinstance(value, dict) else (None,) * 3
+    if not isinstance(kind, str) or not isinstance(digest, str) or type(size) is not int or size < 0:
         raise ValueError("a layer has no mediaType, digest or size")
-    return Layer(value["mediaType"], value["digest"], value["size"])
+    return Layer(kind, digest, size)
+
+
+def _is_parameter(value: Any) -> bool:
+    """Whether a value is one that PARAMETER lines can give: a word, a number, a switch, or a list of them."""
+    return all(isinstance(item, (str, int, float)) for item in (value if isinstance(value, list) else [value]))
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
 
 
 def _entries(folder: Path) -> list[str]:

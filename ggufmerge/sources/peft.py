@@ -22,7 +22,9 @@ import gguf
 
 from ggufmerge.errors import FormatError, PlanError
 from ggufmerge.files import MetadataEditor, ValueKind
+from ggufmerge.files.small import read_json
 from ggufmerge.files.tensor import MappedFile
+from ggufmerge.patterns import Budget, Pattern, PatternError
 from ggufmerge.sources.huggingface import PERMUTED, row_order
 from ggufmerge.sources.layers import layer_count
 from ggufmerge.sources.lora import LoraAdapter
@@ -31,6 +33,7 @@ from ggufmerge.sources.stored import StoredFile
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+_MAX_CONFIG = 1 << 20  # bytes
 
 # architectures (of GGUF) to whose matrices llama.cpp's converter does nothing but rename them
 _RENAMED = {
@@ -124,11 +127,11 @@ class PeftFile:
                 hint = "save the adapter with safe_serialization=True" if older else "give the folder that PEFT saved"
                 raise PlanError(f"{path}: is missing, and a PEFT adapter needs it; {hint}")
         try:
-            config = json.loads(self._config_path.read_bytes())
-        except (ValueError, RecursionError):
-            raise FormatError(f"{self._config_path}: is not JSON; download it again") from None
-        if not isinstance(config, dict):
-            raise FormatError(f"{self._config_path}: is not a PEFT configuration; give the folder that PEFT saved")
+            config = read_json(self._config_path, _MAX_CONFIG)
+        except ValueError as error:
+            raise FormatError(f"{self._config_path}: no PEFT configuration: {error}; download it again") from None
+        except OSError as error:
+            raise FormatError(f"{self._config_path}: cannot be read ({error.strerror}); check the file") from None
         self._check_config(config)
         return config
 
@@ -140,10 +143,17 @@ class PeftFile:
             patterns = config.get(key) or {}
             if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
                 raise FormatError(f"{self._config_path}: {key} is not a mapping to numbers; let PEFT save it again")
+        saved = config.get("modules_to_save")
+        if saved is not None and not (isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
+            raise FormatError(
+                f"{self._config_path}: modules_to_save is not a list of names; let PEFT save the adapter again"
+            )
         if refused := _refused_feature(config):
             raise PlanError(f"{self._config_path}: {refused}")
 
     def _mapped(self, base: StoredFile) -> dict[str, FloatArray]:
+        budget = Budget()
+        ranks, alphas = (self._patterns(key, budget) for key in ("rank_pattern", "alpha_pattern"))
         names = gguf.get_tensor_name_map(_ARCHITECTURES[base.architecture], layer_count(base))
         tensors: dict[str, FloatArray] = {}
         for name in (*self._file.tensors, *self._file.others):
@@ -159,21 +169,35 @@ class PeftFile:
                     "no tensor of its own; convert it with convert_lora_to_gguf.py of llama.cpp"
                 )
             if match["half"] == "A":
-                self.scales[target] = self._scale_of(module, half.rows)
+                rank = _by_pattern(ranks, module, self._config["r"])
+                alpha = _by_pattern(alphas, module, self._config["lora_alpha"])
+                self.scales[target] = self._scale_of(module, half.rows, rank, float(alpha))
                 half = half.transposed() if match["embedding"] else half
             order = row_order(base, target, half.rows) if match["half"] == "B" else None
             renamed = half.renamed(f"{target}.lora_{match['half'].lower()}", order)
+            if renamed.name in tensors:
+                raise FormatError(f'{self.path}: changes "{module}" twice, under several names; save the adapter again')
             tensors[renamed.name] = renamed
         return tensors
 
-    def _scale_of(self, module: str, rank: int) -> float:
-        declared = _by_pattern(self._config.get("rank_pattern") or {}, module, self._config["r"])
+    def _patterns(self, key: str, budget: Budget) -> _Patterns:
+        """The expressions of a key of the configuration and their numbers."""
+        try:
+            return [
+                (Pattern(rf"(.*\.)?({pattern})", 0, budget), number)
+                for pattern, number in (self._config.get(key) or {}).items()
+            ]
+        except PatternError as error:
+            raise FormatError(f"{self._config_path}: {key}: {error}; let PEFT save it again") from None
+
+    def _scale_of(self, module: str, rank: int, declared: float, alpha: float) -> float:
+        if rank < 1:
+            raise FormatError(f'{self.path}: "{module}" has rank 0 and no values; let PEFT save the adapter again')
         if declared != rank:
             raise PlanError(
                 f'{self.path}: "{module}" has rank {rank}, but {CONFIG} says {declared}; '
                 "use the configuration that belongs to these weights"
             )
-        alpha = float(_by_pattern(self._config.get("alpha_pattern") or {}, module, self._config["lora_alpha"]))
         return alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
 
@@ -212,12 +236,12 @@ def _what(name: str) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)  # and finite, as all that `read_json` gives
 
 
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern, a regular expression, that a module's name ends in (PEFT's `get_pattern_key`)."""
-    try:
-        return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
-    except re.error as error:
-        raise FormatError(f"{CONFIG}: a pattern is no regular expression ({error}); let PEFT save it again") from None
+_Patterns = list[tuple[Pattern, float]]
+
+
+def _by_pattern(patterns: _Patterns, module: str, default: Any) -> Any:
+    """The value of the first pattern that a module's name ends in (PEFT's `get_pattern_key`)."""
+    return next((number for pattern, number in patterns if pattern.fullmatch(module)), default)

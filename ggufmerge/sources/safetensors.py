@@ -6,7 +6,6 @@ https://github.com/huggingface/safetensors
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.errors import FormatError
+from ggufmerge.files.small import open_regular, parse_mapping
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.types import TensorType
 
 _TYPES = {"F32": TensorType.F32, "F16": TensorType.F16, "BF16": TensorType.BF16}
 _MAX_HEADER = 100_000_000  # bytes; the reference implementation's limit
+_MAX_NAME = 500  # letters of a tensor's name; published ones have less than a hundred
+_MAX_EMPTY = 1 << 24  # of an empty tensor no file says how large its other dimensions can be
 
 
 class FloatArray:
@@ -70,8 +72,11 @@ class SafetensorsFile:
     def __init__(self, path: str | os.PathLike[str], dimensions: Sequence[int] = (2,)) -> None:
         """dimensions: 1 for vectors, 2 for matrices."""
         self.path, self._dimensions = Path(path), dimensions
-        with self.path.open("rb") as file:
-            self._file = MappedFile(self.path, file.fileno())
+        try:
+            with open_regular(self.path) as file:
+                self._file = MappedFile(self.path, file.fileno())
+        except OSError as error:
+            raise FormatError(f"{self.path}: cannot be read ({error.strerror}); check the file") from None
         try:
             self._read()
         except BaseException:
@@ -91,16 +96,16 @@ class SafetensorsFile:
         if len(data) < 8 or not 2 <= length <= min(_MAX_HEADER, len(data) - 8):
             self._refuse("is not a safetensors file, or was cut off")
         try:
-            header = json.loads(data[8 : 8 + length].tobytes())
-        except (ValueError, RecursionError):
-            self._refuse("has a header that is not JSON")
-        if not isinstance(header, dict):
-            self._refuse("has a header that is not a mapping")
+            header = parse_mapping(data[8 : 8 + length].tobytes())
+        except ValueError as error:
+            self._refuse(f"has a header that cannot be read: {error}")
         self.tensors: dict[str, FloatArray] = {}
         self.others: list[str] = []
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
+            if len(name) > _MAX_NAME:
+                self._refuse(f"has a tensor with a name of {len(name)} letters")
             found = self._tensor(name, entry, data[8 + length :])
             if found is None:
                 self.others.append(name)
@@ -120,6 +125,8 @@ class SafetensorsFile:
         width = _TYPES[dtype].block_bytes
         if math.prod(shape) * width != span[1] - span[0]:
             self._refuse(f'gives "{name}" {span[1] - span[0]} bytes, which its shape {shape} does not need')
+        if not math.prod(shape) and max(shape) > _MAX_EMPTY:
+            self._refuse(f'gives "{name}" the shape {shape}, which holds nothing')
         rows, n = shape if len(shape) == 2 else (1, *shape)
         items = data[span[0] : span[1]].reshape(rows, n, width)
         return FloatArray(name, _TYPES[dtype], self.path, items, vector=len(shape) == 1)

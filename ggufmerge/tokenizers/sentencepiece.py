@@ -15,11 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from ggufmerge.errors import GgufmergeError
+from ggufmerge.files.small import read_small
+from ggufmerge.text import one_line
 from ggufmerge.tokenizers.vocabulary import TokenType, Vocabulary
 
 KIND = "llama"
 FILE_NAME = "tokenizer.model"
 _SPACE = "▁"
+_MAX_BYTES = 1 << 27  # of a model; the largest published ones have 5 MB
 _BPE = 2  # TrainerSpec.ModelType
 
 
@@ -37,10 +40,16 @@ def read_tokenizer_model(path: str | os.PathLike[str]) -> Vocabulary:
     from sentencepiece import SentencePieceProcessor
 
     try:
-        model = SentencePieceProcessor(model_proto=Path(path).read_bytes())
-    except (OSError, RuntimeError) as error:
+        model = SentencePieceProcessor(model_proto=read_small(path, _MAX_BYTES))
+    except OSError as error:
+        raise GgufmergeError(f"{path}: not a SentencePiece model: {error.strerror or error}") from None
+    except RuntimeError as error:
         raise GgufmergeError(f"{path}: not a SentencePiece model: {_first_line(error)}") from None
     count = model.get_piece_size()
+    try:
+        pieces = [model.id_to_piece(i) for i in range(count)]
+    except UnicodeDecodeError:
+        raise GgufmergeError(f"{path}: not a SentencePiece model: a piece of it is not UTF-8") from None
     types = np.full(count, TokenType.NORMAL, np.int32)
     for kind, holds in (
         (TokenType.UNKNOWN, model.is_unknown),
@@ -52,7 +61,7 @@ def read_tokenizer_model(path: str | os.PathLike[str]) -> Vocabulary:
     return Vocabulary(
         label=str(path),
         kind=KIND,
-        tokens=[model.id_to_piece(i) for i in range(count)],
+        tokens=pieces,
         types=types,
         scores=np.array([model.get_score(i) for i in range(count)], np.float32),
     )
@@ -112,7 +121,7 @@ def write_tokenizer_model(vocabulary: Vocabulary, path: str | os.PathLike[str]) 
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def _model(vocabulary: Vocabulary) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,24 @@ def machine(home: Path) -> Path:
     (folder / "alone-00002-of-00002.gguf").write_bytes(b"GGUF")
     (folder / "notes.txt").touch()
     return home
+
+
+def test_damaged_models_hide_no_others(machine: Path) -> None:
+    """Manifests that nest without end, that are pipes or name nothing, architectures that are no text."""
+    before = json.loads(run("--json"))
+    place = machine / "ollama/manifests/registry.ollama.ai/library"
+    for name, text in (("deep", b"[" * 100_000), ("list", b"[]"), ("bytes", b"\xff"), ("bad \x1b name", b"{}")):
+        (place / name).mkdir()
+        (place / name / "latest").write_bytes(text)
+    (place / "pipe").mkdir()
+    os.mkfifo(place / "pipe/latest")
+    data = (machine / "base.gguf").read_bytes()
+    add_model(machine / "ollama", "odd/latest", data.replace(b"llama", b"\xff\x1b[2J"))
+    after = json.loads(run("--json"))
+    assert [m for m in after["models"] if m["references"] != ["ollama:odd:latest"]] == before["models"]
+    assert len(after["models"]) == len(before["models"]) + 1
+    assert len(after["unreadable"]) == len(before["unreadable"]) + 5
+    assert all(line.isprintable() for line in run().split("\n"))
 
 
 def run(*arguments: str) -> str:

@@ -230,7 +230,7 @@ def test_glm5_next_keeps_eight_bits_and_its_small_weights() -> None:
         ({"tensor_types": [("attn_q", "Q9_0")]}, 'unknown tensor type "Q9_0"'),
         ({"tensor_types": [("attn_q", "I32")]}, "I32 is no type for weights"),
         ({"output_tensor_type": "Q8_K"}, "Q8_K is no type for weights"),
-        ({"tensor_types": [("attn_(q", "Q8_0")]}, r'tensor type "attn_\(q": not a regular expression'),
+        ({"tensor_types": [("attn_(q", "Q8_0")]}, r'tensor type "attn_\(q" is not a regular expression'),
         ({"tensor_types": [("atn_q", "Q8_0")]}, 'tensor type "atn_q" applies to no tensor'),
         (
             {"ftype": "F16", "tensor_types": [("attn_q", "Q8_0")]},

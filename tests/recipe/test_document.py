@@ -151,6 +151,29 @@ def test_aliases_that_multiply_are_refused(item):
     assert "aliases written out" in refusal("\n".join(lines))
 
 
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("x: [" + "a," * 500_000 + "]", "more than 20000 words and values"),
+        ("".join(f"k{i}: 1\n" for i in range(90_000)), "more than 20000 words and values"),
+        ("a: 1\n---\n" * 50_000, "at most 100 documents"),
+        ("[" * 5000, ":1:22: nested deeper"),
+        ("{a: " * 5000, "nested deeper"),
+        ("- " * 5000, "nested deeper"),
+        ("? " * 5000, "nested deeper"),
+    ],
+)
+def test_large_documents_are_refused_while_they_are_read(text, complaint):
+    """At the first word that is too much, since PyYAML needs a minute for a megabyte."""
+    assert complaint in refusal(text)
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "1" + ":59" * 5000, "1" + ":59" * 500 + ".5", "9" * 5000])
+def test_numbers_that_python_would_not_write_are_refused(number):
+    """Also those that YAML writes in hexadecimal or in minutes and seconds."""
+    assert "is not a valid" in refusal(f"seed: {number}")
+
+
 NEAR_YAML = st.text(alphabet="{}[]&*!|>-?:,'\"#%@`<~=ab1. \n\t\\", max_size=60)
 
 
@@ -165,7 +188,10 @@ def test_any_text_is_read_or_refused(text):
     assert lines == 1
 
 
-@pytest.mark.parametrize("value", ["a\nb", "\x1b[31mred", "x" * 500, "\ud800", ["x" * 500] * 50, {"a": [[[]]]}])
+@pytest.mark.parametrize(
+    "value",
+    ["a\nb", "\x1b[31mred", "x" * 500, "\ud800", ["\u202e" * 500] * 50, {"a": [[[]]]}, [1 << 20_000], [[-1 << 20_000]]],
+)
 def test_values_in_messages_are_short_and_on_one_line(value):
     """A hostile value cannot break a message into lines, flood the terminal or steer it."""
     text = shown(value)

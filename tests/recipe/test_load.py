@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,8 @@ def complaints(text: str) -> list[str]:
     with pytest.raises(RecipeError) as caught:
         load_recipe(text)
     lines = str(caught.value).split("\n")
-    assert all(line.startswith("recipe:") for line in lines)
+    assert tuple(lines) == caught.value.lines
+    assert all(line.startswith("recipe:") for line in lines[:20])
     return lines
 
 
@@ -303,6 +305,29 @@ def test_a_shared_parameter_of_one_model_is_refused():
     assert line == (
         'recipe:4:29: "t" of slerp is one value for all models and is not read here: move it to "parameters:"'
     )
+
+
+def test_of_very_many_problems_the_first_are_reported():
+    """Twenty, and how many more there are."""
+    lines = complaints(LINEAR + "".join(f"unknown{i}: 1\n" for i in range(1000)))
+    assert len(lines) == 21
+    assert [line.split(":")[1] for line in lines[:20]] == [str(i) for i in range(3, 23)]
+    assert lines[20] == "and 980 more"
+
+
+def test_expressions_that_nothing_can_follow_are_refused():
+    """Each at its place; the time that they may take together is bounded."""
+    [line] = complaints(LINEAR + r"tensor_types: {'(a)\1': Q8_0}")
+    assert line.startswith('recipe:3:16: "(a)\\1" is a regular expression with a reference back')
+    lines = complaints(LINEAR + "tensor_types:\n" + "".join(f"  (a{{0,30}}){{0,60}}{i}: Q8_0\n" for i in range(2000)))
+    assert lines[-1] == "and 1980 more"
+
+
+def test_a_pipe_is_no_recipe(tmp_path):
+    """It is refused before anybody waits for its writer."""
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(RecipeError, match="cannot read the recipe: this is no regular file"):
+        load_recipe(tmp_path / "recipe.yaml")
 
 
 def test_all_problems_are_reported_at_once_in_the_order_of_the_text():

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from ggufmerge.engine import make_plan
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.recipe import ModelReference, load_recipe
 from ggufmerge.sources import ollama, open_source
+from ggufmerge.sources.ollama import OllamaSettings
 from ggufmerge.sources.references import find
 from tests.ollama_store import IMAGE, add_blob, add_model, snapshot
 from tests.tiny import write_tiny_llama, write_tiny_lora
@@ -121,7 +123,7 @@ def test_what_comes_with_the_weights(store: Path) -> None:
         ("ollama:garbage", r"is not a GGUF file"),
         ("ollama:badparams", r"sha256-\w+ is damaged"),
         ("ollama:cut", r"the manifest .*latest is damaged"),
-        ("ollama:cut:list", r"damaged \(it lists no layers\)"),
+        ("ollama:cut:list", r"damaged \(it is not a mapping\)"),
         ("ollama:cut:nolayers", r"damaged \(a layer has no mediaType, digest or size\)"),
         ("ollama:", r"its name is ''"),
         ("ollama:a/b/c/d", r"its host is 'a/b'"),
@@ -170,6 +172,45 @@ def huge_manifest(root: Path, blob: Path, manifest: Path) -> None:
         file.truncate(1 << 25)
 
 
+HOSTILE_JSON = ("[" * 100_000, '{"a":' * 10_000, "[]", '{"layers": NaN}', "\xff", '{"a": 1, "a": 2}', "1" * 5000)
+
+
+def manifest_of(text: str) -> Callable[[Path, Path, Path], None]:
+    return lambda root, blob, manifest: manifest.write_bytes(text.encode("latin-1")) and None
+
+
+def config_of(text: str) -> Callable[[Path, Path, Path], None]:
+    def harm(root: Path, blob: Path, manifest: Path) -> None:
+        content = json.loads(manifest.read_text())
+        content["config"] = add_blob(root, text.encode("latin-1"), "x")
+        manifest.write_text(json.dumps(content))
+
+    return harm
+
+
+def with_layers(*layers: tuple[str, str]) -> Callable[[Path, Path, Path], None]:
+    def harm(root: Path, blob: Path, manifest: Path) -> None:
+        content = json.loads(manifest.read_text())
+        content["layers"] += [add_blob(root, text.encode(), f"application/vnd.ollama.image.{k}") for k, text in layers]
+        manifest.write_text(json.dumps(content))
+
+    return harm
+
+
+def pipe_for_blob(root: Path, blob: Path, manifest: Path) -> None:
+    """With the size that a pipe has, so that only opening it could tell."""
+    content = json.loads(manifest.read_text())
+    content["layers"][0]["size"] = 0
+    manifest.write_text(json.dumps(content))
+    blob.unlink()
+    os.mkfifo(blob)
+
+
+def pipe_for_manifest(root: Path, blob: Path, manifest: Path) -> None:
+    manifest.unlink()
+    os.mkfifo(manifest)
+
+
 @pytest.mark.parametrize(
     ("harm", "complaint"),
     [
@@ -178,7 +219,16 @@ def huge_manifest(root: Path, blob: Path, manifest: Path) -> None:
         (config_gone, "is missing"),
         (config_garbled, "is damaged"),
         (digest_leads_out, "is no sha256 digest"),
-        (huge_manifest, "far too long"),
+        (huge_manifest, "more than 1048576 bytes"),
+        *((manifest_of(text), "the manifest .* is damaged") for text in HOSTILE_JSON),
+        *((config_of(text), "is damaged") for text in HOSTILE_JSON),
+        (with_layers(("params", "[]")), r"is damaged \(it is not a mapping\)"),
+        (with_layers(("params", "[" * 100_000)), r"is damaged \(it is nested too deeply\)"),
+        (with_layers(("messages", "{}")), r"is damaged \(it is not a list\)"),
+        (with_layers(*[("license", "x" * (1 << 20))] * 20), r"its texts have 209\d+ bytes"),
+        (with_layers(*[("adapter", "x")] * 20), "has 20 adapters"),
+        (pipe_for_blob, "cannot be read"),
+        (pipe_for_manifest, "not in"),
     ],
 )
 def test_a_damaged_store(store: Path, harm: Callable[[Path, Path, Path], None], complaint: str) -> None:
@@ -189,16 +239,31 @@ def test_a_damaged_store(store: Path, harm: Callable[[Path, Path, Path], None], 
         find("ollama:llama3.2:3b")
 
 
+def test_settings_that_are_no_settings_are_left_out(store: Path) -> None:
+    """Of parameters and messages what has the wrong type; a configuration may say anything."""
+    manifest = store / "manifests/registry.ollama.ai/library/llama3.2/3b"
+    content = json.loads(manifest.read_text())
+    content["layers"] = [layer for layer in content["layers"] if layer["mediaType"].endswith(".model")]
+    content["config"] = add_blob(store, b'{"renderer": [], "parser": {}, "requires": 1, "remote_host": []}', "x")
+    for kind, value in (
+        ("params", {"stop": ["a", {}], "seed": 1, "top_p": None, "top_k": {"a": 1}, "min_p": 0.5}),
+        ("messages", [1, None, {"role": 1, "content": "x"}, {"role": "user"}, {"role": "user", "content": "Hi"}]),
+    ):
+        content["layers"].append(add_blob(store, json.dumps(value).encode(), f"application/vnd.ollama.image.{kind}"))
+    manifest.write_text(json.dumps(content))
+    settings = find("ollama:llama3.2:3b").ollama
+    assert settings == OllamaSettings(
+        parameters={"seed": 1, "min_p": 0.5}, messages=({"role": "user", "content": "Hi"},)
+    )
+
+
 def test_blobs_of_another_user(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store of a service may not be readable: the message has the path and the ways out."""
-    opened = Path.open
 
-    def refuse(self: Path, *arguments: object, **options: object) -> object:
-        if "sha256" in self.name:
-            raise PermissionError(13, "Permission denied", str(self))
-        return opened(self, *arguments, **options)  # type: ignore[call-overload]
+    def refuse(path: Path) -> NoReturn:
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(ollama, "open_regular", refuse)
     with pytest.raises(PlanError, match=r"you may not read .*sha256-.*usermod -aG ollama.*setfacl"):
         find("ollama:llama3.2")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,8 +64,17 @@ def write_safetensors(path: Path, tensors: Mapping[str, Floats | tuple[str, Floa
 
 def write_peft(folder: Path, tensors: Mapping[str, Any], **config: Any) -> Path:
     folder.mkdir(exist_ok=True)
-    known = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none", "modules_to_save": None}
+    known: dict[str, Any] = {
+        "peft_type": "LORA",
+        "r": RANK,
+        "lora_alpha": ALPHA,
+        "bias": "none",
+        "modules_to_save": None,
+    }
+    set_limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
     (folder / "adapter_config.json").write_text(json.dumps(known | config))
+    sys.set_int_max_str_digits(set_limit)
     write_safetensors(folder / "adapter_model.safetensors", tensors)
     return folder
 
@@ -239,8 +250,25 @@ GOOD = halves(DOWN, 64, 128)
         (GOOD, {"layer_replication": [[0, 1]]}, "structure"),
         (GOOD, {"lora_alpha": "16"}, "lora_alpha is not a number"),
         (GOOD, {"r": None}, "r is not a number"),
+        (GOOD, {"r": 10**400}, "401 digits is too large"),
+        (GOOD, {"r": 10**5000}, "5001 digits is too large"),
+        (GOOD, {"lora_alpha": float("inf")}, "Infinity is no number"),
+        (GOOD, {"modules_to_save": True}, "modules_to_save is not a list of names"),
+        (GOOD, {"modules_to_save": [1]}, "modules_to_save is not a list of names"),
+        (GOOD, {"rank_pattern": {r"(a)\1": 1}}, "reference back"),
+        (halves(DOWN, 64, 128, rank=0), {"r": 0}, "rank 0 and no values"),
+        (
+            GOOD
+            | {
+                f"{DOWN.replace('model.layers', 'model.language_model.layers')}.lora_A.weight": GOOD[
+                    f"{DOWN}.lora_A.weight"
+                ]
+            },
+            {},
+            "twice",
+        ),
         (GOOD, {"alpha_pattern": {"q": "x"}}, "alpha_pattern is not a mapping"),
-        (GOOD, {"alpha_pattern": {"(": 1}}, "no regular expression"),
+        (GOOD, {"alpha_pattern": {"(": 1}}, "not a regular expression"),
         (GOOD, {"r": 8}, "has rank 4, but adapter_config.json says 8"),
         (GOOD | {LAYER + "input_layernorm.weight": np.ones(64, np.float32)}, {}, "not half of"),
         (GOOD | {f"{Q}.lora_A.weight": np.ones((RANK, 64), np.int64)}, {}, "not half of"),
@@ -263,8 +291,8 @@ def test_refused(base: Path, tmp_path: Path, tensors: Any, config: dict[str, Any
 @pytest.mark.parametrize(
     ("name", "data", "complaint"),
     [
-        ("adapter_config.json", b"{", "is not JSON"),
-        ("adapter_config.json", b"[]", "not a PEFT configuration"),
+        ("adapter_config.json", b"{", "not JSON"),
+        ("adapter_config.json", b"[]", "not a mapping"),
         ("adapter_config.json", None, "is missing"),
         ("adapter_model.safetensors", None, "is missing"),
         ("adapter_model.safetensors", b"", "not a safetensors file"),
@@ -292,6 +320,13 @@ def test_damaged_files_are_refused(base: Path, tmp_path: Path, name: str, data: 
         {"dtype": "F32", "shape": [-2, -2], "data_offsets": [0, 16]},
         {"dtype": "F32", "shape": [2, 2], "data_offsets": [0]},
         {"dtype": 7, "shape": [2, 2], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [0, 2**63 - 1], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [2**40, 0], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [0, 2**70], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [True, 4], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": {"0": 2}, "data_offsets": [0, 16]},
+        [1],
+        None,
     ],
 )
 def test_headers_that_lie_are_refused(base: Path, tmp_path: Path, entry: dict[str, Any]) -> None:
@@ -300,6 +335,34 @@ def test_headers_that_lie_are_refused(base: Path, tmp_path: Path, entry: dict[st
     text = json.dumps({f"{DOWN}.lora_A.weight": entry}).encode()
     (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
     with pytest.raises(GgufmergeError, match=r"adapter_model\.safetensors: .*download it again"):
+        opened(base, folder)
+
+
+@pytest.mark.parametrize("pattern", ["(.+)+!", "(.*)*(.*)*x", "([a-z]+)+$!"])
+def test_patterns_that_would_take_for_ever(base: Path, tmp_path: Path, pattern: str) -> None:
+    """They match what they match, in the time that all others take."""
+    folder = write_peft(tmp_path / "a", GOOD, rank_pattern={pattern: 99}, alpha_pattern={pattern: 99})
+    assert opened(base, folder).tensors
+
+
+@pytest.mark.parametrize(
+    "header", [b'{"' + b"a" * 1000 + b'":{}}', b"[" * 5000, b'{"a":1,"a":2}', b'{"a":NaN}', b"{\xff}"]
+)
+def test_headers_that_cannot_be_read(base: Path, tmp_path: Path, header: bytes) -> None:
+    """One line each; a name of many letters would only be there to be matched slowly."""
+    folder = write_peft(tmp_path / "a", GOOD)
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(GgufmergeError, match=r"adapter_model\.safetensors: .*download it again"):
+        opened(base, folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_pipes_are_refused(base: Path, tmp_path: Path, name: str) -> None:
+    """Instead of waiting for somebody to write into them."""
+    folder = write_peft(tmp_path / "a", GOOD)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(GgufmergeError, match=name):
         opened(base, folder)
 
 

@@ -1,0 +1,64 @@
+"""Texts on their way out: the gate for what strangers wrote, and how numbers of bytes and weights look.
+
+Names, keys and messages come out of files that anybody may have made. On a terminal they could move the cursor, hide
+lines or turn letters around, and in a line-based format a line break begins a new line. Whatever leaves the program as
+text passes `printable` first.
+"""
+
+from __future__ import annotations
+
+import re
+
+_LONG = 60
+
+
+def printable(text: str) -> str:
+    """The text on one line, with every character that does not print (`str.isprintable`) written as its escape.
+
+    Bytes of file names that are not UTF-8 are shown as bytes.
+
+    >>> printable("a\\x1b[2Jb\\n\\udcff")
+    'a\\\\x1b[2Jb\\\\n\\\\xff'
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def one_line(text: str, limit: int = 500) -> str:
+    """Running text, such as another program's message: all blanks and line breaks as one space, cut after `limit`."""
+    words = " ".join(text[: 4 * limit].split())
+    return printable(words if len(words) <= limit else words[: limit - 3] + "...")
+
+
+def quoted(text: str) -> str:
+    """A name as messages show it: in quotes, printable, cut after 60 characters."""
+    return '"' + printable(text if len(text) <= _LONG else text[: _LONG - 3] + "...") + '"'
+
+
+def utf8(text: str) -> str:
+    """The text as valid Unicode: what stands for bytes that are no UTF-8 becomes U+FFFD."""
+    return _HALVES.sub("\ufffd", text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def count(number: int) -> str:
+    """A number of weights: 134.52M."""
+    for unit, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= unit:
+            return f"{number / unit:.2f}{letter}"
+    return str(number)
+
+
+def size(number: int) -> str:
+    """A number of bytes: 98.4 MB."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if number >= unit:
+            return f"{number / unit:.1f} {name}"
+    return f"{number} bytes"
+
+
+_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of surrogates; the others stand for bytes (PEP 383)
+
+
+def _escaped(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # a byte that Python could not decode (PEP 383)
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode()
