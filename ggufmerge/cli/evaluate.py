@@ -112,9 +112,11 @@ def evaluate(
 
 def _read(path: Path) -> str:
     from ggufmerge.errors import GgufmergeError
+    from ggufmerge.files.small import open_regular
 
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with open_regular(path) as file:
+            return file.read().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise GgufmergeError(f"{path}: not a UTF-8 text (byte {error.start}): convert it, or give another") from None
 

@@ -23,6 +23,7 @@ from ggufmerge.errors import GgufmergeError
 from ggufmerge.recipe import ModelReference, load_recipe
 from ggufmerge.recipe.reference import AdapterReference
 from ggufmerge.sources import open_source
+from ggufmerge.text import utf8
 from ggufmerge.types import FileType
 
 LOW_SURVIVAL = 0.8  # share of a change; below it the result is worth a warning
@@ -55,7 +56,7 @@ def plan_bake(
     finally:
         source.close()
     recipe = {
-        "name": name,
+        "name": utf8(name),
         "merge_method": "passthrough",
         "models": [{"model": _written(reference)}],
         **({"out_type": str(out_type)} if out_type else {}),

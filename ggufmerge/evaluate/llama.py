@@ -22,6 +22,7 @@ from ggufmerge.evaluate.libllama import (
     last_words,
     library,
 )
+from ggufmerge.files.small import open_regular
 
 
 class LlamaModel:
@@ -220,7 +221,7 @@ def _context_params(lib: C.CDLL, context: int, threads: int) -> ContextParams:
 
 def _readable(path: pathlib.Path) -> bytes:
     """The path as llama.cpp takes it (UTF-8 on Windows too); the system's own error when it cannot be read."""
-    with path.open("rb"):
+    with open_regular(path):
         forget_log()
     return os.fsencode(path)
 

@@ -116,24 +116,24 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _whole(lenient: bool, digits: str) -> int | None:
     count = len(digits.lstrip("-"))
-    if count <= _MAX_DIGITS:
-        return int(digits)
-    return _no_number(lenient, f"a number of {count} digits is too large")
+    if count > _MAX_DIGITS:
+        _allow(lenient, f"a number of {count} digits is too large")
+        return None
+    return int(digits)
 
 
 def _finite(lenient: bool, digits: str) -> float | None:
     number = float(digits)
-    if math.isfinite(number):
-        return number
-    return _no_number(lenient, f"the number {digits[:20]} is too large")
+    if not math.isfinite(number):
+        _allow(lenient, f"the number {digits[:20]} is too large")
+        return None
+    return number
 
 
-def _constant(lenient: bool, word: str) -> Any:
-    return _no_number(lenient, f"{word} is no number in JSON")
+def _constant(lenient: bool, word: str) -> None:
+    _allow(lenient, f"{word} is no number in JSON")
 
 
-def _no_number(lenient: bool, why: str) -> Any:
-    """None in place of a number that cannot be one; ValueError unless `lenient`."""
+def _allow(lenient: bool, why: str) -> None:
     if not lenient:
         raise ValueError(why)
-    return None

@@ -251,9 +251,11 @@ def _mark(node: yaml.Node) -> tuple[int, int]:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether every character can be written as UTF-8: YAML's escapes can write half of one."""
+    """Whether a text can be written as bytes: YAML's escapes can write half of a character. Those that stand for a byte
+    are taken, since names of files that are not UTF-8 have them (PEP 383).
+    """
     try:
-        text.encode()
+        text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return False
     return True

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -86,6 +87,79 @@ def test_names_in_files_steer_no_terminal(run: Run, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert r"only in evil-a.gguf: x\x1b[2J\nerror: y\xff" in out
     assert all(line.isprintable() for line in out.split("\n"))
+
+
+PIPES = (
+    ("plan", "pipe"),
+    ("quantize", "a.gguf", "o.gguf", "Q4_0", "--imatrix", "pipe"),
+    ("inspect", "pipe"),
+    ("bake", "a.gguf", "pipe", "-o", "o.gguf"),
+    ("diff", "a.gguf", "pipe"),
+    ("eval", "pipe", "--prompt", "x"),
+    ("eval", "a.gguf", "--text", "pipe"),
+    ("push", "a.gguf", "me/x", "--evaluation", "pipe", "--dry-run"),
+    ("build", "recipe.yaml", "-o", "o.gguf", "--mmproj", "pipe"),
+)
+NO_NAMES = (
+    *(("build", "recipe.yaml", "-o", name, *more) for name in (".", "/", "") for more in ((), ("--no-modelfile",))),
+    *(("split", "a.gguf", name) for name in (".", "/", "")),
+    *(("quantize", "a.gguf", name, "Q8_0") for name in (".", "/", "")),
+    *(("bake", "a.gguf", "lora.gguf", "-o", name) for name in (".", "/", "")),
+    *(("extract-lora", "b.gguf", "--base", "a.gguf", "-o", name) for name in (".", "/", "")),
+    ("build", "recipe.yaml", "-o", "loop"),
+    ("quantize", "a.gguf", "loop", "Q8_0"),
+)
+REFERENCES = (("diff", "a.gguf+", "a.gguf"), ("diff", "a.gguf", "a.gguf", "--base", "a.gguf+b.gguf=nan"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, an adapter, a recipe, a pipe and a link to itself."""
+    folder = tmp_path_factory.mktemp("folder")
+    weights = write_tiny_llama(folder / "a.gguf", layers=1)
+    write_tiny_llama(folder / "b.gguf", layers=1, tune=(1, 0.1))
+    write_tiny_lora(folder / "lora.gguf", weights)
+    models = "[{model: a.gguf, parameters: {weight: 1}}, {model: b.gguf, parameters: {weight: 1}}]"
+    (folder / "recipe.yaml").write_text(f"merge_method: linear\nmodels: {models}\n")
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to("loop")
+    return folder
+
+
+@pytest.mark.parametrize("arguments", [*PIPES, *NO_NAMES, *REFERENCES], ids=" ".join)
+def test_arguments_that_lead_nowhere(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """Pipes where files should be, outputs without a name, references that are none: one line, and nothing is made."""
+    monkeypatch.chdir(folder)
+    before = sorted(folder.iterdir())
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert sorted(folder.iterdir()) == before
+
+
+def test_names_that_are_no_utf8(run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of files that are read and written, by every command that takes them."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "lora"):
+        (tmp_path / f"{name}\udcff.gguf").write_bytes((folder / f"{name}.gguf").read_bytes())
+    a, b, lora = (f"{name}\udcff.gguf" for name in ("a", "b", "lora"))
+    for arguments in (
+        ("quantize", a, "1\udcff.gguf", "Q8_0"),
+        ("bake", a, lora, "-o", "2\udcff.gguf"),
+        ("extract-lora", b, "--base", a, "-o", "3\udcff.gguf", "--rank", "2"),
+        ("diff", a, f"{a}+{lora}"),
+        ("split", a, "4\udcff"),
+        ("inspect", a),
+        ("inspect", a, "--json"),
+        ("models", "."),
+    ):
+        code, out, err = run(*arguments)
+        assert code == 0, err
+        assert all(line.isprintable() for line in (out + err).split("\n"))
+    assert {path.name[0] for path in tmp_path.iterdir()} == set("abl1234")
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gguf
@@ -225,3 +226,11 @@ def test_a_damaged_legacy_imatrix_is_refused_with_the_reason(tmp_path: pathlib.P
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FormatError, match=r"absent\.dat"):
         load_imatrix(tmp_path / "absent.dat")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, pathlib.Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_no_imatrix(tmp_path: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
+    """A pipe, a folder or a device is refused before anything waits for it or reads it without end."""
+    make(tmp_path / "x")
+    with pytest.raises(FormatError, match=r"x: this is (no regular file|a folder)"):
+        load_imatrix(tmp_path / "x")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ggufmerge.errors import PlanError
 from ggufmerge.recipe import AdapterReference, ModelReference
 
 PATHS = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="+"), min_size=1).filter(
@@ -94,3 +97,16 @@ def test_refused(value, complaint):
     with pytest.raises(ValueError, match=complaint) as caught:
         ModelReference.parse(value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_argument_is_a_file_that_exists_or_a_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plus sign in the name of a file begins no adapter; what is wrong with a reference is the user's to read."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("c++.gguf", "a+b.gguf", "\udcff.gguf"):
+        Path(name).touch()
+        assert ModelReference.from_argument(name) == ModelReference(name)
+        assert ModelReference.from_argument(Path(name)) == ModelReference(name)
+    assert ModelReference.from_argument("a.gguf+b.gguf=0.5") == ModelReference.parse("a.gguf+b.gguf=0.5")
+    for text in ("", "+", "a.gguf+", "a.gguf+lora.gguf=nan", "a.gguf+lora.gguf=inf"):
+        with pytest.raises(PlanError):
+            ModelReference.from_argument(text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import yaml
 
 import ggufmerge
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.report.model_card import hub_parents, model_card, read_evaluation
+from ggufmerge.report.model_card import _code, hub_parents, model_card, read_evaluation
 from tests.tiny import write_tiny_llama
 
 RECIPE = """
@@ -148,3 +150,86 @@ def test_evaluations_are_checked(tmp_path: Path) -> None:
         path.write_text(text, encoding="utf-8")
         with pytest.raises(GgufmergeError, match="ggufmerge eval --json"):
             read_evaluation(path)
+
+
+EVIL = (
+    "[x](javascript:a) <script>a</script> ![i](https://e.org/i.png) `a` |b| _c_ *d* ~e~ &lt;f&gt; $g$ @hub "
+    "https://e.org www.e.org\n\n# h\n---\nlicense: mit\n\u202ei\x1b[2J\r- j"
+)
+MARKUP = re.compile(
+    r"(?<!\\)(\[x\]|<script|!\[|\*d|~e~|\$g|@hub|&lt;)|(?<![\\\w])_c|https://e|www\.e|^# h|^- j", re.MULTILINE
+)
+
+
+def test_texts_of_strangers_are_texts(tmp_path: Path) -> None:
+    """In the body no markup, HTML, links, mentions or lines of their own; at the head no keys."""
+    keys = ("name", "license", "license.name", "license.link", "languages", "tags", "base_model.0.name")
+    facts: dict[str, Any] = {f"general.{key}": [EVIL, EVIL] if key in ("languages", "tags") else EVIL for key in keys}
+    facts |= {f"general.base_model.0.{key}": EVIL for key in ("organization", "version", "repo_url")}
+    facts |= {"general.base_model.count": 1, "ggufmerge.source.0.file": EVIL, "ggufmerge.source.0.sha256": EVIL}
+    facts |= {"ggufmerge.version": EVIL, "ggufmerge.options": EVIL, "ggufmerge.recipe": "name: x"}
+    write_tiny_llama(tmp_path / "a.gguf", layers=1, metadata=facts)
+    scores = {"scores": [SCORES["scores"][1] | {"model": EVIL, "text": EVIL}], "reference": EVIL}
+    card = card_of(tmp_path / "a.gguf", evaluation=scores, names=[EVIL])
+    assert all(line.isprintable() for line in card.split("\n"))
+    _, head, body = card.split("---\n", 2)
+    assert set(yaml.safe_load(head)) <= {
+        *("base_model_relation", "license", "license_name", "license_link", "language", "library_name"),
+        *("pipeline_tag", "tags"),
+    }
+    without_code = re.sub(r"(`+)[^`].*?[^`]\1", "", body.replace("\\`", ""))
+    assert not MARKUP.search(without_code)
+    tables = [line for line in body.split("\n") if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} <= {3, 4, 5, 6}
+
+
+@pytest.mark.parametrize("text", ["a", "`a", "a``b", "|a|", "", "```", "a\nb"])
+def test_code_within_a_line_ends_where_it_should(text: str) -> None:
+    """With more backticks around it than it has side by side."""
+    shown = _code(text)
+    fence = re.match("`+", shown)
+    assert fence is not None
+    assert shown.endswith(fence[0])
+    assert fence[0] not in shown[len(fence[0]) : -len(fence[0])].strip()
+    assert "\n" not in shown
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n"
+        + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)),
+        "&a [*a]",
+        "[" * 100_000,
+        "x: [" + "hf:a/b," * 200_000 + "]",
+        "a: 1\n---\n" * 50_000,
+        "!!python/object/apply:os.system [true]",
+        "\x1b: [",
+    ],
+)
+def test_recipes_in_files_are_read_as_recipes_are(tmp_path: Path, recipe: str) -> None:
+    """Aliases that multiply or contain themselves, nesting and length end the look for base models, not the program."""
+    write_tiny_llama(tmp_path / "a.gguf", layers=1, metadata={"ggufmerge.recipe": recipe})
+    with ggufmerge.open(tmp_path / "a.gguf") as file:
+        assert hub_parents(file) == []
+        assert all(line.isprintable() for line in model_card(file).split("\n"))
+
+
+def test_figures_that_are_no_numbers(tmp_path: Path) -> None:
+    """`ggufmerge eval --json` writes null for them; what is no figure at all is refused, as is a pipe."""
+    path = tmp_path / "scores.json"
+    score = {"model": "a", "text": "b", "perplexity": None, "perplexity_error": None}
+    path.write_text(json.dumps({"scores": [score]}), encoding="utf-8")
+    write_tiny_llama(tmp_path / "a.gguf", layers=1)
+    assert "| b | a | - ± - |" in card_of(tmp_path / "a.gguf", evaluation=read_evaluation(path))
+    for wrong in ({"perplexity": "12"}, {"kl_divergence": []}, {"model": 1}, {"text": None}):
+        path.write_text(json.dumps({"scores": [score | wrong]}), encoding="utf-8")
+        with pytest.raises(GgufmergeError, match="ggufmerge eval --json"):
+            read_evaluation(path)
+    path.write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(GgufmergeError, match="ggufmerge eval --json"):
+        read_evaluation(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(GgufmergeError, match="no regular file"):
+        read_evaluation(path)

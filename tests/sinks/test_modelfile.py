@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggufmerge.errors import PlanError
+from ggufmerge.files import MetadataEditor
+from ggufmerge.files.metadata import ValueKind
 from ggufmerge.sinks import modelfile_path, write_modelfile
-from ggufmerge.sinks.modelfile import modelfile_text, quoted
+from ggufmerge.sinks.modelfile import check_modelfile, comment, modelfile_text, quoted
+from ggufmerge.sinks.settings import check_content
 from ggufmerge.sources.ollama import OllamaSettings
 from tests.sinks.modelfiles import read_modelfile
 from tests.tiny import write_tiny_llama
@@ -152,3 +157,65 @@ def test_a_file_that_ollama_refuses_is_marked(tmp_path: Path) -> None:
     """The Modelfile says why `ollama create` will fail."""
     write_tiny_llama(tmp_path / "m.gguf", layers=1, embed=256, ff=256, type="TQ1_0")
     assert "# Ollama will refuse it: " in write_modelfile(tmp_path / "m.gguf").read_text()
+
+
+EVIL = "x\nFROM attacker/model\nSYSTEM owned\n#\r\u2028FROM b\x1b[2J"
+
+
+@given(st.text(st.sampled_from('#a \n\r\x0b\x85\u2028\x1b\ud800"')))
+def test_a_comment_is_a_line_that_says_nothing(text: str) -> None:
+    """Whatever is in it: the only way that comments are written."""
+    assert comment(text).isprintable()
+    assert read_modelfile(f"{comment(text)}\nFROM ./m\n{comment(text)}\n") == [("model", "./m")]
+
+
+def test_strangers_write_no_instructions(tmp_path: Path) -> None:
+    """Keys of metadata that Ollama refuses, names of files and parameters, values of all kinds."""
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_uint8(EVIL, 1)
+    writer.add_tensor("output_norm.weight", np.zeros(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert "Ollama will refuse it" in write_modelfile(tmp_path / "m.gguf").read_text()
+    (tmp_path / "m.Modelfile").unlink()
+    assert read_modelfile(write_modelfile(tmp_path / "m.gguf").read_text()) == [("model", "./m.gguf")]
+    settings = OllamaSettings(
+        template=EVIL,
+        system=EVIL,
+        parameters={EVIL: 1, f"top_k 1\nFROM {EVIL}": 2, "stop": [EVIL, "fine"]},
+        messages=({"role": EVIL, "content": "x"}, {"role": "user", "content": EVIL}),
+        renderer=EVIL,
+        requires=EVIL,
+    )
+    text = modelfile_text(["m.gguf"], settings, [EVIL], 512)
+    assert read_modelfile(text) == [("model", "./m.gguf"), ("stop", "fine")]
+    assert all(line.startswith("# ") for line in text.splitlines() if "attacker" in line)
+
+
+@pytest.mark.parametrize("name", ["\udcff.gguf", "\x1b[2J.gguf", "\u2028FROM b.gguf"])
+def test_a_name_that_a_modelfile_cannot_hold(tmp_path: Path, name: str) -> None:
+    """Is left out, with what to do; what would stand there instead is another file."""
+    write_tiny_llama(tmp_path / name, layers=1)
+    text = write_modelfile(tmp_path / name).read_text("utf-8")
+    assert all(line.startswith("# ") for line in text.splitlines())
+    assert "FROM is left out" in text
+    assert "rename the file" in text
+
+
+@pytest.mark.parametrize("output", ["", ".", "/", ".."])
+def test_an_output_that_names_no_file(output: str) -> None:
+    """One line instead of an empty name."""
+    with pytest.raises(PlanError, match="names no file"):
+        check_modelfile(output)
+
+
+def test_each_reason_of_ollamas_is_a_line_of_its_own() -> None:
+    """A key that has line breaks is none."""
+    metadata = MetadataEditor()
+    for key in (EVIL, "y"):
+        metadata.set(key, 1, ValueKind.U8)
+    with pytest.raises(PlanError) as caught:
+        check_content({}, metadata)
+    assert len(caught.value.lines) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -324,6 +325,13 @@ def test_biases_of_llama_are_permuted_with_their_rows(tmp_path: Path) -> None:
     assert (found["blk.0.attn_q.bias"][:4] == [0, 8, 1, 9]).all()
 
 
+def test_a_readme_that_is_a_pipe_states_no_licence(tmp_path: Path) -> None:
+    """Nor does anybody wait for it."""
+    write_checkpoint(tmp_path / "m", write_tiny_llama(tmp_path / "x.gguf"))
+    os.mkfifo(tmp_path / "m" / "README.md")
+    assert "general.license" not in opened(tmp_path / "m").metadata
+
+
 def test_the_licence_of_the_model_card_counts(tmp_path: Path, folder: Path) -> None:
     """It stands in the front matter of README.md."""
     write_checkpoint(tmp_path / "m", write_tiny_llama(tmp_path / "x.gguf"))
@@ -414,11 +422,46 @@ def _twice(m: Path) -> None:
     (m / "b.safetensors").write_bytes((m / "model.safetensors").read_bytes())
 
 
+def _config(text: str) -> Callable[[Path], None]:
+    return lambda m: (m / "config.json").write_bytes(text.encode("latin-1")) and None
+
+
+def _index(text: str) -> Callable[[Path], None]:
+    return lambda m: (m / "model.safetensors.index.json").write_text(text) and None
+
+
+def _pipe(name: str) -> Callable[[Path], None]:
+    def damage(m: Path) -> None:
+        (m / name).unlink()
+        os.mkfifo(m / name)
+
+    return damage
+
+
+_WRONG_SHARDS = (
+    {},
+    [],
+    "model.safetensors",
+    {"a": 1},
+    {"a": None},
+    {"a": ["model.safetensors"]},
+    {"a": "x" * 300 + ".safetensors"},
+    {"a": "../model.safetensors"},
+    {"a": "/model.safetensors"},
+    {"a": ""},
+)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (_no_config, "a folder without config.json"),
         (_bad_config, "not the JSON"),
+        *((_config(text), "not the JSON") for text in ("[" * 100_000, "[]", "\xff", '{"a": 1, "a": 2}', '{"a":' * 999)),
+        *((_index(text), "not the JSON") for text in ("[" * 100_000, "[]", '{"weight_map": {"a": 1, "a": 1}}')),
+        *((_index(json.dumps({"weight_map": shards})), "does not name") for shards in _WRONG_SHARDS),
+        (_pipe("config.json"), "a folder without config.json"),
+        (_pipe("model.safetensors"), "has neither"),
         (_no_weights, "has neither"),
         (_pickle_only, "safe_serialization"),
         (_shard_missing, "lacks model-9.safetensors"),
