@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,8 @@ _CHUNK = 1 << 18  # values
 class TensorDifference:
     """Two tensors of one name and shape, dequantized.
 
-    relative: RMS of the difference over the RMS of the first.  largest: the largest absolute difference.
+    relative: RMS of the difference over the RMS of the first, infinite when the first is zero.
+    largest: the largest absolute difference.
     equal: share of the values that are the same.
     cosine: of the two tensors, or of their differences from a base if there is one; NaN when one of them is zero.
     same_sign: share of the values that both changed which they changed in the same direction; NaN without a base.
@@ -58,10 +60,19 @@ def compare(
 ) -> Comparison:
     """Compare two models (paths, or references such as base.gguf+adapter.gguf), streaming.
 
-    PlanError when they have different architectures, or tensors of one name and different shapes.
+    PlanError when they have different architectures, or tensors of one name and different shapes; DamageError when
+    one holds NaN or infinity, which have no distance.
     """
     paths = [first, second] if base is None else [first, second, base]
-    sources = [open_source(ModelReference.parse(os.fspath(path))) for path in paths]
+    with ExitStack() as stack:
+        sources = []
+        for path in paths:
+            sources.append(open_source(ModelReference.parse(os.fspath(path))))
+            stack.callback(sources[-1].close)
+        return _compare(sources, threads or os.cpu_count() or 1)
+
+
+def _compare(sources: Sequence[Source], threads: int) -> Comparison:
     checks.check_architectures(sources)
     a, b = sources[:2]
     common = [name for name in a.tensors if all(name in s.tensors for s in sources)]
@@ -71,9 +82,7 @@ def compare(
             listed = ", ".join(f"{s.label} {list(s.tensors[name].shape)}" for s in sources)
             raise PlanError(f"{name}: the shapes differ ({listed}); only models of one shape can be compared")
     found: dict[str, TensorDifference] = {}
-    drive(_jobs(sources, common, found), threads or os.cpu_count() or 1)
-    for source in sources:
-        source.close()
+    drive(_jobs(sources, common, found), threads)
     return Comparison(
         tuple(found[name] for name in common),
         tuple(name for name in a.tensors if name not in b.tensors),
