@@ -164,7 +164,9 @@ class TensorEncoder:
                 return []
             return [f"{tensor.type} holds values up to 1/{figures.excess:.3g} of the largest, so some were clipped"]
         last = misfit.column + len(misfit.values) - 1
-        where = place(tensor.shape, misfit.row, misfit.column) + (f" to {last}" if last > misfit.column else "")
+        where = place(tensor.shape, misfit.row, misfit.column)
+        if last > misfit.column:
+            where = f"{where} to {last}".replace("column", "columns").replace("place", "places")
         holding = [str(t) for t in _WIDE if _holds(t, misfit.values, figures.largest)]
         raise GgufmergeError(
             f"{tensor.name}: {tensor.type} cannot hold the weights at {where}, up to {magnitude(misfit.values):.4g}; "
