@@ -21,6 +21,10 @@ class FormatError(GgufmergeError):
     """A file is not a GGUF file that llama.cpp would accept."""
 
 
+class DamageError(GgufmergeError):
+    """A file holds weights that are no finite numbers, or an adapter makes such of them."""
+
+
 class RecipeError(GgufmergeError):
     """A recipe says something that cannot be carried out."""
 

@@ -157,7 +157,7 @@ def _remove_old(parent: Path) -> None:
 
 
 def _digest() -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(getattr(config, "BOUNDSCHECK", None)).encode())  # numba's cache does not tell it apart
     here = Path(__file__)
     for path in (here, *sorted(here.parent.glob("quants/*.py")), *sorted(here.parent.glob("methods/*.py"))):
         digest.update(path.read_bytes())

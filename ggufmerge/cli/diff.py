@@ -35,7 +35,7 @@ def diff(
     json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
 ) -> None:
     from dataclasses import asdict
-    from math import isnan
+    from math import isfinite
 
     from ggufmerge.cli.terminal import print_json, say, show_table
     from ggufmerge.engine.compare import compare
@@ -44,7 +44,7 @@ def diff(
     if json:
         facts = asdict(result)
         for tensor in facts["tensors"]:
-            tensor.update({k: None for k, v in tensor.items() if isinstance(v, float) and isnan(v)})
+            tensor.update({k: None for k, v in tensor.items() if isinstance(v, float) and not isfinite(v)})
         print_json(facts)
         return
     heads = ["tensor", "difference", "largest", "equal", "cosine", *(["signs"] if base is not None else [])]

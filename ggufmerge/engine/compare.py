@@ -25,7 +25,8 @@ _CHUNK = 1 << 18  # values
 class TensorDifference:
     """Two tensors of one name and shape, dequantized.
 
-    relative: RMS of the difference over the RMS of the first.  largest: the largest absolute difference.
+    relative: RMS of the difference over the RMS of the first, infinite when the first is zero.
+    largest: the largest absolute difference.
     equal: share of the values that are the same.
     cosine: of the two tensors, or of their differences from a base if there is one; NaN when one of them is zero.
     same_sign: share of the values that both changed which they changed in the same direction; NaN without a base.
@@ -59,7 +60,8 @@ def compare(
 ) -> Comparison:
     """Compare two models (paths, or references such as base.gguf+adapter.gguf), streaming.
 
-    PlanError when they have different architectures, or tensors of one name and different shapes.
+    PlanError when they have different architectures, or tensors of one name and different shapes; DamageError when
+    one holds NaN or infinity, which have no distance.
     """
     paths = [first, second] if base is None else [first, second, base]
     with ExitStack() as opened:

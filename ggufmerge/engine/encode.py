@@ -1,7 +1,8 @@
 """Rows of a tensor of the result, float32, to the bytes of its type, with figures of what that cost.
 
-Between the two stand: a check that all values are finite, stochastic rounding, the offset and the scale that the stored
-values have, the codec, and the blocks of the inputs that the merge left as they are.
+Between the two stand: stochastic rounding, the offset and the scale that the stored values have, the codec, and the
+blocks of the inputs that the merge left as they are. Values that are not finite are refused, and so are values that the
+type cannot hold, as llama-quantize refuses them: what was written is looked at, not what one hopes of it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,17 @@ from ggufmerge.errors import GgufmergeError
 from ggufmerge.kernels import kernel
 from ggufmerge.methods.random import stream_key
 from ggufmerge.quants import codec
+from ggufmerge.quants.magnitude import first_bad, magnitude
+from ggufmerge.sources.damage import place
 from ggufmerge.types import TensorType
 
 Floats = NDArray[np.float32]
 Raw = NDArray[np.uint8]
+
+# What was quantized over the type's limit: up to here it rounds to the limit as to its nearest neighbour, and up to
+# here it was clipped, which is worth a note. Beyond, ggml's searches overflow and may leave a block of zeros.
+_ROUNDED, _CLIPPED = 7 / 6, 2.0
+_WIDE = [TensorType[name] for name in ("F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K")]  # to propose
 
 
 class Scratch(threading.local):
@@ -41,18 +49,31 @@ class Scratch(threading.local):
         return self._arrays[name][:size].reshape(shape)
 
 
+class Misfit(NamedTuple):
+    """A block that a type cannot hold: its row in the tensor, its first column, and its values, float32."""
+
+    row: int
+    column: int
+    values: Floats
+
+
 @dataclass
 class Figures:
     """What writing rows cost, as sums over values that can be added up.
 
     error: of (rows - written)^2.  energy: of rows^2.
     kept, change: the two sums of `run.Survival`.
+    largest: the largest absolute value of rows.  excess: that of what was quantized, relative to the type's limit.
+    misfit: the first block that the type cannot hold, None when it holds all.
     """
 
     error: float = 0.0
     energy: float = 0.0
     kept: float = 0.0
     change: float = 0.0
+    largest: float = 0.0
+    excess: float = 0.0
+    misfit: Misfit | None = None
 
     def add(self, other: Figures) -> None:
         """Those of the next rows in order."""
@@ -60,6 +81,9 @@ class Figures:
         self.energy += other.energy
         self.kept += other.kept
         self.change += other.change
+        self.largest = max(self.largest, other.largest)
+        self.excess = max(self.excess, other.excess)
+        self.misfit = self.misfit or other.misfit
 
     @property
     def relative_error(self) -> float:
@@ -99,21 +123,62 @@ class TensorEncoder:
         base: the rows without their change, to round and to measure it.
         """
         tensor = self.tensor
-        if not all_finite(rows):
+        figures = Figures(largest=magnitude(rows))
+        if not figures.largest < math.inf:
+            row, column = divmod(first_bad(rows), tensor.n)
             raise GgufmergeError(
-                f"{tensor.name}: the merged weights are not all finite numbers; "
-                "a source is damaged, or the weights of the recipe are far too large"
+                f"{tensor.name}: the merged weights are not all finite numbers, first the one at "
+                f"{place(tensor.shape, start + row, column)}; the weights or parameters of the recipe are far too large"
             )
         raw = self._scratch.array("raw", (len(rows), tensor.type.row_bytes(tensor.n)), np.uint8)
         matrix = start * tensor.matrices // tensor.rows
         target = self._on_grid(start, base, rows)
         scaled = target + np.float32(tensor.offset) if tensor.offset else target
         if self.scales is not None:
-            scaled = np.divide(scaled, self.scales[matrix], out=self._scratch.array("scaled", rows.shape, np.float32))
+            units = self._scratch.array("scaled", rows.shape, np.float32)
+            with np.errstate(over="ignore"):  # what a very small scale makes infinite is refused below
+                scaled = np.divide(scaled, self.scales[matrix], out=units)
         self._codec.encode(scaled, raw, None if self.weights is None else self.weights[matrix])
         for values, data in stored:
             _keep_blocks(rows, values, data, raw, tensor.type.block_size)
-        return raw, self._figures(matrix, rows, base, raw) if self._measure else Figures()
+        largest = figures.largest if scaled is rows else magnitude(scaled)
+        figures.excess = largest / self._codec.limit
+        if not figures.excess <= _CLIPPED:
+            figures.misfit = self._misfit(start, rows, int(np.abs(scaled).argmax()) // tensor.type.block_size)
+        elif figures.excess <= 1 and tensor.type.is_float:
+            pass  # the values are what is written
+        elif (block := self._codec.damaged(raw)) >= 0:
+            figures.misfit = self._misfit(start, rows, block)
+        if self._measure:
+            self._compare(figures, matrix, rows, base, raw)
+        return raw, figures
+
+    def check(self, figures: Figures) -> list[str]:
+        """Refuse a tensor of which `figures` tell that its type cannot hold it; else what the user should know of it.
+
+        GgufmergeError names the largest value and types that hold it.
+        """
+        tensor, misfit = self.tensor, figures.misfit
+        if misfit is None:
+            if figures.excess <= _ROUNDED:
+                return []
+            return [f"{tensor.type} holds values up to 1/{figures.excess:.3g} of the largest, so some were clipped"]
+        last = misfit.column + len(misfit.values) - 1
+        where = place(tensor.shape, misfit.row, misfit.column)
+        if last > misfit.column:
+            where = f"{where} to {last}".replace("column", "columns").replace("place", "places")
+        holding = [str(t) for t in _WIDE if _holds(t, misfit.values, figures.largest)]
+        raise GgufmergeError(
+            f"{tensor.name}: {tensor.type} cannot hold the weights at {where}, up to {magnitude(misfit.values):.4g}; "
+            f"the largest of the tensor is {figures.largest:.4g}, which {_listed(holding)} can hold: give the tensor "
+            "another type, or look for what made its weights so large"
+        )
+
+    def _misfit(self, start: int, rows: Floats, block: int) -> Misfit:
+        size = self.tensor.type.block_size
+        row, place_in_row = divmod(block, self.tensor.n // size)
+        column = place_in_row * size
+        return Misfit(start + row, column, rows[row, column : column + size].copy())
 
     def _on_grid(self, start: int, base: Floats | None, rows: Floats) -> Floats:
         """The rows as they are to be quantized: on the grids of `base` if their change is rounded stochastically."""
@@ -123,36 +188,41 @@ class TensorEncoder:
         key = int(stream_key(self._seed, tensor.name, "rounding"))
         return round_on_grid(base, rows, tensor.type, key, start * tensor.n)
 
-    def _figures(self, matrix: int, rows: Floats, base: Floats | None, raw: Raw) -> Figures:
+    def _compare(self, figures: Figures, matrix: int, rows: Floats, base: Floats | None, raw: Raw) -> None:
+        """Find out what the encoding cost."""
         back = self._scratch.array("back", rows.shape, np.float32)
         self._codec.dequantize(raw, back)
         if self.scales is not None:
             back *= self.scales[matrix]
-        figures = Figures(*_squares(rows, back))
+        figures.error, figures.energy = _squares(rows, back)
         if base is not None:
             figures.kept, figures.change = _kept_change(base, rows, back)
-        return figures
+
+
+def _holds(kind: TensorType, values: Floats, largest: float) -> bool:
+    """Whether a type can hold these values, at most 256, and in another block the largest of their tensor."""
+    trial = np.zeros((2, 256), np.float32)
+    trial[0, : values.size] = values
+    trial[1, ::16] = largest
+    raw = np.empty((2, kind.row_bytes(256)), np.uint8)
+    codec(kind).encode(trial, raw)
+    return largest <= codec(kind).limit and codec(kind).damaged(raw) < 0
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def warm_up(kind: TensorType, weighted: bool, rows: Floats) -> None:
     """Compile (or load from numba's cache) the kernels that write `rows` in a type, `weighted` by a matrix or not."""
-    all_finite(rows)
+    magnitude(rows)
     weights = np.ones(rows.shape[1], np.float32) if weighted else None
     raw = np.empty((len(rows), kind.row_bytes(rows.shape[1])), np.uint8)
     codec(kind).encode(rows, raw, weights)
     data = raw.copy()
     data.setflags(write=False)  # as in a mapped file
     _keep_blocks(rows, rows, data, raw, kind.block_size)
-
-
-@kernel
-def all_finite(rows):  # type: ignore[no-untyped-def]
-    """Whether no value is NaN or infinite: x - x is zero for finite numbers only."""
-    bad = 0
-    for i in range(rows.shape[0]):
-        for j in range(rows.shape[1]):
-            bad += (rows[i, j] - rows[i, j]) != 0
-    return bad == 0
+    codec(kind).damaged(raw)
 
 
 @kernel

@@ -30,14 +30,17 @@ from ggufmerge.errors import GgufmergeError, PlanError, nearest
 from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo, check_target, open_gguf
 from ggufmerge.methods.random import stream_key
 from ggufmerge.quants import codec
+from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.recipe import ModelReference
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source, open_source
+from ggufmerge.sources.damage import place
 from ggufmerge.sources.stored import StoredTensor
 from ggufmerge.types import FileType, TensorType
 
 EMBEDDING = "token_embd.weight"
 _COMPARED = 1 << 22  # bytes compared at a time
+_TOO_LARGE = 1e12  # differences from here on: their squares, summed over a tensor, would leave float32
 # two-dimensional weights that llama.cpp does not multiply with, and so never applies adapters to
 _NOT_MULTIPLIED = ("*conv*", "*attn_rel_b.weight", "*.ssm_a", "*.ssm_d", "*.time_mix_*")
 
@@ -376,8 +379,13 @@ def _job(
             base.read(first + start, old)
             squares[start] = float(np.square(old, dtype=np.float64).sum())
             np.subtract(out, old, out=out)
-            if not np.isfinite(out).all():
-                raise GgufmergeError(f"{pair.name}: has weights that are not finite numbers; a model is damaged")
+            if not magnitude(out) < _TOO_LARGE:
+                row, column = divmod(int(np.abs(out).argmax()), n)
+                raise GgufmergeError(
+                    f"{pair.name}: the difference at {place(pair.shape, first + start + row, column)} is "
+                    f"{out[row, column]:.3g}, too large for products of float32; look whether a model is damaged, or "
+                    "leave the tensor out with --exclude"
+                )
 
         key = int(stream_key(0, f"{pair.name}#{matrix}", "extract-lora"))
         factors = yield from low_rank(rows, n, pair.rank, read, key, lambda values: progress.advance(4 * values))
@@ -395,6 +403,11 @@ def _write(plan: ExtractPlan, pair: PlannedPair, matrix: int, factors: LowRank, 
     for half, x in zip(pair.halves, values, strict=True):
         raw = np.empty((len(x), half.row_bytes), np.uint8)
         codec(half.type).encode(np.ascontiguousarray(x), raw, None)
+        if codec(half.type).damaged(raw) >= 0:
+            raise GgufmergeError(
+                f"{half.name}: {half.type} cannot hold its values, up to {np.abs(x).max():.3g}; write the adapter as "
+                f"F32 (--type F32), or leave the tensor out (--exclude {pair.name})"
+            )
         writer.write(half.name, matrix * raw.nbytes, raw)
 
 

@@ -132,12 +132,21 @@ def _eigen(z: Doubles) -> tuple[Doubles, Doubles]:
     """Eigenvalues, the largest first, and eigenvectors (columns) of z^T z; values that are mere rounding become 0."""
     gram = np.zeros((z.shape[1], z.shape[1]))
     _add_pulled_back(z, z, gram)
-    vectors = np.eye(len(gram))
-    _diagonalize(gram, vectors)
-    values = np.diagonal(gram)
+    values, vectors = _eigen_of_symmetric(gram)
     order = np.argsort(-values, kind="stable")
     values = values[order]
     return np.where(values > values[0] * 1e-14, values, 0.0), np.ascontiguousarray(vectors[order].T)
+
+
+def _eigen_of_symmetric(a: Doubles) -> tuple[Doubles, Doubles]:
+    """Eigenvalues of a, symmetric [m, m] and overwritten, in no order, and its eigenvectors as rows."""
+    scale = float(np.abs(a).max(initial=0.0)) or 1.0  # squares of very small numbers would vanish
+    a /= scale
+    diagonal, beside, q = np.zeros(len(a)), np.zeros(max(0, len(a) - 1)), np.eye(len(a))
+    _tridiagonalize(a, diagonal, beside, q)
+    vectors = np.ascontiguousarray(q.T)
+    _diagonalize(diagonal, beside, vectors)
+    return diagonal * scale, vectors
 
 
 def _random(n: int, width: int, key: int) -> Floats:
@@ -181,39 +190,97 @@ def _add_pulled_back(d, y, z):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _diagonalize(a, v):  # type: ignore[no-untyped-def]
-    """Cyclic Jacobi rotations: a, symmetric [m, m], becomes diagonal; v, at first the identity, gets
-    its eigenvectors as rows.
+def _tridiagonalize(a, diagonal, beside, q):  # type: ignore[no-untyped-def]
+    """Householder reflections: a, symmetric [m, m], becomes q T q^T, T tridiagonal with `diagonal` [m] and, beside it,
+    `beside` [m - 1]. Overwrites a; q at first holds the identity.
 
-    Golub, Van Loan, Matrix Computations, section 8.5.
+    Golub, Van Loan, Matrix Computations, algorithm 8.3.1. The inner loops of all that takes time run along rows and
+    not over a sum, so that they vectorize and yet add in one order.
     """
     m = a.shape[0]
-    for _ in range(30):  # it converges quadratically, in 7 to 12 sweeps
-        off = diagonal = 0.0
-        for p in range(m):
-            diagonal += a[p, p] * a[p, p]
-            for q in range(p + 1, m):
-                off += a[p, q] * a[p, q]
-        if off <= 1e-32 * diagonal:
+    factors, p = np.zeros(m), np.zeros(m)
+    for k in range(m - 2):
+        v = a[k, k + 1 :]  # the reflection that clears it stays here
+        norm = 0.0
+        for i in range(v.size):
+            norm += v[i] * v[i]
+        norm = np.sqrt(norm)
+        diagonal[k], beside[k] = a[k, k], v[0]
+        if norm == abs(v[0]):
+            continue
+        beside[k] = -norm if v[0] > 0 else norm
+        factors[k] = 1 / (norm * (norm + abs(v[0])))
+        v[0] -= beside[k]
+        p[:] = 0
+        for i in range(v.size):
+            for j in range(v.size):
+                p[j] += v[i] * a[k + 1 + i, k + 1 + j]
+        half = 0.0
+        for j in range(v.size):
+            p[j] *= factors[k]
+            half += p[j] * v[j]
+        half *= factors[k] / 2
+        for j in range(v.size):
+            p[j] -= half * v[j]
+        for i in range(v.size):
+            x, y = v[i], p[i]
+            for j in range(v.size):
+                a[k + 1 + i, k + 1 + j] -= x * p[j] + y * v[j]
+    for k in range(max(0, m - 2), m):
+        diagonal[k] = a[k, k]
+    if m > 1:
+        beside[m - 2] = a[m - 2, m - 1]
+    for k in range(m - 3, -1, -1):  # q = H(0) ... H(m - 3), the last first: the others do not reach its rows
+        if factors[k] == 0:
+            continue
+        p[:] = 0
+        for i in range(k + 1, m):
+            x = a[k, i] * factors[k]
+            for j in range(k + 1, m):
+                p[j] += x * q[i, j]
+        for i in range(k + 1, m):
+            x = a[k, i]
+            for j in range(k + 1, m):
+                q[i, j] -= x * p[j]
+
+
+@kernel
+def _diagonalize(diagonal, beside, v):  # type: ignore[no-untyped-def]
+    """Implicit QR steps with Wilkinson's shift: the symmetric tridiagonal matrix of `diagonal` [m] and `beside` [m - 1]
+    becomes diagonal; the rows of v [m, m] turn with it.
+
+    Golub, Van Loan, Matrix Computations, algorithms 8.3.2 and 8.3.3.
+    """
+    high = diagonal.size - 1
+    for _ in range(30 * diagonal.size):  # two steps for an eigenvalue are usual
+        for i in range(high):
+            if abs(beside[i]) <= 1e-16 * (abs(diagonal[i]) + abs(diagonal[i + 1])):
+                beside[i] = 0
+        while high > 0 and beside[high - 1] == 0:
+            high -= 1
+        if high == 0:
             return
-        for p in range(m - 1):
-            for q in range(p + 1, m):
-                if a[p, q] == 0:
-                    continue
-                theta = (a[q, q] - a[p, p]) / (2 * a[p, q])
-                t = 1 / (abs(theta) + np.sqrt(theta * theta + 1))
-                if theta < 0:
-                    t = -t
-                c = 1 / np.sqrt(t * t + 1)
-                s = t * c
-                for k in range(m):
-                    x, y = a[k, p], a[k, q]
-                    a[k, p], a[k, q] = c * x - s * y, s * x + c * y
-                for k in range(m):
-                    x, y = a[p, k], a[q, k]
-                    a[p, k], a[q, k] = c * x - s * y, s * x + c * y
-                    x, y = v[p, k], v[q, k]
-                    v[p, k], v[q, k] = c * x - s * y, s * x + c * y
+        low = high - 1
+        while low > 0 and beside[low - 1] != 0:
+            low -= 1
+        gap, b = (diagonal[high - 1] - diagonal[high]) / 2, beside[high - 1]
+        root = np.sqrt(gap * gap + b * b)
+        x, z = diagonal[low] - diagonal[high] + b * b / (gap + (root if gap >= 0 else -root)), beside[low]
+        for k in range(low, high):
+            r = np.sqrt(x * x + z * z)
+            c, s = (x / r, z / r) if r > 0 else (1.0, 0.0)
+            if k > low:
+                beside[k - 1] = r
+            d0, d1, e = diagonal[k], diagonal[k + 1], beside[k]
+            diagonal[k] = c * c * d0 + 2 * c * s * e + s * s * d1
+            diagonal[k + 1] = s * s * d0 - 2 * c * s * e + c * c * d1
+            beside[k] = c * s * (d1 - d0) + (c * c - s * s) * e
+            if k < high - 1:
+                x, z = beside[k], s * beside[k + 1]
+                beside[k + 1] *= c
+            for j in range(v.shape[1]):
+                y0, y1 = v[k, j], v[k + 1, j]
+                v[k, j], v[k + 1, j] = c * y0 + s * y1, c * y1 - s * y0
 
 
 @kernel

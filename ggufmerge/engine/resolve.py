@@ -206,7 +206,7 @@ class Resolver:
 def problem_of(tensor: PlannedTensor, keys: Sequence[int] = ()) -> Problem:
     """The method's view of a planned tensor (of one expert, when it is a stack). A value of None becomes NaN."""
     return Problem(
-        shape=(tensor.rows // tensor.experts, tensor.n),
+        shape=(tensor.rows // (tensor.experts or 1), tensor.n),
         inputs=len(tensor.inputs),
         has_base=tensor.has_base,
         shared=tensor.shared,

@@ -275,15 +275,17 @@ class _Build:
         inputs = self.opened.inputs(tensor)
         steps = _steps(tensor, self.chunk)
         written = _Written()
+        encoder = self._encoder(tensor)
 
         def fold(piece: _Written) -> None:
             written.add(piece)
             self.progress.advance(piece.nbytes)
 
-        if tensor.action == "copy":
-            yield Stage(len(steps), lambda i: self._put(tensor, steps[i][0], inputs[0].raw_rows(*steps[i])), fold)
+        if not tensor.rows * tensor.n:
+            pass  # no values, so there is nothing to merge or to write
+        elif tensor.action == "copy":
+            yield Stage(len(steps), lambda i: self._put(tensor, steps[i][0], inputs[0].intact_rows(*steps[i])), fold)
         elif tensor.action == "convert":
-            encoder = self._encoder(tensor)
             adapted = (self.measure or tensor.rounding == "stochastic") and self._is_adapted(tensor)
 
             def convert(i: int) -> _Written:
@@ -294,7 +296,8 @@ class _Build:
             yield Stage(len(steps), convert, fold)
         else:
             for expert in range(tensor.experts):
-                yield from self._merge(tensor, inputs, expert, fold)
+                yield from self._merge(tensor, inputs, encoder, expert, fold)
+        self.notes += [(tensor.name, note) for note in encoder.check(written.figures)]
         if self.measure:
             self.figures[tensor.name] = written.figures
         facts = {
@@ -308,6 +311,7 @@ class _Build:
         self,
         tensor: PlannedTensor,
         inputs: Sequence[SourceTensor | AlignedTensor],
+        encoder: TensorEncoder,
         expert: int,
         fold: Callable[[_Written], None],
     ) -> Job:
@@ -316,7 +320,6 @@ class _Build:
         problem = problem_of(tensor, self._keys(tensor, expert))
         first = expert * problem.shape[0]
         chunks = _chunks(problem.shape, self.chunk, tensor.rows // tensor.matrices)
-        encoder = self._encoder(tensor)
         stored = [(i, source) for i, source in enumerate(inputs) if _stores(source, tensor, encoder.scales)]
 
         def read(chunk: Chunk) -> NDArray[np.float32]:
@@ -377,6 +380,9 @@ class _Build:
         return self.imatrix.get(tensor.name, tensor.n, tensor.matrices) if self.imatrix else None
 
     def _encoder(self, tensor: PlannedTensor) -> TensorEncoder:
+        """What writes a tensor; of copied ones it has nothing to write."""
+        if tensor.action == "copy":
+            return TensorEncoder(tensor, self.plan.seed, self.scratch)
         weights, scales = self._weights(tensor), self._scales(tensor)
         return TensorEncoder(tensor, self.plan.seed, self.scratch, weights=weights, scales=scales, measure=self.measure)
 
@@ -426,8 +432,10 @@ def _steps(tensor: PlannedTensor, chunk: int) -> list[tuple[int, int]]:
 def _chunks(shape: tuple[int, int], chunk: int, matrix: int) -> list[Chunk]:
     """Pieces of about `chunk` values, each of whole rows of one matrix; `matrix` is the number of rows of a matrix."""
     rows, n = shape
-    step = max(1, chunk // max(1, n))
-    starts = [row for first in range(0, rows, matrix or 1) for row in range(first, first + matrix, step)]
+    if not rows * n:
+        return []
+    step = max(1, chunk // n)
+    starts = [row for first in range(0, rows, matrix) for row in range(first, first + matrix, step)]
     ends = [min(row + step, row - row % matrix + matrix) for row in starts]
     return [Chunk(i, row, end - row, row * n) for i, (row, end) in enumerate(zip(starts, ends, strict=True))]
 

@@ -5,6 +5,9 @@ interval the k-th largest value lies in; a second pass keeps the few values of t
 where it holds very many (long runs of equal values) a histogram of the lower 16 bits takes their place, and another
 pass finds where among the equal ones the count is reached. Equal values are taken in the order of their element index;
 only zeros, should the count reach into them, may all be taken.
+
+Scores are never below zero, yet a NaN among them may have a sign (that of inf - inf has one on x86-64). As the bits are
+indices here, all that look at them leave out the sign.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from ggufmerge.methods.spec import Chunk, Pass, Stack
 Scores = Callable[[Stack, Chunk, int, int], NDArray[np.float32]]
 Count = int | Callable[[int], int]  # k, or k from the number of values that are not zero
 
+MAGNITUDE = np.uint32(0x7FFFFFFF)  # the bits of a float32 without its sign
 CANDIDATES = 1 << 20  # values kept in memory at most, 12 bytes each
 
 
@@ -132,7 +136,7 @@ def _collect(scores: Scores, searches: list[_Search]) -> Pass:
                 bits = block[s.quantity].view(np.uint32)
                 inside = places_in_bin(bits, s.bin)
                 places.append(inside + start)
-                values.append(bits[inside])
+                values.append(bits[inside] & MAGNITUDE)
         return found
 
     def join(so_far: Any, partial: Any) -> Any:
@@ -177,7 +181,7 @@ def _refine(scores: Scores, searches: dict[int, _Search]) -> Generator[Pass, Any
         found: list[list[tuple[int, int, NDArray[np.uint8]]]] = [[] for _ in ties]
         for block, start in _blocks(x, chunk, scores):
             for places, (_, quantity, bits, _) in zip(found, ties, strict=True):
-                equal = block[quantity].view(np.uint32) == np.uint32(bits)
+                equal = block[quantity].view(np.uint32) & MAGNITUDE == np.uint32(bits)
                 places.append((start, int(np.count_nonzero(equal)), np.packbits(equal)))
         return [(sum(n for _, n, _ in places), places) for places in found]
 
@@ -227,9 +231,9 @@ def row_groups(x: Stack) -> Generator[tuple[int, int], None, None]:
 
 @kernel
 def count_upper(bits, histogram):
-    """histogram[b >> 16] += 1 for each of `bits`, uint32, below 2^31."""
+    """histogram[b >> 16] += 1 for each b of `bits`, uint32, without its highest bit."""
     for i in range(bits.size):
-        histogram[bits[i] >> np.uint32(16)] += 1
+        histogram[(bits[i] & MAGNITUDE) >> np.uint32(16)] += 1
 
 
 @kernel
@@ -243,22 +247,22 @@ def count_filled(bits):
 
 @kernel
 def count_lower(bits, upper, histogram):
-    """histogram[b & 65535] += 1 for each of `bits` whose upper 16 bits are `upper`."""
+    """histogram[b & 65535] += 1 for each b of `bits` whose upper 16 bits are `upper`, but for the highest."""
     for i in range(bits.size):
-        if bits[i] >> np.uint32(16) == upper:
+        if (bits[i] & MAGNITUDE) >> np.uint32(16) == upper:
             histogram[bits[i] & np.uint32(0xFFFF)] += 1
 
 
 @kernel
 def places_in_bin(bits, upper):
-    """Positions of the values whose upper 16 bits are `upper`, int64, ascending."""
+    """Positions of the values whose upper 16 bits are `upper`, but for the highest; int64, ascending."""
     count = 0
     for i in range(bits.size):
-        count += bits[i] >> np.uint32(16) == upper
+        count += (bits[i] & MAGNITUDE) >> np.uint32(16) == upper
     places = np.empty(count, np.int64)
     at = 0
     for i in range(bits.size):
-        if bits[i] >> np.uint32(16) == upper:
+        if (bits[i] & MAGNITUDE) >> np.uint32(16) == upper:
             places[at] = i
             at += 1
     return places

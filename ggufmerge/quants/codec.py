@@ -8,13 +8,16 @@ the bytes never depend on how rows are cut into chunks.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.errors import GgufmergeError
+from ggufmerge.kernels import kernel
 from ggufmerge.quants.simd import INTERPRETED
 from ggufmerge.types import TensorType
 
@@ -26,6 +29,10 @@ Raw = NDArray[np.uint8]
 DequantizeKernel = Callable[[Raw, Rows], None]
 QuantizeKernel = Callable[[Rows, Raw], None]
 WeightedKernel = Callable[[Rows, Raw, NDArray[np.float32]], None]
+DamageKernel = Callable[[Raw], int]
+CheckedKernel = Callable[[Raw, Rows], int]
+
+HALF_MAX = 65504.0  # the largest float16
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,13 @@ class Codec:
         importance matrix; None when ggml has no quantizer or refuses to work without a matrix. No NaN in `x`.
     quantize_weighted(x, out, imatrix): the same with an importance matrix, float32 [n], one value per column;
         None when the type ignores it (`quantize` then serves both).
+    limit: the largest absolute value that a block can hold. The searches of ggml's quantizers overflow far above it
+        and may then end in a block of zeros, which nothing in the block tells.
+    scales: where the float16 scales of a block are, in bytes from its start. A block has a value that is NaN or
+        infinite exactly when one of its scales is.
+    find_damage(raw): what `damaged` gives, for formats whose scales are something else: `raw` is flat, uint8 [bytes].
+        None for formats without scales, in which any bytes are finite numbers, and for those that `scales` describes.
+    checked(raw, out): `decode` in one go; None to do it in two.
 
     A codec is built from bare kernels. It puts a check of shapes before each of them, because a kernel does not check
     and would write past the end of an array, and it shows every input as a read-only array: numba compiles a kernel
@@ -47,12 +61,16 @@ class Codec:
     dequantize: DequantizeKernel
     quantize: QuantizeKernel | None = None
     quantize_weighted: WeightedKernel | None = None
+    limit: float = math.inf
+    scales: tuple[int, ...] = ()
+    find_damage: DamageKernel | None = None
+    checked: CheckedKernel | None = None
 
     def __post_init__(self) -> None:
-        for name in ("dequantize", "quantize", "quantize_weighted"):
-            kernel = getattr(self, name)
-            if kernel is not None:
-                object.__setattr__(self, name, _guard(kernel, self.type, reads_raw=name == "dequantize"))
+        for name in ("dequantize", "quantize", "quantize_weighted", "checked"):
+            function = getattr(self, name)
+            if function is not None:
+                object.__setattr__(self, name, _guard(function, self.type, reads_raw=name in ("dequantize", "checked")))
 
     def encode(self, x: Rows, out: Raw, imatrix: NDArray[np.float32] | None = None) -> None:
         """`quantize_weighted` when there is a matrix and the type heeds it, else `quantize`.
@@ -68,6 +86,30 @@ class Codec:
         else:
             raise GgufmergeError(f"{self.type} can be read but not written")
 
+    def decode(self, raw: Raw, out: Rows) -> int:
+        """`dequantize`, with what `damaged` gives; if that is a block, `out` holds anything."""
+        if self.checked is not None:
+            return self.checked(raw, out)
+        block = self.damaged(raw)
+        if block < 0:
+            self.dequantize(raw, out)
+        return block
+
+    def damaged(self, raw: Raw) -> int:
+        """Number of the first block of `raw`, uint8 [rows, row_bytes], that holds NaN or infinity, counted over all
+        rows; -1 when there is none. Of types without blocks a value counts as one.
+
+        As `ggml_validate_row_data`, with which llama-quantize checks what it reads and writes.
+        """
+        if not raw.flags.c_contiguous or raw.dtype != BYTES:
+            raise ValueError(f"{self.type}: {_described(raw)} are no blocks")
+        flat = _read_only(raw).reshape(-1)
+        if self.find_damage is not None:
+            return int(self.find_damage(flat))
+        if self.scales:
+            return int(find_bad_half(flat, self.type.block_bytes, self.scales[0], self.scales[-1]))
+        return -1
+
     @property
     def writable(self) -> bool:
         """Whether anything can be written in this type at all."""
@@ -79,13 +121,26 @@ class Codec:
         return self.quantize is None and self.quantize_weighted is not None
 
 
-def _guard(kernel: Callable[..., None], type: TensorType, reads_raw: bool) -> Callable[..., None]:  # noqa: A002
-    """`kernel` behind checks of its arrays; ValueError when one has the wrong shape, dtype or memory layout."""
-    if INTERPRETED:  # overflow is part of the formats; compiled kernels do not warn of it
-        kernel = np.errstate(all="ignore")(kernel)
+@kernel
+def find_bad_half(raw, size, first, second):
+    """Number of the first block of `size` bytes that has NaN or infinity in the float16 at byte `first` or `second`."""
+    exponents = np.uint8(0)
+    for block in range(0, raw.size, size):
+        exponents = max(exponents, raw[block + first + 1] & np.uint8(0x7C), raw[block + second + 1] & np.uint8(0x7C))
+    if exponents == np.uint8(0x7C):
+        for block in range(0, raw.size, size):
+            if (raw[block + first + 1] & 0x7C) == 0x7C or (raw[block + second + 1] & 0x7C) == 0x7C:
+                return block // size
+    return -1
 
-    @functools.wraps(kernel)
-    def guarded(source: NDArray, out: NDArray, *imatrix: NDArray) -> None:
+
+def _guard(function: Callable[..., Any], type: TensorType, reads_raw: bool) -> Callable[..., Any]:  # noqa: A002
+    """A kernel behind checks of its arrays; ValueError when one has the wrong shape, dtype or memory layout."""
+    if INTERPRETED:  # overflow is part of the formats; compiled kernels do not warn of it
+        function = np.errstate(all="ignore")(function)
+
+    @functools.wraps(function)
+    def guarded(source: NDArray, out: NDArray, *imatrix: NDArray) -> Any:
         raw, values = (source, out) if reads_raw else (out, source)
         rows, n = values.shape
         if not (_fits(values, FLOATS, (rows, n)) and _fits(raw, BYTES, (rows, type.row_bytes(n)))):
@@ -93,7 +148,7 @@ def _guard(kernel: Callable[..., None], type: TensorType, reads_raw: bool) -> Ca
         for weights in imatrix:
             if not _fits(weights, FLOATS, (n,)):
                 raise ValueError(f"{type}: {_described(weights)} are no imatrix for {n} columns")
-        kernel(_read_only(source), out, *map(_read_only, imatrix))
+        return function(_read_only(source), out, *map(_read_only, imatrix))
 
     return guarded
 

@@ -142,7 +142,34 @@ def _to_ue4m3(x):
     return np.uint8(code if code < 120 else 126)
 
 
+@kernel
+def _find_damage_mxfp4(raw):
+    """Number of the first block whose scale is NaN (byte 255), or so large that a value is infinite; -1 without one."""
+    for block in range(raw.size // 17):
+        scale = raw[17 * block]
+        if scale > 252:
+            codes = load(raw, 17 * block + 1, 16)
+            low, high = absolute(_values(codes & 15) * E8M0[scale]), absolute(_values(codes >> 4) * E8M0[scale])
+            if scale == 255 or largest(select(low > high, low, high)) == np.inf:
+                return block
+    return -1
+
+
+@kernel
+def _find_damage_nvfp4(raw):
+    """Number of the first block with a scale that is NaN (127, whatever the sign), though ggml reads it as 0; or -1."""
+    for block in range(raw.size // 36):
+        for part in range(4):
+            if (raw[36 * block + part] & 127) == 127:
+                return block
+    return -1
+
+
 CODECS = {
-    TensorType.MXFP4: Codec(TensorType.MXFP4, dequantize_mxfp4, quantize_mxfp4),
-    TensorType.NVFP4: Codec(TensorType.NVFP4, dequantize_nvfp4, quantize_nvfp4),
+    TensorType.MXFP4: Codec(
+        TensorType.MXFP4, dequantize_mxfp4, quantize_mxfp4, limit=12 * 2.0**124, find_damage=_find_damage_mxfp4
+    ),
+    TensorType.NVFP4: Codec(
+        TensorType.NVFP4, dequantize_nvfp4, quantize_nvfp4, limit=12 * 224.0, find_damage=_find_damage_nvfp4
+    ),
 }

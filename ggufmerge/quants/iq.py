@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.codec import HALF_MAX, Codec
 from ggufmerge.quants.grids import NEIGHBOURS
 from ggufmerge.quants.simd import (
     INTERPRETED,
@@ -54,10 +54,15 @@ def codec(
     tables: Callable[[], tuple] = tuple,
     book: Callable[[], tuple] = tuple,
     needs_imatrix: bool = False,
+    *,
+    limit: float,
+    find_damage: Callable | None = None,
 ) -> Codec:
     """The codec of two kernels, dequantize(raw, out, *tables()) and quantize(x, out, imatrix, *book()), of which the
     second takes flat arrays and an empty `imatrix` for none. The tables are asked for at each call, so that they are
     built when a type is first used.
+
+    limit: of the values, in units of the largest scale, the float16 that blocks begin with but for IQ1_M's.
     """
 
     def read(raw, out):
@@ -69,7 +74,15 @@ def codec(
     def write_weighted(x, out, imatrix):
         quantize(x.reshape(-1), out.reshape(-1), imatrix, *book())
 
-    return Codec(kind, read, None if needs_imatrix else write, write_weighted)
+    return Codec(
+        kind,
+        read,
+        None if needs_imatrix else write,
+        write_weighted,
+        limit=limit * HALF_MAX,
+        scales=() if find_damage else (0,),
+        find_damage=find_damage,
+    )
 
 
 @inline

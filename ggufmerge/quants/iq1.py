@@ -399,13 +399,30 @@ def _fit_block(arrays, down, steps, d):
     return select(sum_qq > F(0), sum_qx / sum_qq, d)
 
 
-def _codec(kind: TensorType, dequantize: Callable, quantize: Callable, needs_imatrix: bool) -> Codec:
-    return codec(
-        kind, dequantize, quantize, lambda: (grids.points("IQ1_S"),), partial(grids.code_book, "IQ1_S"), needs_imatrix
-    )
+@kernel
+def _find_damage_iq1_m(raw):
+    """Number of the first block whose scale, spread over four half-words, is NaN or infinite; -1 when there is none."""
+    for block in range(raw.size // 56):
+        if (raw[56 * block + 55] & 0x70) == 0x70 and (raw[56 * block + 53] & 0xC0) == 0xC0:
+            return block
+    return -1
+
+
+def _codec(
+    kind: TensorType,
+    dequantize: Callable,
+    quantize: Callable,
+    needs_imatrix: bool,
+    find_damage: Callable | None = None,
+) -> Codec:
+    def tables():
+        return (grids.points("IQ1_S"),)
+
+    book = partial(grids.code_book, "IQ1_S")
+    return codec(kind, dequantize, quantize, tables, book, needs_imatrix, limit=16.875, find_damage=find_damage)
 
 
 CODECS = {
     TensorType.IQ1_S: _codec(TensorType.IQ1_S, _dequantize_iq1_s, _quantize_iq1_s, needs_imatrix=True),
-    TensorType.IQ1_M: _codec(TensorType.IQ1_M, _dequantize_iq1_m, _quantize_iq1_m, needs_imatrix=False),
+    TensorType.IQ1_M: _codec(TensorType.IQ1_M, _dequantize_iq1_m, _quantize_iq1_m, False, _find_damage_iq1_m),
 }

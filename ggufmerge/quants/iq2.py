@@ -157,15 +157,17 @@ def _quantize_iq2_s(x, out, imatrix, point, span, neighbours):
                 out[o + 74 + s] = pair if largest[lane] != F(0) else 0
 
 
-def _codec(kind: TensorType, dequantize: Callable, quantize: Callable, needs_imatrix: bool = False) -> Codec:
+def _codec(
+    kind: TensorType, dequantize: Callable, quantize: Callable, limit: float, needs_imatrix: bool = False
+) -> Codec:
     def tables():
         return grids.points(kind), grids.signs()
 
-    return codec(kind, dequantize, quantize, tables, partial(grids.code_book, kind), needs_imatrix)
+    return codec(kind, dequantize, quantize, tables, partial(grids.code_book, kind), needs_imatrix, limit=limit)
 
 
 CODECS = {
-    TensorType.IQ2_XXS: _codec(TensorType.IQ2_XXS, _dequantize_iq2_xxs, _quantize_iq2_xxs, needs_imatrix=True),
-    TensorType.IQ2_XS: _codec(TensorType.IQ2_XS, _dequantize_iq2_xs, _quantize_iq2_xs, needs_imatrix=True),
-    TensorType.IQ2_S: _codec(TensorType.IQ2_S, _dequantize_iq2_s, _quantize_iq2_s),
+    TensorType.IQ2_XXS: _codec(TensorType.IQ2_XXS, _dequantize_iq2_xxs, _quantize_iq2_xxs, 166.625, needs_imatrix=True),
+    TensorType.IQ2_XS: _codec(TensorType.IQ2_XS, _dequantize_iq2_xs, _quantize_iq2_xs, 166.625, needs_imatrix=True),
+    TensorType.IQ2_S: _codec(TensorType.IQ2_S, _dequantize_iq2_s, _quantize_iq2_s, 166.625),
 }

@@ -127,14 +127,16 @@ def _quantize_iq3_s(x, out, imatrix, point, span, neighbours):
                 out[o + 106 + s] = pair if largest[lane] != F(0) else 0
 
 
-def _codec(kind: TensorType, dequantize: Callable, quantize: Callable, needs_imatrix: bool = False) -> Codec:
+def _codec(
+    kind: TensorType, dequantize: Callable, quantize: Callable, limit: float, needs_imatrix: bool = False
+) -> Codec:
     def tables():
         return grids.points(kind), grids.signs()
 
-    return codec(kind, dequantize, quantize, tables, partial(grids.code_book, kind), needs_imatrix)
+    return codec(kind, dequantize, quantize, tables, partial(grids.code_book, kind), needs_imatrix, limit=limit)
 
 
 CODECS = {
-    TensorType.IQ3_XXS: _codec(TensorType.IQ3_XXS, _dequantize_iq3_xxs, _quantize_iq3_xxs),
-    TensorType.IQ3_S: _codec(TensorType.IQ3_S, _dequantize_iq3_s, _quantize_iq3_s),
+    TensorType.IQ3_XXS: _codec(TensorType.IQ3_XXS, _dequantize_iq3_xxs, _quantize_iq3_xxs, 480.5),
+    TensorType.IQ3_S: _codec(TensorType.IQ3_S, _dequantize_iq3_s, _quantize_iq3_s, 465),
 }

@@ -189,6 +189,6 @@ def _code(x):
 
 
 CODECS = {
-    TensorType.IQ4_NL: codec(TensorType.IQ4_NL, _dequantize_iq4_nl, _quantize_iq4_nl),
-    TensorType.IQ4_XS: codec(TensorType.IQ4_XS, _dequantize_iq4_xs, _quantize_iq4_xs),
+    TensorType.IQ4_NL: codec(TensorType.IQ4_NL, _dequantize_iq4_nl, _quantize_iq4_nl, limit=127),
+    TensorType.IQ4_XS: codec(TensorType.IQ4_XS, _dequantize_iq4_xs, _quantize_iq4_xs, limit=4064),
 }

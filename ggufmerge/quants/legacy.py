@@ -11,6 +11,7 @@ Source: `ggml-common.h` (layouts) and `ggml-quants.c` (order of float operations
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.blocks import in_range, inverse, load_scale, store_half
-from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.codec import HALF_MAX, Codec, find_bad_half
 from ggufmerge.quants.half import inlined
 from ggufmerge.quants.lanes import LANES, nearest_between, search_affine, search_symmetric, weigh
 from ggufmerge.quants.simd import (
@@ -39,65 +40,81 @@ from ggufmerge.types import TensorType
 
 F = np.float32
 BLOCK = 32
+EXPONENT = np.uint8(0x7C)  # of a float16, in its upper byte: all set in NaN and infinity
 
 
 @kernel
 def dequantize_q4_0(raw, out):
     """Block: d, 16 bytes of codes + 8."""
     raw, y = raw.ravel(), out.ravel()
+    top = np.uint8(0)
     for b in range(y.size // BLOCK):
         block = 18 * b
+        top = max(top, raw[block + 1] & EXPONENT)
         d = load_scale(raw, block)
         codes = load(raw, block + 2, 16)
         store(y, BLOCK * b, (convert(codes & 15, F) - 8) * d)
         store(y, BLOCK * b + 16, (convert(codes >> 4, F) - 8) * d)
+    return top == EXPONENT
 
 
 @kernel
 def dequantize_q4_1(raw, out):
     """Block: d, m, 16 bytes of codes."""
     raw, y = raw.ravel(), out.ravel()
+    top = np.uint8(0)
     for b in range(y.size // BLOCK):
         block = 20 * b
+        top = max(top, raw[block + 1] & EXPONENT, raw[block + 3] & EXPONENT)
         d, m = load_scale(raw, block), load_scale(raw, block + 2)
         codes = load(raw, block + 4, 16)
         store(y, BLOCK * b, convert(codes & 15, F) * d + m)
         store(y, BLOCK * b + 16, convert(codes >> 4, F) * d + m)
+    return top == EXPONENT
 
 
 @kernel
 def dequantize_q5_0(raw, out):
     """Block: d, 32 fifth bits, 16 bytes of the lower bits; codes + 16."""
     raw, y = raw.ravel(), out.ravel()
+    top = np.uint8(0)
     for b in range(y.size // BLOCK):
         block = 22 * b
+        top = max(top, raw[block + 1] & EXPONENT)
         d = load_scale(raw, block)
         low, high = _five_bit_codes(raw, block + 2)
         store(y, BLOCK * b, (convert(low, F) - 16) * d)
         store(y, BLOCK * b + 16, (convert(high, F) - 16) * d)
+    return top == EXPONENT
 
 
 @kernel
 def dequantize_q5_1(raw, out):
     """Block: d, m, 32 fifth bits, 16 bytes of the lower bits of codes."""
     raw, y = raw.ravel(), out.ravel()
+    top = np.uint8(0)
     for b in range(y.size // BLOCK):
         block = 24 * b
+        top = max(top, raw[block + 1] & EXPONENT, raw[block + 3] & EXPONENT)
         d, m = load_scale(raw, block), load_scale(raw, block + 2)
         low, high = _five_bit_codes(raw, block + 4)
         store(y, BLOCK * b, convert(low, F) * d + m)
         store(y, BLOCK * b + 16, convert(high, F) * d + m)
+    return top == EXPONENT
 
 
 @kernel
 def dequantize_q8_0(raw, out):
     """Block: d, 32 int8 codes."""
     raw, y = raw.ravel(), out.ravel()
+    top = np.uint8(0)
     for b in range(y.size // BLOCK):
         block = 34 * b
+        top = max(top, raw[block + 1] & EXPONENT)
         d = load_scale(raw, block)
         store(y, BLOCK * b, convert(view(load(raw, block + 2, 16), np.int8), F) * d)
         store(y, BLOCK * b + 16, convert(view(load(raw, block + 18, 16), np.int8), F) * d)
+    return top == EXPONENT
 
 
 @kernel
@@ -359,10 +376,23 @@ def _affine_codes(values, start, inverse, offset, top):
     return convert(nearest_between((load(values, start, 16) - offset) * inverse, F(0), F(top)), np.int32)
 
 
+def _codec(
+    kind: TensorType, dequantize: Callable, quantize: Callable, weighted: Callable | None, limit: int, *scales: int
+) -> Codec:
+    """limit: of the values, in units of the largest scale.  scales: their places. `dequantize` returns whether some
+    scale is NaN or infinite: blocks are so small that another look at each would take half as long again.
+    """
+
+    def checked(raw, out):
+        return find_bad_half(raw.reshape(-1), kind.block_bytes, scales[0], scales[-1]) if dequantize(raw, out) else -1
+
+    return Codec(kind, dequantize, quantize, weighted, limit=limit * HALF_MAX, scales=scales, checked=checked)
+
+
 CODECS = {
-    TensorType.Q4_0: Codec(TensorType.Q4_0, dequantize_q4_0, quantize_q4_0, quantize_weighted_q4_0),
-    TensorType.Q4_1: Codec(TensorType.Q4_1, dequantize_q4_1, quantize_q4_1, quantize_weighted_q4_1),
-    TensorType.Q5_0: Codec(TensorType.Q5_0, dequantize_q5_0, quantize_q5_0, quantize_weighted_q5_0),
-    TensorType.Q5_1: Codec(TensorType.Q5_1, dequantize_q5_1, quantize_q5_1, quantize_weighted_q5_1),
-    TensorType.Q8_0: Codec(TensorType.Q8_0, dequantize_q8_0, quantize_q8_0),
+    TensorType.Q4_0: _codec(TensorType.Q4_0, dequantize_q4_0, quantize_q4_0, quantize_weighted_q4_0, 8, 0),
+    TensorType.Q4_1: _codec(TensorType.Q4_1, dequantize_q4_1, quantize_q4_1, quantize_weighted_q4_1, 16, 0, 2),
+    TensorType.Q5_0: _codec(TensorType.Q5_0, dequantize_q5_0, quantize_q5_0, quantize_weighted_q5_0, 16, 0),
+    TensorType.Q5_1: _codec(TensorType.Q5_1, dequantize_q5_1, quantize_q5_1, quantize_weighted_q5_1, 32, 0, 2),
+    TensorType.Q8_0: _codec(TensorType.Q8_0, dequantize_q8_0, quantize_q8_0, None, 128, 0),
 }

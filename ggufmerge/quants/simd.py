@@ -9,8 +9,8 @@ Vectors combine with vectors of their type and with scalars (cast to the element
 comparisons; comparisons give masks for `select`, masks combine by & |. Integers wrap around; // is for unsigned ones.
 Without a compiler (NUMBA_DISABLE_JIT=1) vectors are numpy arrays and the same kernels run as they are.
 
-`load` and `store` address the memory of a one-dimensional array and do not check bounds. Kernels import functions by
-name: numba takes `simd.view(...)` for a method of arrays.
+`load` and `store` address the memory of a one-dimensional array and check bounds only with NUMBA_BOUNDSCHECK=1. Kernels
+import functions by name: numba takes `simd.view(...)` for a method of arrays.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 from numba import config, types
+from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -47,7 +48,17 @@ def _vectors(interpreted: Callable) -> Callable:
     return lambda typing: interpreted if INTERPRETED else intrinsic(typing)
 
 
-@_vectors(lambda array, index, length: array[index : index + length].copy())
+def _check_slice(array, index, length):
+    if not 0 <= index <= array.size - length:
+        raise IndexError(f"{length} elements at {index} of {array.size}")
+
+
+def _load_slice(array, index, length):
+    _check_slice(array, index, length)
+    return array[index : index + length].copy()
+
+
+@_vectors(_load_slice)
 def load(context, array, index, length):
     """Vector of array[index : index + length]; length is a literal."""
     if not isinstance(length, types.IntegerLiteral):
@@ -61,6 +72,7 @@ def load(context, array, index, length):
 
 
 def _store_slice(array, index, vector):
+    _check_slice(array, index, vector.size)
     array[index : index + vector.size] = vector
 
 
@@ -369,4 +381,9 @@ def _address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     """Pointer to the vector at args[1] of the array args[0]."""
     array = context.make_array(signature.args[0])(context, builder, args[0])
     vector = signature.return_type if isinstance(signature.return_type, Vector) else signature.args[2]
+    if context.enable_boundscheck:  # NUMBA_BOUNDSCHECK=1: as for single elements, IndexError
+        size = builder.extract_value(array.shape, 0)
+        last = builder.add(args[1], args[1].type(vector.length - 1))
+        for index in (args[1], last):
+            cgutils.do_boundscheck(context, builder, index, size, 0)
     return builder.bitcast(builder.gep(array.data, [args[1]]), _llvm(vector).as_pointer())

@@ -13,7 +13,7 @@ import numpy as np
 
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.blocks import in_range, inverse, load_half, store_half
-from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.codec import HALF_MAX, Codec
 from ggufmerge.quants.half import inlined
 from ggufmerge.quants.simd import absolute, convert, largest, load, round_half_away, select, store
 from ggufmerge.types import TensorType
@@ -123,6 +123,6 @@ def _fraction(number):
 
 
 CODECS = {
-    TensorType.TQ1_0: Codec(TensorType.TQ1_0, dequantize_tq1_0, quantize_tq1_0),
-    TensorType.TQ2_0: Codec(TensorType.TQ2_0, dequantize_tq2_0, quantize_tq2_0),
+    TensorType.TQ1_0: Codec(TensorType.TQ1_0, dequantize_tq1_0, quantize_tq1_0, limit=HALF_MAX, scales=(52,)),
+    TensorType.TQ2_0: Codec(TensorType.TQ2_0, dequantize_tq2_0, quantize_tq2_0, limit=2 * HALF_MAX, scales=(64,)),
 }

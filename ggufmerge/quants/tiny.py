@@ -10,7 +10,7 @@ import numpy as np
 
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.blocks import inverse, load_half, load_scale, store_half
-from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.codec import HALF_MAX, Codec
 from ggufmerge.quants.simd import (
     absolute,
     bit_mask,
@@ -84,6 +84,6 @@ def quantize_q2_0(x, out):
 
 
 CODECS = {
-    TensorType.Q1_0: Codec(TensorType.Q1_0, dequantize_q1_0, quantize_q1_0),
-    TensorType.Q2_0: Codec(TensorType.Q2_0, dequantize_q2_0, quantize_q2_0),
+    TensorType.Q1_0: Codec(TensorType.Q1_0, dequantize_q1_0, quantize_q1_0, limit=128 * HALF_MAX, scales=(0,)),
+    TensorType.Q2_0: Codec(TensorType.Q2_0, dequantize_q2_0, quantize_q2_0, limit=2 * HALF_MAX, scales=(0,)),
 }

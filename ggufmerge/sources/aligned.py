@@ -143,11 +143,15 @@ class AlignedTensor:
         return self._own.reader.same_data(other._own.reader) and bool((maps[0] == maps[1]).all())
 
     def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The stored bytes of rows [start, stop); only for tensors of which `stores` holds."""
+        """The stored bytes of rows [start, stop); only for tensors of which `stores` holds. DamageError when they hold
+        NaN or infinity.
+        """
         a = self._alignment
         if self._vector:
             return self._gather(0, a.rows).reshape(1, -1)
         return self._gather(start, stop)
+
+    intact_rows = raw_rows
 
     def _gather(self, start: int, stop: int) -> NDArray[np.uint8]:
         a = self._alignment
@@ -155,12 +159,12 @@ class AlignedTensor:
         lender = np.where(own >= 0, np.int32(self._model), a.donors[start:stop])
         rows = np.where(own >= 0, own, a.donor_rows[start:stop])
         if (lender == self._model).all():
-            return self._own.raw(rows)
+            return self._own.intact(rows)
         tensor = self._own.reader.tensor
         out = np.empty((stop - start, tensor.type.row_bytes(tensor.n)), np.uint8)
         for model in np.unique(lender):
             here = lender == model
-            out[here] = self._lender(int(model)).raw(rows[here])
+            out[here] = self._lender(int(model)).intact(rows[here])
         return out
 
     def _fill(self, start: int, own: Rows, out: NDArray[np.float32]) -> None:
@@ -243,6 +247,12 @@ class _Part:
                 if rows[start] >= 0:
                     self.reader.adapt(int(rows[start]), out[start:stop])
 
+    def intact(self, rows: Rows) -> NDArray[np.uint8]:
+        """`raw`, after a look for NaN and infinity."""
+        raw = self.raw(rows)
+        self.reader.check(raw, rows)
+        return raw
+
     def raw(self, rows: Rows) -> NDArray[np.uint8]:
         """uint8 [rows, row bytes], as stored: a view of the file when the rows follow each other there."""
         tensor = self.reader.tensor
@@ -259,7 +269,7 @@ def _part(source: Source, name: str) -> _Part | None:
     reader = source.open_tensor(own)
     if len(reader.tensor.shape) == 1:
         assert isinstance(reader.tensor, Tensor), "vocabularies of checkpoints are not aligned"
-        reader = SourceTensor(_as_column(reader.tensor), [])
+        reader = SourceTensor(_as_column(reader.tensor), [], label=reader.label)
     return _Part(own, reader, adapted=source.changed_by_adapter(own))
 
 

@@ -32,7 +32,8 @@ class Delta:
     """
 
     def __init__(self, left: StoredTensor, right: StoredTensor, scale: float, *, flipped: bool = False) -> None:
-        self.left, self.right, self.scale = left, right, np.float32(scale)
+        with np.errstate(over="ignore"):  # what an infinite factor makes of the rows is refused
+            self.left, self.right, self.scale = left, right, np.float32(scale)
         self._rank, self._flipped = left.n, flipped
         self._experts = 1 if flipped else right.rows // left.n
         self._held: tuple[int, NDArray[np.float32]] | None = None

@@ -18,6 +18,8 @@ from ggufmerge.files import GGUFFile, open_gguf
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.quants import codec
+from ggufmerge.quants.magnitude import magnitude
+from ggufmerge.sources.damage import adapter_damage, damage, too_large
 from ggufmerge.sources.huggingface import Checkpoint
 from ggufmerge.sources.lora import Delta, LoraAdapter
 from ggufmerge.sources.peft import open_adapter
@@ -33,15 +35,20 @@ class SourceTensor:
     Nothing of it is kept in memory but a factor of each adapter. Several threads may read at once.
     """
 
-    def __init__(self, tensor: StoredTensor, deltas: list[Delta], scales: NDArray[np.float32] | None = None) -> None:
-        """scales: float32 [matrices], factors of what is stored; None for 1."""
-        self.tensor, self.scales = tensor, scales
+    def __init__(
+        self, tensor: StoredTensor, deltas: list[Delta], scales: NDArray[np.float32] | None = None, label: str = ""
+    ) -> None:
+        """scales: float32 [matrices], factors of what is stored; None for 1.  label: of the source, for errors."""
+        self.tensor, self.scales, self.label = tensor, scales, label or str(tensor.path)
         self.n, self.rows = tensor.n, tensor.rows
         self._deltas = deltas
         self._codec = codec(tensor.type)
 
     def read(self, start: int, out: NDArray[np.float32]) -> None:
-        """Fill `out`, float32 [k, n], with rows [start, start + k), dequantized and with adapters applied."""
+        """Fill `out`, float32 [k, n], with rows [start, start + k), dequantized and with adapters applied.
+
+        DamageError when the file holds NaN or infinity there, or the adapters make such of what it holds.
+        """
         self.dequantize(start, out)
         self.adapt(start, out)
 
@@ -51,14 +58,26 @@ class SourceTensor:
 
     def decode(self, raw: NDArray[np.uint8], rows: NDArray[np.integer[Any]], out: NDArray[np.float32]) -> None:
         """Fill `out`, float32 [k, n], with the values of `raw`, the stored bytes of the rows of these numbers."""
-        self._codec.dequantize(raw, out)
+        block = self._codec.decode(raw, out)
+        if block >= 0:
+            raise damage(self.label, self.tensor, raw, rows, block)
         if self.scales is not None:
             out *= self.scales[rows * len(self.scales) // self.rows, None]
+        if (self.scales is not None or self.tensor.type == TensorType.F64) and not magnitude(out) < np.inf:
+            raise too_large(self.label, self.tensor, rows, out)
+
+    def check(self, raw: NDArray[np.uint8], rows: NDArray[np.integer[Any]]) -> None:
+        """DamageError when `raw`, the stored bytes of the rows of these numbers, holds NaN or infinity."""
+        block = self._codec.damaged(raw)
+        if block >= 0:
+            raise damage(self.label, self.tensor, raw, rows, block)
 
     def adapt(self, start: int, out: NDArray[np.float32]) -> None:
         """The second half of `read`: what the adapters change."""
         for delta in self._deltas:
             delta.add_to(out, start)
+            if not magnitude(out) < np.inf:
+                raise adapter_damage(self.label, self.tensor, delta, start, out)
 
     def stores(self, kind: TensorType, scales: NDArray[np.float32] | None = None) -> bool:
         """Whether the stored bytes are of this type, in units of these scales, and no adapter changes what they say."""
@@ -74,6 +93,12 @@ class SourceTensor:
     def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
         """The stored bytes of rows [start, stop); only meaningful when no adapter changes the tensor."""
         return self.tensor.raw_rows(start, stop)
+
+    def intact_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The same, to be copied: DamageError when they hold NaN or infinity."""
+        raw = self.raw_rows(start, stop)
+        self.check(raw, np.arange(start, stop))
+        return raw
 
 
 class Source:
@@ -113,7 +138,7 @@ class Source:
     def open_tensor(self, name: str) -> SourceTensor:
         """A reader of one tensor, also of a side tensor; a factor of each adapter is held while it lives."""
         deltas = [d for adapter in self.adapters if (d := adapter.delta(name)) is not None]
-        return SourceTensor(self.file.tensors[name], deltas, self.scales(name))
+        return SourceTensor(self.file.tensors[name], deltas, self.scales(name), self.label)
 
     def scales(self, name: str) -> NDArray[np.float32] | None:
         """float32 [matrices]: the factors of a tensor's stored values; None for 1."""

@@ -76,3 +76,19 @@ def test_models_of_other_shapes_or_layers(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="the shapes differ"):
         compare(tmp_path / "a.gguf", tmp_path / "wide.gguf")
     assert all(n.startswith("blk.2.") for n in compare(tmp_path / "a.gguf", tmp_path / "deep.gguf").only_second)
+
+
+def test_figures_without_a_value_are_null_in_json(tmp_path: Path) -> None:
+    """Relative to zeros there is no difference: valid JSON, without NaN and Infinity."""
+    zeros = {"blk.0.attn_q.weight": np.zeros((64, 64), np.float32)}
+    write_tiny_llama(tmp_path / "zero.gguf", replace=zeros)
+    write_tiny_llama(tmp_path / "a.gguf")
+    result = CliRunner().invoke(app, ["diff", str(tmp_path / "zero.gguf"), str(tmp_path / "a.gguf"), "--json"])
+
+    def no_number(text: str) -> None:
+        raise AssertionError(text)
+
+    facts = json.loads(result.stdout, parse_constant=no_number)
+    (found,) = [t for t in facts["tensors"] if t["name"] == "blk.0.attn_q.weight"]
+    assert found["relative"] is None
+    assert found["largest"] > 0

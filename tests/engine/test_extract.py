@@ -232,17 +232,6 @@ def test_refused(folder: pathlib.Path, tune: str, options: dict[str, Any], compl
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_are_not_finite_stop_it(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """By name, and nothing is left behind."""
-    bad = np.zeros((64, 64), np.float32)
-    bad[3, 5] = np.nan
-    write_tiny_llama(tmp_path / "bad.gguf", replace={"blk.1.attn_q.weight": bad})
-    plan, sources = plan_extract(tmp_path / "bad.gguf", folder / "base.gguf")
-    with pytest.raises(GgufmergeError, match=r"blk\.1\.attn_q\.weight: .*not finite"):
-        extract(plan, sources, tmp_path / "out.gguf")
-    assert [path.name for path in tmp_path.iterdir()] == ["bad.gguf"]
-
-
 def test_models_of_another_architecture_are_refused_and_closed(
     folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,13 +119,20 @@ def test_memory_holds_chunks_and_factors() -> None:
 
 
 def test_eigenvectors() -> None:
-    """Jacobi's rotations against LAPACK."""
+    """Against LAPACK, of ordinary matrices and of such as have few values that are not zero, or very small ones."""
     random = np.random.default_rng(0)
     for m in (1, 2, 7, 24):
         x = random.standard_normal((m, 2 * m))
-        a, v = x @ x.T, np.eye(m)
-        values = np.linalg.eigvalsh(a)
-        diagonal = a.copy()
-        module._diagonalize(diagonal, v)
-        np.testing.assert_allclose(np.sort(np.diagonal(diagonal)), values, rtol=1e-10)
-        np.testing.assert_allclose((v.T * np.diagonal(diagonal)) @ v, a, atol=1e-10 * abs(a).max())
+        low = x[:, :1] * x[0, :1]
+        for a in (x @ x.T, low @ low.T, np.diag(np.arange(m) * 1.0), np.zeros((m, m)), 1e-90 * x @ x.T):
+            found, v = module._eigen_of_symmetric(a.copy())
+            np.testing.assert_allclose(np.sort(found), np.linalg.eigvalsh(a), atol=1e-13 * abs(a).max(), rtol=0)
+            np.testing.assert_allclose((v.T * found) @ v, a, atol=1e-13 * abs(a).max(), rtol=0)
+            np.testing.assert_allclose(v @ v.T, np.eye(m), atol=1e-13)
+
+
+def test_the_whole_of_a_matrix_comes_back() -> None:
+    """At its full rank, which many small matrices are asked for: the number of eigenvectors is that of its columns."""
+    d = np.random.default_rng(0).standard_normal((48, 40)).astype(np.float32)
+    got = factor(d, 40)
+    assert relative(got.left @ got.right, d) < 1e-6

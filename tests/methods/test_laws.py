@@ -213,6 +213,32 @@ def test_a_true_merge_is_not_called_untouched(title):
     assert chosen.untouched(problem(chosen, inputs.shape, based, PARAMETERS[title])) is None
 
 
+@pytest.mark.parametrize("title", PARAMETERS)
+@pytest.mark.parametrize("hostile", ["any bits", "negative NaN", "infinities", "largest", "subnormal"])
+def test_no_values_lead_out_of_the_arrays(title, hostile):
+    """Models with NaN are refused before they are merged, but the kernels do not rely on it. With NUMBA_BOUNDSCHECK=1
+    every index is checked.
+    """
+    chosen, x = stack(title)
+    rng = np.random.default_rng(5)
+    if hostile == "any bits":
+        x[1] = rng.integers(0, 2**32, x[1].shape, np.uint64).astype(np.uint32).view(np.float32)
+    elif hostile == "subnormal":
+        x *= np.float32(1e-42)
+    else:
+        values = {
+            "negative NaN": [np.uint32(0xFFC00000).view(np.float32), np.nan],
+            "infinities": [np.inf, -np.inf],
+            "largest": [np.finfo(np.float32).max, np.finfo(np.float32).min],
+        }[hostile]
+        for place in x.reshape(len(x), -1):
+            place[rng.integers(0, place.size, 9)] = rng.choice(np.float32(values), 9)
+    inputs = x if chosen.base is Base.REQUIRED else x[1:]
+    p = problem(chosen, inputs.shape, chosen.base is Base.REQUIRED, PARAMETERS[title])
+    with np.errstate(all="ignore"):
+        assert run(chosen, p, inputs).shape == x.shape[1:]
+
+
 WEIGHTED = [
     title for title in PARAMETERS if {"lambda", "normalize"} & {q.name for q in method(title.split()[0]).parameters}
 ]

@@ -116,8 +116,102 @@ class CodecLaws:
         codec.dequantize(raw, out)
         assert np.isfinite(out).all()
 
+    def test_damaged_is_what_holds_no_finite_numbers(self, kind):
+        """Of any bytes, the first block whose values are not all finite; of what was quantized, none."""
+        rng = np.random.default_rng(kind.id)
+        raw = rng.integers(0, 256, (16 * ROWS, kind.row_bytes(N)), np.uint8)
+        blocks = raw.reshape(-1, kind.block_bytes)
+        values = any_values(raw, kind).reshape(-1, kind.block_size)
+        bad = ~np.isfinite(values).all(1) | [has_nan_scale(block, kind) for block in blocks]
+        codec = quants.codec(kind)
+        assert [codec.damaged(block[None]) == 0 for block in blocks] == bad.tolist()
+        assert codec.damaged(raw) == (int(bad.argmax()) if bad.any() else -1)
+        assert codec.damaged(np.ascontiguousarray(raw[:0])) == -1
+        out = np.empty((len(raw), N), np.float32)
+        assert codec.decode(raw, out) == codec.damaged(raw)
+        for name in ORDINARY:
+            x = sample_rows()[name]
+            written = quants.quantize(x, kind, plain_imatrix())
+            out = np.empty_like(x)
+            assert codec.damaged(written) == codec.decode(written, out) == -1
+            assert out.tobytes() == quants.dequantize(written, kind, N).tobytes()
+
+    def test_values_that_a_type_cannot_hold_are_above_its_limit_or_damage_it(self, kind):
+        """Values of any size are lost only if one of the two tells: else their error is that of ordinary values, or at
+        least less than half of them.
+        """
+        codec, rng = quants.codec(kind), np.random.default_rng(kind.id)
+        x = rng.standard_normal((1, N)).astype(np.float32)
+        for imatrix in (None, plain_imatrix()):
+            if imatrix is None and codec.needs_imatrix:
+                continue
+            ordinary = loss(x, kind, imatrix)
+            for exponent in range(0, 38, 1 if not INTERPRETED else 9):
+                large = x * np.float32(10.0**exponent)
+                damaged = codec.damaged(quants.quantize(large, kind, imatrix)) >= 0
+                told = damaged or float(np.abs(large).max()) > 2 * codec.limit
+                assert told or loss(large, kind, imatrix) < max(1.2 * ordinary, 0.5), f"1e{exponent}"
+
+    def test_kernels_stay_inside_their_arrays(self, kind):
+        """Whatever the values, NaN of both signs too, and whatever the bytes: nothing beside the output is written.
+        With NUMBA_BOUNDSCHECK=1 every index is checked as well.
+        """
+        codec = quants.codec(kind)
+        for x in hostile_rows().values():
+            for imatrix in (None, plain_imatrix()):
+                if codec.needs_imatrix and imatrix is None:
+                    continue
+                memory = np.full((len(x) + 2, kind.row_bytes(N)), 0xA5, np.uint8)
+                codec.encode(x, memory[1:-1], imatrix)
+                assert (memory[[0, -1]] == 0xA5).all()
+        raw = np.random.default_rng(kind.id).integers(0, 256, (ROWS, kind.row_bytes(N)), np.uint8)
+        floats = np.full((ROWS + 2, N), 7, np.float32)
+        codec.dequantize(raw, floats[1:-1])
+        assert (floats[[0, -1]] == 7).all()
+
     def samples(self) -> Mapping[str, np.ndarray]:
         return {name: x for name, x in sample_rows().items() if name not in self.ggml_aborts_on}
+
+
+def hostile_rows() -> dict[str, np.ndarray]:
+    """Float32 [rows, N] that no model should have: NaN, infinities, and the ends of float32."""
+    rng = np.random.default_rng(11)
+    normal = rng.standard_normal((ROWS, N))
+    bits = rng.integers(0, 2**32, (ROWS, N), np.uint64).astype(np.uint32)
+    negative_nan = np.uint32(0xFFC00000).view(np.float32)  # what inf - inf gives on x86-64
+    few = normal.copy()
+    few[:, 3::50], few[:, 7::90], few[:, 11::70] = np.nan, np.inf, -np.inf
+    rows: dict[str, np.ndarray] = {
+        "any bits": bits.view(np.float32),
+        "NaN": np.full((ROWS, N), np.nan),
+        "negative NaN": np.full((ROWS, N), negative_nan),
+        "infinite": np.full((ROWS, N), -np.inf),
+        "a few": few,
+        "huge": np.clip(normal * 3e38, -3.4e38, 3.4e38),
+        "subnormal": normal * 1e-42,
+        "the largest": np.where(normal > 0, np.finfo(np.float32).max, np.finfo(np.float32).min),
+    }
+    with np.errstate(all="ignore"):
+        return {name: np.ascontiguousarray(x, np.float32) for name, x in rows.items()}
+
+
+def any_values(raw: np.ndarray, kind: TensorType) -> np.ndarray:
+    """Values of any bytes, without numpy's warnings."""
+    with np.errstate(all="ignore"):
+        return quants.dequantize(raw, kind, N)
+
+
+def has_nan_scale(block: np.ndarray, kind: TensorType) -> bool:
+    """Whether a block has a scale that is NaN by the standard of its format, though ggml reads it as a number."""
+    if kind is TensorType.MXFP4:
+        return bool(block[0] == 255)
+    return kind is TensorType.NVFP4 and bool((block[:4] & 127 == 127).any())
+
+
+def loss(x: np.ndarray, kind: TensorType, imatrix: np.ndarray | None) -> float:
+    """Relative RMS error of writing x."""
+    back = any_values(quants.quantize(x, kind, imatrix), kind).astype(np.float64)
+    return float(np.sqrt(((back - x) ** 2).sum() / (x.astype(np.float64) ** 2).sum()))
 
 
 def check_idempotent(kind: TensorType) -> None:

@@ -176,3 +176,20 @@ def test_any_set_tells_whether_a_mask_has_an_element():
 
     assert applied(exceeds, floats(1, 2), np.empty(1, np.int32)) == 0
     assert applied(exceeds, floats(1, 2, 3), np.empty(1, np.int32)) == 1
+
+
+def test_places_outside_an_array_are_found_when_bounds_are_checked():
+    """Reading and writing, on either side; the places just inside are fine."""
+    x = floats(*range(16))
+
+    @njit(error_model="numpy", boundscheck=True)
+    def copied(x, source, target):
+        out = np.zeros(16, np.float32)
+        store(out, target, load(x, source, 4))
+        return out
+
+    np.testing.assert_array_equal(copied(x, 12, 0)[:4], x[12:])
+    np.testing.assert_array_equal(copied(x, 0, 12)[12:], x[:4])
+    for source, target in ((13, 0), (-1, 0), (0, 13), (0, -1), (1 << 40, 0)):
+        with pytest.raises(IndexError):
+            copied(x, source, target)
