@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ggufmerge.cli.bake import Rounding
 from ggufmerge.cli.push import Card, ForHub, PushDryRun, PushTo
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
 
@@ -52,6 +53,14 @@ _Imatrix = Annotated[
     list[Path] | None,
     typer.Option("--imatrix", metavar="FILE", help="Importance matrix to quantize with; several add up."),
 ]
+_Rounding = Annotated[
+    Rounding | None,
+    typer.Option(
+        "--rounding",
+        help="Of changes to weights that keep their type; wins over the recipe's.",
+        show_default="stochastic where nearest would lose the change",
+    ),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
 _All = Annotated[bool, typer.Option("--all", help="List every tensor, not one line per kind.")]
 
@@ -63,6 +72,7 @@ def build(
     ] = None,
     out_type: _Type = None,
     imatrix: _Imatrix = None,
+    rounding: _Rounding = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
@@ -111,6 +121,7 @@ def build(
     from ggufmerge.recipe import load_recipe
     from ggufmerge.sinks.projector import check_projector, copy_projector, projector_warnings
 
+    wanted: Any = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
     if split and ollama is not None:
         raise typer.BadParameter("Ollama's store takes one file: leave out --split-max-size and the like")
@@ -120,8 +131,8 @@ def build(
         check_projector(mmproj, None if dry_run else output, overwrite=overwrite)
     if dry_run:
         if ollama is not None:
-            check_recipe(load_recipe(recipe), ollama, out_type, imatrix or (), overwrite=overwrite)
-        _show_plans(recipe, out_type, imatrix, every=False, json=json)
+            check_recipe(load_recipe(recipe), ollama, wanted, overwrite=overwrite)
+        _show_plans(recipe, wanted, every=False, json=json)
         return
     if output is None and ollama is None:
         raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
@@ -134,18 +145,19 @@ def build(
     for_ollama = ForOllama(output, ollama, modelfile=modelfile, overwrite=overwrite)
     output, overwrite = for_ollama.output, for_ollama.overwrite
     if loaded.stages:
-        plans = plan_stages(loaded, out_type=out_type, imatrix=imatrix or ())
+        plans = plan_stages(loaded, **wanted)
         check_output(output_files(plans[-1], output, split), [], sum(p.nbytes for p in plans), overwrite=overwrite)
     options: dict[str, Any] = {"threads": threads} | ({"chunk": chunk} if chunk else {})
     runner: Any = partial(run_with_progress, **options)
     with built_stages(loaded, output, runner) as final:
-        plan, opened = make_plan(final, out_type=out_type, imatrix=imatrix or ())
+        plan, opened = make_plan(final, **wanted)
         nbytes = plan.nbytes + (mmproj.stat().st_size if mmproj else 0)
         check_output(output_files(plan, output, split), opened.sources, nbytes, overwrite=overwrite)
         warnings = [*plan.warnings, *(split.warnings(plan.tensors) if split else ()), *for_ollama.check(plan, opened)]
         warnings += projector_warnings(opened.sources, mmproj)
         show_warnings(warnings)
         report = runner(plan, opened, output, overwrite=overwrite, split=split)
+    show_warnings(report.warnings[len(plan.warnings) :])
     projector = copy_projector(mmproj, report.output) if mmproj else None
     report = for_ollama.finish(report, projector)
     for_hub.finish(report)
@@ -162,18 +174,27 @@ def build(
 
 
 def plan(
-    recipe: _Recipe, out_type: _Type = None, imatrix: _Imatrix = None, all_tensors: _All = False, json: _Json = False
+    recipe: _Recipe,
+    out_type: _Type = None,
+    imatrix: _Imatrix = None,
+    rounding: _Rounding = None,
+    all_tensors: _All = False,
+    json: _Json = False,
 ) -> None:
-    _show_plans(recipe, out_type, imatrix, every=all_tensors, json=json)
+    wanted = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
+    _show_plans(recipe, wanted, every=all_tensors, json=json)
 
 
-def _show_plans(recipe: Path, out_type: str | None, imatrix: list[Path] | None, *, every: bool, json: bool) -> None:
-    """The plan of a recipe, behind those of its stages; as JSON a list if there are stages."""
+def _show_plans(recipe: Path, wanted: Any, *, every: bool, json: bool) -> None:
+    """The plan of a recipe, behind those of its stages; as JSON a list if there are stages.
+
+    wanted: the command line's part in it, as `make_plan` takes it.
+    """
     from ggufmerge.cli.terminal import print_json, show_plan
     from ggufmerge.engine.stages import plan_stages
     from ggufmerge.recipe import load_recipe
 
-    plans = plan_stages(load_recipe(recipe), out_type=out_type, imatrix=imatrix or ())
+    plans = plan_stages(load_recipe(recipe), **wanted)
     if json:
         facts = [plan.to_json() for plan in plans]
         print_json(facts if len(facts) > 1 else facts[0])
@@ -187,4 +208,12 @@ def _show_plans(recipe: Path, out_type: str | None, imatrix: list[Path] | None, 
 def _report(report: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return {**asdict(report), "output": str(report.output), "files": [str(path) for path in report.files]}
+    from ggufmerge.cli.terminal import kept_facts, survival_facts
+
+    return {
+        **asdict(report),
+        "output": str(report.output),
+        "files": [str(path) for path in report.files],
+        "survival": {name: survival_facts(s) for name, s in report.survival.items()},
+        "kept": kept_facts(report.kept),
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -96,16 +96,16 @@ class ForOllama:
             yield f"{done['name']}: is in Ollama ({done['place']}); ollama run {done['name']}"
 
 
-def check_recipe(recipe: Recipe, name: str, out_type: str | None, imatrix: Sequence[Path], *, overwrite: bool) -> None:
+def check_recipe(recipe: Recipe, name: str, wanted: Mapping[str, Any], *, overwrite: bool) -> None:
     """PlanError when the result of a recipe could not go into Ollama; nothing is built."""
     from ggufmerge.engine import make_plan
     from ggufmerge.engine.stages import plan_stages
 
     destination(name, overwrite=overwrite)
     if recipe.stages:  # the files of the stages, with their metadata, are not there
-        _check_planned(plan_stages(recipe, out_type=out_type, imatrix=imatrix)[-1], None)
+        _check_planned(plan_stages(recipe, **wanted)[-1], None)
     else:
-        _check_planned(*make_plan(recipe, out_type=out_type, imatrix=imatrix))
+        _check_planned(*make_plan(recipe, **wanted))
 
 
 def _check_planned(plan: Plan, opened: Opened | None) -> None:

@@ -17,6 +17,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.engine.plan import PlannedTensor
+    from ggufmerge.engine.survival import Survival, TypeSurvival
 
 Row = Sequence[str]
 
@@ -100,6 +101,8 @@ def show_plan(plan: Plan, *, every: bool = False) -> None:
     """The models, the parameters that hold everywhere, what happens to each kind of tensor (`every`: to each tensor),
     and what was decided without asking.
     """
+    from ggufmerge.engine.survival import unknown
+
     typer.echo(
         f"{plan.method} of {len(plan.sources)} {plan.architecture} models into one {plan.file_type} file: "
         f"{count(plan.parameters)} parameters, {size(plan.nbytes)}"
@@ -122,7 +125,9 @@ def show_plan(plan: Plan, *, every: bool = False) -> None:
         rows.append((title, shape, kind, f"{verb}: {own}" if own else verb))
     show_table(("tensor", "shape", "type", "what happens"), rows)
     show_notes((t.name, decision) for t in plan.tensors for decision in t.decisions)
-    show_warnings(plan.warnings)
+    if line := unknown(plan.tensors, plan.sources):
+        typer.echo(f"note: {line}")
+    show_warnings([*plan.warnings, *plan.expectations])
 
 
 def _verb(tensor: PlannedTensor, models: int) -> str:
@@ -179,7 +184,35 @@ def show_build(report: BuildReport, plan: Plan) -> None:
     typer.echo(f"{len(plan.tensors)} tensors: {what}; {report.seconds:.1f} s, {rate:.0f} MB/s of sources")
     if report.resumed:
         typer.echo(f"{report.resumed} tensors were taken over from an interrupted build")
+    show_kept(report)
     show_notes(report.notes)
+
+
+def show_kept(report: BuildReport) -> None:
+    """What is left of the changes in each type, a line each."""
+    for found in report.kept:
+        typer.echo(found.line())
+    if report.kept and report.resumed:
+        typer.echo("that is of the tensors of this run; those taken over were not measured")
+
+
+def survival_facts(survival: Survival) -> dict[str, Any]:
+    """What is left of a change as numbers for JSON."""
+    return {"share": survival.share, "noise": survival.noise, "uncertainty": survival.uncertainty}
+
+
+def kept_facts(kept: Iterable[TypeSurvival]) -> list[dict[str, Any]]:
+    """The same of each type, and what it would be in wider ones."""
+    return [
+        {
+            "type": found.type,
+            "tensors": found.tensors,
+            "stochastic": found.stochastic,
+            **survival_facts(found.survival),
+            "wider": {name: survival_facts(s) for name, s in found.wider.items()},
+        }
+        for found in kept
+    ]
 
 
 def show_notes(notes: Iterable[tuple[str, str]]) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine.plan import PlannedTensor
-from ggufmerge.engine.rounding import round_on_grid
+from ggufmerge.engine.plan import PlannedTensor, Rounding
+from ggufmerge.engine.rounding import UNIFORM, round_on_grid
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.kernels import kernel
 from ggufmerge.methods.random import stream_key
@@ -90,13 +90,20 @@ class TensorEncoder:
         self._codec = codec(tensor.type)
 
     def encode(
-        self, start: int, rows: Floats, *, stored: Sequence[tuple[Floats, Raw]] = (), base: Floats | None = None
+        self,
+        start: int,
+        rows: Floats,
+        *,
+        stored: Sequence[tuple[Floats, Raw]] = (),
+        base: Floats | None = None,
+        rounding: Rounding = "nearest",
     ) -> tuple[Raw, Figures]:
         """The bytes of rows [start, ...), all of one matrix, uint8 [rows, row bytes] in the thread's scratch.
 
-        stored: values and bytes of these rows in inputs that have the type already. Blocks that the merge left as they
-        are in one of them keep their bytes: quantizing them anew would move them a little.
+        stored: values and bytes of these rows in inputs that have the type already. Blocks that the merge, or chance,
+        left as they are in one of them keep their bytes: quantizing them anew would move them a little.
         base: the rows without their change, to round and to measure it.
+        rounding: "stochastic" needs a `base` on the type's grid.
         """
         tensor = self.tensor
         if not all_finite(rows):
@@ -106,20 +113,31 @@ class TensorEncoder:
             )
         raw = self._scratch.array("raw", (len(rows), tensor.type.row_bytes(tensor.n)), np.uint8)
         matrix = start * tensor.matrices // tensor.rows
-        target = self._on_grid(start, base, rows)
+        target = rows if rounding == "nearest" or base is None else self._on_grid(start, base, rows)
         scaled = target + np.float32(tensor.offset) if tensor.offset else target
         if self.scales is not None:
             scaled = np.divide(scaled, self.scales[matrix], out=self._scratch.array("scaled", rows.shape, np.float32))
         self._codec.encode(scaled, raw, None if self.weights is None else self.weights[matrix])
         for values, data in stored:
-            _keep_blocks(rows, values, data, raw, tensor.type.block_size)
+            _keep_blocks(target, values, data, raw, tensor.type.block_size)
         return raw, self._figures(matrix, rows, base, raw) if self._measure else Figures()
 
-    def _on_grid(self, start: int, base: Floats | None, rows: Floats) -> Floats:
-        """The rows as they are to be quantized: on the grids of `base` if their change is rounded stochastically."""
+    def figures(
+        self,
+        start: int,
+        rows: Floats,
+        base: Floats | None,
+        *,
+        stored: Sequence[tuple[Floats, Raw]] = (),
+        rounding: Rounding = "nearest",
+    ) -> Figures:
+        """What it costs to encode these rows, as `encode` would."""
+        raw, _ = self.encode(start, rows, stored=stored, base=base, rounding=rounding)
+        return self._figures(start * self.tensor.matrices // self.tensor.rows, rows, base, raw)
+
+    def _on_grid(self, start: int, base: Floats, rows: Floats) -> Floats:
+        """The rows with their change rounded stochastically onto the grids of `base`."""
         tensor = self.tensor
-        if tensor.rounding == "nearest" or base is None:
-            return rows
         key = int(stream_key(self._seed, tensor.name, "rounding"))
         return round_on_grid(base, rows, tensor.type, key, start * tensor.n)
 
@@ -128,6 +146,8 @@ class TensorEncoder:
         self._codec.dequantize(raw, back)
         if self.scales is not None:
             back *= self.scales[matrix]
+        if self.tensor.offset:
+            back -= np.float32(self.tensor.offset)
         figures = Figures(*_squares(rows, back))
         if base is not None:
             figures.kept, figures.change = _kept_change(base, rows, back)
@@ -143,6 +163,10 @@ def warm_up(kind: TensorType, weighted: bool, rows: Floats) -> None:
     data = raw.copy()
     data.setflags(write=False)  # as in a mapped file
     _keep_blocks(rows, rows, data, raw, kind.block_size)
+    _squares(rows, rows)
+    _kept_change(rows, rows, rows)
+    if kind in UNIFORM:
+        round_on_grid(rows, rows, kind, 0, 0)
 
 
 @kernel

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from ggufmerge.engine import checks, header, vocabulary
-from ggufmerge.engine.plan import Input, Plan, PlannedSource, PlannedTensor
+from ggufmerge.engine import checks, header, provenance, vocabulary
+from ggufmerge.engine.plan import Input, Plan, PlannedSource, PlannedTensor, Rounding
 from ggufmerge.engine.resolve import LaidOut, Resolver, lay_out
 from ggufmerge.engine.side_tensors import with_side_tensors
-from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_types
+from ggufmerge.engine.survival import expectations
+from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_rounding, with_types
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.quants.imatrix import Imatrix
 from ggufmerge.quants.mixture import guess_file_type
@@ -52,12 +52,17 @@ class Opened:
 
 
 def make_plan(
-    recipe: Recipe, *, out_type: str | None = None, imatrix: Sequence[str | os.PathLike[str]] = ()
+    recipe: Recipe,
+    *,
+    out_type: str | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    rounding: Rounding | None = None,
 ) -> tuple[Plan, Opened]:
     """The plan of a recipe, and what it reads from, opened.
 
     out_type: a file type that wins over the recipe's out_type, out_dtype and dtype.
     imatrix: files that win over the recipe's; several are combined.
+    rounding: wins over the recipe's; without either it is chosen for each tensor by its weights.
     RecipeError, PlanError and FormatError say what does not fit.
     """
     laid_out = lay_out(recipe)
@@ -73,15 +78,27 @@ def make_plan(
     structure = header.layer_metadata(donor, sources, laid_out.slices)
     tensors, file_type = with_types(recipe, out_type, tensors, donor, structure, matrix)
     tensors = with_side_tensors((with_action(t, sources, laid_out.alignment) for t in tensors), sources)
+    asked = rounding or recipe.rounding
+    tensors = [
+        t if vocabulary.is_moved(laid_out.alignment, sources, t.inputs) else with_rounding(t, sources, asked)
+        for t in tensors
+    ]
     tokenizer, warnings = vocabulary.tokenizer_metadata(recipe, sources, laid_out.alignment)
     warnings = [*recipe.warnings, *(w for s in sources for w in s.warnings), *laid_out.warnings, *warnings]
     warnings += check_writable(tensors, file_type, matrix)
-    options = " ".join([f"--type {out_type}"] * bool(out_type) + [f"--imatrix {Path(p).name}" for p in imatrix])
+    options = [f"--imatrix {Path(p).name}" for p in imatrix]
+    options = ([f"--type {out_type}"] if out_type else []) + options + ([f"--rounding {rounding}"] if rounding else [])
+    rounds = any(t.rounding != "nearest" for t in tensors)
     metadata, more = header.result_metadata(
         name=_result_name(recipe, donor),
-        version=version("ggufmerge"),
         recipe=recipe.text,
-        options=options,
+        options=" ".join(options),
+        settings=provenance.settings(
+            file_type=str(file_type),
+            rounding=(asked or "auto") if rounds else "nearest",
+            seed=recipe.seed,
+            imatrix=[Path(p).name for p in matrix_files],
+        ),
         file_type=file_type,
         quantized=any(t.type.is_quantized for t in tensors),
         sources=sources,
@@ -91,6 +108,7 @@ def make_plan(
         overrides=recipe.metadata,
     )
     warnings += [*checks.unknown_vocabularies(sources), *checks.differing_hyperparameters(sources, donor), *more]
+    planned = tuple(map(planned_source, laid_out.references, sources))
     plan = Plan(
         method=" + ".join(recipe.methods),
         architecture=donor.file.architecture,
@@ -98,13 +116,14 @@ def make_plan(
         seed=recipe.seed,
         folder=recipe.folder,
         recipe=recipe.text,
-        options=options,
-        sources=tuple(map(planned_source, laid_out.references, sources)),
+        options=" ".join(options),
+        sources=planned,
         tensors=tuple(tensors),
         imatrix=tuple(matrix_files),
         metadata=metadata,
         warnings=tuple(warnings),
         vocabulary=vocabulary.planned(laid_out.alignment, recipe, sources),
+        expectations=tuple(expectations(tensors, planned)),
     )
     return plan, Opened(sources, matrix, laid_out.alignment)
 

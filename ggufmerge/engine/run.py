@@ -24,11 +24,14 @@ from ggufmerge.engine import header, vocabulary
 from ggufmerge.engine.checks import check_output, output_files
 from ggufmerge.engine.encode import Figures, Scratch, TensorEncoder, warm_up
 from ggufmerge.engine.journal import Journal
-from ggufmerge.engine.plan import Plan, PlannedTensor
+from ggufmerge.engine.plan import Input, Plan, PlannedTensor, Rounding
 from ggufmerge.engine.planner import Opened
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.resolve import problem_of
 from ggufmerge.engine.scheduler import Job, Stage, drive
+from ggufmerge.engine.survey import WIDER, Finding, Sample, sample_runs, survey
+from ggufmerge.engine.survival import Survival, TypeSurvival, by_type
+from ggufmerge.engine.tensor_types import reference_types, types_in
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo
 from ggufmerge.files.sharded import ShardedWriter, SplitLimit
@@ -46,23 +49,6 @@ _DIGEST_STEP = 1 << 26  # bytes digested by one task
 
 
 @dataclass(frozen=True)
-class Survival:
-    """How much of a change of weights, delta, is in what was written: sums over values that can be added up.
-
-    kept: of (written - base) * delta.  energy: of delta^2. Their ratio is the coefficient of the projection of what
-    happened onto what was wanted: 1 when nothing was lost, 0 when rounding has put every weight back to its old value.
-    """
-
-    kept: float
-    energy: float
-
-    @property
-    def share(self) -> float:
-        """kept / energy; 1 for a change of nothing."""
-        return self.kept / self.energy if self.energy else 1.0
-
-
-@dataclass(frozen=True)
 class BuildReport:
     """What a build did. `output` is the file to open, `files` are all that were written: that one, or the shards of
     which it is the first. `notes`: decisions that only the weights could bring about, as (tensor, text).
@@ -77,7 +63,8 @@ class BuildReport:
     resumed: int
     sources: dict[str, str]  # file -> sha256
     errors: dict[str, float]  # tensor -> relative RMS error of writing it in its type, when measured
-    survival: dict[str, Survival]  # tensor -> what is left of its adapters' change, when measured
+    survival: dict[str, Survival]  # tensor -> what is left of its change, of quantized tensors and when measured
+    kept: tuple[TypeSurvival, ...] = ()  # the same for each quantized type, and what a wider one would keep
     notes: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
@@ -100,7 +87,8 @@ def run(
     split: write shards whose names begin with `output` (see `files.sharded`); they appear together.
     threads: None for all cores.  chunk: values of one input that a thread holds at a time (at least one row).
     measure: report the relative RMS error of writing each tensor in its type, and of single models with adapters what
-    is left of each tensor's change. Tensors that an interrupted run has made are not measured.
+    is left of each tensor's change, from all of its weights. Without it the latter is known from a sample of weights,
+    and of quantized tensors only (`engine.survey`). Tensors that an interrupted run has made are not measured.
     A run that was interrupted left its work beside the output and is continued by the same call; any other error leaves
     nothing. PlanError when the output is not allowed, GgufmergeError when merged weights are not finite.
     """
@@ -126,6 +114,7 @@ def run(
         finally:
             build.progress.end()
         writer.commit()
+    kept = by_type(plan.tensors, build.survival, build.roundings, build.wider)
     return BuildReport(
         output=writer.path,
         nbytes=writer.total_bytes,
@@ -137,8 +126,9 @@ def run(
         sources={str(path): digest for path, digest in build.digests.items()},
         errors=build.errors,
         survival=build.survival,
+        kept=tuple(kept),
         notes=tuple(build.notes),
-        warnings=plan.warnings,
+        warnings=(*plan.warnings, *(found.advice() for found in kept if found.is_poor)),
         files=tuple(files),
     )
 
@@ -187,6 +177,10 @@ class _Build:
         self.chunk, self.measure = chunk, measure
         self.errors: dict[str, float] = {}
         self.survival: dict[str, Survival] = {}
+        self.roundings: dict[str, Rounding] = {}
+        self.wider: dict[str, dict[str, Survival]] = {}
+        donor = self.sources[0].metadata
+        self.wider_types = {name: types_in(name, plan.tensors, plan.metadata, donor) for name in WIDER}
         self.notes: list[tuple[str, str]] = []
         self.digests: dict[Path, str] = {}
         self.resumed = 0
@@ -245,24 +239,50 @@ class _Build:
         if tensor.action == "copy":
             yield Stage(len(steps), lambda i: self._put(tensor, steps[i][0], inputs[0].raw_rows(*steps[i])), fold)
         elif tensor.action == "convert":
-            encoder = self._encoder(tensor)
-            adapted = (self.measure or tensor.rounding == "stochastic") and self._is_adapted(tensor)
-
-            def convert(i: int) -> _Written:
-                rows = self._read(inputs, *steps[i])[0]
-                base = self._without_adapters(inputs[0], *steps[i]) if adapted else None
-                return self._put(tensor, steps[i][0], *encoder.encode(steps[i][0], rows, base=base))
-
-            yield Stage(len(steps), convert, fold)
+            yield from self._convert(tensor, inputs[0], steps, fold)
         else:
             for expert in range(tensor.experts):
                 yield from self._merge(tensor, inputs, expert, fold)
         if self.measure:
-            self.errors[tensor.name] = written.figures.relative_error
-            if tensor.action == "convert" and self._is_adapted(tensor):
-                self.survival[tensor.name] = Survival(written.figures.kept, written.figures.change)
+            figures = written.figures
+            self.errors[tensor.name] = figures.relative_error
+            if tensor.action == "convert" and self._is_adapted(tensor.inputs[0]):
+                sampled = self.survival.get(tensor.name, Survival(0, 0))
+                self.survival[tensor.name] = Survival(figures.kept, figures.change, figures.error, sampled.plain)
         self.journal.finished(tensor.name, written.checksum)
         self.progress.tensor_done(tensor.name)
+
+    def _convert(
+        self,
+        tensor: PlannedTensor,
+        source: SourceTensor | AlignedTensor,
+        steps: Sequence[tuple[int, int]],
+        fold: Callable[[_Written], None],
+    ) -> Job:
+        """Write one input in another type, or with its adapters."""
+        encoder = self._encoder(tensor)
+        adapted = self._is_adapted(tensor.inputs[0])
+        holds = isinstance(source, SourceTensor) and source.holds(tensor.type, encoder.scales)
+
+        def read(start: int, stop: int, wanted: Sequence[int] = ()) -> Sample:
+            rows = self._read([source], start, stop)[0]
+            base = self._without_adapters(source, start, stop) if adapted else None
+            # weights that no adapter reaches and whose type stays keep their bytes
+            stored = [(base, source.raw_rows(start, stop))] if base is not None and holds else []
+            return Sample(start, rows, {} if base is None else {0: base}, stored)
+
+        rounding: Rounding = "nearest"
+        if adapted:
+            rounding, _ = yield from self._surveyed(tensor, encoder, [source], read, 0, tensor.rows)
+
+        def convert(i: int) -> _Written:
+            part = read(*steps[i])
+            raw, figures = encoder.encode(
+                part.start, part.rows, stored=part.stored, base=part.references.get(0), rounding=rounding
+            )
+            return self._put(tensor, part.start, raw, figures)
+
+        yield Stage(len(steps), convert, fold)
 
     def _merge(
         self,
@@ -288,15 +308,85 @@ class _Build:
         statistics = yield from _statistics(method.passes(problem), chunks, read)
         self.notes += [(tensor.name, note) for note in method.notes(problem, statistics)]
 
-        def task(i: int) -> _Written:
-            chunk = chunks[i]
+        def merged(chunk: Chunk, wanted: Sequence[int]) -> Sample:
+            """The rows of a chunk, and of the inputs of these numbers what they would be without adapters."""
             out = self.scratch.array("out", (chunk.rows, tensor.n), np.float32)
             x, start = read(chunk), first + chunk.row
+            stop = start + chunk.rows
             method.combine(x, problem, statistics, chunk, out)
-            same = [(x[i], source.raw_rows(start, start + chunk.rows)) for i, source in stored]
-            return self._put(tensor, start, *encoder.encode(start, out, stored=same))
+            same = [(x[i], source.raw_rows(start, stop)) for i, source in stored]
+            bases = {}
+            for i in wanted:
+                source = inputs[i]
+                if not self._is_adapted(tensor.inputs[i]):
+                    bases[i] = x[i]
+                    continue
+                bases[i] = self._without_adapters(source, start, stop, i)
+                if tensor.offset:
+                    bases[i] -= np.float32(tensor.offset)
+                if isinstance(source, SourceTensor) and source.holds(tensor.type, encoder.scales):
+                    same.append((bases[i], source.raw_rows(start, stop)))
+            return Sample(start, out, bases, same)
+
+        def sample(start: int, stop: int, wanted: Sequence[int]) -> Sample:
+            row = start - first
+            return merged(Chunk(0, row, stop - start, row * tensor.n), wanted)
+
+        rounding, reference = yield from self._surveyed(tensor, encoder, inputs, sample, first, problem.shape[0])
+        # blocks that no adapter reaches keep their bytes, which takes the base of an adapted input to see
+        spared = tensor.keeps_type and self._is_adapted(tensor.inputs[reference])
+        wanted = [reference] if rounding == "stochastic" or spared else []
+
+        def task(i: int) -> _Written:
+            part = merged(chunks[i], wanted)
+            base = part.references.get(reference)
+            raw, figures = encoder.encode(part.start, part.rows, stored=part.stored, base=base, rounding=rounding)
+            return self._put(tensor, part.start, raw, figures)
 
         yield Stage(len(chunks), task, fold)
+
+    def _surveyed(
+        self,
+        tensor: PlannedTensor,
+        encoder: TensorEncoder,
+        inputs: Sequence[SourceTensor | AlignedTensor],
+        read: Callable[[int, int, Sequence[int]], Sample],
+        first: int,
+        rows: int,
+    ) -> Generator[Stage, None, tuple[Rounding, int]]:
+        """How rows [first, first + rows) of a tensor are rounded, and the number of the input whose change they are.
+
+        read(start, stop, wanted): a run of rows, with the inputs of the numbers `wanted` as references.
+        """
+        if not tensor.type.is_quantized or isinstance(inputs[0], AlignedTensor):
+            return "nearest", 0
+        types = reference_types(tensor, self.sources)
+        # of several models that are one file with different adapters the first one's reference is that of all
+        distinct = [i for i in types if not any(_same_data(inputs[i], inputs[j]) for j in types if j < i)]
+        runs = sample_runs(rows, tensor.n, tensor.rows // (tensor.matrices or 1))
+        width = tensor.type.row_bytes(tensor.n)
+        wider = {
+            name: kind for name, of in self.wider_types.items() if (kind := of[tensor.name]).row_bytes(tensor.n) > width
+        }
+        found: list[Finding] = []
+
+        def task(i: int) -> Finding:
+            samples = [read(first + start, first + stop, distinct).copy() for start, stop in runs]
+            return survey(tensor, encoder, samples, types, wider)
+
+        yield Stage(1 if runs else 0, task, found.append)
+        if not found:
+            return "nearest", 0
+        [finding] = found
+        name = tensor.name
+        self.survival[name] = self.survival.get(name, Survival(0, 0)) + finding.survival
+        if finding.rounding == "stochastic" or name not in self.roundings:
+            self.roundings[name] = finding.rounding
+        tried = self.wider.setdefault(name, {})
+        for file_type in wider:
+            more = finding.wider.get(file_type, finding.survival)
+            tried[file_type] = tried.get(file_type, Survival(0, 0)) + more
+        return finding.rounding, finding.reference
 
     def _keys(self, tensor: PlannedTensor, expert: int) -> list[int]:
         """The random stream of each input that is not the base."""
@@ -322,13 +412,15 @@ class _Build:
         """What the values of a tensor are divided by before they are quantized, float32 [matrices]; None for 1."""
         return self.sources[tensor.scale.source].scales(tensor.scale.tensor) if tensor.scale else None
 
-    def _is_adapted(self, tensor: PlannedTensor) -> bool:
-        """Whether adapters change the first input of a tensor."""
-        return self.sources[tensor.inputs[0].source].changed_by_adapter(tensor.inputs[0].tensor)
+    def _is_adapted(self, given: Input) -> bool:
+        """Whether adapters change an input."""
+        return self.sources[given.source].changed_by_adapter(given.tensor)
 
-    def _without_adapters(self, source: SourceTensor | AlignedTensor, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows [start, stop) as the file holds them, float32 [rows, n], in the thread's own buffer."""
-        base: NDArray[np.float32] = self.scratch.array("base", (stop - start, source.n), np.float32)
+    def _without_adapters(
+        self, source: SourceTensor | AlignedTensor, start: int, stop: int, number: int = 0
+    ) -> NDArray[np.float32]:
+        """Rows [start, stop) as the file holds them, float32 [rows, n], in the thread's own buffer for this input."""
+        base: NDArray[np.float32] = self.scratch.array(f"base {number}", (stop - start, source.n), np.float32)
         source.dequantize(start, base)
         return base
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ggufmerge.engine import header, vocabulary
-from ggufmerge.engine.plan import Plan
+from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.run import BuildReport, identity
 from ggufmerge.errors import GgufmergeError
@@ -26,9 +26,13 @@ Runner = Callable[[Plan, Opened, Path], BuildReport]
 
 
 def plan_stages(
-    recipe: Recipe, *, out_type: str | None = None, imatrix: Sequence[str | os.PathLike[str]] = ()
+    recipe: Recipe,
+    *,
+    out_type: str | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    rounding: Rounding | None = None,
 ) -> list[Plan]:
-    """The plans of all documents of a recipe, the final one last; `out_type` and `imatrix` are the final one's."""
+    """The plans of all documents of a recipe, the final one last, to which the options belong."""
     plans = []
     with tempfile.TemporaryDirectory(prefix="ggufmerge-") as folder:
         files: dict[str, str] = {}
@@ -39,7 +43,7 @@ def plan_stages(
             files[str(stage.name)] = str(path)
             opened.close()
             plans.append(plan)
-        plan, opened = make_plan(recipe.with_files(files), out_type=out_type, imatrix=imatrix)
+        plan, opened = make_plan(recipe.with_files(files), out_type=out_type, imatrix=imatrix, rounding=rounding)
         opened.close()
     return [*plans, plan]
 
