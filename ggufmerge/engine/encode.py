@@ -120,20 +120,30 @@ class TensorEncoder:
         self._codec.encode(scaled, raw, None if self.weights is None else self.weights[matrix])
         for values, data in stored:
             _keep_blocks(target, values, data, raw, tensor.type.block_size)
-        return raw, self._figures(matrix, rows, base, raw) if self._measure else Figures()
+        return raw, self._figures(start, rows, base, raw) if self._measure else Figures()
 
-    def figures(
+    def read_back(
         self,
         start: int,
         rows: Floats,
-        base: Floats | None,
         *,
         stored: Sequence[tuple[Floats, Raw]] = (),
+        base: Floats | None = None,
         rounding: Rounding = "nearest",
-    ) -> Figures:
-        """What it costs to encode these rows, as `encode` would."""
+    ) -> Floats:
+        """What a reader will find where `encode` wrote these rows, float32 [rows, n]."""
         raw, _ = self.encode(start, rows, stored=stored, base=base, rounding=rounding)
-        return self._figures(start * self.tensor.matrices // self.tensor.rows, rows, base, raw)
+        back = np.empty(rows.shape, np.float32)
+        self._decode(start, raw, back)
+        return back
+
+    def _decode(self, start: int, raw: Raw, out: Floats) -> None:
+        """The values of the bytes of rows [start, ...)."""
+        self._codec.dequantize(raw, out)
+        if self.scales is not None:
+            out *= self.scales[start * self.tensor.matrices // self.tensor.rows]
+        if self.tensor.offset:
+            out -= np.float32(self.tensor.offset)
 
     def _on_grid(self, start: int, base: Floats, rows: Floats) -> Floats:
         """The rows with their change rounded stochastically onto the grids of `base`."""
@@ -141,16 +151,12 @@ class TensorEncoder:
         key = int(stream_key(self._seed, tensor.name, "rounding"))
         return round_on_grid(base, rows, tensor.type, key, start * tensor.n)
 
-    def _figures(self, matrix: int, rows: Floats, base: Floats | None, raw: Raw) -> Figures:
+    def _figures(self, start: int, rows: Floats, base: Floats | None, raw: Raw) -> Figures:
         back = self._scratch.array("back", rows.shape, np.float32)
-        self._codec.dequantize(raw, back)
-        if self.scales is not None:
-            back *= self.scales[matrix]
-        if self.tensor.offset:
-            back -= np.float32(self.tensor.offset)
-        figures = Figures(*_squares(rows, back))
+        self._decode(start, raw, back)
+        figures = Figures(*squares(rows, back))
         if base is not None:
-            figures.kept, figures.change = _kept_change(base, rows, back)
+            figures.kept, figures.change = kept_change(base, rows, back)
         return figures
 
 
@@ -163,8 +169,8 @@ def warm_up(kind: TensorType, weighted: bool, rows: Floats) -> None:
     data = raw.copy()
     data.setflags(write=False)  # as in a mapped file
     _keep_blocks(rows, rows, data, raw, kind.block_size)
-    _squares(rows, rows)
-    _kept_change(rows, rows, rows)
+    squares(rows, rows)
+    kept_change(rows, rows, rows)
     if kind in UNIFORM:
         round_on_grid(rows, rows, kind, 0, 0)
 
@@ -197,7 +203,7 @@ def _keep_blocks(rows, values, data, raw, size):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _squares(rows, back):  # type: ignore[no-untyped-def]
+def squares(rows, back):  # type: ignore[no-untyped-def]
     """Sums over all values of (rows - back)^2 and of rows^2, in float64."""
     error = energy = 0.0
     for i in range(rows.shape[0]):
@@ -210,7 +216,7 @@ def _squares(rows, back):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _kept_change(base, rows, back):  # type: ignore[no-untyped-def]
+def kept_change(base, rows, back):  # type: ignore[no-untyped-def]
     """Sums over all values of (back - base) * (rows - base) and of (rows - base)^2, in float64."""
     kept = change = 0.0
     for i in range(rows.shape[0]):

@@ -14,6 +14,7 @@ import time
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from ggufmerge.quants import codec
 from ggufmerge.quants.imatrix import Imatrix
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
+from ggufmerge.types import TensorType
 
 DEFAULT_CHUNK = 1 << 18  # values; a chunk of each input and of the result stay in a core's cache
 _DIGEST_STEP = 1 << 26  # bytes digested by one task
@@ -128,7 +130,7 @@ def run(
         survival=build.survival,
         kept=tuple(kept),
         notes=tuple(build.notes),
-        warnings=(*plan.warnings, *(found.advice() for found in kept if found.is_poor)),
+        warnings=(*plan.warnings, *(found.advice() for found in kept if found.survival.is_poor)),
         files=tuple(files),
     )
 
@@ -179,8 +181,6 @@ class _Build:
         self.survival: dict[str, Survival] = {}
         self.roundings: dict[str, Rounding] = {}
         self.wider: dict[str, dict[str, Survival]] = {}
-        donor = self.sources[0].metadata
-        self.wider_types = {name: types_in(name, plan.tensors, plan.metadata, donor) for name in WIDER}
         self.notes: list[tuple[str, str]] = []
         self.digests: dict[Path, str] = {}
         self.resumed = 0
@@ -345,6 +345,12 @@ class _Build:
 
         yield Stage(len(chunks), task, fold)
 
+    @cached_property
+    def _wider_types(self) -> dict[str, dict[str, TensorType]]:
+        """The types of all tensors in the file types that may be proposed."""
+        plan, donor = self.plan, self.sources[0].metadata
+        return {file_type: types_in(file_type, plan.tensors, plan.metadata, donor) for file_type in WIDER}
+
     def _surveyed(
         self,
         tensor: PlannedTensor,
@@ -365,9 +371,11 @@ class _Build:
         distinct = [i for i in types if not any(_same_data(inputs[i], inputs[j]) for j in types if j < i)]
         runs = sample_runs(rows, tensor.n, tensor.rows // (tensor.matrices or 1))
         width = tensor.type.row_bytes(tensor.n)
-        wider = {
-            name: kind for name, of in self.wider_types.items() if (kind := of[tensor.name]).row_bytes(tensor.n) > width
-        }
+
+        def wider() -> dict[str, TensorType]:
+            types = {file_type: kinds[tensor.name] for file_type, kinds in self._wider_types.items()}
+            return {file_type: kind for file_type, kind in types.items() if kind.row_bytes(tensor.n) > width}
+
         found: list[Finding] = []
 
         def task(i: int) -> Finding:
@@ -383,9 +391,8 @@ class _Build:
         if finding.rounding == "stochastic" or name not in self.roundings:
             self.roundings[name] = finding.rounding
         tried = self.wider.setdefault(name, {})
-        for file_type in wider:
-            more = finding.wider.get(file_type, finding.survival)
-            tried[file_type] = tried.get(file_type, Survival(0, 0)) + more
+        for file_type, survival in finding.wider.items():
+            tried[file_type] = tried.get(file_type, Survival(0, 0)) + survival
         return finding.rounding, finding.reference
 
     def _keys(self, tensor: PlannedTensor, expert: int) -> list[int]:

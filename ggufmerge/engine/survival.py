@@ -30,14 +30,14 @@ class Survival:
     happened onto what was wanted: 1 when nothing was lost, 0 when rounding has put every weight back to its old value.
     error: of (written - wanted)^2.  plain: the same error of writing the base, without any change; 0 where it keeps
     its bytes.
-    values: how many values were looked at; the sums are scaled up to all of them.
+    spread: the variance of `kept - share * energy`, as the sums are scaled up from a sample; 0 if all values were seen.
     """
 
     kept: float
     energy: float
     error: float = 0.0
     plain: float = 0.0
-    values: int = 0
+    spread: float = 0.0
 
     @property
     def share(self) -> float:
@@ -56,7 +56,12 @@ class Survival:
     @property
     def uncertainty(self) -> float:
         """Standard error of `share` as a figure from a sample; 0 where all values were looked at."""
-        return math.sqrt(self.error / self.energy / self.values) if self.energy and self.values else 0.0
+        return math.sqrt(self.spread) / self.energy if self.energy else 0.0
+
+    @property
+    def is_poor(self) -> bool:
+        """Whether so little of the change is left, or so much noise is beside it, that the user should know."""
+        return self.share + 2 * self.uncertainty < LOW_SURVIVAL or self.noise > HIGH_NOISE
 
     def __add__(self, other: Survival) -> Survival:
         return Survival(
@@ -64,7 +69,7 @@ class Survival:
             self.energy + other.energy,
             self.error + other.error,
             self.plain + other.plain,
-            self.values + other.values,
+            self.spread + other.spread,
         )
 
 
@@ -81,12 +86,6 @@ class TypeSurvival:
     stochastic: int
     survival: Survival
     wider: Mapping[str, Survival] = field(default_factory=dict)
-
-    @property
-    def is_poor(self) -> bool:
-        """Whether so little of the change is left, or so much noise is beside it, that the user should know."""
-        s = self.survival
-        return s.share + 2 * s.uncertainty < LOW_SURVIVAL or s.noise > HIGH_NOISE
 
     def line(self) -> str:
         """In words: what survived, and what the change stands beside."""
