@@ -95,7 +95,7 @@ def make_plan(
         options=" ".join(options),
         settings=provenance.settings(
             file_type=str(file_type),
-            rounding=(asked or "auto") if rounds else "nearest",
+            rounding=(asked or provenance.AUTO) if rounds else "nearest",
             seed=recipe.seed,
             imatrix=[Path(p).name for p in matrix_files],
         ),

@@ -18,6 +18,7 @@ from ggufmerge.sources import Source
 from ggufmerge.sources.stored import StoredFile
 
 PREFIX = "ggufmerge."
+AUTO = "stochastic where nearest loses the change"  # the rounding where nobody asked for one
 MAX_ANCESTORS = 32
 MAX_TEXT = 1 << 10  # bytes of a name or of options; longer ones are left out
 MAX_RECIPE = 1 << 14  # bytes; of a longer recipe only the digest is kept

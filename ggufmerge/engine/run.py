@@ -31,6 +31,7 @@ from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.resolve import problem_of
 from ggufmerge.engine.scheduler import Job, Stage, drive
 from ggufmerge.engine.survey import WIDER, Finding, Sample, sample_runs, survey
+from ggufmerge.engine.survey import warm_up as warm_up_survey
 from ggufmerge.engine.survival import Survival, TypeSurvival, by_type
 from ggufmerge.engine.tensor_types import reference_types, types_in
 from ggufmerge.errors import GgufmergeError
@@ -379,8 +380,8 @@ class _Build:
         found: list[Finding] = []
 
         def task(i: int) -> Finding:
-            samples = [read(first + start, first + stop, distinct).copy() for start, stop in runs]
-            return survey(tensor, encoder, samples, types, wider)
+            samples = (read(first + start, first + stop, distinct).copy() for start, stop in runs)
+            return survey(tensor, encoder, rows * tensor.n, samples, types, wider)
 
         yield Stage(1 if runs else 0, task, found.append)
         if not found:
@@ -550,6 +551,7 @@ def _warm_up(plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None) -> 
         codec(kind).dequantize(np.zeros((1, kind.row_bytes(n)), np.uint8), np.empty_like(rows))
     for kind, weighted in {(t.type, imatrix is not None and t.name in imatrix) for t in made}:
         warm_up(kind, weighted, rows)
+    warm_up_survey(rows)
     kinds = {(t.method, len(t.inputs), tuple(t.shared.items())): t for t in plan.tensors if t.action == "merge"}
     for tensor in kinds.values():
         keys = range(len(tensor.inputs) - tensor.has_base)
