@@ -22,6 +22,13 @@ class PlanError(GgufmergeError):
     """The recipe is fine but these files, this disk or this output path do not allow it."""
 
 
+class OutputError(PlanError):
+    """The output cannot be written here and now: no space, an error of the disk, another process, a name that is taken.
+
+    The inputs are not to blame, so what is finished is kept, and the same command goes on with it.
+    """
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A phrase that suggests the choice closest to `word`, or lists the choices when none is close.
 

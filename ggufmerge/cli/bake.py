@@ -70,7 +70,7 @@ def bake(
 ) -> None:
     from ggufmerge.cli.terminal import print_json, show_warnings
     from ggufmerge.engine.bake import plan_bake
-    from ggufmerge.engine.checks import check_output
+    from ggufmerge.engine.survival import advice
     from ggufmerge.recipe.reference import AdapterReference
 
     if output is None and not dry_run:
@@ -82,8 +82,6 @@ def bake(
     plan, opened = plan_bake(
         base, parsed, out_type=out_type, imatrix=imatrix or (), rounding=rounding.value if rounding else None
     )
-    if output is not None:
-        check_output(output, opened.sources, plan.nbytes, overwrite=overwrite)
     report = None
     show_warnings([*plan.warnings, *(plan.expectations if dry_run else ())])
     if not dry_run and output is not None:
@@ -95,7 +93,7 @@ def bake(
     else:
         _show(plan, report, every=every)
     if report is not None:
-        show_warnings(report.warnings[len(plan.warnings) :])
+        show_warnings(advice(report.kept))
 
 
 def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,13 +112,11 @@ def build(
     json: _Json = False,
 ) -> None:
     from ggufmerge.cli.ollama import ForOllama, check_recipe
+    from ggufmerge.cli.projector import ForProjector
     from ggufmerge.cli.terminal import print_json, show_build, show_warnings
-    from ggufmerge.engine import make_plan
-    from ggufmerge.engine.checks import check_output, output_files
-    from ggufmerge.engine.stages import built_stages, plan_stages
+    from ggufmerge.engine.survival import advice
     from ggufmerge.files.sharded import SplitLimit
     from ggufmerge.recipe import load_recipe
-    from ggufmerge.sinks.projector import check_projector, copy_projector, projector_warnings
 
     wanted: Any = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
@@ -127,8 +124,7 @@ def build(
         raise typer.BadParameter("Ollama's store takes one file: leave out --split-max-size and the like")
     if mmproj is not None and ollama is not None:
         raise typer.BadParameter("--mmproj needs --output instead of --ollama; ollama create takes the Modelfile then")
-    if mmproj is not None:
-        check_projector(mmproj, None if dry_run else output, overwrite=overwrite)
+    for_projector = ForProjector(mmproj, None if dry_run else output, overwrite=overwrite)
     if dry_run:
         if ollama is not None:
             check_recipe(load_recipe(recipe), ollama, wanted, overwrite=overwrite)
@@ -138,37 +134,30 @@ def build(
         raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
     if output is None and (push is not None or card is not None):
         raise typer.BadParameter("--push and --card need --output beside --ollama", param_hint="--output")
-    from ggufmerge.cli.progress import run_with_progress
+    from ggufmerge.cli.progress import progress_display
+    from ggufmerge.engine import build as carry_out
 
     loaded = load_recipe(recipe)
     for_hub = ForHub(card, push, dry_run=push_dry_run, overwrite=overwrite)
-    for_ollama = ForOllama(output, ollama, modelfile=modelfile, overwrite=overwrite)
-    output, overwrite = for_ollama.output, for_ollama.overwrite
-    if loaded.stages:
-        plans = plan_stages(loaded, **wanted)
-        check_output(output_files(plans[-1], output, split), [], sum(p.nbytes for p in plans), overwrite=overwrite)
+    for_ollama = ForOllama(output, ollama, modelfile=modelfile, overwrite=overwrite, projector=for_projector.path)
     options: dict[str, Any] = {"threads": threads} | ({"chunk": chunk} if chunk else {})
-    runner: Any = partial(run_with_progress, **options)
-    with built_stages(loaded, output, runner) as final:
-        plan, opened = make_plan(final, **wanted)
-        nbytes = plan.nbytes + (mmproj.stat().st_size if mmproj else 0)
-        check_output(output_files(plan, output, split), opened.sources, nbytes, overwrite=overwrite)
-        warnings = [*plan.warnings, *(split.warnings(plan.tensors) if split else ()), *for_ollama.check(plan, opened)]
-        warnings += projector_warnings(opened.sources, mmproj)
-        show_warnings(warnings)
-        report = runner(plan, opened, output, overwrite=overwrite, split=split)
-    show_warnings(report.warnings[len(plan.warnings) :])
-    projector = copy_projector(mmproj, report.output) if mmproj else None
-    report = for_ollama.finish(report, projector)
-    for_hub.finish(report)
+    with progress_display() as progress:
+        report = carry_out(
+            loaded,
+            for_ollama.output,
+            **wanted,
+            overwrite=for_ollama.overwrite,
+            split=split,
+            sinks=[for_projector, for_ollama, for_hub],
+            progress=progress,
+            **options,
+        )
+    show_warnings(advice(report.kept))
     if json:
-        facts = {"mmproj": str(projector)} if projector else {}
-        print_json(_report(report) | facts | for_ollama.facts | for_hub.facts)
+        print_json(_report(report) | for_projector.facts | for_ollama.facts | for_hub.facts)
     else:
-        show_build(report, plan)
-        if projector:
-            typer.echo(f"{projector}: for images or sound, a copy of {mmproj}")
-        for line in for_ollama.lines():
+        show_build(report)
+        for line in (*for_projector.lines(), *for_ollama.lines()):
             typer.echo(line)
         for_hub.show()
 
@@ -191,7 +180,7 @@ def _show_plans(recipe: Path, wanted: Any, *, every: bool, json: bool) -> None:
     wanted: the command line's part in it, as `make_plan` takes it.
     """
     from ggufmerge.cli.terminal import print_json, show_plan
-    from ggufmerge.engine.stages import plan_stages
+    from ggufmerge.engine.documents import plan_stages
     from ggufmerge.recipe import load_recipe
 
     plans = plan_stages(load_recipe(recipe), **wanted)

@@ -50,7 +50,6 @@ def extract_lora(
 
     from ggufmerge.cli.progress import ProgressDisplay
     from ggufmerge.cli.terminal import print_json, show_warnings
-    from ggufmerge.engine.checks import check_output
     from ggufmerge.engine.extract import extract, plan_extract
 
     if output is None and not dry_run:
@@ -64,8 +63,6 @@ def extract_lora(
         exclude=exclude or (),
         embeddings=embeddings,
     )
-    if output is not None:
-        check_output(output, sources, plan.nbytes, overwrite=overwrite)
     report = None
     show_warnings(plan.warnings)
     if not dry_run and output is not None:

@@ -12,29 +12,39 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ggufmerge.sinks.files import Advance
-from ggufmerge.sinks.modelfile import check_modelfile, write_modelfile
+from ggufmerge.sinks.modelfile import check_modelfile, modelfile_path, write_modelfile
 from ggufmerge.sinks.ollama import Store, destination
+from ggufmerge.sinks.ollama_api import Installed, Server
 from ggufmerge.sinks.settings import check_content, inherited
 from ggufmerge.sources.ollama import OllamaSettings, blob_path
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.engine.planner import Opened
+    from ggufmerge.files.output import Output
     from ggufmerge.recipe import Recipe
 
 
 class ForOllama:
-    """The part of one build that is for Ollama. PlanError when the name or the Modelfile's is taken or impossible.
+    """The part of one build that is for Ollama: a sink. PlanError when the name is not one that Ollama takes.
 
     output: the file that the user wants, None when the model is to go to Ollama only.  name: of the model in Ollama.
+    projector: where a projector lies beside the output that the Modelfile names, too.
     """
 
-    def __init__(self, output: Path | None, name: str | None, *, modelfile: bool, overwrite: bool) -> None:
-        self.place = destination(name, overwrite=overwrite) if name is not None else None
-        self._wanted, self._overwrite = output, overwrite
+    def __init__(
+        self,
+        output: Path | None,
+        name: str | None,
+        *,
+        modelfile: bool,
+        overwrite: bool,
+        projector: Path | None = None,
+    ) -> None:
+        # whether the name is taken is asked in `check`, which knows of an interrupted run of the same build
+        self.place = destination(name, overwrite=True) if name is not None else None
+        self._wanted, self._overwrite, self._projector = output, overwrite, projector
         self._modelfile = modelfile and output is not None
-        if output is not None and self._modelfile:
-            check_modelfile(output, overwrite=overwrite)
         self._settings = OllamaSettings()
         self.facts: dict[str, Any] = {}
 
@@ -51,35 +61,46 @@ class ForOllama:
         """Whether to build over a file that is there: what an earlier failure left in a store is nobody's."""
         return self._overwrite or (self._wanted is None and isinstance(self.place, Store))
 
-    def check(self, plan: Plan, opened: Opened) -> list[str]:
-        """Warnings; PlanError when Ollama would refuse the result or has no space for it."""
+    def check(self, plan: Plan, opened: Opened, output: Output) -> list[str]:
+        """Warnings; PlanError when Ollama would refuse the result or has no space for it, or a name is taken."""
         if self.place is None and not self._modelfile:
             return []
+        if self._modelfile:
+            path = modelfile_path(self.output)
+            check_modelfile(self.output, overwrite=self._overwrite or output.owns(str(path)))
         self._settings, warnings = inherited(opened.sources, plan.metadata)
         if self.place is not None:
+            self.place.overwrite = self._overwrite or output.owns(_claim(self.place))
+            self.place.check_name()
             _check_planned(plan, opened)
         if isinstance(self.place, Store) and self._wanted is not None:
             self.place.check_space(self._wanted.parent, plan.nbytes)
         return warnings
 
-    def finish(self, report: BuildReport, projector: Path | None = None) -> BuildReport:
+    def finish(self, report: BuildReport, output: Output) -> BuildReport:
         """Write the Modelfile and give the model to Ollama; `facts` and `lines` then tell of it. The report with the
         place where the file is now.
-
-        projector: a file beside the output that the Modelfile names, too.
         """
         if self._modelfile:
-            path = write_modelfile(report.output, self._settings, overwrite=self._overwrite, projector=projector)
+            output.claim(str(modelfile_path(report.output)))
+            path = write_modelfile(report.output, self._settings, overwrite=True, projector=self._projector)
             self.facts["modelfile"] = str(path)
         if self.place is None:
             return report
-        try:
-            with _advancing(f"giving {self.place.name} to Ollama", report.nbytes) as advance:
-                done = self.place.add(report.output, self._settings, move=self._wanted is None, advance=advance)
-        except BaseException:
-            if report.output.exists():
-                typer.echo(f"the merged model is complete: {report.output}", err=True)
-            raise
+        if output.record.taken is not None:  # an interrupted run has come as far as this
+            done = Installed(**output.record.taken)
+        else:
+            output.claim(_claim(self.place))
+            self.place.overwrite = True
+            try:
+                with _advancing(f"giving {self.place.name} to Ollama", report.nbytes) as advance:
+                    done = self.place.add(report.output, self._settings, move=self._wanted is None, advance=advance)
+            except BaseException:
+                if report.output.exists():
+                    typer.echo(f"the merged model is complete: {report.output}", err=True)
+                raise
+            if self._wanted is None:
+                output.give_away(asdict(done))
         self.facts["ollama"] = asdict(done)
         if self._wanted is not None:
             return report
@@ -96,29 +117,25 @@ class ForOllama:
             yield f"{done['name']}: is in Ollama ({done['place']}); ollama run {done['name']}"
 
 
+def _claim(place: Store | Server) -> str:
+    return f"ollama:{place.name}@{place}"
+
+
 def check_recipe(recipe: Recipe, name: str, wanted: Mapping[str, Any], *, overwrite: bool) -> None:
     """PlanError when the result of a recipe could not go into Ollama; nothing is built."""
-    from ggufmerge.engine import make_plan
-    from ggufmerge.engine.stages import plan_stages
+    from ggufmerge.engine.documents import planned_documents
 
     destination(name, overwrite=overwrite)
-    if recipe.stages:  # the files of the stages, with their metadata, are not there
-        _check_planned(plan_stages(recipe, **wanted)[-1], None)
-    else:
-        _check_planned(*make_plan(recipe, **wanted))
+    with planned_documents(recipe, **wanted) as documents:
+        _check_planned(documents.final, documents.opened)
 
 
-def _check_planned(plan: Plan, opened: Opened | None) -> None:
-    """PlanError when Ollama would refuse the result of a plan.
-
-    opened: what it reads from; without it only what the plan itself says is looked at.
-    """
+def _check_planned(plan: Plan, opened: Opened) -> None:
+    """PlanError when Ollama would refuse the result of a plan; opened: what it reads from."""
     from ggufmerge.engine import header, vocabulary
     from ggufmerge.files import MetadataEditor
 
-    editor = MetadataEditor()
-    if opened is not None:
-        editor = vocabulary.apply(opened.alignment, MetadataEditor(opened.sources[0].file.metadata))
+    editor = vocabulary.apply(opened.alignment, MetadataEditor(opened.sources[0].file.metadata))
     check_content({t.name: t.type for t in plan.tensors}, header.apply(plan.metadata, editor))
 
 

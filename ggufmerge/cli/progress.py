@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from ggufmerge.cli import bus_error
+from ggufmerge.cli.terminal import show_warnings
 from ggufmerge.engine.progress import Progress as ProgressEvents
 
 if TYPE_CHECKING:
@@ -30,10 +34,19 @@ def run_with_progress(plan: Plan, opened: Opened, output: Path, **options: Any) 
     """`engine.run` with its progress on standard error; an interruption ends the program with a line how to go on."""
     from ggufmerge.engine.run import run
 
+    with progress_display() as progress:
+        return run(plan, opened, output, progress=progress, **options)
+
+
+@contextmanager
+def progress_display() -> Iterator[ProgressDisplay]:
+    """A display on standard error; an interruption ends the program with a line how to go on."""
+    bus_error.install()
     progress = ProgressDisplay(Console(stderr=True, highlight=False))
     try:
-        return run(plan, opened, output, progress=progress, **options)
+        yield progress
     except KeyboardInterrupt:
+        progress.end()
         typer.echo(f"interrupted: give the same command again to go on ({progress.summary()})", err=True)
         raise typer.Exit(1) from None
 
@@ -47,6 +60,9 @@ class ProgressDisplay(ProgressEvents):
         self._task: int = 0
         self._total = self._done = self._tensors = self._finished = 0
         self._started = self._last = time.monotonic()
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        show_warnings(warnings)
 
     def begin(self, total_bytes: int, tensors: int) -> None:
         self._total, self._tensors = total_bytes, tensors

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ggufmerge.engine import BuildReport
+    from ggufmerge.engine import BuildReport, Plan
+    from ggufmerge.engine.planner import Opened
+    from ggufmerge.files.output import Output
     from ggufmerge.sinks.hub import Upload
 
 HELP = """Upload a model to the Hugging Face Hub as OWNER/NAME, with a model card made from what the file says.
@@ -66,29 +68,34 @@ PushDryRun = Annotated[
 
 
 class ForHub:
-    """The part of one build that is for the Hub. PlanError, before work starts, for what can be known then: a card in
-    the way, no name of a repository, nobody logged in.
+    """The part of one build that is for the Hub: a sink. PlanError, before work starts, for what can be known then: a
+    card in the way, no name of a repository, nobody logged in.
     """
 
     def __init__(self, card: Path | None, repo: str | None, *, dry_run: bool, overwrite: bool) -> None:
-        from ggufmerge.files import check_target
-
         if dry_run and repo is None:
             raise typer.BadParameter("needs --push OWNER/NAME", param_hint="--push-dry-run")
         self._card, self._repo, self._dry_run, self._overwrite = card, repo, dry_run, overwrite
         self._upload: Upload | None = None
         self.facts: dict[str, Any] = {}
-        if card is not None:
-            check_target(card, overwrite=overwrite)
         if repo is not None:
             from ggufmerge.sinks.hub import check_login, check_repo_name
 
             check_repo_name(repo)
             check_login(required=not dry_run)
 
-    def finish(self, report: BuildReport) -> None:
+    def check(self, plan: Plan, opened: Opened, output: Output) -> list[str]:
+        """PlanError when the card is in the way."""
+        from ggufmerge.files import check_target
+
+        if self._card is not None:
+            check_target(self._card, overwrite=self._overwrite or output.owns(str(self._card)))
+        return []
+
+    def finish(self, report: BuildReport, output: Output) -> BuildReport:
         """Write the card, upload; `facts` and `show` then tell of it."""
         if self._card is not None:
+            output.claim(str(self._card))
             from ggufmerge.files import open_gguf
             from ggufmerge.report.model_card import model_card
             from ggufmerge.sinks.files import write_file
@@ -97,7 +104,7 @@ class ForHub:
                 write_file(self._card, model_card(file).encode())
             self.facts["card"] = str(self._card)
         if self._repo is None:
-            return
+            return report
         from ggufmerge.sinks.hub import plan_upload
         from ggufmerge.sinks.hub import push as carry_out
 
@@ -109,6 +116,7 @@ class ForHub:
             typer.echo(f"the merged model is complete: {report.output}; upload it with {again}", err=True)
             raise
         self.facts["push"] = facts_of(self._upload, url)
+        return report
 
     def show(self) -> None:
         """What was done, for people."""

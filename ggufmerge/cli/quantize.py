@@ -72,7 +72,6 @@ def quantize(
     json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
 ) -> None:
     from ggufmerge.cli.terminal import print_json, show_warnings
-    from ggufmerge.engine.checks import check_output, output_files
     from ggufmerge.engine.quantize import plan_quantize
     from ggufmerge.files.sharded import SplitLimit
     from ggufmerge.quants.mixture import parse_tensor_type
@@ -96,7 +95,6 @@ def quantize(
     if not dry_run:
         from ggufmerge.cli.progress import run_with_progress
 
-        check_output(output_files(plan, output, split), opened.sources, plan.nbytes, overwrite=overwrite)
         report = run_with_progress(
             plan, opened, output, overwrite=overwrite, threads=threads, measure=True, split=split
         )

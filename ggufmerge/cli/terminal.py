@@ -174,15 +174,19 @@ def value_text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
 
 
-def show_build(report: BuildReport, plan: Plan) -> None:
+def show_build(report: BuildReport) -> None:
     """What a build did, in a few lines."""
     made = [("merged", report.merged), ("converted", report.converted), ("copied byte for byte", report.copied)]
     what = ", ".join(f"{n} {verb}" for verb, n in made if n)
     shards = f" in {len(report.files)} shards" if len(report.files) > 1 else ""
-    typer.echo(f"{report.output}: {plan.file_type}, {count(plan.parameters)} parameters, {size(report.nbytes)}{shards}")
-    rate = sum(s.nbytes for s in plan.sources) / max(report.seconds, 1e-9) / 1e6
-    typer.echo(f"{len(plan.tensors)} tensors: {what}; {report.seconds:.1f} s, {rate:.0f} MB/s of sources")
-    if report.resumed:
+    total = f"{report.file_type}, {count(report.parameters)} parameters, {size(report.nbytes)}{shards}"
+    typer.echo(f"{report.output}: {total}")
+    rate = report.source_bytes / max(report.seconds, 1e-9) / 1e6
+    tensors = sum(n for _, n in made)
+    typer.echo(f"{tensors} tensors: {what}; {report.seconds:.1f} s, {rate:.0f} MB/s of sources")
+    if report.resumption:
+        typer.echo(f"note: {report.resumption}")
+    elif report.resumed:
         typer.echo(f"{report.resumed} tensors were taken over from an interrupted build")
     show_kept(report)
     show_notes(report.notes)
@@ -192,8 +196,6 @@ def show_kept(report: BuildReport) -> None:
     """What is left of the changes in each type, a line each."""
     for found in report.kept:
         typer.echo(found.line())
-    if report.kept and report.resumed:
-        typer.echo("that is of the tensors of this run; those taken over were not measured")
 
 
 def survival_facts(survival: Survival) -> dict[str, Any]:

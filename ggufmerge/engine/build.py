@@ -1,20 +1,36 @@
-"""From a recipe to a merged file in one call."""
+"""From a recipe to a merged file, and to whatever else is made of it, in one call."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from ggufmerge.engine.checks import check_output, output_files
-from ggufmerge.engine.plan import Rounding
-from ggufmerge.engine.planner import make_plan
+from ggufmerge.engine.checks import check_inputs, check_space, output_files
+from ggufmerge.engine.documents import build_stages, planned_documents
+from ggufmerge.engine.plan import Plan, Rounding
+from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.run import DEFAULT_CHUNK, BuildReport, run
-from ggufmerge.engine.stages import built_stages, plan_stages
+from ggufmerge.files.journal import Move
+from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.recipe import Recipe, load_recipe
+
+
+class Sink(Protocol):
+    """Something that is made of a finished file: a Modelfile beside it, a model in Ollama, an upload."""
+
+    def check(self, plan: Plan, opened: Opened, output: Output) -> Iterable[str]:
+        """Warnings, before work starts; PlanError for what can be known then to fail.
+
+        What `output.owns` is an earlier run's of the same build, and may be replaced.
+        """
+
+    def finish(self, report: BuildReport, output: Output) -> BuildReport:
+        """Do it, after `output.claim` of every name it writes; the report, with the place where the file is now."""
 
 
 def build(
@@ -29,6 +45,7 @@ def build(
     chunk: int = DEFAULT_CHUNK,
     progress: Progress | None = None,
     split: SplitLimit | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> BuildReport:
     """Merge the models of `recipe` (a Recipe, a path, or YAML text) into the GGUF file `output`.
 
@@ -37,18 +54,38 @@ def build(
     threads: None for all cores.
     chunk: values of a tensor that a thread works on at a time; memory grows with it, the result does not depend on it.
     split: how large the shards may be that are written instead of one file; their names begin with `output`.
-    GgufmergeError (RecipeError, FormatError, PlanError) before work starts when something does not fit.
+    sinks: what else is made of the file, in this order. They belong to the build: the same call after an interruption
+    does what is left of them.
+    GgufmergeError (RecipeError, FormatError, PlanError) before work starts when something does not fit. What an
+    interruption or an error of the machine leaves beside the output, the same call goes on with (`files.output`).
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
-    output = Path(output)
-    if recipe.stages:
-        plans = plan_stages(recipe, out_type=out_type, imatrix=imatrix, rounding=rounding)
-        check_output(output_files(plans[-1], output, split), [], sum(p.nbytes for p in plans), overwrite=overwrite)
-    runner = partial(run, threads=threads, chunk=chunk, progress=progress)
-    with built_stages(recipe, output, runner) as final:
-        plan, opened = make_plan(final, out_type=out_type, imatrix=imatrix, rounding=rounding)
-        try:
-            return runner(plan, opened, output, overwrite=overwrite, split=split)
-        finally:
-            opened.close()
+    progress = progress or Progress()
+    with planned_documents(recipe, out_type=out_type, imatrix=imatrix, rounding=rounding) as documents:
+        files = output_files(documents.final, Path(output), split)
+        check_inputs(files, documents.inputs)
+        with Output(files, overwrite=overwrite) as out:
+            move = out.take_up(f"{documents.identity}/{chunk}/{split}")
+            warnings = [*documents.final.warnings]
+            warnings += split.warnings(documents.final.tensors) if split else []
+            if not out.has_lock:
+                warnings.append(f"{files[0].parent}: has no file locks: do not start a second build of this output")
+            for sink in sinks:
+                warnings += sink.check(documents.final, documents.opened, out)
+            progress.warn(warnings)
+            plan, opened = documents.final, documents.opened
+            if recipe.stages and move in (Move.START, Move.RESUME):
+                check_space(files, documents.nbytes)
+                runner = partial(run, threads=threads, chunk=chunk, progress=progress)
+                final = build_stages(recipe, out, runner)
+                plan, opened = make_plan(final, out_type=out_type, imatrix=imatrix, rounding=rounding)
+            try:
+                report = run(plan, opened, out, threads=threads, chunk=chunk, progress=progress, split=split)
+            finally:
+                if opened is not documents.opened:
+                    opened.close()
+            for sink in sinks:
+                report = sink.finish(report, out)
+            out.complete()
+    return report

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ggufmerge.engine.plan import Plan
-from ggufmerge.errors import PlanError
+from ggufmerge.errors import OutputError, PlanError
 from ggufmerge.files.sharded import SplitLimit
-from ggufmerge.files.writer import check_target, partial_path, same_file
+from ggufmerge.files.watch import Watch
+from ggufmerge.files.writer import partial_path, same_file
 from ggufmerge.sources import Source
 
 _TOKENS = "tokenizer.ggml.tokens"
@@ -91,23 +92,33 @@ def output_files(plan: Plan, output: Path, split: SplitLimit | None) -> list[Pat
     return [output] if split is None else split.paths(output, plan.tensors)
 
 
-def check_output(output: Path | Sequence[Path], sources: Sequence[Source], nbytes: int, *, overwrite: bool) -> None:
-    """PlanError when the output (a file, or all shards) must not or cannot be written: an input, existing, no folder,
-    no space.
-    """
-    outputs = [output] if isinstance(output, Path) else output
-    inputs = [path for source in sources for path in source.files()]
+def watched(sources: Sequence[Source]) -> Watch:
+    """The files of some sources, to notice when they change."""
+    mapped = (file for source in sources for file in source.mapped())
+    return Watch(mapped, (path for source in sources for path in source.files()))
+
+
+def check_sources(outputs: Sequence[Path], sources: Sequence[Source]) -> None:
+    """PlanError when an output (a file, or one of all shards) is also an input."""
+    check_inputs(outputs, [path for source in sources for path in source.files()])
+
+
+def check_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """PlanError when an output is one of these files."""
     for target in outputs:
         if any(same_file(target, path) for path in inputs):
             raise PlanError(f"{target}: the output is also an input; choose another name")
-        check_target(target, overwrite=overwrite)
+
+
+def check_space(outputs: Sequence[Path], nbytes: int) -> None:
+    """OutputError when there is no room for this many bytes in the folder of the outputs."""
     folder = outputs[0].parent
     free = shutil.disk_usage(folder).free
     for partial in map(partial_path, outputs):
         if partial.is_file():  # an interrupted build of the same output has its space already
             free += partial.stat().st_blocks * 512 if hasattr(partial.stat(), "st_blocks") else partial.stat().st_size
     if free < nbytes:
-        raise PlanError(
+        raise OutputError(
             f"{folder}: the result needs {nbytes / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free; "
             "free some space or choose another folder"
         )

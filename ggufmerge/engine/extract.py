@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.engine import header, provenance
-from ggufmerge.engine.checks import check_architectures, check_output
+from ggufmerge.engine.checks import check_architectures, check_sources, check_space
 from ggufmerge.engine.low_rank import PASSES, LowRank, low_rank
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.scheduler import Job, drive
 from ggufmerge.errors import GgufmergeError, PlanError, nearest
-from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo, open_gguf
+from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo, check_target, open_gguf
 from ggufmerge.methods.random import stream_key
 from ggufmerge.quants import codec
 from ggufmerge.recipe import ModelReference
@@ -177,7 +177,9 @@ def extract(
     """
     started = time.monotonic()
     output, progress = Path(output), progress or Progress()
-    check_output(output, sources, plan.nbytes, overwrite=overwrite)
+    check_sources([output], sources)
+    check_target(output, overwrite=overwrite)
+    check_space([output], plan.nbytes)
     infos = [half for pair in plan.pairs for half in pair.halves]
     done: dict[str, Extracted] = {}
     with GGUFWriter(output, _metadata(plan, sources), infos, overwrite=overwrite) as writer:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class Progress:
     """Receiver of a run's events; every method does nothing, override what is of use. Called by the main thread."""
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """What the user should know before work starts, one line each."""
 
     def begin(self, total_bytes: int, tensors: int) -> None:
         """Work starts: so many bytes of result to write and of sources to digest."""

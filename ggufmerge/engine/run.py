@@ -13,7 +13,8 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.engine import header, vocabulary
-from ggufmerge.engine.checks import check_output, output_files
+from ggufmerge.engine.checks import check_sources, check_space, output_files, watched
 from ggufmerge.engine.encode import Figures, Scratch, TensorEncoder, warm_up
-from ggufmerge.engine.journal import Journal
 from ggufmerge.engine.plan import Input, Plan, PlannedTensor, Rounding
 from ggufmerge.engine.planner import Opened
 from ggufmerge.engine.progress import Progress
@@ -32,11 +32,13 @@ from ggufmerge.engine.resolve import problem_of
 from ggufmerge.engine.scheduler import Job, Stage, drive
 from ggufmerge.engine.survey import WIDER, Finding, Sample, sample_runs, survey
 from ggufmerge.engine.survey import warm_up as warm_up_survey
-from ggufmerge.engine.survival import Survival, TypeSurvival, by_type
+from ggufmerge.engine.survival import Survival, TypeSurvival, advice, by_type, total
 from ggufmerge.engine.tensor_types import reference_types, types_in
-from ggufmerge.errors import GgufmergeError
-from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo
-from ggufmerge.files.sharded import ShardedWriter, SplitLimit
+from ggufmerge.files import MetadataEditor, TensorInfo
+from ggufmerge.files.journal import Move
+from ggufmerge.files.output import Output
+from ggufmerge.files.sharded import SplitLimit
+from ggufmerge.files.watch import Watch
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.api import run as merge_stack
 from ggufmerge.methods.random import stream_key
@@ -71,12 +73,16 @@ class BuildReport:
     notes: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    resumption: str = ""  # what became of the work of an interrupted build; empty when there was none
+    file_type: str = ""
+    parameters: int = 0
+    source_bytes: int = 0  # size of the source files together
 
 
 def run(
     plan: Plan,
     opened: Opened,
-    output: str | os.PathLike[str],
+    output: str | os.PathLike[str] | Output,
     *,
     overwrite: bool = False,
     threads: int | None = None,
@@ -87,78 +93,97 @@ def run(
 ) -> BuildReport:
     """Carry out a plan: `output` appears when it is complete and verified.
 
+    output: a path, or the `Output` for it, which the caller has opened and taken up, and completes.
     split: write shards whose names begin with `output` (see `files.sharded`); they appear together.
     threads: None for all cores.  chunk: values of one input that a thread holds at a time (at least one row).
     measure: report the relative RMS error of writing each tensor in its type, and of single models with adapters what
     is left of each tensor's change, from all of its weights. Without it the latter is known from a sample of weights,
-    and of quantized tensors only (`engine.survey`). Tensors that an interrupted run has made are not measured.
-    A run that was interrupted left its work beside the output and is continued by the same call; any other error leaves
-    nothing. PlanError when the output is not allowed, GgufmergeError when merged weights are not finite.
+    and of quantized tensors only (`engine.survey`).
+    A run that was interrupted, or stopped by an error of the machine, left its work beside the output and is continued
+    by the same call. PlanError when the output is not allowed, OutputError when it cannot be written, GgufmergeError
+    when merged weights are not finite or a source was changed while it was read.
     """
     started = time.monotonic()
-    output = Path(output)
-    sources = opened.sources
-    files = output_files(plan, output, split)
-    check_output(files, sources, plan.nbytes, overwrite=overwrite)
-    editor = vocabulary.apply(opened.alignment, MetadataEditor(sources[0].file.metadata))
-    editor = header.apply(plan.metadata, editor)
-    infos = [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
-    with (
-        Journal(output, f"{identity(plan, opened)}/{chunk}/{split}/{_stamps(sources)}") as journal,
-        _open_writer(output, editor, infos, split, overwrite=overwrite, resume=bool(journal.done)) as writer,
-    ):
-        build = _Build(plan, opened, writer, journal, progress or Progress(), chunk, measure)
-        try:
-            build.execute(threads or os.cpu_count() or 1)
-        except KeyboardInterrupt:
-            journal.keep()
-            writer.keep()
-            raise
-        finally:
-            build.progress.end()
-        writer.commit()
-    kept = by_type(plan.tensors, build.survival, build.roundings, build.wider)
+    progress = progress or Progress()
+    watch = watched(opened.sources)
+    if isinstance(output, Output):
+        owned: AbstractContextManager[Output] = nullcontext(output)
+    else:
+        files = output_files(plan, Path(output), split)
+        check_sources(files, opened.sources)
+        owned = Output(files, overwrite=overwrite)
+    with owned as out:
+        move = out.decision.move
+        if out is not output:
+            move = out.take_up(f"{identity(plan, opened, watch)}/{chunk}/{split}")
+        if move in (Move.START, Move.RESUME):
+            check_space(out.files, plan.nbytes)
+            build = _Build(plan, opened, watch, out, progress, chunk, measure)
+            try:
+                build.execute(threads or os.cpu_count() or 1, split)
+                progress.phase("writing to disk")
+                out.seal(build.facts())
+            finally:
+                progress.end()
+        found = Facts(**out.record.facts)
+        survival = {name: Survival(*sums) for name, sums in found.survival.items()}
+        wider = {
+            name: {of: Survival(*sums) for of, sums in by_file_type.items()}
+            for name, by_file_type in found.wider.items()
+        }
+        kept = by_type(plan.tensors, survival, found.stochastic, wider)
+        out.publish()
+        if out is not output:
+            out.complete()
     return BuildReport(
-        output=writer.path,
-        nbytes=writer.total_bytes,
+        output=out.path,
+        nbytes=found.nbytes,
         seconds=time.monotonic() - started,
         merged=plan.count("merge"),
         converted=plan.count("convert"),
         copied=plan.count("copy"),
-        resumed=build.resumed,
-        sources={str(path): digest for path, digest in build.digests.items()},
-        errors=build.errors,
-        survival=build.survival,
+        resumed=build.resumed if move in (Move.START, Move.RESUME) else len(plan.tensors),
+        sources=found.sources,
+        errors=found.errors,
+        survival=survival,
         kept=tuple(kept),
-        notes=tuple(build.notes),
-        warnings=(*plan.warnings, *(found.advice() for found in kept if found.survival.is_poor)),
-        files=tuple(files),
+        notes=tuple((tensor, note) for tensor, note in found.notes),
+        warnings=(*plan.warnings, *found.warnings, *advice(kept)),
+        files=tuple(out.files),
+        resumption=out.resumption,
+        file_type=str(plan.file_type),
+        parameters=plan.parameters,
+        source_bytes=sum(source.nbytes for source in plan.sources),
     )
 
 
-def _open_writer(
-    output: Path,
-    metadata: MetadataEditor,
-    infos: Sequence[TensorInfo],
-    split: SplitLimit | None,
-    *,
-    overwrite: bool,
-    resume: bool,
-) -> GGUFWriter | ShardedWriter:
-    if split is None:
-        return GGUFWriter(output, metadata, infos, overwrite=overwrite, resume=resume)
-    return ShardedWriter(output, metadata, infos, split, overwrite=overwrite, resume=resume)
+@dataclass(frozen=True)
+class Facts:
+    """What a run found out, as its journal keeps it for the report of a run that goes on after everything was written.
+
+    See `BuildReport`; `survival` has the sums of each tensor, `wider` the same for wider file types, `stochastic` the
+    tensors that were rounded so, `warnings` those that only the run could give.
+    """
+
+    nbytes: int
+    sources: dict[str, str]
+    errors: dict[str, float]
+    survival: dict[str, list[float]]
+    wider: dict[str, dict[str, list[float]]]
+    stochastic: list[str]
+    notes: list[list[str]]
+    warnings: list[str]
 
 
-def identity(plan: Plan, opened: Opened) -> str:
-    """A hash of all that the bytes of the result depend on; where the files lie plays no part."""
-    text = json.dumps([replace(plan, folder="").to_json(), opened.fingerprints()], sort_keys=True)
+def identity(plan: Plan, opened: Opened, watch: Watch) -> str:
+    """A hash of all that the bytes of the result depend on, and of the state of its sources.
+
+    What the plan says (recipe, options and version of the program among it), a fingerprint of each source and of the
+    importance matrix, and, since a fingerprint reads too little to notice every change, sizes and times of the files.
+    Where the files lie plays no part. What a journal belongs to depends on the chunks and the cutting into files, too.
+    """
+    text = json.dumps([replace(plan, folder="").to_json(), opened.fingerprints(), watch.stamps()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _stamps(sources: Sequence[Source]) -> str:
-    """Sizes and times of the source files: a fingerprint reads too little to notice every change of a file."""
-    return "/".join(f"{s.st_size}:{s.st_mtime_ns}" for s in (p.stat() for p in header.source_files(sources)))
 
 
 class _Build:
@@ -168,62 +193,97 @@ class _Build:
         self,
         plan: Plan,
         opened: Opened,
-        writer: GGUFWriter | ShardedWriter,
-        journal: Journal,
+        watch: Watch,
+        output: Output,
         progress: Progress,
         chunk: int,
         measure: bool,
     ) -> None:
         self.plan, self.opened, self.fingerprints = plan, opened, opened.fingerprints()
         self.sources, self.imatrix = opened.sources, opened.imatrix
-        self.writer, self.journal, self.progress = writer, journal, progress
+        self.watch, self.output, self.progress = watch, output, progress
         self.chunk, self.measure = chunk, measure
-        self.errors: dict[str, float] = {}
-        self.survival: dict[str, Survival] = {}
-        self.roundings: dict[str, Rounding] = {}
-        self.wider: dict[str, dict[str, Survival]] = {}
+        self.figures: dict[str, Figures] = {}  # of tensors that were measured
+        self.findings: dict[str, list[Finding]] = {}  # of tensors that were surveyed, one for each expert
         self.notes: list[tuple[str, str]] = []
+        self.warnings: list[str] = []
         self.digests: dict[Path, str] = {}
         self.resumed = 0
         self.scratch = Scratch()
 
-    def execute(self, threads: int) -> None:
+    def execute(self, threads: int, split: SplitLimit | None) -> None:
         """Make all tensors that an earlier run did not make, digest the sources and check the file."""
-        provable = header.digest_key(0) in self.plan.metadata
-        paths = header.source_files(self.sources) if provable else []
+        self.progress.phase("reserving space")
+        editor = vocabulary.apply(self.opened.alignment, MetadataEditor(self.sources[0].file.metadata))
+        infos = [TensorInfo(t.name, t.shape, t.type) for t in self.plan.tensors]
+        self.writer = self.output.writer(header.apply(self.plan.metadata, editor), infos, split)
+        paths = self.watch.paths if header.digest_key(0) in self.plan.metadata else []
+        if self.writer.resumed:
+            self.progress.phase("checking finished tensors")
         done = self._finished_before() if self.writer.resumed else set()
         self.resumed = len(done)
-        self.journal.start()
         todo = [t for t in self.plan.tensors if t.name not in done]
-        total = sum(t.nbytes for t in todo) + sum(path.stat().st_size for path in paths)
-        self.progress.begin(total, len(todo))
+        self.progress.begin(sum(t.nbytes for t in todo) + sum(map(self.watch.size, paths)), len(todo))
         self.progress.phase("preparing kernels")
         _warm_up(self.plan, self.sources, self.imatrix)
         self.progress.phase("merging")
         drive(self._jobs(todo, paths), threads)
         self.progress.phase("verifying")
+        self.warnings += self.watch.check()
         for i, path in enumerate(paths):
             self.writer.patch(header.digest_key(i), self.digests[path])
         self.writer.verify()
 
+    def facts(self) -> dict[str, Any]:
+        """See `Facts`."""
+        survival = {name: total(f.survival for f in found) for name, found in self.findings.items()}
+        wider = {
+            name: {of: total(f.wider.get(of, f.survival) for f in found) for one in found for of in one.wider}
+            for name, found in self.findings.items()
+        }
+        for t in self.plan.tensors:
+            exact = self.figures.get(t.name)
+            if exact and t.action == "convert" and self._is_adapted(t.inputs[0]):
+                plain = survival[t.name].plain if t.name in survival else 0.0
+                survival[t.name] = Survival(exact.kept, exact.change, exact.error, plain)
+        facts = Facts(
+            nbytes=self.writer.total_bytes,
+            sources={str(path): digest for path, digest in self.digests.items()},
+            errors={name: f.relative_error for name, f in self.figures.items()},
+            survival={name: list(astuple(s)) for name, s in survival.items()},
+            wider={name: {of: list(astuple(s)) for of, s in tried.items()} for name, tried in wider.items()},
+            stochastic=[
+                name for name, found in self.findings.items() if any(f.rounding == "stochastic" for f in found)
+            ],
+            notes=[list(note) for note in self.notes],
+            warnings=self.warnings,
+        )
+        return asdict(facts)
+
     def _jobs(self, todo: Sequence[PlannedTensor], paths: Sequence[Path]) -> Iterator[Job]:
-        for tensor in todo:
-            yield self._tensor(tensor)
+        # digests first: they take one thread a file, and at the end the others would wait for them
         for path in paths:
             yield self._digest(path)
+        for tensor in todo:
+            yield self._tensor(tensor)
 
     def _finished_before(self) -> set[str]:
         """Tensors whose bytes an earlier run has written and that still have its checksum."""
         done = set()
         for tensor in self.plan.tensors:
-            if tensor.name in self.journal.done:
+            if (entry := self.output.record.done.get(tensor.name)) is not None:
                 data, crc = self.writer.read(tensor.name), 0
                 for start, stop in _steps(tensor, self.chunk):
                     row_bytes = tensor.type.row_bytes(tensor.n)
                     crc = _chain(crc, zlib.crc32(data[start * row_bytes : stop * row_bytes].data))
-                if crc == self.journal.done[tensor.name]:
+                if crc == entry.crc32:
                     self.writer.mark_done(tensor.name)
                     done.add(tensor.name)
+                    self.notes += [(tensor.name, note) for note in entry.facts.get("notes", ())]
+                    if figures := entry.facts.get("figures"):
+                        self.figures[tensor.name] = Figures(**figures)
+                    if findings := entry.facts.get("findings"):
+                        self.findings[tensor.name] = [Finding.from_json(f) for f in findings]
         return done
 
     def _tensor(self, tensor: PlannedTensor) -> Job:
@@ -245,12 +305,13 @@ class _Build:
             for expert in range(tensor.experts):
                 yield from self._merge(tensor, inputs, expert, fold)
         if self.measure:
-            figures = written.figures
-            self.errors[tensor.name] = figures.relative_error
-            if tensor.action == "convert" and self._is_adapted(tensor.inputs[0]):
-                sampled = self.survival.get(tensor.name, Survival(0, 0))
-                self.survival[tensor.name] = Survival(figures.kept, figures.change, figures.error, sampled.plain)
-        self.journal.finished(tensor.name, written.checksum)
+            self.figures[tensor.name] = written.figures
+        facts = {
+            "figures": asdict(written.figures) if self.measure else {},
+            "findings": [asdict(finding) for finding in self.findings.get(tensor.name, ())],
+            "notes": [note for name, note in self.notes if name == tensor.name],
+        }
+        self.output.finished(tensor.name, written.checksum, facts)
         self.progress.tensor_done(tensor.name)
 
     def _convert(
@@ -387,13 +448,7 @@ class _Build:
         if not found:
             return "nearest", 0
         [finding] = found
-        name = tensor.name
-        self.survival[name] = self.survival.get(name, Survival(0, 0)) + finding.survival
-        if finding.rounding == "stochastic" or name not in self.roundings:
-            self.roundings[name] = finding.rounding
-        tried = self.wider.setdefault(name, {})
-        for file_type, survival in finding.wider.items():
-            tried[file_type] = tried.get(file_type, Survival(0, 0)) + survival
+        self.findings.setdefault(tensor.name, []).append(finding)
         return finding.rounding, finding.reference
 
     def _keys(self, tensor: PlannedTensor, expert: int) -> list[int]:
@@ -447,22 +502,17 @@ class _Build:
         return _Written(zlib.crc32(raw.data), raw.nbytes, figures or Figures())
 
     def _digest(self, path: Path) -> Job:
-        """The sha256 of a source file, a piece at a time so that an interruption need not wait for the end."""
-        digest, size = hashlib.sha256(), path.stat().st_size
+        """The sha256 of a source file, a piece at a time so that an interruption need not wait for the end.
+
+        Of the file that was opened, which is the one that is merged.
+        """
+        digest, size = hashlib.sha256(), self.watch.size(path)
 
         def task(i: int) -> int:
-            with path.open("rb") as f:
-                f.seek(i * _DIGEST_STEP)
-                left = read = min(_DIGEST_STEP, size - i * _DIGEST_STEP)
-                while left:
-                    piece = f.read(min(left, 1 << 20))
-                    if not piece:
-                        raise GgufmergeError(f"{path}: became shorter while it was read; start again")
-                    digest.update(piece)
-                    left -= len(piece)
-            return read
+            start, stop = i * _DIGEST_STEP, min((i + 1) * _DIGEST_STEP, size)
+            digest.update(self.watch.bytes(path, start, stop))
+            return stop - start
 
-        self.progress.phase(f"digesting {path.name}")
         yield Stage(-(-size // _DIGEST_STEP), task, self.progress.advance, ordered=True)
         self.digests[path] = digest.hexdigest()
 

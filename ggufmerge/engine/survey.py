@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,12 @@ class Finding:
     reference: int
     survival: Survival
     wider: Mapping[str, Survival] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Finding:
+        """What `dataclasses.asdict` made of one."""
+        wider = {name: Survival(**sums) for name, sums in data["wider"].items()}
+        return cls(data["rounding"], data["reference"], Survival(**data["survival"]), wider)
 
 
 def sample_runs(rows: int, n: int, matrix: int) -> list[tuple[int, int]]:

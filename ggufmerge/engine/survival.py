@@ -7,10 +7,10 @@ either loses it (rounded to the nearest) or adds noise that is larger than it (r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ggufmerge.engine.plan import PlannedRounding, PlannedSource, PlannedTensor, Rounding
+from ggufmerge.engine.plan import PlannedRounding, PlannedSource, PlannedTensor
 from ggufmerge.engine.rounding import STEPS, UNIFORM
 from ggufmerge.types import TensorType
 
@@ -105,12 +105,12 @@ class TypeSurvival:
 def by_type(
     tensors: Iterable[PlannedTensor],
     survival: Mapping[str, Survival],
-    roundings: Mapping[str, Rounding],
+    stochastic: Collection[str],
     wider: Mapping[str, Mapping[str, Survival]],
 ) -> list[TypeSurvival]:
     """The figures of quantized tensors, by type in the order of the file; tensors without a change are left out.
 
-    survival, roundings, wider: by tensor, as `BuildReport` has them.
+    survival, wider: by tensor.  stochastic: the tensors that were rounded so.
     """
     groups: dict[str, list[str]] = {}
     for t in tensors:
@@ -123,13 +123,18 @@ def by_type(
             TypeSurvival(
                 kind,
                 len(names),
-                sum(roundings.get(name) == "stochastic" for name in names),
+                sum(name in stochastic for name in names),
                 total(survival[name] for name in names),
                 # a tensor that needs no wider type would have no less in it
                 {ft: total(wider.get(name, {}).get(ft, survival[name]) for name in names) for ft in file_types},
             )
         )
     return found
+
+
+def advice(kept: Iterable[TypeSurvival]) -> list[str]:
+    """Warnings of poor results, and what they could be instead."""
+    return [found.advice() for found in kept if found.survival.is_poor]
 
 
 def total(parts: Iterable[Survival]) -> Survival:

@@ -58,6 +58,11 @@ class GGUFFile:
         name = self.metadata.get("general.architecture", "")
         return name if isinstance(name, str) else ""
 
+    @property
+    def mapped(self) -> list[MappedFile]:
+        """The open files, in the order of `paths`."""
+        return list(self._files)
+
     def close(self) -> None:
         for file in self._files:
             file.close()

@@ -22,11 +22,11 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.errors import GgufmergeError, PlanError
+from ggufmerge.errors import GgufmergeError
 from ggufmerge.files.metadata import MetadataEditor
 from ggufmerge.files.shards import ShardName, SplitKeys
 from ggufmerge.files.tensor import TensorInfo
-from ggufmerge.files.writer import GGUFWriter, check_target
+from ggufmerge.files.writer import GGUFWriter, check_target, publish
 
 DEFAULT_MAX_TENSORS = 128
 MAX_SHARDS = 0xFFFF  # split.count is a u16
@@ -125,7 +125,7 @@ class ShardedWriter:
         resume: bool = False,
     ) -> None:
         parts = limit.cut(tensors)
-        self.paths = _paths(Path(output), len(parts))
+        self.paths, self._overwrite = _paths(Path(output), len(parts)), overwrite
         for path in self.paths:
             check_target(path, overwrite=overwrite)
         self._files = contextlib.ExitStack()
@@ -173,29 +173,27 @@ class ShardedWriter:
         for shard in self._shards:
             shard.verify()
 
+    @property
+    def seals(self) -> list[str]:
+        """The seal of each shard; see `writer.seal_of`."""
+        return [shard.seal for shard in self._shards]
+
     def commit(self) -> None:
-        first, *others = self._shards
-        for shard in (*others, first):  # patches stand in the first, which a resumed run must find without them
+        self.finish()
+        self.publish()
+
+    def finish(self) -> None:
+        for shard in self._shards:
             shard.finish()
         self.keep()
-        published: list[GGUFWriter] = []
-        aside: list[Path] = []
-        try:
-            for path in self.paths:  # the first one first: what is left of the old set must not look complete
-                if os.path.lexists(path):
-                    path.replace(_aside(path))
-                    aside.append(path)
-            for shard in reversed(self._shards):
-                shard.publish()
-                published.append(shard)
-        except (OSError, PlanError) as error:
-            self._withdraw(published, aside)
-            if isinstance(error, OSError):
-                raise PlanError(f"{self.path}: the old shards cannot be replaced ({error.strerror})") from None
-            raise
-        for path in self.paths:  # also what a killed process has put aside
-            with contextlib.suppress(OSError):
-                _aside(path).unlink()
+
+    def publish(self) -> None:
+        publish(self.paths, overwrite=self._overwrite, closing=self.release)
+        self.release()
+
+    def release(self) -> None:
+        for shard in self._shards:
+            shard.release()
 
     def keep(self) -> None:
         for shard in self._shards:
@@ -212,14 +210,6 @@ class ShardedWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._files.__exit__(kind, error, trace)
-
-    def _withdraw(self, published: list[GGUFWriter], aside: list[Path]) -> None:
-        """Undo the first part of a set's publication: old shards are back, new ones wait to be resumed."""
-        for shard in published:
-            shard.retract()
-        self._shards[0].unpatch()
-        for path in reversed(aside):
-            _aside(path).replace(path)
 
 
 def split_prefix(output: Path) -> Path:
@@ -244,8 +234,3 @@ _ALIGNMENT = 32
 def _paths(output: Path, count: int) -> list[Path]:
     prefix = split_prefix(output)
     return [prefix.with_name(str(name)) for name in ShardName(prefix.name, 1, count).all()]
-
-
-def _aside(path: Path) -> Path:
-    """Where an old shard waits until the new one has its name."""
-    return path.with_name(f".{path.name}.old")

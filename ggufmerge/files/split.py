@@ -13,12 +13,15 @@ from typing import Protocol
 
 import numpy as np
 
-from ggufmerge.errors import GgufmergeError, PlanError
+from ggufmerge.errors import GgufmergeError, OutputError, PlanError
+from ggufmerge.files.journal import Move
 from ggufmerge.files.metadata import MetadataEditor
+from ggufmerge.files.output import Output
 from ggufmerge.files.reader import GGUFFile, open_gguf
 from ggufmerge.files.sharded import ShardedWriter, SplitLimit
 from ggufmerge.files.shards import COUNT, SplitKeys
 from ggufmerge.files.tensor import Tensor, TensorInfo
+from ggufmerge.files.watch import Watch
 from ggufmerge.files.writer import GGUFWriter, same_file
 
 _PIECE = 1 << 24  # bytes that a thread copies at a time
@@ -49,12 +52,14 @@ def split_gguf(
     """
     with open_gguf(path) as source:
         infos = tensor_infos(source)
-        _check_outputs(source, limit.paths(output, infos))
-        metadata = MetadataEditor(source.metadata)
-        with ShardedWriter(output, metadata, infos, limit, overwrite=overwrite) as writer:
-            _copy(source, writer, threads, progress)
-            writer.commit()
-            return writer.paths
+        paths = limit.paths(output, infos)
+        _check_outputs(source, paths)
+        with Output(paths, overwrite=overwrite) as out:
+            if _is_to_do(out, source, limit):
+                _copy(source, out, out.writer(MetadataEditor(source.metadata), infos, limit), threads, progress)
+            out.publish()
+            out.complete()
+        return paths
 
 
 def join_gguf(
@@ -73,15 +78,24 @@ def join_gguf(
         infos = tensor_infos(source)
         _check_outputs(source, [output])
         keys = SplitKeys(0, 0, len(infos))
-        with GGUFWriter(output, MetadataEditor(source.metadata), infos, overwrite=overwrite, split=keys) as writer:
-            _copy(source, writer, threads, progress)
-            writer.commit()
+        with Output([output], overwrite=overwrite) as out:
+            if _is_to_do(out, source, None):
+                writer = out.writer(MetadataEditor(source.metadata), infos, keys=keys)
+                _copy(source, out, writer, threads, progress)
+            out.publish()
+            out.complete()
         return output
 
 
 def tensor_infos(file: GGUFFile) -> list[TensorInfo]:
     """The descriptions of a file's tensors, as a writer takes them."""
     return [TensorInfo(t.name, t.shape, t.type) for t in file.tensors.values()]
+
+
+def _is_to_do(output: Output, source: GGUFFile, limit: SplitLimit | None) -> bool:
+    """Whether the files are still to be written; an interrupted run may have done all but naming them."""
+    stamps = Watch(source.mapped, source.paths).stamps()
+    return output.take_up(f"copy of {source.path.resolve()} {stamps} as {limit}") in (Move.START, Move.RESUME)
 
 
 def _check_outputs(source: GGUFFile, outputs: list[Path]) -> None:
@@ -91,14 +105,20 @@ def _check_outputs(source: GGUFFile, outputs: list[Path]) -> None:
 
 
 def _copy(
-    source: GGUFFile, writer: GGUFWriter | ShardedWriter, threads: int | None, progress: CopyProgress | None
+    source: GGUFFile,
+    output: Output,
+    writer: GGUFWriter | ShardedWriter,
+    threads: int | None,
+    progress: CopyProgress | None,
 ) -> None:
+    """Write all tensors; the files are then complete and wait for their names."""
+
     def copy(piece: tuple[Tensor, int, int]) -> None:
         tensor, start, stop = piece
         data = tensor.raw[start:stop]
         writer.write(tensor.name, start, data)
         if not np.array_equal(writer.read(tensor.name)[start:stop], data):
-            raise GgufmergeError(f"{tensor.name}: reads back differently than it was written: check the disk")
+            raise OutputError(f"{tensor.name}: reads back differently than it was written: check the disk")
 
     pieces = list(_pieces(source))
     if progress:
@@ -115,6 +135,8 @@ def _copy(
         if progress:
             progress.end()
     writer.verify()
+    Watch(source.mapped, source.paths).check()
+    output.seal({})
 
 
 def _pieces(source: GGUFFile) -> Iterator[tuple[Tensor, int, int]]:

@@ -51,14 +51,38 @@ class TensorInfo:
         return self.rows * self.row_bytes
 
 
-class MappedFile:
-    """A file mapped into memory, read-only. Views taken from it stay valid after `close`, which only lets go of it."""
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells the state of a file from an earlier or later one without reading it: which file it is, its size in
+    bytes, and when it was written last, in nanoseconds.
+    """
 
-    __slots__ = ("_bytes", "path")
+    device: int
+    inode: int
+    size: int
+    written: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Stamp:
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def same_file(self, other: Stamp) -> bool:
+        return (self.device, self.inode) == (other.device, other.inode)
+
+
+class MappedFile:
+    """A file mapped into memory, read-only. Views taken from it stay valid after `close`, which only lets go of it.
+
+    stamp: of the file when it was mapped; another one later means that it was changed or replaced.
+    """
+
+    __slots__ = ("_bytes", "path", "stamp")
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
-        self._bytes: NDArray[np.uint8] | None = map_readonly(descriptor, 0, os.fstat(descriptor).st_size)
+        found = os.fstat(descriptor)
+        self.stamp = Stamp.of(found)
+        self._bytes: NDArray[np.uint8] | None = map_readonly(descriptor, 0, found.st_size)
 
     @property
     def bytes(self) -> NDArray[np.uint8]:

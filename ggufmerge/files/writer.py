@@ -2,7 +2,8 @@
 
 The file grows under a temporary name beside its target, at full size from the start, so that a full disk shows at once
 and not after an hour; `commit` checks that every byte was written and renames it in one atomic step. Until then the
-target, if there is one, stays as it was. What a killed process leaves behind can be taken up again.
+target, if there is one, stays as it was. What a killed process leaves behind can be taken up again; `output.Output`
+knows when, and owns the files of a whole build.
 
 The alignment is always 32 and `general.alignment` is dropped: llama-quantize copies another value but pads with 32,
 and makes files that nothing can open. Source: ggml's `docs/gguf.md`; the reading side is `reader.py`.
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
+import stat
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -24,8 +27,9 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.errors import GgufmergeError, PlanError
+from ggufmerge.errors import GgufmergeError, OutputError, PlanError
 from ggufmerge.files import shards
+from ggufmerge.files.lock import open_locked
 from ggufmerge.files.metadata import MetadataEditor, ValueKind
 from ggufmerge.files.reader import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMENSIONS, MAX_NAME, check_header
 from ggufmerge.files.tensor import TensorInfo as TensorInfo
@@ -89,11 +93,13 @@ class GGUFWriter:
             writer.commit()
 
     overwrite: replace an existing target, at commit.
-    resume: take up what an earlier run with the same metadata and tensors left (see `resumed`), else start anew.
+    resume: take up what an earlier run with the same metadata and tensors left (see `resumed`), else start anew. The
+    caller knows that it was the same; only the size is looked at, and the header is written anew.
     split: the place of the file among the shards of a model; `sharded.ShardedWriter` writes them all.
 
-    PlanError when the target or its folder does not allow it: it exists, is a folder, is being written by another
-    process, the disk is too small. GgufmergeError as in `Layout`. `write` may be called by several threads at once.
+    PlanError when the target or its folder does not allow it: it exists, is a folder; OutputError when it is being
+    written by another process or the disk is too small. GgufmergeError as in `Layout`. `write` may be called by several
+    threads at once.
     """
 
     def __init__(
@@ -116,13 +122,9 @@ class GGUFWriter:
         self._writing = 0  # calls of `write` that are under way
         self._kept = False
         check_target(self.path, overwrite=overwrite)
-        self._descriptor = _open_locked(self.partial_path)
+        self._descriptor = open_locked(self.partial_path)
         try:
-            self._resumed = resume and self._take_up()
-        except BaseException:
-            self._close(remove=False)  # it is somebody's work
-            raise
-        try:
+            self._resumed = resume and os.fstat(self._descriptor).st_size == self.total_bytes
             if not self._resumed:
                 self._start()
         except BaseException:
@@ -140,14 +142,19 @@ class GGUFWriter:
         return self._layout.total_bytes
 
     @property
-    def data_offset(self) -> int:
-        """Where the first tensor starts: the size of the padded header."""
-        return len(self._header)
+    def seal(self) -> str:
+        """What tells the finished file from all others; see `seal_of`. It changes with `patch`."""
+        return _seal(self.total_bytes, bytes(self._header))
 
     @property
     def resumed(self) -> bool:
         """Whether the work of an earlier run was found; its finished tensors are then to be named with `mark_done`."""
         return self._resumed
+
+    @property
+    def seals(self) -> list[str]:
+        """The seal of each file: of this one."""
+        return [self.seal]
 
     def offset(self, name: str) -> int:
         """First byte of a tensor in the file."""
@@ -202,7 +209,7 @@ class GGUFWriter:
     def commit(self) -> None:
         """Check that all was written, force it to the disk, and give the file its name. The writer is then closed.
 
-        PlanError when the target appeared meanwhile or cannot be replaced: the finished work is then kept for `resume`.
+        OutputError when the target appeared meanwhile or cannot be replaced: finished work is then kept for `resume`.
         ValueError when bytes are missing.
         """
         self.finish()
@@ -219,7 +226,6 @@ class GGUFWriter:
             if count != (wanted := self._layout.tensors[name].nbytes):
                 raise ValueError(f"{name}: {count} of {wanted} bytes were written")
         self.keep()
-        check_target(self.path, overwrite=self.overwrite)
         try:
             os.fsync(descriptor)
             self._pwrite(descriptor, memoryview(self._header), 0)
@@ -227,18 +233,16 @@ class GGUFWriter:
         except OSError as error:
             self._refuse(error)
         if (size := os.fstat(descriptor).st_size) != self.total_bytes:
-            raise PlanError(f"{self.partial_path}: has {size} of {self.total_bytes} bytes: something else wrote it")
+            raise OutputError(f"{self.partial_path}: has {size} of {self.total_bytes} bytes: something else wrote it")
 
     def publish(self) -> None:
         """The second half of `commit`: the file gets its name. The writer is then closed."""
-        try:
-            if os.name == "nt":  # elsewhere the lock is held until the file has its name
-                self._close(remove=False)
-            self._rename()
-        except OSError as error:
-            self._refuse(error)
+        publish([self.path], overwrite=self.overwrite, closing=self.release)
+        self.release()
+
+    def release(self) -> None:
+        """Close the writer and leave its file where it is."""
         self._close(remove=False)
-        _fsync_folder(self.path.parent)
 
     def keep(self) -> None:
         """From now on leave the temporary file behind when the context ends without `commit`, for `resume`."""
@@ -272,35 +276,6 @@ class GGUFWriter:
             os.ftruncate(self._descriptor, 0)  # so that the message counts all that is free
             self._refuse(error)
 
-    def _take_up(self) -> bool:
-        """Whether the temporary file is an earlier run's; PlanError when it is the run of something else."""
-        size = os.fstat(self._descriptor).st_size
-        found = map_readonly(self._descriptor, 0, min(size, len(self._header))).tobytes()
-        if not found.strip(b"\0"):
-            return False
-        if size != self.total_bytes or found != self._layout.header:
-            raise PlanError(
-                f"{self.partial_path}: was left by a build of something else: delete it, or build without resuming"
-            )
-        return True
-
-    def retract(self) -> None:
-        """Take the name of a published file back: for a shard whose siblings could not be published."""
-        self.path.replace(self.partial_path)
-        self.unpatch()
-
-    def unpatch(self) -> None:
-        """Put the header without patches back, which a resumed build looks for."""
-        with self.partial_path.open("r+b") as file:
-            file.write(self._layout.header)
-
-    def _rename(self) -> None:
-        try:
-            self.partial_path.replace(self.path)
-        except OSError:  # on Windows, a program that has the target open forbids it
-            self.unpatch()
-            raise
-
     def _pwrite(self, descriptor: int, view: memoryview, position: int) -> None:
         try:
             while view:  # a system may write less than it is given
@@ -317,15 +292,15 @@ class GGUFWriter:
     def _refuse(self, error: OSError) -> NoReturn:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             free = shutil.disk_usage(self.path.parent).free
-            raise PlanError(
+            raise OutputError(
                 f"{self.path}: the file needs {_gigabytes(self.total_bytes)} but {_gigabytes(free)} are free: "
                 "make room or write to another disk"
             ) from None
         if error.errno == errno.EFBIG:
-            raise PlanError(
+            raise OutputError(
                 f"{self.path}: this file system holds no file of {_gigabytes(self.total_bytes)}: write to another disk"
             ) from None
-        raise PlanError(f"{self.path}: cannot be written ({error.strerror}): check the disk and the folder") from None
+        raise OutputError(f"{self.path}: cannot be written ({error.strerror}): check the disk and the folder") from None
 
     def _open(self) -> int:
         if self._descriptor < 0:
@@ -353,16 +328,123 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def aside_path(path: Path) -> Path:
+    """Where an old shard waits until the new ones have their names."""
+    return path.with_name(f".{path.name}.old")
+
+
 def check_target(path: Path, *, overwrite: bool = False) -> None:
     """PlanError when a file cannot be written under this name; to be asked before any work is done."""
-    if path.is_dir():
+    check_place(path)
+    if os.path.lexists(path) and not overwrite:
+        raise exists(path)
+
+
+def check_place(path: Path) -> None:
+    """PlanError when no file of this name can be written, whether there is one or not.
+
+    Only regular files and links are replaced: a device, a pipe or a socket is no file that somebody made.
+    """
+    if path.is_dir() or not path.name:
         raise PlanError(f"{path}: this is a folder: give the name of a file in it")
     if not path.parent.is_dir():
         raise PlanError(f"{path}: there is no folder {path.parent}: create it first")
-    if os.path.lexists(path) and not overwrite:
-        raise PlanError(f"{path}: exists: use --overwrite to replace it")
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.lstat(path).st_mode
+        if stat.S_ISLNK(mode):
+            with contextlib.suppress(OSError, RuntimeError):  # a link to nothing or to itself is only a link
+                mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise PlanError(f"{path}: this is no regular file, so it is not replaced: give another name")
     if not os.access(path.parent, os.W_OK):
         raise PlanError(f"{path}: the folder {path.parent} is not writable: choose another or change its permissions")
+
+
+def exists(path: Path) -> OutputError:
+    """The error for a target that is there and must not be replaced."""
+    return OutputError(f"{path}: exists: use --overwrite to replace it")
+
+
+def publish(
+    paths: Sequence[Path],
+    *,
+    overwrite: bool = False,
+    closing: Callable[[], None] | None = None,
+    given: Collection[Path] = (),
+) -> None:
+    """Give finished files, which have their temporary names, their own: all of them or none.
+
+    Several files are shards: the old ones are put aside, all of them, before the first new one gets its name, and the
+    first shard, which is the one to open, comes last, so no mixture looks complete. What an earlier call has published
+    already (`given`) stays; what it has put aside goes at the end.
+    closing: closes the files, which Windows needs before it renames them; elsewhere their locks are held to the end.
+    OutputError when a target appeared meanwhile or cannot be replaced: then all is as it was.
+    """
+    waiting = [path for path in paths if path not in given]
+    for path in waiting:
+        check_place(path)
+        if not overwrite and os.path.lexists(path):
+            raise exists(path)
+    if os.name == "nt" and closing is not None:
+        closing()
+    moved: list[Path] = []
+    published: list[Path] = []
+    try:
+        if len(paths) > 1:
+            for path in waiting:  # the first one first: what is left of the old set must not look complete
+                if os.path.lexists(path):
+                    path.replace(aside_path(path))
+                    moved.append(path)
+        for path in reversed(waiting):
+            partial_path(path).replace(path)
+            published.append(path)
+    except OSError as error:
+        for path in published:
+            path.replace(partial_path(path))
+        for path in reversed(moved):
+            aside_path(path).replace(path)
+        raise OutputError(f"{paths[0]}: cannot be written ({error.strerror}): close what uses it") from None
+    for folder in {path.parent for path in paths}:
+        fsync_folder(folder)
+    for path in paths:
+        if len(paths) > 1:
+            with contextlib.suppress(OSError):
+                aside_path(path).unlink()
+
+
+def unpublish(paths: Sequence[Path], given: Collection[Path]) -> None:
+    """Undo a publication that was cut short: new files (`given`) are gone, old ones that waited aside are back."""
+    for path in paths:
+        if path in given:
+            path.unlink()
+        if os.path.lexists(aside_path(path)):
+            if os.path.lexists(path):
+                aside_path(path).unlink()
+            else:
+                aside_path(path).replace(path)
+
+
+def seal_of(path: Path, like: str) -> str | None:
+    """The seal of a file on disk, by its size and the bytes of its header, read where the seal `like` has it.
+
+    None when there is no file; a text that is no seal when it cannot be one like this.
+    """
+    try:
+        if not stat.S_ISREG((found := os.lstat(path)).st_mode):
+            return ""
+        size, length, _ = like.split("-") if like.count("-") == 2 else ("", "", "")
+        if str(found.st_size) != size or not length.isdecimal() or int(length) > found.st_size:
+            return ""
+        with path.open("rb") as file:
+            return _seal(found.st_size, file.read(int(length)))
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ""
+
+
+def _seal(size: int, header: bytes) -> str:
+    return f"{size}-{len(header)}-{hashlib.sha256(header).hexdigest()}"
 
 
 def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
@@ -406,42 +488,6 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count} bytes"
 
 
-def _open_locked(partial: Path) -> int:
-    """Open (or create) the temporary file, so that no other process can have it open for writing too."""
-    # a link could lead to a model, so none is followed
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
-    try:
-        descriptor = os.open(partial, flags, 0o666)
-    except OSError as error:
-        raise PlanError(f"{partial}: cannot be created ({error.strerror}): remove it or choose another name") from None
-    if not _lock(descriptor) or not _names(partial, descriptor):
-        os.close(descriptor)
-        raise PlanError(f"{partial}: another process is writing it: wait for that, or choose another name")
-    return descriptor
-
-
-def _lock(descriptor: int) -> bool:
-    """Whether nobody else has locked the file; true where there are no such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
-
-
-def _names(path: Path, descriptor: int) -> bool:
-    """Whether the path still names this open file, and not one that was put in its place meanwhile."""
-    with contextlib.suppress(OSError):
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    return False
-
-
 def _preallocate(descriptor: int, folder: Path, size: int) -> None:
     """Make the file this long, all zeros, with its blocks reserved where the file system can do that."""
     if hasattr(os, "posix_fallocate"):
@@ -456,7 +502,7 @@ def _preallocate(descriptor: int, folder: Path, size: int) -> None:
     os.ftruncate(descriptor, size)
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Force the new name itself to the disk; where folders cannot be opened (Windows) the system sees to it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -6,8 +6,13 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from ggufmerge.errors import OutputError
+from ggufmerge.files.lock import open_locked
 
 Advance = Callable[[int], None]  # told how many bytes more are done
 STEP = 1 << 20  # bytes read at a time
@@ -30,15 +35,28 @@ def file_digest(path: Path, advance: Advance = nobody) -> str:
 def write_file(path: Path, data: bytes, *, folder: Path | None = None, mode: int | None = None) -> None:
     """Write `data` under a temporary name, force it to the disk, then give it its name, replacing what has that.
 
-    folder: where the temporary file is, on the file system of `path`; beside it when None.  mode: permissions, those
-    that the user's umask gives when None.
+    The rest: see `replacing`.
     """
-    temporary = temporary_name(folder or path.parent)
+    with replacing(path, folder=folder, mode=mode) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path, *, folder: Path | None = None, mode: int | None = None) -> Iterator[BinaryIO]:
+    """A file to write that gets the name `path` when the block ends well; else it is gone and `path` as it was.
+
+    folder: where the temporary file is, on the file system of `path`; beside it when None. What killed processes have
+    left there is removed.  mode: permissions, those that the user's umask gives when None.
+    """
+    folder = folder or path.parent
+    remove_abandoned(folder)
+    temporary = folder / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
+    descriptor = open_locked(temporary)  # the lock tells others that the file is not abandoned
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
+        with os.fdopen(descriptor, "r+b", closefd=os.name == "nt") as file:
+            yield file
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(descriptor)
         if mode is not None:
             temporary.chmod(mode)
         temporary.replace(path)
@@ -46,12 +64,25 @@ def write_file(path: Path, data: bytes, *, folder: Path | None = None, mode: int
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+    finally:
+        with contextlib.suppress(OSError):  # Windows renames no open file, so it is closed there already
+            os.close(descriptor)
     sync_folder(path.parent)
 
 
-def temporary_name(folder: Path) -> Path:
-    """A name that nobody has and that no Ollama store takes for a blob, so Ollama removes a file that is left over."""
-    return folder / f".ggufmerge-{secrets.token_hex(8)}.tmp"
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of `replacing` that a killed process has left in a folder."""
+    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        with contextlib.suppress(OSError, OutputError):  # somebody is writing it
+            descriptor = open_locked(path, create=False)
+            try:
+                path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+# no Ollama store takes such a name for a blob, so Ollama, too, removes a file that is left over
+_PREFIX, _SUFFIX = ".ggufmerge-", ".tmp"
 
 
 def sync_folder(folder: Path) -> None:

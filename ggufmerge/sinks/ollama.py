@@ -26,7 +26,16 @@ from typing import Any
 
 from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, open_gguf
-from ggufmerge.sinks.files import STEP, Advance, file_digest, nobody, sync_folder, temporary_name, write_file
+from ggufmerge.sinks.files import (
+    STEP,
+    Advance,
+    file_digest,
+    nobody,
+    remove_abandoned,
+    replacing,
+    sync_folder,
+    write_file,
+)
 from ggufmerge.sinks.ollama_api import Installed, Server
 from ggufmerge.sinks.settings import check_file, completed
 from ggufmerge.sources.ollama import (
@@ -71,7 +80,7 @@ def destination(name: str, *, overwrite: bool = False) -> Store | Server:
     wanted = OllamaName.parse(name)
     server = Server.from_environment(wanted, overwrite=overwrite)
     if server.is_elsewhere:
-        server.check()
+        server.check_name()
         return server
     roots = [root for root in candidate_roots() if _is_folder(root) or environment("OLLAMA_MODELS")]
     for root in roots:
@@ -80,7 +89,7 @@ def destination(name: str, *, overwrite: bool = False) -> Store | Server:
             store.check_name()
             return store
     if server.answers():
-        server.check()
+        server.check_name()
         return server
     found = f"{roots[0]} is not writable" if roots else "there is no Ollama store here"
     raise PlanError(
@@ -123,7 +132,9 @@ class Store:
     def add(self, path: Path, settings: OllamaSettings, *, move: bool = False, advance: Advance = nobody) -> Installed:
         """Make a GGUF file a model of the store. PlanError when Ollama would refuse it or the disk does.
 
-        move: take the file itself, which is then gone; else it is linked, or copied where that is not possible.
+        The name may be taken: see `check_name`.
+        move: take the file itself, which the caller removes afterwards; else it is linked, or copied where that is not
+        possible.
         """
         with open_gguf(path) as file:
             check_file(file)
@@ -132,8 +143,8 @@ class Store:
             size = file.nbytes
         _make_folder(self.root / "blobs")
         manifest = manifest_path(self.root, self.name)
-        self.check_name()
         try:
+            remove_abandoned(self.root / "blobs")
             _make_folder(manifest.parent)
             digest = file_digest(path, advance)
             weights = Layer(IMAGE + "model", f"sha256:{digest}", size)
@@ -163,21 +174,19 @@ class Store:
         """Give the weights the name of their blob."""
         blob = blob_path(self.root, layer.digest)
         if _holds(blob, layer):
-            if move:
-                path.unlink()
             return
         if move:
             path.chmod(0o644)
-            path.replace(blob)
-        else:
-            temporary = temporary_name(blob.parent)
-            try:
-                _link_or_copy(path, temporary)
-                temporary.replace(blob)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
-                raise
+        try:
+            os.link(path.resolve(), blob)
+        except FileExistsError:
+            return  # another process gave Ollama the same file in this moment
+        except OSError:  # another disk, or a file system without links
+            if move:
+                path.replace(blob)
+            else:
+                with path.open("rb") as source, replacing(blob, mode=0o644) as copy:
+                    shutil.copyfileobj(source, copy, STEP)
         sync_folder(blob.parent)
 
     def _write_manifest(self, path: Path, data: bytes) -> None:
@@ -248,19 +257,6 @@ def _holds(path: Path, layer: Layer) -> bool:
     if size != layer.size:
         raise PlanError(f"{path}: has {size} of {layer.size} bytes, so it is damaged: delete it, then try again")
     return True
-
-
-def _link_or_copy(path: Path, target: Path) -> None:
-    try:
-        os.link(path.resolve(), target)
-        return
-    except OSError:  # another disk, or a file system without links
-        pass
-    with path.open("rb") as source, target.open("xb") as copy:
-        shutil.copyfileobj(source, copy, STEP)
-        copy.flush()
-        os.fsync(copy.fileno())
-    target.chmod(0o644)
 
 
 def _make_folder(path: Path) -> None:

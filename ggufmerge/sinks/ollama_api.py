@@ -73,7 +73,7 @@ class Server:
             return True
         return False
 
-    def check(self) -> None:
+    def check_name(self) -> None:
         """PlanError when the server does not answer or the name is taken."""
         taken = any(_same(name, self.name) for name in self._names())
         if taken and not self.overwrite:
@@ -86,17 +86,15 @@ class Server:
     def add(self, path: Path, settings: OllamaSettings, *, move: bool = False, advance: Advance = nobody) -> Installed:
         """Send a GGUF file and create the model. PlanError says what the server did not like.
 
-        move: remove the file afterwards.
+        move: the file is not needed afterwards; the caller removes it.
         """
         with open_gguf(path) as file:
             check_file(file)
             settings = completed(settings, file.metadata)
-        self.check()
+        self.check_name()
         digest, size = f"sha256:{file_digest(path, advance)}", path.stat().st_size
         self._send_blob(path, digest, size, advance)
         self._create(self._request_body(digest, settings))
-        if move:
-            path.unlink()
         return Installed(str(self.name), self.url, digest, size)
 
     def _request_body(self, digest: str, settings: OllamaSettings) -> dict[str, Any]:

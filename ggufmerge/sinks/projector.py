@@ -17,7 +17,7 @@ from pathlib import Path
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import GGUFFile, open_gguf
 from ggufmerge.files.writer import same_file
-from ggufmerge.sinks.files import sync_folder, temporary_name
+from ggufmerge.sinks.files import replacing
 from ggufmerge.sinks.modelfile import modelfile_path
 from ggufmerge.sources import Source
 from ggufmerge.sources.model import content_fingerprint
@@ -50,18 +50,8 @@ def copy_projector(projector: str | os.PathLike[str], output: str | os.PathLike[
     path = projector_path(output)
     if same_file(path, Path(projector)):
         return path
-    temporary = temporary_name(path.parent)
-    try:
-        with Path(projector).open("rb") as original, temporary.open("xb") as copy:
-            shutil.copyfileobj(original, copy, 1 << 20)
-            copy.flush()
-            os.fsync(copy.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
+    with Path(projector).open("rb") as original, replacing(path) as copy:
+        shutil.copyfileobj(original, copy, 1 << 20)
     return path
 
 

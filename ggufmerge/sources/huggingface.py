@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ggufmerge.errors import FormatError, PlanError
 from ggufmerge.files import MetadataEditor
 from ggufmerge.files.metadata import ValueKind
+from ggufmerge.files.tensor import MappedFile
 from ggufmerge.quants import dequantize
 from ggufmerge.sources.safetensors import FloatArray, SafetensorsFile
 from ggufmerge.sources.stored import StoredFile, StoredTensor
@@ -83,6 +84,11 @@ class Checkpoint:
     @property
     def architecture(self) -> str:
         return gguf.MODEL_ARCH_NAMES[self._arch]
+
+    @property
+    def mapped(self) -> list[MappedFile]:
+        """The files of weights."""
+        return [mapped for file in self._files for mapped in file.mapped]
 
     def close(self) -> None:
         """Let go of the files; tensors cannot be read any more."""

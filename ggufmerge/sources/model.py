@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, open_gguf
+from ggufmerge.files.tensor import MappedFile
 from ggufmerge.quants import codec
 from ggufmerge.sources.huggingface import Checkpoint
 from ggufmerge.sources.lora import Delta, LoraAdapter
@@ -129,6 +130,12 @@ class Source:
         yield from self.file.paths
         for adapter in self.adapters:
             yield from adapter.file.paths
+
+    def mapped(self) -> Iterator[MappedFile]:
+        """All mapped files that the source's weights come from."""
+        yield from self.file.mapped
+        for adapter in self.adapters:
+            yield from adapter.file.mapped
 
     @property
     def warnings(self) -> list[str]:

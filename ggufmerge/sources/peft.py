@@ -21,6 +21,7 @@ from typing import Any
 import gguf
 
 from ggufmerge.errors import FormatError, PlanError
+from ggufmerge.files.tensor import MappedFile
 from ggufmerge.sources.huggingface import PERMUTED, row_order
 from ggufmerge.sources.lora import LoraAdapter
 from ggufmerge.sources.safetensors import FloatArray, SafetensorsFile
@@ -106,6 +107,10 @@ class PeftFile:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def mapped(self) -> list[MappedFile]:
+        return self._file.mapped
 
     def close(self) -> None:
         """Let go of the file; tensors cannot be read any more."""

@@ -78,6 +78,10 @@ class SafetensorsFile:
             self._file.close()
             raise
 
+    @property
+    def mapped(self) -> list[MappedFile]:
+        return [self._file]
+
     def close(self) -> None:
         self._file.close()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge.files.tensor import MappedFile
 from ggufmerge.types import TensorType
 
 
@@ -44,4 +45,6 @@ class StoredFile(Protocol):
     def architecture(self) -> str: ...
     @property
     def tensors(self) -> Mapping[str, StoredTensor]: ...
+    @property
+    def mapped(self) -> Sequence[MappedFile]: ...
     def close(self) -> None: ...

@@ -167,7 +167,8 @@ def test_an_interrupted_build_goes_on_in_the_store(store: Path, run: Run, monkey
 
 
 def test_through_a_server(store: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where OLLAMA_HOST says so: built here, sent, removed; what could not be sent is named and stays."""
+    """Where OLLAMA_HOST says so: built here, sent, removed; what could not be sent is named and stays, and the same
+    command sends it again without building it."""
     with ollama_server() as server:
         monkeypatch.setenv("OLLAMA_HOST", server.url)
         before = snapshot(store)
@@ -180,6 +181,12 @@ def test_through_a_server(store: Path, run: Run, monkeypatch: pytest.MonkeyPatch
         code, _, err = run("build", "r.yaml", "--ollama", "second")
         assert code == 1
         assert "did not create second:latest: failed to validate" in err
-        (kept,) = files() - {"r.yaml"}
+        (kept,) = (name for name in files() - {"r.yaml"} if not name.endswith(".journal"))
         assert f"the merged model is complete: {kept}" in err
+        server.troubles.clear()
+        code, out, _ = run("build", "r.yaml", "--ollama", "second")
+        assert code == 0
+        assert "an interrupted build was complete" in out
+        assert "second:latest" in server.models
+        assert files() == {"r.yaml"}
         assert snapshot(store) == before

@@ -130,23 +130,6 @@ def test_large_files_stream(server: OllamaServer, tmp_path: Path) -> None:
     assert peak - before < 32 << 20
 
 
-def test_the_workplace_goes_when_it_is_no_longer_needed(
-    server: OllamaServer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was built only to be sent is removed once it is there, not before."""
-    monkeypatch.chdir(tmp_path)
-    place = destination("merged")
-    path = place.workplace()
-    path.write_bytes(model.read_bytes())
-    server.troubles.add("invalid")
-    with pytest.raises(PlanError):
-        place.add(path, SETTINGS, move=True)
-    assert path.exists()
-    server.troubles.clear()
-    place.add(path, SETTINGS, move=True)
-    assert not path.exists()
-
-
 def test_an_address_may_have_a_path(home: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers behind a proxy."""
     with ollama_server("/behind/proxy") as server:

@@ -82,7 +82,7 @@ def test_a_finished_stage_survives_an_interruption(family: Path, tmp_path: Path)
     build_report(family, TWO_STAGES, tmp_path / "whole.gguf")
     with pytest.raises(KeyboardInterrupt):
         build_report(family, TWO_STAGES, tmp_path / "out.gguf", progress=Stop(KeyboardInterrupt(), 25))
-    [stage] = (tmp_path / ".out.gguf.stages").glob("*.gguf")
+    [stage] = (tmp_path / ".out.gguf.stages").rglob("*.gguf")
     written = stage.stat().st_mtime_ns
 
     class Watch(Stop):
@@ -142,4 +142,4 @@ def test_an_interrupted_command_keeps_its_stages(family: Path, tmp_path: Path) -
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("interrupted: give the same command again")
-    assert len(list((tmp_path / ".out.gguf.stages").glob("*.gguf"))) == 1
+    assert len(list((tmp_path / ".out.gguf.stages").rglob("*.gguf"))) == 1

@@ -1,0 +1,48 @@
+"""The part of a build that is about a projector for images or sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ggufmerge.sinks.projector import check_projector, copy_projector, projector_path, projector_warnings
+
+if TYPE_CHECKING:
+    from ggufmerge.engine import BuildReport, Plan
+    from ggufmerge.engine.planner import Opened
+    from ggufmerge.files.output import Output
+
+
+class ForProjector:
+    """Copies a projector beside an output: a sink. PlanError or FormatError when the file is not a projector.
+
+    projector: the file, None for no copy.  output: what it is copied beside, if that is a file.
+    path: of the copy, None without one.
+    """
+
+    def __init__(self, projector: Path | None, output: Path | None, *, overwrite: bool) -> None:
+        self._projector, self._output, self._overwrite = projector, output, overwrite
+        if projector is not None:
+            check_projector(projector)
+        self.path = projector_path(output) if projector is not None and output is not None else None
+        self.facts: dict[str, Any] = {}
+
+    def check(self, plan: Plan, opened: Opened, output: Output) -> list[str]:
+        """Warnings about the projectors of the parents; PlanError when the copy is in the way of another file."""
+        if self._projector is not None and self._output is not None:
+            owned = self._overwrite or output.owns(str(self.path))
+            check_projector(self._projector, self._output, overwrite=owned)
+        return projector_warnings(opened.sources, self._projector)
+
+    def finish(self, report: BuildReport, output: Output) -> BuildReport:
+        """Copy it; `facts` and `lines` then tell of it."""
+        if self._projector is not None and self._output is not None:
+            output.claim(str(self.path))
+            self.facts["mmproj"] = str(copy_projector(self._projector, self._output))
+        return report
+
+    def lines(self) -> Iterator[str]:
+        """What was done, for people."""
+        if "mmproj" in self.facts:
+            yield f"{self.facts['mmproj']}: for images or sound, a copy of {self._projector}"

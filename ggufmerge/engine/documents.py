@@ -1,0 +1,141 @@
+"""Recipes of several documents: each stage becomes a GGUF file of its own, which the documents after it merge further.
+
+All documents are planned before the first one is built, on files that have a header and no data (a file system stores
+the missing part as nothing), so a mistake in the last document is found before the work on the first one starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufmerge.engine import header, vocabulary
+from ggufmerge.engine.checks import watched
+from ggufmerge.engine.plan import Plan, Rounding
+from ggufmerge.engine.planner import Opened, make_plan
+from ggufmerge.engine.run import BuildReport, identity
+from ggufmerge.files import MetadataEditor, TensorInfo
+from ggufmerge.files.output import Output
+from ggufmerge.files.writer import Layout
+from ggufmerge.recipe import Recipe
+
+Runner = Callable[[Plan, Opened, Path], BuildReport]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of a recipe, planned.
+
+    plans: of all, the final one last.  opened: what the final one reads from; a stage is there without its data.
+    inputs: every file that any document reads, but for stages.
+    identity: a hash of all that the bytes of the result depend on, and of the state of the inputs (see `run.identity`).
+    """
+
+    recipe: Recipe
+    plans: tuple[Plan, ...]
+    opened: Opened
+    inputs: tuple[Path, ...]
+    identity: str
+
+    @property
+    def final(self) -> Plan:
+        return self.plans[-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all files that are written, those of the stages among them."""
+        return sum(plan.nbytes for plan in self.plans)
+
+
+@contextmanager
+def planned_documents(
+    recipe: Recipe,
+    *,
+    out_type: str | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    rounding: Rounding | None = None,
+) -> Iterator[Documents]:
+    """Plan all documents of a recipe; the options are the final one's. The block keeps the files open."""
+    plans: list[Plan] = []
+    states: list[str] = []
+    inputs: dict[Path, None] = {}
+    with ExitStack() as stack:
+        files: dict[str, str] = {}
+
+        def note(plan: Plan, opened: Opened) -> None:
+            stack.callback(opened.close)
+            plans.append(plan)
+            kept = [s for s in opened.sources if str(s.file.path) not in files.values()]
+            watch = watched(kept)
+            inputs.update(dict.fromkeys(watch.paths))
+            # a stage is what its own plan makes of its own inputs, which are among the states already
+            own = Opened(kept, opened.imatrix, opened.alignment)
+            states.append(identity(plan, own, watch))
+
+        if recipe.stages:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ggufmerge-")))
+        for stage in recipe.stages:
+            plan, opened = make_plan(stage.with_files(files))
+            note(plan, opened)
+            path = folder / _file_name(len(files), stage)
+            _write_header(plan, opened, path)
+            files[str(stage.name)] = str(path)
+        plan, opened = make_plan(recipe.with_files(files), out_type=out_type, imatrix=imatrix, rounding=rounding)
+        note(plan, opened)
+        whole = states[0] if len(states) == 1 else hashlib.sha256("/".join(states).encode()).hexdigest()
+        yield Documents(recipe, tuple(plans), opened, tuple(inputs), whole)
+
+
+def plan_stages(
+    recipe: Recipe,
+    *,
+    out_type: str | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    rounding: Rounding | None = None,
+) -> list[Plan]:
+    """The plans of all documents of a recipe, the final one last; see `planned_documents`."""
+    with planned_documents(recipe, out_type=out_type, imatrix=imatrix, rounding=rounding) as documents:
+        return list(documents.plans)
+
+
+def build_stages(recipe: Recipe, output: Output, runner: Runner) -> Recipe:
+    """Build the stages of a recipe beside an output, which owns them; gives the final document with their files.
+
+    Stages that an interrupted build has finished from the same inputs are taken over.
+    """
+    files: dict[str, str] = {}
+    for stage in recipe.stages:
+        folder = output.stage_folder()
+        plan, opened = make_plan(stage.with_files(files))
+        try:
+            # the folder says what is in the file, so one that is there is the one that would be built
+            place = folder / identity(plan, opened, watched(opened.sources))[:32]
+            place.mkdir(exist_ok=True)
+            path = place / _file_name(len(files), stage)
+            if not path.exists():
+                runner(plan, opened, path)
+        finally:
+            opened.close()
+        files[str(stage.name)] = str(path.absolute())
+    return recipe.with_files(files)
+
+
+def _file_name(number: int, stage: Recipe) -> str:
+    """What the file of a stage is called; the result names it among its sources."""
+    return f"{number}-{re.sub(r'[^A-Za-z0-9._-]+', '-', str(stage.name))[:64]}.gguf"
+
+
+def _write_header(plan: Plan, opened: Opened, path: Path) -> None:
+    """A GGUF file of the planned size whose tensors are holes."""
+    editor = vocabulary.apply(opened.alignment, MetadataEditor(opened.sources[0].file.metadata))
+    editor = header.apply(plan.metadata, editor)
+    layout = Layout(editor, [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors])
+    with path.open("wb") as f:
+        f.write(layout.header)
+        f.truncate(layout.total_bytes)
