@@ -123,7 +123,11 @@ def make_plan(
         metadata=metadata,
         warnings=tuple(warnings),
         vocabulary=vocabulary.planned(laid_out.alignment, recipe, sources),
-        expectations=tuple(expectations(tensors, planned)),
+        expectations=tuple(
+            expectations(
+                tensors, planned, lambda t: any(sources[i.source].changed_by_adapter(i.tensor) for i in t.inputs)
+            )
+        ),
     )
     return plan, Opened(sources, matrix, laid_out.alignment)
 

@@ -217,7 +217,8 @@ class _Build:
         editor = vocabulary.apply(self.opened.alignment, MetadataEditor(self.sources[0].file.metadata))
         infos = [TensorInfo(t.name, t.shape, t.type) for t in self.plan.tensors]
         self.writer = self.output.writer(header.apply(self.plan.metadata, editor), infos, split)
-        paths = self.watch.paths if header.digest_key(0) in self.plan.metadata else []
+        provable = self.plan.metadata.get(header.digest_key(0)) is not None
+        paths = self.watch.paths if provable else []
         if self.writer.resumed:
             self.progress.phase("checking finished tensors")
         done = self._finished_before() if self.writer.resumed else set()

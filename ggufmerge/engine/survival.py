@@ -7,7 +7,7 @@ either loses it (rounded to the nearest) or adds noise that is larger than it (r
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ggufmerge.engine.plan import PlannedRounding, PlannedSource, PlannedTensor
@@ -142,15 +142,18 @@ def total(parts: Iterable[Survival]) -> Survival:
     return sum(parts, Survival(0.0, 0.0))
 
 
-def expectations(tensors: Iterable[PlannedTensor], sources: Sequence[PlannedSource]) -> list[str]:
+def expectations(
+    tensors: Iterable[PlannedTensor], sources: Sequence[PlannedSource], adapted: Callable[[PlannedTensor], bool]
+) -> list[str]:
     """Warnings of what rounding will do to the changes of a merge, as far as headers tell: a line for each type.
 
     Where all inputs of a tensor are one file's, with different adapters, the change is an adapter's and lies on top of
     weights that are on the type's grid. An ordinary one is 1 % of the weights, and their size is known from the steps.
+    adapted: whether an adapter changes an input of a tensor.
     """
     groups: dict[tuple[TensorType, PlannedRounding], int] = {}
     for t in tensors:
-        if _has_change(t) and t.type in STEPS and _is_on_grid(t, sources):
+        if _has_change(t) and t.type in STEPS and _is_on_grid(t, sources) and adapted(t):
             groups[t.type, t.rounding] = groups.get((t.type, t.rounding), 0) + 1
     lines = []
     for (kind, rounding), count in groups.items():

@@ -112,12 +112,6 @@ def _storable(value: Any) -> Any:
     return value
 
 
-def _free(key: Any) -> Any:
-    if isinstance(key, str) and key.startswith("ggufmerge."):
-        raise ValueError(f"{shown(key)}: what begins with ggufmerge. is written by ggufmerge alone; take another key")
-    return key
-
-
 def _methods(value: Any) -> Setting:
     setting = settings.parse(value)
     for rule in setting.rules:
@@ -137,7 +131,6 @@ DType = Annotated[Literal["float32", "float16", "bfloat16"], BeforeValidator(_dt
 LayerRange = Annotated[tuple[int, int], BeforeValidator(_layers)]
 TokenizerSource = Annotated[Literal["base", "union"] | ModelReference | None, BeforeValidator(_tokens_of)]
 FileTypeName = Annotated[str, BeforeValidator(_named(FileType.parse))]
-MetadataKey = Annotated[str, BeforeValidator(_free)]
 TensorTypeName = Annotated[str, BeforeValidator(_named(TensorType.parse))]
 Pattern = Annotated[str, BeforeValidator(_pattern)]
 
@@ -215,7 +208,7 @@ class Recipe(_Node):
     exclude: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
     graft: tuple[Graft, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**64, strict=True)] = 0
-    metadata: dict[MetadataKey, Annotated[str | bool | int | float | list[str], BeforeValidator(_storable)]] = {}
+    metadata: dict[str, Annotated[str | bool | int | float | list[str], BeforeValidator(_storable)]] = {}
 
     _source: tuple[str, str, str] = PrivateAttr(default=("", "recipe", "."))  # text, name, folder
     _warnings: tuple[str, ...] = PrivateAttr(default=())
