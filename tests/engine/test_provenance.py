@@ -125,12 +125,14 @@ def test_lineage_does_not_grow_without_end(folder: Path) -> None:
     assert len(found[1]["recipe.sha256"]) == 64
 
 
-@pytest.mark.parametrize("value", [1, True, 2.5, ["a", "b"], [1, 2], b"\xff", "x" * 5000])
+@pytest.mark.parametrize("value", [1, True, 2.5, ["a", "b"], [1, 2], "@@@@", "x" * 5000])
 def test_strangers_values_cannot_stop_a_build(folder: Path, value: Any) -> None:
     """Whatever stands under our keys: texts are texts, numbers are numbers, and the rest is left out."""
     parts = ("version", "recipe", "recipe.sha256", "options", "seed", "imatrix", "source.0.file", "source.0.sha256")
     keys = [*parts, "lineage.0.name", "lineage.0.into", "lineage.x.name", "lineage.0", "lineage.omitted"]
     write_tiny_llama(folder / "a.gguf", layers=1, metadata={f"ggufmerge.{key}": value for key in keys})
+    data = (folder / "a.gguf").read_bytes().replace(b"@@@@", b"\xff\xfe\xfd\xfc")  # no UTF-8
+    (folder / "a.gguf").write_bytes(data)
     for entry in entries(built(linear("a.gguf", "base.gguf"))):
         for key, kept in entry.items():
             number, names = key in ("seed", "into"), key == "imatrix"
