@@ -105,12 +105,13 @@ def write_tiny_lora(
     targets: Sequence[str] = ("*attn_q.weight", "*ffn_down.weight"),
     strength: float = 0.1,
     seed: int = 0,
+    rows: int | None = None,
     type: TensorType | str = TensorType.F32,  # noqa: A002
 ) -> dict[str, np.ndarray]:
     """Write a LoRA adapter for a model of `write_tiny_llama`; returns the delta of each target at strength 1.
 
     base: the model's weights by name. targets: patterns on tensor names (`token_embd.weight` is stored flipped, as
-    llama.cpp wants it). strength: size of the delta relative to the weights.
+    llama.cpp wants it). strength: size of the delta relative to the weights. rows: only the first so many are changed.
     """
     writer = gguf.GGUFWriter(path, "llama")
     known = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": float(alpha)}
@@ -124,6 +125,7 @@ def write_tiny_lora(
         a = _normal(f"{name}.lora_a", (*experts, rank, n_in), seed)
         b = _normal(f"{name}.lora_b", (*experts, n_out, rank), seed)
         b *= np.float32(strength * w.std() / (alpha / rank * np.std(b @ a)))
+        b[..., rows or n_out :, :] = 0
         deltas[name] = np.float32(alpha / rank) * (b @ a)
         # llama.cpp multiplies embeddings from the other side: lora_a holds the vocabulary, lora_b the width
         first, second = (b, a.T) if name == "token_embd.weight" else (a, b)

@@ -53,12 +53,13 @@ def bake(
         list[Path] | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix; several add up.")
     ] = None,
     rounding: Annotated[
-        Rounding,
+        Rounding | None,
         typer.Option(
             "--rounding",
             help="Of weights that keep their type: nearest loses what is smaller than its steps.",
+            show_default="stochastic where nearest would lose the change",
         ),
-    ] = Rounding.stochastic,
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
@@ -69,6 +70,7 @@ def bake(
 ) -> None:
     from ggufmerge.cli.terminal import print_json, show_warnings
     from ggufmerge.engine.bake import plan_bake
+    from ggufmerge.engine.survival import advice
     from ggufmerge.recipe.reference import AdapterReference
 
     if output is None and not dry_run:
@@ -77,9 +79,11 @@ def bake(
         parsed = [AdapterReference.parse(text) for text in adapters]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="ADAPTER") from None
-    plan, opened = plan_bake(base, parsed, out_type=out_type, imatrix=imatrix or (), rounding=rounding.value)
+    plan, opened = plan_bake(
+        base, parsed, out_type=out_type, imatrix=imatrix or (), rounding=rounding.value if rounding else None
+    )
     report = None
-    show_warnings(plan.warnings)
+    show_warnings([*plan.warnings, *(plan.expectations if dry_run else ())])
     if not dry_run and output is not None:
         from ggufmerge.cli.progress import run_with_progress
 
@@ -89,10 +93,11 @@ def bake(
     else:
         _show(plan, report, every=every)
     if report is not None:
-        show_warnings(_advice(plan, report))
+        show_warnings(advice(report.kept))
 
 
 def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
+    from ggufmerge.cli.terminal import kept_facts
     from ggufmerge.engine.bake import total_survival
 
     survival = report.survival if report else {}
@@ -103,7 +108,8 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
         "nbytes": report.nbytes if report else plan.nbytes,
         "seconds": report.seconds if report else None,
         "survival": total_survival(survival).share if survival else None,
-        "warnings": [*plan.warnings, *(_advice(plan, report) if report else [])],
+        "kept": kept_facts(report.kept) if report else [],
+        "warnings": [*report.warnings] if report else [*plan.warnings, *plan.expectations],
         "tensors": [
             {
                 "name": t.name,
@@ -121,7 +127,7 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
 
 
 def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
-    from ggufmerge.cli.terminal import kind_of, say, show_notes, show_table
+    from ggufmerge.cli.terminal import kind_of, say, show_kept, show_notes, show_table
     from ggufmerge.engine.bake import total_survival
     from ggufmerge.text import count, size
 
@@ -143,27 +149,11 @@ def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
         return
     say(f"{report.output}: {total}, {size(report.nbytes)}, {report.seconds:.1f} s")
     if report.resumed:
-        say(f"{report.resumed} tensors were taken over from an interrupted build and not measured")
+        say(f"{report.resumed} tensors were taken over from an interrupted build")
     if report.survival:
         share = _percent(total_survival(report.survival).share)
         say(f"{share} of the adapters' change survived in {len(report.survival)} tensors")
-
-
-def _advice(plan: Plan, report: BuildReport) -> list[str]:
-    """What to do when rounding has undone much of the change."""
-    from ggufmerge.engine.bake import LOW_SURVIVAL, total_survival
-
-    share = total_survival(report.survival).share
-    if share >= LOW_SURVIVAL:
-        return []
-    changed = [t for t in plan.tensors if t.name in report.survival and t.type.is_quantized]
-    kinds = ", ".join(sorted({str(t.type) for t in changed}))
-    nearest = all(t.rounding == "nearest" for t in changed)
-    return [
-        f"only {_percent(share)} of the adapters' change survived: it is smaller than the steps of {kinds}; "
-        + ("keep the base's types with --rounding stochastic, or " if nearest else "")
-        + "write a wider type (--type Q6_K or Q8_0)"
-    ]
+    show_kept(report)
 
 
 def _percent(share: float) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ggufmerge.cli.bake import Rounding
 from ggufmerge.cli.push import Card, ForHub, PushDryRun, PushTo
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
 
@@ -51,6 +52,14 @@ _Imatrix = Annotated[
     list[Path] | None,
     typer.Option("--imatrix", metavar="FILE", help="Importance matrix to quantize with; several add up."),
 ]
+_Rounding = Annotated[
+    Rounding | None,
+    typer.Option(
+        "--rounding",
+        help="Of changes to weights that keep their type; wins over the recipe's.",
+        show_default="stochastic where nearest would lose the change",
+    ),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
 _All = Annotated[bool, typer.Option("--all", help="List every tensor, not one line per kind.")]
 
@@ -62,6 +71,7 @@ def build(
     ] = None,
     out_type: _Type = None,
     imatrix: _Imatrix = None,
+    rounding: _Rounding = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
@@ -103,10 +113,12 @@ def build(
 ) -> None:
     from ggufmerge.cli.ollama import ForOllama, check_recipe
     from ggufmerge.cli.projector import ForProjector
-    from ggufmerge.cli.terminal import print_json, show_build
+    from ggufmerge.cli.terminal import print_json, show_build, show_warnings
+    from ggufmerge.engine.survival import advice
     from ggufmerge.files.sharded import SplitLimit
     from ggufmerge.recipe import load_recipe
 
+    wanted: Any = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
     if split and ollama is not None:
         raise typer.BadParameter("Ollama's store takes one file: leave out --split-max-size and the like")
@@ -115,8 +127,8 @@ def build(
     for_projector = ForProjector(mmproj, None if dry_run else output, overwrite=overwrite)
     if dry_run:
         if ollama is not None:
-            check_recipe(load_recipe(recipe), ollama, out_type, imatrix or (), overwrite=overwrite)
-        _show_plans(recipe, out_type, imatrix, every=False, json=json)
+            check_recipe(load_recipe(recipe), ollama, wanted, overwrite=overwrite)
+        _show_plans(recipe, wanted, every=False, json=json)
         return
     if output is None and ollama is None:
         raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
@@ -133,14 +145,14 @@ def build(
         report = carry_out(
             loaded,
             for_ollama.output,
-            out_type=out_type,
-            imatrix=imatrix or (),
+            **wanted,
             overwrite=for_ollama.overwrite,
             split=split,
             sinks=[for_projector, for_ollama, for_hub],
             progress=progress,
             **options,
         )
+    show_warnings(advice(report.kept))
     if json:
         print_json(_report(report) | for_projector.facts | for_ollama.facts | for_hub.facts)
     else:
@@ -151,18 +163,27 @@ def build(
 
 
 def plan(
-    recipe: _Recipe, out_type: _Type = None, imatrix: _Imatrix = None, all_tensors: _All = False, json: _Json = False
+    recipe: _Recipe,
+    out_type: _Type = None,
+    imatrix: _Imatrix = None,
+    rounding: _Rounding = None,
+    all_tensors: _All = False,
+    json: _Json = False,
 ) -> None:
-    _show_plans(recipe, out_type, imatrix, every=all_tensors, json=json)
+    wanted = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
+    _show_plans(recipe, wanted, every=all_tensors, json=json)
 
 
-def _show_plans(recipe: Path, out_type: str | None, imatrix: list[Path] | None, *, every: bool, json: bool) -> None:
-    """The plan of a recipe, behind those of its stages; as JSON a list if there are stages."""
+def _show_plans(recipe: Path, wanted: Any, *, every: bool, json: bool) -> None:
+    """The plan of a recipe, behind those of its stages; as JSON a list if there are stages.
+
+    wanted: the command line's part in it, as `make_plan` takes it.
+    """
     from ggufmerge.cli.terminal import print_json, say, show_plan
     from ggufmerge.engine.documents import plan_stages
     from ggufmerge.recipe import load_recipe
 
-    plans = plan_stages(load_recipe(recipe), out_type=out_type, imatrix=imatrix or ())
+    plans = plan_stages(load_recipe(recipe), **wanted)
     if json:
         facts = [plan.to_json() for plan in plans]
         print_json(facts if len(facts) > 1 else facts[0])
@@ -176,4 +197,12 @@ def _show_plans(recipe: Path, out_type: str | None, imatrix: list[Path] | None, 
 def _report(report: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return {**asdict(report), "output": str(report.output), "files": [str(path) for path in report.files]}
+    from ggufmerge.cli.terminal import kept_facts, survival_facts
+
+    return {
+        **asdict(report),
+        "output": str(report.output),
+        "files": [str(path) for path in report.files],
+        "survival": {name: survival_facts(s) for name, s in report.survival.items()},
+        "kept": kept_facts(report.kept),
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -123,12 +123,12 @@ def _claim(place: Store | Server) -> str:
     return f"ollama:{place.name}@{place}"
 
 
-def check_recipe(recipe: Recipe, name: str, out_type: str | None, imatrix: Sequence[Path], *, overwrite: bool) -> None:
+def check_recipe(recipe: Recipe, name: str, wanted: Mapping[str, Any], *, overwrite: bool) -> None:
     """PlanError when the result of a recipe could not go into Ollama; nothing is built."""
     from ggufmerge.engine.documents import planned_documents
 
     destination(name, overwrite=overwrite)
-    with planned_documents(recipe, out_type=out_type, imatrix=imatrix) as documents:
+    with planned_documents(recipe, **wanted) as documents:
         _check_planned(documents.final, documents.opened)
 
 

@@ -20,6 +20,7 @@ from ggufmerge.text import count, printable, size
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.engine.plan import PlannedTensor
+    from ggufmerge.engine.survival import Survival, TypeSurvival
 
 Row = Sequence[str]
 
@@ -110,6 +111,8 @@ def show_plan(plan: Plan, *, every: bool = False) -> None:
     """The models, the parameters that hold everywhere, what happens to each kind of tensor (`every`: to each tensor),
     and what was decided without asking.
     """
+    from ggufmerge.engine.survival import unknown
+
     say(
         f"{plan.method} of {len(plan.sources)} {plan.architecture} models into one {plan.file_type} file: "
         f"{count(plan.parameters)} parameters, {size(plan.nbytes)}"
@@ -137,7 +140,9 @@ def show_plan(plan: Plan, *, every: bool = False) -> None:
         rows.append((title, shape, kind, f"{verb}: {own}" if own else verb))
     show_table(("tensor", "shape", "type", "what happens"), rows)
     show_notes((t.name, decision) for t in plan.tensors for decision in t.decisions)
-    show_warnings(plan.warnings)
+    if line := unknown(plan.tensors, plan.sources):
+        typer.echo(f"note: {line}")
+    show_warnings([*plan.warnings, *plan.expectations])
 
 
 def _verb(tensor: PlannedTensor, models: int, *, several: bool) -> str:
@@ -221,7 +226,33 @@ def show_build(report: BuildReport) -> None:
         say(f"note: {report.resumption}")
     elif report.resumed:
         typer.echo(f"{report.resumed} tensors were taken over from an interrupted build")
+    show_kept(report)
     show_notes(report.notes)
+
+
+def show_kept(report: BuildReport) -> None:
+    """What is left of the changes in each type, a line each."""
+    for found in report.kept:
+        typer.echo(found.line())
+
+
+def survival_facts(survival: Survival) -> dict[str, Any]:
+    """What is left of a change as numbers for JSON."""
+    return {"share": survival.share, "noise": survival.noise, "uncertainty": survival.uncertainty}
+
+
+def kept_facts(kept: Iterable[TypeSurvival]) -> list[dict[str, Any]]:
+    """The same of each type, and what it would be in wider ones."""
+    return [
+        {
+            "type": found.type,
+            "tensors": found.tensors,
+            "stochastic": found.stochastic,
+            **survival_facts(found.survival),
+            "wider": {name: survival_facts(s) for name, s in found.wider.items()},
+        }
+        for found in kept
+    ]
 
 
 def show_notes(notes: Iterable[tuple[str, str]]) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ggufmerge.engine.checks import check_inputs, check_space, output_files
 from ggufmerge.engine.documents import build_stages, planned_documents
-from ggufmerge.engine.plan import Plan
+from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.run import DEFAULT_CHUNK, BuildReport, run
@@ -39,6 +39,7 @@ def build(
     *,
     out_type: str | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
+    rounding: Rounding | None = None,
     overwrite: bool = False,
     threads: int | None = None,
     chunk: int = DEFAULT_CHUNK,
@@ -49,6 +50,7 @@ def build(
     """Merge the models of `recipe` (a Recipe, a path, or YAML text) into the GGUF file `output`.
 
     out_type: file type that wins over the recipe's, such as "Q8_0".  imatrix: files that win over the recipe's.
+    rounding: "stochastic" or "nearest", wins over the recipe's (see `make_plan`).
     threads: None for all cores.
     chunk: values of a tensor that a thread works on at a time; memory grows with it, the result does not depend on it.
     split: how large the shards may be that are written instead of one file; their names begin with `output`.
@@ -60,7 +62,7 @@ def build(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     progress = progress or Progress()
-    with planned_documents(recipe, out_type=out_type, imatrix=imatrix) as documents:
+    with planned_documents(recipe, out_type=out_type, imatrix=imatrix, rounding=rounding) as documents:
         files = output_files(documents.final, Path(output), split)
         check_inputs(files, documents.inputs)
         with Output(files, overwrite=overwrite) as out:
@@ -76,7 +78,8 @@ def build(
             if recipe.stages and move in (Move.START, Move.RESUME):
                 check_space(files, documents.nbytes)
                 runner = partial(run, threads=threads, chunk=chunk, progress=progress)
-                plan, opened = make_plan(build_stages(recipe, out, runner), out_type=out_type, imatrix=imatrix)
+                final = build_stages(recipe, out, runner)
+                plan, opened = make_plan(final, out_type=out_type, imatrix=imatrix, rounding=rounding)
             try:
                 report = run(plan, opened, out, threads=threads, chunk=chunk, progress=progress, split=split)
             finally:

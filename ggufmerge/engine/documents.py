@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ggufmerge.engine import header, vocabulary
 from ggufmerge.engine.checks import watched
-from ggufmerge.engine.plan import Plan
+from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.run import BuildReport, identity
 from ggufmerge.files import MetadataEditor, TensorInfo
@@ -55,9 +55,13 @@ class Documents:
 
 @contextmanager
 def planned_documents(
-    recipe: Recipe, *, out_type: str | None = None, imatrix: Sequence[str | os.PathLike[str]] = ()
+    recipe: Recipe,
+    *,
+    out_type: str | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    rounding: Rounding | None = None,
 ) -> Iterator[Documents]:
-    """Plan all documents of a recipe; `out_type` and `imatrix` are the final one's. The block keeps the files open."""
+    """Plan all documents of a recipe; the options are the final one's. The block keeps the files open."""
     plans: list[Plan] = []
     states: list[str] = []
     inputs: dict[Path, None] = {}
@@ -82,17 +86,21 @@ def planned_documents(
             path = folder / _file_name(len(files), stage)
             _write_header(plan, opened, path)
             files[str(stage.name)] = str(path)
-        plan, opened = make_plan(recipe.with_files(files), out_type=out_type, imatrix=imatrix)
+        plan, opened = make_plan(recipe.with_files(files), out_type=out_type, imatrix=imatrix, rounding=rounding)
         note(plan, opened)
         whole = states[0] if len(states) == 1 else hashlib.sha256("/".join(states).encode()).hexdigest()
         yield Documents(recipe, tuple(plans), opened, tuple(inputs), whole)
 
 
 def plan_stages(
-    recipe: Recipe, *, out_type: str | None = None, imatrix: Sequence[str | os.PathLike[str]] = ()
+    recipe: Recipe,
+    *,
+    out_type: str | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    rounding: Rounding | None = None,
 ) -> list[Plan]:
     """The plans of all documents of a recipe, the final one last; see `planned_documents`."""
-    with planned_documents(recipe, out_type=out_type, imatrix=imatrix) as documents:
+    with planned_documents(recipe, out_type=out_type, imatrix=imatrix, rounding=rounding) as documents:
         return list(documents.plans)
 
 

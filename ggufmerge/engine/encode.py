@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine.plan import PlannedTensor
-from ggufmerge.engine.rounding import round_on_grid
+from ggufmerge.engine.plan import PlannedTensor, Rounding
+from ggufmerge.engine.rounding import UNIFORM, round_on_grid
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.kernels import kernel
 from ggufmerge.methods.random import stream_key
@@ -114,13 +114,20 @@ class TensorEncoder:
         self._codec = codec(tensor.type)
 
     def encode(
-        self, start: int, rows: Floats, *, stored: Sequence[tuple[Floats, Raw]] = (), base: Floats | None = None
+        self,
+        start: int,
+        rows: Floats,
+        *,
+        stored: Sequence[tuple[Floats, Raw]] = (),
+        base: Floats | None = None,
+        rounding: Rounding = "nearest",
     ) -> tuple[Raw, Figures]:
         """The bytes of rows [start, ...), all of one matrix, uint8 [rows, row bytes] in the thread's scratch.
 
-        stored: values and bytes of these rows in inputs that have the type already. Blocks that the merge left as they
-        are in one of them keep their bytes: quantizing them anew would move them a little.
+        stored: values and bytes of these rows in inputs that have the type already. Blocks that the merge, or chance,
+        left as they are in one of them keep their bytes: quantizing them anew would move them a little.
         base: the rows without their change, to round and to measure it.
+        rounding: "stochastic" needs a `base` on the type's grid.
         """
         tensor = self.tensor
         figures = Figures(largest=magnitude(rows))
@@ -132,7 +139,7 @@ class TensorEncoder:
             )
         raw = self._scratch.array("raw", (len(rows), tensor.type.row_bytes(tensor.n)), np.uint8)
         matrix = start * tensor.matrices // tensor.rows
-        target = self._on_grid(start, base, rows)
+        target = rows if rounding == "nearest" or base is None else self._on_grid(start, base, rows)
         scaled = target + np.float32(tensor.offset) if tensor.offset else target
         if self.scales is not None:
             units = self._scratch.array("scaled", rows.shape, np.float32)
@@ -140,7 +147,7 @@ class TensorEncoder:
                 scaled = np.divide(scaled, self.scales[matrix], out=units)
         self._codec.encode(scaled, raw, None if self.weights is None else self.weights[matrix])
         for values, data in stored:
-            _keep_blocks(rows, values, data, raw, tensor.type.block_size)
+            _keep_blocks(target, values, data, raw, tensor.type.block_size)
         largest = figures.largest if scaled is rows else magnitude(scaled)
         figures.excess = largest / self._codec.limit
         if not figures.excess <= _CLIPPED:
@@ -150,7 +157,7 @@ class TensorEncoder:
         elif (block := self._codec.damaged(raw)) >= 0:
             figures.misfit = self._misfit(start, rows, block)
         if self._measure:
-            self._compare(figures, matrix, rows, base, raw)
+            self._compare(figures, start, rows, base, raw)
         return raw, figures
 
     def check(self, figures: Figures) -> list[str]:
@@ -180,23 +187,42 @@ class TensorEncoder:
         column = place_in_row * size
         return Misfit(start + row, column, rows[row, column : column + size].copy())
 
-    def _on_grid(self, start: int, base: Floats | None, rows: Floats) -> Floats:
-        """The rows as they are to be quantized: on the grids of `base` if their change is rounded stochastically."""
+    def read_back(
+        self,
+        start: int,
+        rows: Floats,
+        *,
+        stored: Sequence[tuple[Floats, Raw]] = (),
+        base: Floats | None = None,
+        rounding: Rounding = "nearest",
+    ) -> Floats:
+        """What a reader will find where `encode` wrote these rows, float32 [rows, n]."""
+        raw, _ = self.encode(start, rows, stored=stored, base=base, rounding=rounding)
+        back = np.empty(rows.shape, np.float32)
+        self._decode(start, raw, back)
+        return back
+
+    def _decode(self, start: int, raw: Raw, out: Floats) -> None:
+        """The values of the bytes of rows [start, ...)."""
+        self._codec.dequantize(raw, out)
+        if self.scales is not None:
+            out *= self.scales[start * self.tensor.matrices // self.tensor.rows]
+        if self.tensor.offset:
+            out -= np.float32(self.tensor.offset)
+
+    def _on_grid(self, start: int, base: Floats, rows: Floats) -> Floats:
+        """The rows with their change rounded stochastically onto the grids of `base`."""
         tensor = self.tensor
-        if tensor.rounding == "nearest" or base is None:
-            return rows
         key = int(stream_key(self._seed, tensor.name, "rounding"))
         return round_on_grid(base, rows, tensor.type, key, start * tensor.n)
 
-    def _compare(self, figures: Figures, matrix: int, rows: Floats, base: Floats | None, raw: Raw) -> None:
+    def _compare(self, figures: Figures, start: int, rows: Floats, base: Floats | None, raw: Raw) -> None:
         """Find out what the encoding cost."""
         back = self._scratch.array("back", rows.shape, np.float32)
-        self._codec.dequantize(raw, back)
-        if self.scales is not None:
-            back *= self.scales[matrix]
-        figures.error, figures.energy = _squares(rows, back)
+        self._decode(start, raw, back)
+        figures.error, figures.energy = squares(rows, back)
         if base is not None:
-            figures.kept, figures.change = _kept_change(base, rows, back)
+            figures.kept, figures.change = kept_change(base, rows, back)
 
 
 def _holds(kind: TensorType, values: Floats, largest: float) -> bool:
@@ -223,6 +249,10 @@ def warm_up(kind: TensorType, weighted: bool, rows: Floats) -> None:
     data.setflags(write=False)  # as in a mapped file
     _keep_blocks(rows, rows, data, raw, kind.block_size)
     codec(kind).damaged(raw)
+    squares(rows, rows)
+    kept_change(rows, rows, rows)
+    if kind in UNIFORM:
+        round_on_grid(rows, rows, kind, 0, 0)
 
 
 @kernel
@@ -243,7 +273,7 @@ def _keep_blocks(rows, values, data, raw, size):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _squares(rows, back):  # type: ignore[no-untyped-def]
+def squares(rows, back):  # type: ignore[no-untyped-def]
     """Sums over all values of (rows - back)^2 and of rows^2, in float64."""
     error = energy = 0.0
     for i in range(rows.shape[0]):
@@ -256,7 +286,7 @@ def _squares(rows, back):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _kept_change(base, rows, back):  # type: ignore[no-untyped-def]
+def kept_change(base, rows, back):  # type: ignore[no-untyped-def]
     """Sums over all values of (back - base) * (rows - base) and of (rows - base)^2, in float64."""
     kept = change = 0.0
     for i in range(rows.shape[0]):

@@ -15,13 +15,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine import header
+from ggufmerge.engine import header, provenance
 from ggufmerge.engine.checks import check_architectures, check_sources, check_space
 from ggufmerge.engine.low_rank import PASSES, LowRank, low_rank
 from ggufmerge.engine.progress import Progress
@@ -352,8 +351,8 @@ def _metadata(plan: ExtractPlan, sources: tuple[Source, Source]) -> MetadataEdit
     editor.set("general.base_model.count", 1)
     editor.set("general.base_model.0.name", header.display_name(base))
     editor.set("general.file_type", FileType.parse(str(plan.type)).id)
-    editor.set("ggufmerge.version", version("ggufmerge"))
-    return editor
+    made = provenance.settings(file_type=str(plan.type)) | provenance.files(sources) | provenance.lineage(sources)
+    return header.apply(made, editor)
 
 
 def _job(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ggufmerge.engine import provenance
 from ggufmerge.engine.layout import Slice, block_count, layers_of_result
 from ggufmerge.errors import PlanError
 from ggufmerge.files import MetadataEditor, ValueKind, facts
@@ -50,9 +51,9 @@ def digest_key(index: int) -> str:
 def result_metadata(
     *,
     name: str,
-    version: str,
     recipe: str,
     options: str,
+    settings: Mapping[str, Any],
     file_type: FileType,
     quantized: bool,
     sources: Sequence[Source],
@@ -61,7 +62,10 @@ def result_metadata(
     imatrix: Mapping[str, Any],
     overrides: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[str]]:
-    """(changes to the first source's metadata, warnings). A change is a value to set, or None to remove the key."""
+    """(changes to the first source's metadata, warnings). A change is a value to set, or None to remove the key.
+
+    options: what the command line changed.  settings: keys and values of those in effect (`provenance.settings`).
+    """
     donor = sources[0]
     changes: dict[str, Any] = {k: None for k in donor.metadata if k in _STALE or k.startswith(_STALE_PREFIXES)}
     changes |= {"general.name": name, "general.finetune": "merge", "general.file_type": file_type.id}
@@ -77,14 +81,15 @@ def result_metadata(
     layers, more = layer_metadata(donor, sources, layout)
     changes |= layers
     warnings += more
-    changes["ggufmerge.version"] = version
+    changes |= provenance.without_inherited(donor.metadata)
+    changes |= settings
     changes["ggufmerge.recipe"] = recipe
     changes["ggufmerge.recipe.sha256"] = hashlib.sha256(recipe.encode()).hexdigest()
     if options:
         changes["ggufmerge.options"] = options
-    for i, path in enumerate(source_files(sources)):
-        changes[f"ggufmerge.source.{i}.file"] = path.name
-        changes[digest_key(i)] = DIGEST_PLACEHOLDER
+    changes |= provenance.files(sources)
+    changes |= {digest_key(i): DIGEST_PLACEHOLDER for i in range(len(source_files(sources)))}
+    changes |= provenance.lineage(sources)
     return changes | dict(overrides), warnings
 
 
@@ -144,7 +149,7 @@ def _counted(
 
 def source_files(sources: Sequence[Source]) -> list[Path]:
     """Every file that the result is made from, once, in the order of their `ggufmerge.source.N` keys."""
-    return list(dict.fromkeys(path for source in sources for path in source.files()))
+    return provenance.source_files(sources)
 
 
 def apply(changes: Mapping[str, Any], editor: MetadataEditor) -> MetadataEditor:

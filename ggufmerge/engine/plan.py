@@ -15,6 +15,7 @@ from ggufmerge.types import FileType, TensorType
 
 Action = Literal["copy", "convert", "merge"]
 Rounding = Literal["nearest", "stochastic"]
+PlannedRounding = Literal["nearest", "stochastic", "auto"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class PlannedTensor:
     experts: number of matrices stacked in the tensor that are merged one by one (1 for ordinary tensors).
     scale: the input whose scale (`engine.side_tensors`) the values are divided by before they are quantized.
     offset: what the stored values are larger by than the weights that the method is about (see `stored_form`).
-    rounding: "stochastic" rounds the change that adapters make onto the grid of the blocks it is added to (`rounding`).
+    rounding: "stochastic" rounds the change onto the grid of the blocks that it is a change of (`engine.rounding`);
+        "auto" does so where rounding to the nearest would lose the change (`engine.survey`).
+    keeps_type: whether the type is that of an input which the result may be a change of.
     why_type: the rule that chose the type.
     decisions: what was decided automatically for this tensor and may surprise, in words.
     """
@@ -84,7 +87,8 @@ class PlannedTensor:
     experts: int = 1
     offset: float = 0.0
     scale: Input | None = None
-    rounding: Rounding = "nearest"
+    rounding: PlannedRounding = "nearest"
+    keeps_type: bool = False
     why_type: str = ""
     decisions: tuple[str, ...] = ()
 
@@ -124,6 +128,7 @@ class Plan:
     metadata: dict[str, Any]  # keys to set in the result; None removes the key of the first source
     warnings: tuple[str, ...] = ()
     vocabulary: PlannedVocabulary | None = None
+    expectations: tuple[str, ...] = ()  # what rounding will do to the changes, as far as headers tell
 
     @property
     def nbytes(self) -> int:
@@ -152,6 +157,7 @@ class Plan:
         fields["file_type"] = FileType.parse(data["file_type"])
         fields["warnings"] = tuple(data["warnings"])
         fields["imatrix"] = tuple(data["imatrix"])
+        fields["expectations"] = tuple(data["expectations"])
         fields["sources"] = tuple(
             PlannedSource(**{**s, "adapters": tuple((path, strength) for path, strength in s["adapters"])})
             for s in data["sources"]

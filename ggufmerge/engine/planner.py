@@ -6,14 +6,14 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from ggufmerge.engine import checks, header, vocabulary
-from ggufmerge.engine.plan import Input, Plan, PlannedSource, PlannedTensor
+from ggufmerge.engine import checks, header, provenance, vocabulary
+from ggufmerge.engine.plan import Input, Plan, PlannedSource, PlannedTensor, Rounding
 from ggufmerge.engine.resolve import LaidOut, Resolver, lay_out
 from ggufmerge.engine.side_tensors import with_side_tensors
-from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_types
+from ggufmerge.engine.survival import expectations
+from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_rounding, with_types
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.files import facts
 from ggufmerge.quants.imatrix import Imatrix
@@ -58,32 +58,41 @@ class Opened:
 
 
 def make_plan(
-    recipe: Recipe, *, out_type: str | None = None, imatrix: Sequence[str | os.PathLike[str]] = ()
+    recipe: Recipe,
+    *,
+    out_type: str | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    rounding: Rounding | None = None,
 ) -> tuple[Plan, Opened]:
     """The plan of a recipe, and what it reads from, opened.
 
     out_type: a file type that wins over the recipe's out_type, out_dtype and dtype.
     imatrix: files that win over the recipe's; several are combined.
+    rounding: wins over the recipe's; without either it is chosen for each tensor by its weights.
     RecipeError, PlanError and FormatError say what does not fit.
     """
     laid_out = lay_out(recipe)
     with ExitStack() as on_failure:
         for source in laid_out.sources:
             on_failure.callback(source.close)
-        made = _planned(recipe, laid_out, out_type, imatrix)
+        made = _planned(recipe, laid_out, out_type, imatrix, rounding)
         on_failure.pop_all()
     return made
 
 
 def _planned(
-    recipe: Recipe, laid_out: LaidOut, out_type: str | None, imatrix: Sequence[str | os.PathLike[str]]
+    recipe: Recipe,
+    laid_out: LaidOut,
+    out_type: str | None,
+    imatrix: Sequence[str | os.PathLike[str]],
+    rounding: Rounding | None,
 ) -> tuple[Plan, Opened]:
     """The plan over models that are open; see `make_plan`."""
     sources, donor = laid_out.sources, laid_out.sources[0]
     resolver = Resolver(recipe, sources, laid_out.alignment)
     tensors = [resolver.resolve(slot) for slot in laid_out.slots]
     if resolver.problems:
-        raise RecipeError("\n".join(resolver.problems))
+        raise RecipeError(*resolver.problems)
     tensors = _with_grafts(recipe, tensors, laid_out)
 
     matrix_files = [str(p) for p in imatrix] or [str(locate(p, recipe.folder)) for p in recipe.imatrix]
@@ -91,19 +100,31 @@ def _planned(
     structure, _ = header.layer_metadata(donor, sources, laid_out.slices)
     tensors, file_type = with_types(recipe, out_type, tensors, donor, structure, matrix)
     tensors = with_side_tensors((with_action(t, sources, laid_out.alignment) for t in tensors), sources)
+    asked = rounding or recipe.rounding
+    tensors = [
+        t if vocabulary.is_moved(laid_out.alignment, sources, t.inputs) else with_rounding(t, sources, asked)
+        for t in tensors
+    ]
     tokenizer, warnings = vocabulary.tokenizer_metadata(recipe, sources, laid_out.alignment)
     warnings = [*recipe.warnings, *(w for s in sources for w in s.warnings), *laid_out.warnings, *warnings]
     warnings += check_writable(tensors, file_type, matrix)
     shapes = {t.name: t.shape for t in tensors}
     layers = sum(piece.layers for piece in laid_out.slices)
     if problems := header.check_overrides(recipe.metadata, donor.file.architecture, shapes, layers):
-        raise RecipeError("\n".join(f"{recipe.where(('metadata',))}: {problem}" for problem in problems))
-    options = " ".join([f"--type {out_type}"] * bool(out_type) + [f"--imatrix {Path(p).name}" for p in imatrix])
+        raise RecipeError(*(f"{recipe.where(('metadata',))}: {problem}" for problem in problems))
+    options = [f"--imatrix {Path(p).name}" for p in imatrix]
+    options = ([f"--type {out_type}"] if out_type else []) + options + ([f"--rounding {rounding}"] if rounding else [])
+    rounds = any(t.rounding != "nearest" for t in tensors)
     metadata, more = header.result_metadata(
         name=_result_name(recipe, donor),
-        version=version("ggufmerge"),
         recipe=recipe.text,
-        options=options,
+        options=" ".join(options),
+        settings=provenance.settings(
+            file_type=str(file_type),
+            rounding=(asked or provenance.AUTO) if rounds else "nearest",
+            seed=recipe.seed,
+            imatrix=[Path(p).name for p in matrix_files],
+        ),
         file_type=file_type,
         quantized=any(t.type.is_quantized for t in tensors),
         sources=sources,
@@ -113,8 +134,8 @@ def _planned(
         overrides=recipe.metadata,
     )
     warnings += [*checks.unknown_vocabularies(sources), *checks.differing_hyperparameters(sources, donor), *more]
+    planned = tuple(map(planned_source, laid_out.references, sources))
     # the planned sources read their metadata as well, so what was ignored there is known afterwards
-    planned_sources = tuple(map(planned_source, laid_out.references, sources))
     warnings += [line for source in sources for line in source.misfits()]
     plan = Plan(
         method=" + ".join(recipe.methods),
@@ -123,13 +144,18 @@ def _planned(
         seed=recipe.seed,
         folder=recipe.folder,
         recipe=recipe.text,
-        options=options,
-        sources=planned_sources,
+        options=" ".join(options),
+        sources=planned,
         tensors=tuple(tensors),
         imatrix=tuple(matrix_files),
         metadata=metadata,
         warnings=tuple(warnings),
         vocabulary=vocabulary.planned(laid_out.alignment, recipe, sources),
+        expectations=tuple(
+            expectations(
+                tensors, planned, lambda t: any(sources[i.source].changed_by_adapter(i.tensor) for i in t.inputs)
+            )
+        ),
     )
     return plan, Opened(sources, matrix, laid_out.alignment)
 

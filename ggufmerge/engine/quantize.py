@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+from ggufmerge.engine import provenance
 from ggufmerge.engine.checks import check_donor
 from ggufmerge.engine.header import QUANTIZATION_VERSION
 from ggufmerge.engine.plan import Input, Plan, PlannedTensor
@@ -114,6 +116,9 @@ def _planned(
     if any(t.type.is_quantized for t in tensors):
         metadata["general.quantization_version"] = QUANTIZATION_VERSION
     metadata |= matrix.metadata() if matrix else {}
+    metadata |= provenance.without_inherited(source.metadata)
+    metadata |= provenance.settings(file_type=str(file_type), imatrix=[Path(p).name for p in imatrix])
+    metadata |= provenance.files([source]) | provenance.lineage([source])
     planned = planned_source(reference, source)
     warnings += source.misfits()
     plan = Plan(

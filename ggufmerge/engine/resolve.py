@@ -299,5 +299,5 @@ def _check_filters(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
             example = next((s for n in names for s in spellings(n)[1:]), "")
             problems.append(f"{where}; filters are parts of names such as blk.0.ffn_down.weight or {example}")
     if problems:
-        raise RecipeError("\n".join(problems))
+        raise RecipeError(*problems)
     return warnings

@@ -14,7 +14,8 @@ import time
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,15 @@ from numpy.typing import NDArray
 from ggufmerge.engine import header, vocabulary
 from ggufmerge.engine.checks import check_sources, check_space, output_files, watched
 from ggufmerge.engine.encode import Figures, Scratch, TensorEncoder, warm_up
-from ggufmerge.engine.plan import Plan, PlannedTensor
+from ggufmerge.engine.plan import Input, Plan, PlannedTensor, Rounding
 from ggufmerge.engine.planner import Opened
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.resolve import problem_of
 from ggufmerge.engine.scheduler import Job, Stage, drive
+from ggufmerge.engine.survey import WIDER, Finding, Sample, sample_runs, survey
+from ggufmerge.engine.survey import warm_up as warm_up_survey
+from ggufmerge.engine.survival import Survival, TypeSurvival, advice, by_type, total
+from ggufmerge.engine.tensor_types import reference_types, types_in
 from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output
@@ -42,26 +47,10 @@ from ggufmerge.quants import codec
 from ggufmerge.quants.imatrix import Imatrix
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
+from ggufmerge.types import TensorType
 
 DEFAULT_CHUNK = 1 << 18  # values; a chunk of each input and of the result stay in a core's cache
 _DIGEST_STEP = 1 << 26  # bytes digested by one task
-
-
-@dataclass(frozen=True)
-class Survival:
-    """How much of a change of weights, delta, is in what was written: sums over values that can be added up.
-
-    kept: of (written - base) * delta.  energy: of delta^2. Their ratio is the coefficient of the projection of what
-    happened onto what was wanted: 1 when nothing was lost, 0 when rounding has put every weight back to its old value.
-    """
-
-    kept: float
-    energy: float
-
-    @property
-    def share(self) -> float:
-        """kept / energy; 1 for a change of nothing."""
-        return self.kept / self.energy if self.energy else 1.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +68,8 @@ class BuildReport:
     resumed: int
     sources: dict[str, str]  # file -> sha256
     errors: dict[str, float]  # tensor -> relative RMS error of writing it in its type, when measured
-    survival: dict[str, Survival]  # tensor -> what is left of its adapters' change, when measured
+    survival: dict[str, Survival]  # tensor -> what is left of its change, of quantized tensors and when measured
+    kept: tuple[TypeSurvival, ...] = ()  # the same for each quantized type, and what a wider one would keep
     notes: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
@@ -107,7 +97,8 @@ def run(
     split: write shards whose names begin with `output` (see `files.sharded`); they appear together.
     threads: None for all cores.  chunk: values of one input that a thread holds at a time (at least one row).
     measure: report the relative RMS error of writing each tensor in its type, and of single models with adapters what
-    is left of each tensor's change.
+    is left of each tensor's change, from all of its weights. Without it the latter is known from a sample of weights,
+    and of quantized tensors only (`engine.survey`).
     A run that was interrupted, or stopped by an error of the machine, left its work beside the output and is continued
     by the same call. PlanError when the output is not allowed, OutputError when it cannot be written, GgufmergeError
     when merged weights are not finite or a source was changed while it was read.
@@ -135,6 +126,12 @@ def run(
             finally:
                 progress.end()
         found = Facts(**out.record.facts)
+        survival = {name: Survival(*sums) for name, sums in found.survival.items()}
+        wider = {
+            name: {of: Survival(*sums) for of, sums in by_file_type.items()}
+            for name, by_file_type in found.wider.items()
+        }
+        kept = by_type(plan.tensors, survival, found.stochastic, wider)
         out.publish()
         if out is not output:
             out.complete()
@@ -148,9 +145,10 @@ def run(
         resumed=build.resumed if move in (Move.START, Move.RESUME) else len(plan.tensors),
         sources=found.sources,
         errors=found.errors,
-        survival={name: Survival(*sums) for name, sums in found.survival.items()},
+        survival=survival,
+        kept=tuple(kept),
         notes=tuple((tensor, note) for tensor, note in found.notes),
-        warnings=(*plan.warnings, *found.warnings),
+        warnings=(*plan.warnings, *found.warnings, *advice(kept)),
         files=tuple(out.files),
         resumption=out.resumption,
         file_type=str(plan.file_type),
@@ -163,13 +161,16 @@ def run(
 class Facts:
     """What a run found out, as its journal keeps it for the report of a run that goes on after everything was written.
 
-    See `BuildReport`; `survival` has the two sums of each tensor, `warnings` those that only the run could give.
+    See `BuildReport`; `survival` has the sums of each tensor, `wider` the same for wider file types, `stochastic` the
+    tensors that were rounded so, `warnings` those that only the run could give.
     """
 
     nbytes: int
     sources: dict[str, str]
     errors: dict[str, float]
     survival: dict[str, list[float]]
+    wider: dict[str, dict[str, list[float]]]
+    stochastic: list[str]
     notes: list[list[str]]
     warnings: list[str]
 
@@ -203,6 +204,7 @@ class _Build:
         self.watch, self.output, self.progress = watch, output, progress
         self.chunk, self.measure = chunk, measure
         self.figures: dict[str, Figures] = {}  # of tensors that were measured
+        self.findings: dict[str, list[Finding]] = {}  # of tensors that were surveyed, one for each expert
         self.notes: list[tuple[str, str]] = []
         self.warnings: list[str] = []
         self.digests: dict[Path, str] = {}
@@ -215,7 +217,8 @@ class _Build:
         editor = vocabulary.apply(self.opened.alignment, MetadataEditor(self.sources[0].file.metadata))
         infos = [TensorInfo(t.name, t.shape, t.type) for t in self.plan.tensors]
         self.writer = self.output.writer(header.apply(self.plan.metadata, editor), infos, split)
-        paths = self.watch.paths if header.digest_key(0) in self.plan.metadata else []
+        provable = self.plan.metadata.get(header.digest_key(0)) is not None
+        paths = self.watch.paths if provable else []
         if self.writer.resumed:
             self.progress.phase("checking finished tensors")
         done = self._finished_before() if self.writer.resumed else set()
@@ -234,12 +237,25 @@ class _Build:
 
     def facts(self) -> dict[str, Any]:
         """See `Facts`."""
-        adapted = {t.name for t in self.plan.tensors if t.action == "convert" and self._is_adapted(t)}
+        survival = {name: total(f.survival for f in found) for name, found in self.findings.items()}
+        wider = {
+            name: {of: total(f.wider.get(of, f.survival) for f in found) for one in found for of in one.wider}
+            for name, found in self.findings.items()
+        }
+        for t in self.plan.tensors:
+            exact = self.figures.get(t.name)
+            if exact and t.action == "convert" and self._is_adapted(t.inputs[0]):
+                plain = survival[t.name].plain if t.name in survival else 0.0
+                survival[t.name] = Survival(exact.kept, exact.change, exact.error, plain)
         facts = Facts(
             nbytes=self.writer.total_bytes,
             sources={str(path): digest for path, digest in self.digests.items()},
             errors={name: f.relative_error for name, f in self.figures.items()},
-            survival={name: [f.kept, f.change] for name, f in self.figures.items() if name in adapted},
+            survival={name: list(astuple(s)) for name, s in survival.items()},
+            wider={name: {of: list(astuple(s)) for of, s in tried.items()} for name, tried in wider.items()},
+            stochastic=[
+                name for name, found in self.findings.items() if any(f.rounding == "stochastic" for f in found)
+            ],
             notes=[list(note) for note in self.notes],
             warnings=self.warnings,
         )
@@ -267,6 +283,8 @@ class _Build:
                     self.notes += [(tensor.name, note) for note in entry.facts.get("notes", ())]
                     if figures := entry.facts.get("figures"):
                         self.figures[tensor.name] = Figures(**figures)
+                    if findings := entry.facts.get("findings"):
+                        self.findings[tensor.name] = [Finding.from_json(f) for f in findings]
         return done
 
     def _tensor(self, tensor: PlannedTensor) -> Job:
@@ -286,14 +304,7 @@ class _Build:
         elif tensor.action == "copy":
             yield Stage(len(steps), lambda i: self._put(tensor, steps[i][0], inputs[0].intact_rows(*steps[i])), fold)
         elif tensor.action == "convert":
-            adapted = (self.measure or tensor.rounding == "stochastic") and self._is_adapted(tensor)
-
-            def convert(i: int) -> _Written:
-                rows = self._read(inputs, *steps[i])[0]
-                base = self._without_adapters(inputs[0], *steps[i]) if adapted else None
-                return self._put(tensor, steps[i][0], *encoder.encode(steps[i][0], rows, base=base))
-
-            yield Stage(len(steps), convert, fold)
+            yield from self._convert(tensor, inputs[0], encoder, steps, fold)
         else:
             for expert in range(tensor.experts):
                 yield from self._merge(tensor, inputs, encoder, expert, fold)
@@ -302,10 +313,43 @@ class _Build:
             self.figures[tensor.name] = written.figures
         facts = {
             "figures": asdict(written.figures) if self.measure else {},
+            "findings": [asdict(finding) for finding in self.findings.get(tensor.name, ())],
             "notes": [note for name, note in self.notes if name == tensor.name],
         }
         self.output.finished(tensor.name, written.checksum, facts)
         self.progress.tensor_done(tensor.name)
+
+    def _convert(
+        self,
+        tensor: PlannedTensor,
+        source: SourceTensor | AlignedTensor,
+        encoder: TensorEncoder,
+        steps: Sequence[tuple[int, int]],
+        fold: Callable[[_Written], None],
+    ) -> Job:
+        """Write one input in another type, or with its adapters."""
+        adapted = self._is_adapted(tensor.inputs[0])
+        holds = isinstance(source, SourceTensor) and source.holds(tensor.type, encoder.scales)
+
+        def read(start: int, stop: int, wanted: Sequence[int] = ()) -> Sample:
+            rows = self._read([source], start, stop)[0]
+            base = self._without_adapters(source, start, stop) if adapted else None
+            # weights that no adapter reaches and whose type stays keep their bytes
+            stored = [(base, source.raw_rows(start, stop))] if base is not None and holds else []
+            return Sample(start, rows, {} if base is None else {0: base}, stored)
+
+        rounding: Rounding = "nearest"
+        if adapted:
+            rounding, _ = yield from self._surveyed(tensor, encoder, [source], read, 0, tensor.rows)
+
+        def convert(i: int) -> _Written:
+            part = read(*steps[i])
+            raw, figures = encoder.encode(
+                part.start, part.rows, stored=part.stored, base=part.references.get(0), rounding=rounding
+            )
+            return self._put(tensor, part.start, raw, figures)
+
+        yield Stage(len(steps), convert, fold)
 
     def _merge(
         self,
@@ -331,15 +375,86 @@ class _Build:
         statistics = yield from _statistics(method.passes(problem), chunks, read)
         self.notes += [(tensor.name, note) for note in method.notes(problem, statistics)]
 
-        def task(i: int) -> _Written:
-            chunk = chunks[i]
+        def merged(chunk: Chunk, wanted: Sequence[int]) -> Sample:
+            """The rows of a chunk, and of the inputs of these numbers what they would be without adapters."""
             out = self.scratch.array("out", (chunk.rows, tensor.n), np.float32)
             x, start = read(chunk), first + chunk.row
+            stop = start + chunk.rows
             method.combine(x, problem, statistics, chunk, out)
-            same = [(x[i], source.raw_rows(start, start + chunk.rows)) for i, source in stored]
-            return self._put(tensor, start, *encoder.encode(start, out, stored=same))
+            same = [(x[i], source.raw_rows(start, stop)) for i, source in stored]
+            bases = {}
+            for i in wanted:
+                source = inputs[i]
+                if not self._is_adapted(tensor.inputs[i]):
+                    bases[i] = x[i]
+                    continue
+                bases[i] = self._without_adapters(source, start, stop, i)
+                if tensor.offset:
+                    bases[i] -= np.float32(tensor.offset)
+                if isinstance(source, SourceTensor) and source.holds(tensor.type, encoder.scales):
+                    same.append((bases[i], source.raw_rows(start, stop)))
+            return Sample(start, out, bases, same)
+
+        def sample(start: int, stop: int, wanted: Sequence[int]) -> Sample:
+            row = start - first
+            return merged(Chunk(0, row, stop - start, row * tensor.n), wanted)
+
+        rounding, reference = yield from self._surveyed(tensor, encoder, inputs, sample, first, problem.shape[0])
+        # blocks that no adapter reaches keep their bytes, which takes the base of an adapted input to see
+        spared = tensor.keeps_type and self._is_adapted(tensor.inputs[reference])
+        wanted = [reference] if rounding == "stochastic" or spared else []
+
+        def task(i: int) -> _Written:
+            part = merged(chunks[i], wanted)
+            base = part.references.get(reference)
+            raw, figures = encoder.encode(part.start, part.rows, stored=part.stored, base=base, rounding=rounding)
+            return self._put(tensor, part.start, raw, figures)
 
         yield Stage(len(chunks), task, fold)
+
+    @cached_property
+    def _wider_types(self) -> dict[str, dict[str, TensorType]]:
+        """The types of all tensors in the file types that may be proposed."""
+        plan, donor = self.plan, self.sources[0].metadata
+        return {file_type: types_in(file_type, plan.tensors, plan.metadata, donor) for file_type in WIDER}
+
+    def _surveyed(
+        self,
+        tensor: PlannedTensor,
+        encoder: TensorEncoder,
+        inputs: Sequence[SourceTensor | AlignedTensor],
+        read: Callable[[int, int, Sequence[int]], Sample],
+        first: int,
+        rows: int,
+    ) -> Generator[Stage, None, tuple[Rounding, int]]:
+        """How rows [first, first + rows) of a tensor are rounded, and the number of the input whose change they are.
+
+        read(start, stop, wanted): a run of rows, with the inputs of the numbers `wanted` as references.
+        """
+        if not tensor.type.is_quantized or isinstance(inputs[0], AlignedTensor):
+            return "nearest", 0
+        types = reference_types(tensor, self.sources)
+        # of several models that are one file with different adapters the first one's reference is that of all
+        distinct = [i for i in types if not any(_same_data(inputs[i], inputs[j]) for j in types if j < i)]
+        runs = sample_runs(rows, tensor.n, tensor.rows // (tensor.matrices or 1))
+        width = tensor.type.row_bytes(tensor.n)
+
+        def wider() -> dict[str, TensorType]:
+            types = {file_type: kinds[tensor.name] for file_type, kinds in self._wider_types.items()}
+            return {file_type: kind for file_type, kind in types.items() if kind.row_bytes(tensor.n) > width}
+
+        found: list[Finding] = []
+
+        def task(i: int) -> Finding:
+            samples = (read(first + start, first + stop, distinct).copy() for start, stop in runs)
+            return survey(tensor, encoder, rows * tensor.n, samples, types, wider)
+
+        yield Stage(1 if runs else 0, task, found.append)
+        if not found:
+            return "nearest", 0
+        [finding] = found
+        self.findings.setdefault(tensor.name, []).append(finding)
+        return finding.rounding, finding.reference
 
     def _keys(self, tensor: PlannedTensor, expert: int) -> list[int]:
         """The random stream of each input that is not the base."""
@@ -365,13 +480,15 @@ class _Build:
         """What the values of a tensor are divided by before they are quantized, float32 [matrices]; None for 1."""
         return self.sources[tensor.scale.source].scales(tensor.scale.tensor) if tensor.scale else None
 
-    def _is_adapted(self, tensor: PlannedTensor) -> bool:
-        """Whether adapters change the first input of a tensor."""
-        return self.sources[tensor.inputs[0].source].changed_by_adapter(tensor.inputs[0].tensor)
+    def _is_adapted(self, given: Input) -> bool:
+        """Whether adapters change an input."""
+        return self.sources[given.source].changed_by_adapter(given.tensor)
 
-    def _without_adapters(self, source: SourceTensor | AlignedTensor, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows [start, stop) as the file holds them, float32 [rows, n], in the thread's own buffer."""
-        base: NDArray[np.float32] = self.scratch.array("base", (stop - start, source.n), np.float32)
+    def _without_adapters(
+        self, source: SourceTensor | AlignedTensor, start: int, stop: int, number: int = 0
+    ) -> NDArray[np.float32]:
+        """Rows [start, stop) as the file holds them, float32 [rows, n], in the thread's own buffer for this input."""
+        base: NDArray[np.float32] = self.scratch.array(f"base {number}", (stop - start, source.n), np.float32)
         source.dequantize(start, base)
         return base
 
@@ -494,6 +611,7 @@ def _warm_up(plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None) -> 
         codec(kind).dequantize(np.zeros((1, kind.row_bytes(n)), np.uint8), np.empty_like(rows))
     for kind, weighted in {(t.type, imatrix is not None and t.name in imatrix) for t in made}:
         warm_up(kind, weighted, rows)
+    warm_up_survey(rows)
     kinds = {(t.method, len(t.inputs), tuple(t.shared.items())): t for t in plan.tensors if t.action == "merge"}
     for tensor in kinds.values():
         keys = range(len(tensor.inputs) - tensor.has_base)

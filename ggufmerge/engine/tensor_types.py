@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ggufmerge.engine.plan import PlannedTensor
+from ggufmerge.engine.plan import PlannedTensor, Rounding
+from ggufmerge.engine.rounding import UNIFORM
 from ggufmerge.engine.vocabulary import is_moved
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.files import open_gguf
@@ -110,6 +111,45 @@ def with_action(tensor: PlannedTensor, sources: Sequence[Source], alignment: Ali
         same = source.stores(name, tensor.type)
     # a single input is what is left of a merge; the others play no part any more
     return replace(tensor, inputs=tensor.inputs[:1], action="copy" if same else "convert")
+
+
+def with_rounding(tensor: PlannedTensor, sources: Sequence[Source], asked: Rounding | None) -> PlannedTensor:
+    """A tensor with the rounding of its change: as asked for where the type has a grid that the weights lie on already.
+
+    asked: by the recipe; None leaves it to the weights ("auto").
+    """
+    if not changes(tensor, sources):
+        return tensor
+    keeps = tensor.type in reference_types(tensor, sources).values()
+    rounds = keeps and tensor.type in UNIFORM
+    return replace(tensor, keeps_type=keeps, rounding=(asked or "auto") if rounds else "nearest")
+
+
+def changes(tensor: PlannedTensor, sources: Sequence[Source]) -> bool:
+    """Whether a tensor of the result has other weights than its inputs, apart from rounding."""
+    first = tensor.inputs[0]
+    return tensor.action == "merge" or (
+        tensor.action == "convert" and sources[first.source].changed_by_adapter(first.tensor)
+    )
+
+
+def reference_types(tensor: PlannedTensor, sources: Sequence[Source]) -> dict[int, TensorType]:
+    """The inputs of a tensor that its result may be a change of, by their numbers, with the types they are stored in.
+
+    The base; without one the inputs that have the result's type, on whose grids it may be caught, else the first one.
+    """
+    candidates = tensor.inputs[:1] if tensor.has_base else tensor.inputs
+    types = {i: sources[given.source].file.tensors[given.tensor].type for i, given in enumerate(candidates)}
+    return {i: kind for i, kind in types.items() if kind == tensor.type} or {0: types[0]}
+
+
+def types_in(
+    file_type: str, tensors: Sequence[PlannedTensor], changes: Mapping[str, Any], donor: Mapping[str, Any]
+) -> dict[str, TensorType]:
+    """The types that a plan's tensors would have in a file of another type. changes: to the metadata of the donor."""
+    metadata = ChainMap({key: value for key, value in changes.items() if value is not None}, donor)  # type: ignore[arg-type]
+    decided = decide_types(_PlannedHeader(metadata, {t.name: t for t in tensors}), file_type)
+    return {name: decision.type for name, decision in decided.items()}
 
 
 def check_writable(tensors: Sequence[PlannedTensor], file_type: FileType, imatrix: Imatrix | None) -> list[str]:

@@ -78,6 +78,10 @@ def json_schema() -> dict[str, Any]:
             **_one_or_more({"type": "string"}),
             "description": "Importance matrices to quantize with; several add up. Not in mergekit.",
         },
+        "rounding": {
+            "enum": ["stochastic", "nearest"],
+            "description": "How changes are rounded to a type that a tensor has already. Not in mergekit.",
+        },
         "exclude": {
             **_one_or_more({"type": "string"}),
             "description": "Filters of tensors that are not merged but taken from the base. Not in mergekit.",

@@ -194,6 +194,7 @@ class Recipe(_Node):
     tensor_types: dict[str, TensorTypeName] = {}
     like: str | None = None
     imatrix: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
+    rounding: Literal["stochastic", "nearest"] | None = None
     exclude: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
     graft: tuple[Graft, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**64, strict=True)] = 0

@@ -44,6 +44,7 @@ def model_card(file: GGUFFile, names: Sequence[str] | None = None, evaluation: M
         + _table(("file", "size"), zip(map(_cell, names), (_size(p.stat().st_size) for p in file.paths), strict=True)),
         _models(file),
         _recipe(file),
+        _lineage(file),
         _evaluation(evaluation),
         _types(facts),
         _tensors(file),
@@ -57,7 +58,7 @@ def front_matter(file: GGUFFile) -> str:
     fields: dict[str, Any] = {}
     if parents:
         fields["base_model"] = parents
-        fields["base_model_relation"] = "merge" if "ggufmerge.recipe" in file.metadata else "quantized"
+        fields["base_model_relation"] = "merge" if _is_merge(file) else "quantized"
     licence = _words(_text(file, "general.license")).lower()
     if licence:
         fields["license"] = licence
@@ -71,12 +72,24 @@ def front_matter(file: GGUFFile) -> str:
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
 
+def _is_merge(file: GGUFFile) -> bool:
+    """Whether it is a merge, or a file that was quantized from one."""
+    own = "ggufmerge.recipe" in file.metadata
+    return own or ("ggufmerge.source.1.file" not in file.metadata and "ggufmerge.lineage.0.recipe" in file.metadata)
+
+
 def hub_parents(file: GGUFFile) -> list[str]:
     """The repositories on the Hub that a result comes from, as its recipe and the sources' metadata name them."""
-    found = [repo for text in _strings(_parsed(_text(file, "ggufmerge.recipe"))) for repo in _IN_RECIPE.findall(text)]
+    found = [repo for text in _strings(_parsed(_recipe_text(file))) for repo in _IN_RECIPE.findall(text)]
     urls = [_text(file, f"general.base_model.{index}.repo_url") for index in _parents(file)]
     found += [match[1] for url in urls if (match := _URL.fullmatch(url))]
     return list(dict.fromkeys(found))
+
+
+def _recipe_text(file: GGUFFile) -> str:
+    """The recipe of a merge, or of the one that a file was quantized from."""
+    own = _text(file, "ggufmerge.recipe")
+    return own or (_text(file, "ggufmerge.lineage.0.recipe") if _is_merge(file) else "")
 
 
 def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -130,7 +143,8 @@ def _models(file: GGUFFile) -> str:
     files, index = [], 0
     while f"ggufmerge.source.{index}.file" in file.metadata:
         key = f"ggufmerge.source.{index}."
-        files.append((_cell(_text(file, key + "file")), _code(_text(file, key + "sha256"))))
+        digest = _text(file, key + "sha256")
+        files.append((_cell(_text(file, key + "file")), _code(digest) if digest else ""))
         index += 1
     text = ""
     if rows:
@@ -150,8 +164,33 @@ def _recipe(file: GGUFFile) -> str:
     fence = _fence(recipe, 3)
     options = _text(file, "ggufmerge.options")
     command = f"\n\nBuilt with the options {_code(options)}." if options else ""
+    found = [(key, file.metadata.get(f"ggufmerge.{key}")) for key in ("type", "rounding", "seed", "imatrix")]
+    settings = ", ".join(f"{key} {_cell(shown)}" for key, value in found if (shown := _setting(value)))
+    effect = f"\n\nSettings in effect: {settings}." if settings else ""
     lines = (printable(line) for line in recipe.strip().replace("\r\n", "\n").expandtabs().split("\n"))
-    return "\n".join(("## Recipe\n", f"{fence}yaml", *lines, f"{fence}{command}"))
+    return "\n".join(("## Recipe\n", f"{fence}yaml", *lines, f"{fence}{command}{effect}"))
+
+
+def _setting(value: Any) -> str:
+    """A setting out of a file in words; empty for what is none."""
+    if isinstance(value, list):
+        return " and ".join(text for text in value if isinstance(text, str))
+    return str(value) if isinstance(value, str | int) else ""
+
+
+def _lineage(file: GGUFFile) -> str:
+    """The models that a result's parents were made from, as their own files told."""
+    rows, number = [], 0
+    while any(f"ggufmerge.lineage.{number}.{key}" in file.metadata for key in ("file", "name", "version")):
+        key = f"ggufmerge.lineage.{number}."
+        into = file.metadata.get(key + "into")
+        texts = [_cell(_text(file, key + part)) for part in ("file", "name", "type", "rounding", "options")]
+        rows.append((str(number), *texts, str(into) if isinstance(into, int) else "this file"))
+        number += 1
+    if not rows:
+        return ""
+    heads = ("", "file", "name", "type", "rounding", "options", "went into")
+    return f"## Lineage\n\nHow the files that were merged came about:\n\n{_table(heads, rows)}"
 
 
 def _evaluation(evaluation: Mapping[str, Any] | None) -> str:

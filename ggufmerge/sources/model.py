@@ -81,17 +81,21 @@ class SourceTensor:
 
     def stores(self, kind: TensorType, scales: NDArray[np.float32] | None = None) -> bool:
         """Whether the stored bytes are of this type, in units of these scales, and no adapter changes what they say."""
+        return not self._deltas and self.holds(kind, scales)
+
+    def holds(self, kind: TensorType, scales: NDArray[np.float32] | None = None) -> bool:
+        """Whether the stored bytes are of this type, in units of these scales, whatever adapters add to them."""
         same = self.scales is scales is None or (
             self.scales is not None and scales is not None and np.array_equal(self.scales, scales)
         )
-        return self.tensor.type == kind and not self._deltas and same
+        return self.tensor.type == kind and same
 
     def same_data(self, other: SourceTensor) -> bool:
         """Whether both read the same bytes of the same file, adapters aside."""
         return self.tensor == other.tensor
 
     def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The stored bytes of rows [start, stop); only meaningful when no adapter changes the tensor."""
+        """The stored bytes of rows [start, stop), to which no adapter has added anything."""
         return self.tensor.raw_rows(start, stop)
 
     def intact_rows(self, start: int, stop: int) -> NDArray[np.uint8]:

@@ -34,14 +34,18 @@ def test_what_survived_is_said_and_little_is_warned_of(folder: Path) -> None:
     assert "copied" in next(line for line in done.stdout.splitlines() if "attn_k" in line)
     assert "of the adapters' change survived in 4 tensors" in done.stdout
     [warning] = done.stderr.splitlines()
-    assert warning.startswith("warning: only ")
-    assert "--rounding stochastic" in warning
+    assert "% of the change survived" in warning
+    assert "rounding: stochastic" in warning
+    assert "out_type: Q6_K keeps" in warning
 
 
-def test_stochastic_rounding_needs_no_warning(folder: Path) -> None:
-    """It is what baking does by itself, in the base's own type."""
+def test_stochastic_rounding_is_the_default_and_its_noise_is_told(folder: Path) -> None:
+    """It is what baking does by itself, in the base's own type, whose steps are larger than the change."""
     done = ggufmerge_bake(folder, "base.gguf", "lora.gguf", "-o", "out.gguf")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert "4 tensors rounded stochastically" in done.stdout
+    [warning] = done.stderr.splitlines()
+    assert "beside rounding noise" in warning
     assert ggufmerge.open(folder / "out.gguf").tensors["blk.1.ffn_down.weight"].type == "Q4_K"
 
 

@@ -130,7 +130,8 @@ def test_rounded_stochastically_small_changes_survive_in_every_type(folder: path
     assert share(folder) == pytest.approx(1, abs=0.1)
     with open_gguf(folder / "out.gguf") as file:
         assert file.tensors["blk.0.attn_q.weight"].type == "Q4_K"
-        assert file.metadata["ggufmerge.options"] == "--rounding stochastic"
+        assert file.metadata["ggufmerge.rounding"] == "stochastic where nearest loses the change"
+        assert "ggufmerge.options" not in file.metadata
 
 
 def test_what_is_measured_does_not_depend_on_threads(folder: pathlib.Path) -> None:

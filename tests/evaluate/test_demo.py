@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 import ggufmerge
+from ggufmerge.engine.bake import plan_bake
+from ggufmerge.engine.plan import Rounding
+from ggufmerge.engine.run import run
 from ggufmerge.evaluate import LlamaModel, perplexity
+from ggufmerge.recipe.reference import AdapterReference
 from tests.models import smollm2
 
 DEMO = pathlib.Path(__file__).parents[2] / "recipes" / "demo"
@@ -32,12 +36,22 @@ def base_nll(subject: str) -> float:
         return nll(model, subject)
 
 
-def build(recipe: str, folder: pathlib.Path) -> pathlib.Path:
-    """What a recipe of the demo makes, with the base model where scripts/demo puts it."""
-    shutil.copytree(DEMO, folder / "demo", ignore=shutil.ignore_patterns("base.gguf"))
+def build(
+    recipe: str, folder: pathlib.Path, *, own_type: bool = False, rounding: Rounding | None = None
+) -> pathlib.Path:
+    """What a recipe of the demo makes, with the base where scripts/demo puts it; own_type: in the types of the base."""
+    shutil.copytree(DEMO, folder / "demo", ignore=shutil.ignore_patterns("base.gguf"), dirs_exist_ok=True)
     shutil.copy(smollm2(), folder / "demo" / "base.gguf")
-    ggufmerge.build(ggufmerge.load_recipe(folder / "demo" / f"{recipe}.yaml"), folder / "merge.gguf")
+    path = folder / "demo" / f"{recipe}.yaml"
+    if own_type:
+        path.write_text(path.read_text(encoding="utf-8").replace("out_type: Q8_0\n", ""), encoding="utf-8")
+    ggufmerge.build(ggufmerge.load_recipe(path), folder / "merge.gguf", rounding=rounding, overwrite=True)
     return folder / "merge.gguf"
+
+
+def whole_nll(model: LlamaModel, subject: str) -> float:
+    """Of all of a text."""
+    return perplexity(model, (DEMO / "texts" / f"{subject}.txt").read_text(encoding="utf-8")).nll
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
@@ -53,6 +67,36 @@ def test_each_merge_is_better_than_its_base(recipe: str, tmp_path: pathlib.Path)
     with LlamaModel(build(recipe, tmp_path)) as model:
         for subject in SUBJECTS:
             assert nll(model, subject) < base_nll(subject), subject
+
+
+@pytest.mark.parametrize("recipe", ["ties", "linear"])
+def test_a_merge_in_the_type_of_its_base_is_nearly_as_good_as_in_a_wide_one(
+    recipe: str, tmp_path: pathlib.Path
+) -> None:
+    """In Q4_1 three quarters and more of what the merge gains in Q8_0 are left on every text, where rounding to the
+    nearest leaves a quarter at most.
+    """
+    losses = {}
+    for name, options in {"wide": {}, "own": {"own_type": True}}.items():
+        with LlamaModel(build(recipe, tmp_path / name, **options)) as model:
+            losses[name] = {subject: whole_nll(model, subject) for subject in SUBJECTS}
+    with LlamaModel(build(recipe, tmp_path / "own", own_type=True, rounding="nearest")) as model:
+        losses["nearest"] = {subject: whole_nll(model, subject) for subject in SUBJECTS}
+    with LlamaModel(smollm2()) as model:
+        base = {subject: whole_nll(model, subject) for subject in SUBJECTS}
+    for subject in SUBJECTS:
+        gain = base[subject] - losses["wide"][subject]
+        assert base[subject] - losses["own"][subject] > 0.75 * gain, subject
+        assert base[subject] - losses["nearest"][subject] < 0.25 * gain, subject
+
+
+def test_a_linear_merge_in_the_type_of_its_base_is_as_good_as_baking_it(tmp_path: pathlib.Path) -> None:
+    """The mean of three adapted models is the base with each adapter at a third, whichever command writes it."""
+    plan, opened = plan_bake(smollm2(), [AdapterReference(str(adapter(s)), 1 / 3) for s in SUBJECTS])
+    run(plan, opened, tmp_path / "baked.gguf")
+    with LlamaModel(build("linear", tmp_path, own_type=True)) as merged, LlamaModel(tmp_path / "baked.gguf") as baked:
+        for subject in SUBJECTS:
+            assert whole_nll(merged, subject) < whole_nll(baked, subject) + 0.01, subject
 
 
 def test_a_linear_merge_is_what_llama_cpp_computes_with_adapters(tmp_path: pathlib.Path) -> None:

@@ -1,0 +1,253 @@
+"""What rounding will leave of a tensor's change, found out on a sample of its rows before they are written.
+
+A merge changes the weights of a model: of its base, or where the method has none, of the model that the result is
+closest to. Written on the grid on which that model's weights lie already, a change of less than half a step is lost.
+So where a recipe leaves the rounding open, the sample is rounded to the nearest, and if less than 85 % of its
+change is left, the tensor is rounded stochastically (`engine.rounding`). `docs/lora.md` has the measurements behind
+this rule.
+
+The sample is a few runs of neighbouring rows, the same for every chunk size and number of threads. They are encoded as
+the whole tensor will be, so the figures are those of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufmerge.engine.encode import TensorEncoder, squares
+from ggufmerge.engine.plan import PlannedTensor, Rounding
+from ggufmerge.engine.survival import Survival
+from ggufmerge.kernels import kernel
+from ggufmerge.quants import codec
+from ggufmerge.types import TensorType
+
+_RUN = 2048  # values of a run, as whole rows
+_VALUES_PER_RUN = 1 << 19  # of the tensor, where the first of them are clear
+_MAX_RUNS = 8
+_GROUP = 32  # values of a block, for the statistics
+_LOST = 0.85  # share of the change; where the nearest leaves less, chance is better
+_GOOD = 0.95, 0.8  # share and noise; where neither is worse, no other type is tried
+WIDER = ("Q6_K", "Q8_0")  # file types to propose
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A run of rows as the merge makes them, float32 [k, n].
+
+    start: the number of the first in the tensor.
+    references: the same rows, without adapters, of the inputs that `rows` may be a change of, by the input's number.
+    stored: as in `TensorEncoder.encode`.
+    """
+
+    start: int
+    rows: Floats
+    references: Mapping[int, Floats]
+    stored: Sequence[tuple[Floats, NDArray[np.uint8]]] = ()
+
+    def copy(self) -> Sample:
+        """The same in arrays of its own instead of a thread's scratch."""
+        bases = {i: base.copy() for i, base in self.references.items()}
+        return Sample(self.start, self.rows.copy(), bases, [(values.copy(), raw) for values, raw in self.stored])
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a survey says of a tensor, or of one expert.
+
+    rounding: how it is to be rounded.  reference: the number of the input whose change it is.
+    survival: of the change, scaled up to the whole.  wider: the same in other file types, where a wider one would help.
+    """
+
+    rounding: Rounding
+    reference: int
+    survival: Survival
+    wider: Mapping[str, Survival] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Finding:
+        """What `dataclasses.asdict` made of one."""
+        wider = {name: Survival(**sums) for name, sums in data["wider"].items()}
+        return cls(data["rounding"], data["reference"], Survival(**data["survival"]), wider)
+
+
+def sample_runs(rows: int, n: int, matrix: int) -> list[tuple[int, int]]:
+    """Rows [start, stop) of the runs of the largest sample, those to begin with first.
+
+    None crosses the end of a matrix, which has `matrix` rows; the runs are spread evenly, and so are the first of them.
+    """
+    length = min(matrix, -(-_RUN // max(1, n)))
+    if not rows or not length:
+        return []
+    starts = []
+    for k in (4, 1, 6, 2, 0, 7, 5, 3):  # of _MAX_RUNS parts
+        row = (2 * k + 1) * rows // (2 * _MAX_RUNS)
+        first = row - row % matrix
+        starts.append(min(max(first, row - length // 2), first + matrix - length))
+    return [(start, start + length) for start in dict.fromkeys(starts)]
+
+
+def survey(
+    tensor: PlannedTensor,
+    encoder: TensorEncoder,
+    values: int,
+    samples: Iterable[Sample],
+    stored_types: Mapping[int, TensorType],
+    wider: Callable[[], Mapping[str, TensorType]],
+) -> Finding:
+    """Round a sample of a tensor and decide how the whole, of `values` values, is rounded.
+
+    samples: runs of rows, of which only as many are made as the decision needs; at least one.
+    stored_types: of the inputs that are references.  wider: the tensor's type in wider file types, by their names.
+    """
+    enough = max(1, min(_MAX_RUNS, values // _VALUES_PER_RUN))
+    trial = _Trial(tensor, encoder, stored_types)
+    rounding: Rounding = "nearest"
+    sums = _Sums()
+    for sample in samples:
+        trial.add(sample)
+        if len(trial.samples) >= enough:
+            rounding = tensor.rounding if tensor.rounding != "auto" and trial.keeps_type else "nearest"
+            sums = trial.of(tensor.type, rounding)
+            if tensor.rounding != "auto" or not trial.keeps_type or sums.is_clear:
+                break
+    survival = sums.survival(values)
+    if tensor.rounding == "auto" and trial.keeps_type and sums.even < _LOST and survival.energy:
+        rounding = "stochastic"
+        survival = trial.of(tensor.type, rounding).survival(values)
+    tried = {}
+    if survival.share < _GOOD[0] or survival.noise > _GOOD[1]:
+        known = {tensor.type: survival}
+        for name, kind in wider().items():
+            if kind not in known:
+                known[kind] = trial.of(kind, "nearest").survival(values)
+            tried[name] = known[kind]
+    return Finding(rounding, trial.reference, survival, tried)
+
+
+class _Sums:
+    """What writing a sample did, block by block: float64 [6, blocks] as `_block_sums` makes them."""
+
+    def __init__(self, blocks: NDArray[np.float64] | None = None) -> None:
+        self._blocks = np.zeros((6, 0)) if blocks is None else blocks
+        kept, energy, size = self._blocks[[0, 1, 4]]
+        # in units of the blocks' own size, so that a few blocks of large weights do not decide
+        scale = np.where(size == 0, 1, size)
+        self.even, self._doubt = _ratio(kept / scale, energy / scale)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether more of the sample would hardly tell another story."""
+        return abs(self.even - _LOST) > 2 * self._doubt
+
+    def survival(self, values: int) -> Survival:
+        """Scaled up to so many values."""
+        kept, energy, error, plain, _, count = self._blocks
+        if not count.size:
+            return Survival(0.0, 0.0)
+        scale = values / float(count.sum())
+        share, _ = _ratio(kept, energy)
+        k, e, r, p = (float(x.sum()) * scale for x in (kept, energy, error, plain))
+        return Survival(k, e, r, p, scale * scale * float(np.square(kept - share * energy).sum()))
+
+
+class _Trial:
+    """Writes a growing sample in types.
+
+    reference: the number of the input that the first rows differ least from.
+    keeps_type: whether the tensor has the type in which that is stored.
+    """
+
+    def __init__(self, tensor: PlannedTensor, encoder: TensorEncoder, stored_types: Mapping[int, TensorType]) -> None:
+        self._tensor, self._encoder, self._types = tensor, encoder, stored_types
+        self.samples: list[Sample] = []
+        self.reference, self.keeps_type = 0, False
+
+    def add(self, sample: Sample) -> None:
+        """The next run of rows."""
+        if not self.samples:
+            self.reference = _closest(sample)
+            self.keeps_type = self._types[self.reference] == self._tensor.type
+        self.samples.append(sample)
+
+    def of(self, kind: TensorType, rounding: Rounding) -> _Sums:
+        """What is left of the change when the sample is written in a type."""
+        same = kind == self._types[self.reference]
+        parts = []
+        for s in self.samples:
+            base = s.references[self.reference]
+            back = self._written(s, s.rows, kind, rounding)
+            plain = base if same else self._written(s, base, kind, "nearest")
+            group = _GROUP if base.shape[1] % _GROUP == 0 else base.shape[1]
+            parts.append(
+                _block_sums(
+                    base.reshape(-1, group),
+                    s.rows.reshape(-1, group),
+                    back.reshape(-1, group),
+                    plain.reshape(-1, group),
+                )
+            )
+        return _Sums(np.concatenate(parts, axis=1))
+
+    def _written(self, s: Sample, rows: Floats, kind: TensorType, rounding: Rounding) -> Floats:
+        """Rows as they are read back from the tensor's own type, or from another one without an importance matrix."""
+        tensor = self._tensor
+        if kind == tensor.type:
+            base = s.references[self.reference]
+            return self._encoder.read_back(s.start, rows, base=base, stored=s.stored, rounding=rounding)
+        scaled = rows + np.float32(tensor.offset) if tensor.offset else rows
+        raw = np.empty((len(rows), kind.row_bytes(tensor.n)), np.uint8)
+        back = np.empty_like(rows)
+        codec(kind).encode(scaled, raw, None)
+        codec(kind).dequantize(raw, back)
+        return back - np.float32(tensor.offset) if tensor.offset else back
+
+
+def _closest(sample: Sample) -> int:
+    """The number of the reference that the rows differ least from."""
+    candidates = sample.references
+    if len(candidates) == 1:
+        return next(iter(candidates))
+    return min(candidates, key=lambda i: squares(sample.rows, candidates[i])[0])
+
+
+def _ratio(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> tuple[float, float]:
+    """The ratio of two sums over blocks, and its standard error; 1 and 0 for sums of nothing."""
+    total = float(bottom.sum())
+    if not total:
+        return 1.0, 0.0
+    ratio = float(top.sum()) / total
+    return ratio, float(np.sqrt(np.square(top - ratio * bottom).sum())) / total
+
+
+def warm_up(rows: Floats) -> None:
+    """Compile (or load from numba's cache) what a survey computes with."""
+    squares(rows, rows)
+    _block_sums(rows, rows, rows, rows)
+
+
+@kernel
+def _block_sums(base, rows, back, plain):  # type: ignore[no-untyped-def]
+    """float64 [6, blocks]: of each row the sums of (back - base) * change, change^2, (back - rows)^2, (plain - base)^2
+    and base^2, where change = rows - base, and the number of its values. All arguments are float32 [blocks, values].
+    """
+    sums = np.zeros((6, rows.shape[0]))
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            old = np.float64(base[i, j])
+            new = np.float64(rows[i, j])
+            found = np.float64(back[i, j])
+            bare = np.float64(plain[i, j])
+            sums[0, i] += (found - old) * (new - old)
+            sums[1, i] += (new - old) * (new - old)
+            sums[2, i] += (found - new) * (found - new)
+            sums[3, i] += (bare - old) * (bare - old)
+            sums[4, i] += old * old
+        sums[5, i] = rows.shape[1]
+    return sums
