@@ -39,7 +39,8 @@ class ArceeFusion(Method):
             return out
 
         def append(so_far: list[NDArray[np.float64]], rows: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-            return [*so_far, rows]
+            so_far.append(rows)
+            return so_far
 
         divergence = np.concatenate((yield Pass(divergences, append, [])) or [np.empty(0)])
 

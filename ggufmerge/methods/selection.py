@@ -140,10 +140,10 @@ def _collect(scores: Scores, searches: list[_Search]) -> Pass:
         return found
 
     def join(so_far: Any, partial: Any) -> Any:
-        return [
-            (places + more_places, values + more_values)
-            for (places, values), (more_places, more_values) in zip(so_far, partial, strict=True)
-        ]
+        for (places, values), (more_places, more_values) in zip(so_far, partial, strict=True):
+            places += more_places
+            values += more_values
+        return so_far
 
     return Pass(matches, join, [([], []) for _ in searches])
 
