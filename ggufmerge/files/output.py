@@ -112,7 +112,7 @@ class Output:
         if self.decision.undo:
             unpublish(self.files, self._given())
         if self.decision.move is Move.START:
-            if self.record.state is State.PUBLISHED and not self.decision.reason:
+            if self.record.state in (State.SEALED, State.PUBLISHED) and not self.decision.reason:
                 self._remove_stages()  # that build was complete but for the removal of these and of its journal
                 self._empty()
             self._check_free()
