@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -77,20 +78,21 @@ class Finding:
         return cls(data["rounding"], data["reference"], Survival(**data["survival"]), wider)
 
 
-def sample_runs(rows: int, n: int, matrix: int) -> list[tuple[int, int]]:
+@lru_cache(1024)
+def sample_runs(rows: int, n: int, matrix: int) -> tuple[tuple[int, int], ...]:
     """Rows [start, stop) of the runs of the largest sample, those to begin with first.
 
     None crosses the end of a matrix, which has `matrix` rows; the runs are spread evenly, and so are the first of them.
     """
     length = min(matrix, -(-_RUN // max(1, n)))
     if not rows or not length:
-        return []
+        return ()
     starts = []
     for k in (4, 1, 6, 2, 0, 7, 5, 3):  # of _MAX_RUNS parts
         row = (2 * k + 1) * rows // (2 * _MAX_RUNS)
         first = row - row % matrix
         starts.append(min(max(first, row - length // 2), first + matrix - length))
-    return [(start, start + length) for start in dict.fromkeys(starts)]
+    return tuple((start, start + length) for start in dict.fromkeys(starts))
 
 
 def survey(
@@ -122,11 +124,11 @@ def survey(
         rounding = "stochastic"
         survival = trial.of(tensor.type, rounding).survival(values)
     tried = {}
-    if survival.share < _GOOD[0] or survival.noise > _GOOD[1]:
+    if survival.share + 2 * survival.uncertainty < _GOOD[0] or survival.noise > _GOOD[1]:
         known = {tensor.type: survival}
         for name, kind in wider().items():
             if kind not in known:
-                known[kind] = trial.of(kind, "nearest").survival(values)
+                known[kind] = trial.of(kind, "nearest", enough).survival(values)
             tried[name] = known[kind]
     return Finding(rounding, trial.reference, survival, tried)
 
@@ -167,6 +169,7 @@ class _Trial:
     def __init__(self, tensor: PlannedTensor, encoder: TensorEncoder, stored_types: Mapping[int, TensorType]) -> None:
         self._tensor, self._encoder, self._types = tensor, encoder, stored_types
         self.samples: list[Sample] = []
+        self._parts: dict[tuple[TensorType, Rounding], list[NDArray[np.float64]]] = {}
         self.reference, self.keeps_type = 0, False
 
     def add(self, sample: Sample) -> None:
@@ -176,24 +179,19 @@ class _Trial:
             self.keeps_type = self._types[self.reference] == self._tensor.type
         self.samples.append(sample)
 
-    def of(self, kind: TensorType, rounding: Rounding) -> _Sums:
-        """What is left of the change when the sample is written in a type."""
-        same = kind == self._types[self.reference]
-        parts = []
-        for s in self.samples:
-            base = s.references[self.reference]
-            back = self._written(s, s.rows, kind, rounding)
-            plain = base if same else self._written(s, base, kind, "nearest")
-            group = _GROUP if base.shape[1] % _GROUP == 0 else base.shape[1]
-            parts.append(
-                _block_sums(
-                    base.reshape(-1, group),
-                    s.rows.reshape(-1, group),
-                    back.reshape(-1, group),
-                    plain.reshape(-1, group),
-                )
-            )
+    def of(self, kind: TensorType, rounding: Rounding, limit: int | None = None) -> _Sums:
+        """What is left of the change when the sample, or its first `limit` runs, are written in a type."""
+        parts = self._parts.setdefault((kind, rounding), [])
+        parts += [self._blocks(s, kind, rounding) for s in self.samples[len(parts) : limit]]
         return _Sums(np.concatenate(parts, axis=1))
+
+    def _blocks(self, s: Sample, kind: TensorType, rounding: Rounding) -> NDArray[np.float64]:
+        base = s.references[self.reference]
+        back = self._written(s, s.rows, kind, rounding)
+        plain = base if kind == self._types[self.reference] else self._written(s, base, kind, "nearest")
+        group = _GROUP if base.shape[1] % _GROUP == 0 else base.shape[1]
+        sums: NDArray[np.float64] = _block_sums(*(x.reshape(-1, group) for x in (base, s.rows, back, plain)))
+        return sums
 
     def _written(self, s: Sample, rows: Floats, kind: TensorType, rounding: Rounding) -> Floats:
         """Rows as they are read back from the tensor's own type, or from another one without an importance matrix."""

@@ -90,7 +90,11 @@ def json_schema() -> dict[str, Any]:
             **_list(_object({"model": model, "tensors": _list({"type": "string"})}, ["model", "tensors"])),
             "description": "Tensors taken from a model as they are. Not in mergekit.",
         },
-        "seed": {"type": "integer", "minimum": 0, "description": "Seed of random masks. Not in mergekit."},
+        "seed": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "Seed of masks and stochastic rounding. Not in mergekit.",
+        },
         "metadata": {"type": "object", "description": "Keys of the result's metadata. Not in mergekit."},
     }
     properties |= {key: {"deprecated": True, "description": reason} for key, reason in INERT.items()}

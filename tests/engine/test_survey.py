@@ -263,4 +263,4 @@ def test_samples_are_whole_rows_of_one_matrix(shape: tuple[int, int, int]) -> No
     for start, stop in runs:
         assert 0 <= start < stop <= rows
         assert start // matrix == (stop - 1) // matrix
-    assert sample_runs(0, n, 0) == []
+    assert sample_runs(0, n, 0) == ()
