@@ -34,6 +34,7 @@ class Case:
     origins: the valid files that inputs were made from.
     interrupt: stop the command after that many tensors first, change what it left behind as `leftovers` says (a seed,
     0 for not at all), and then give the same command again.
+    refuse: the command must end with an error.
     same: the result must have the bytes that the command writes when nothing lies beside its output.
     """
 
@@ -43,6 +44,7 @@ class Case:
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
     interrupt: int = 0
     leftovers: int = 0
+    refuse: bool = False
     same: bool = False
     name: str = ""  # how to make it again: KIND/SEED/NUMBER
 
@@ -75,7 +77,7 @@ class Case:
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {"kind": self.kind, "name": self.name, "command": self.command}
-        for key in ("interrupt", "leftovers", "same"):
+        for key in ("interrupt", "leftovers", "refuse", "same"):
             if getattr(self, key):
                 out[key] = getattr(self, key)
         out["files"] = {path: _packed(data, self.origins.get(path)) for path, data in self.files.items()}
@@ -85,7 +87,7 @@ class Case:
     def from_json(cls, facts: dict[str, Any]) -> Case:
         """ValueError when a valid file that the case was made from has changed since."""
         case = cls(facts["kind"], list(facts["command"]), name=facts.get("name", ""))
-        for key in ("interrupt", "leftovers", "same"):
+        for key in ("interrupt", "leftovers", "refuse", "same"):
             setattr(case, key, facts.get(key, getattr(case, key)))
         for path, entry in facts["files"].items():
             case.files[path] = _unpacked(path, entry)

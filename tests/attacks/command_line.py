@@ -9,7 +9,6 @@ import inspect
 import random
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -58,7 +57,9 @@ def _commands(app: typer.Typer, words: tuple[str, ...]) -> Iterator[Command]:
 def _value(parameter: inspect.Parameter) -> Value:
     kind, *extras = typing.get_args(parameter.annotation)
     info = next(e for e in extras if isinstance(e, (ArgumentInfo, OptionInfo)))
-    members = [t for t in typing.get_args(kind) if t is not type(None)] if type(None) in typing.get_args(kind) else [kind]
+    members = (
+        [t for t in typing.get_args(kind) if t is not type(None)] if type(None) in typing.get_args(kind) else [kind]
+    )
     many = typing.get_origin(members[0]) is list
     element = typing.get_args(members[0])[0] if many else members[0]
     flags: list[str] = []
@@ -85,7 +86,9 @@ def chance(rng: random.Random, files: dict[str, list[str]]) -> list[str]:
         elif value.required or rng.random() < 0.8:
             line += [_one(rng, value, files) for _ in range(rng.choice((1, 1, 2)) if value.many else 1)]
     if rng.random() < 0.1:
-        line.insert(rng.randrange(len(line) + 1), rng.choice(("--", "-", "--json", "-h", "--help", "-x", "", "--type=")))
+        line.insert(
+            rng.randrange(len(line) + 1), rng.choice(("--", "-", "--json", "-h", "--help", "-x", "", "--type="))
+        )
     if rng.random() < 0.05:
         line.pop(rng.randrange(len(line)))
     return line

@@ -75,7 +75,23 @@ _TEXTS: tuple[str | bytes, ...] = (
 )
 _WHOLE = (0, 1, 2, 3, 7, 8, 31, 32, 33, 63, 64, 127, 128, 255, 256, 300, 1000, 32767, 65535, 65536, 10**6)
 _EDGES = (2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1, 2**33, 2**53, 2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
-_FLOATS = (math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, 1e-38, 65504.0, 7e4, 1e9, 3e38, -3e38, 1e300, 0.5)
+_FLOATS = (
+    math.nan,
+    -math.nan,
+    math.inf,
+    -math.inf,
+    0.0,
+    -0.0,
+    1e-45,
+    1e-38,
+    65504.0,
+    7e4,
+    1e9,
+    3e38,
+    -3e38,
+    1e300,
+    0.5,
+)
 _F32_BITS = (0x7FC00000, 0xFFC00000, 0x7F800001, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0x00000001, 0x80000000, 0x4E6E6B28)
 _F16_BITS = (0x7E00, 0xFE00, 0x7C01, 0x7C00, 0xFC00, 0x7BFF, 0xFBFF, 0x0001, 0x8000)
 
@@ -419,6 +435,22 @@ def damage_data(rng: random.Random, file: Gguf) -> None:
     entry.data = bytes(data)
 
 
+def spoil(rng: random.Random, file: Gguf) -> bytes:
+    """Make one weight of a matrix, or a scale, NaN or infinite; returns the name of the tensor."""
+    matrices = [e for e in file.entries if len(e.ne) > 1 and not e.name.startswith(b"token_embd")]
+    entry = rng.choice(matrices)
+    kind = TensorType.from_id(entry.type)
+    if str(kind) == "F32":
+        at, number = 0, rng.choice((b"\0\0\xc0\x7f", b"\0\0\xc0\xff", b"\0\0\x80\x7f", b"\0\0\x80\xff"))
+    elif str(kind) == "BF16":
+        at, number = 0, rng.choice((b"\xc0\x7f", b"\xc0\xff", b"\x80\x7f", b"\x80\xff"))
+    else:
+        at, number = rng.choice(SCALES[str(kind)]), rng.choice((b"\0\x7e", b"\0\xfe", b"\0\x7c", b"\0\xfc"))
+    at += rng.randrange(Gguf.size_of(entry) // kind.block_bytes) * kind.block_bytes
+    entry.data = entry.data[:at] + number + entry.data[at + len(number) :]
+    return entry.name
+
+
 def _block_number(rng: random.Random, kind: str) -> tuple[int, bytes] | None:
     """Where in a block to put which special number."""
     if kind == "F32":
@@ -568,7 +600,8 @@ def damage_yaml_text(rng: random.Random, data: bytes) -> bytes:
     lines = data.split(b"\n")
     at = rng.randrange(len(lines) + 1)
     line = rng.choice((
-        b"\tx: 1", b"x: &a [*a]", b"x: *nothing", b"<<: {a: 1}", b"<<: [1]", b"? [a]\n: b", b"---", b"...", b"%YAML 9.9",
+        b"\tx: 1", b"x: &a [*a]", b"x: *nothing", b"<<: {a: 1}", b"<<: [1]", b"? [a]\n: b", b"---", b"...",
+        b"%YAML 9.9",
         b"x: !!python/object/apply:os.getcwd []", b"x: !!binary zz", b"x: 1:59:59:59", b"x: 0x" + b"f" * 5000,
         b"seed: " + b"9" * 5000, b"x: 2001-13-45", b"x: |", b"x: >-\n  a", b"x: {", b"x: ]", b"x: " + b"[" * 2000,
         b"a: &a [1,2,3,4,5,6,7,8,9]\nb: &b [*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b]\nd: [*c,*c,*c,*c,*c]",
@@ -576,6 +609,10 @@ def damage_yaml_text(rng: random.Random, data: bytes) -> bytes:
         b"x: .inf", b"x: 08", b"x: 1_0", b'x: "\\x1b[2J\\nerror: ' + MARK.encode() + b'"', b"? x", b": y", b"x: =",
         b"out_type: !!str 5", b"name: !!null", b"x: " + b"a" * 200_000,
     ))  # fmt: skip
+    if rng.random() < 0.03:  # a recipe may have 1 MiB
+        line = rng.choice(
+            (b"x: [" + b"a," * 400_000 + b"]", b"---\n" * 50_000, b"".join(b"k%d: 1\n" % i for i in range(60_000)))
+        )
     change = rng.randrange(6)
     if change <= 2:
         lines.insert(at, line)
@@ -625,14 +662,18 @@ def _damage_entry(rng: random.Random, file: Safetensors, name: str) -> None:
         entry["shape"] = rng.choice((entry["shape"][::-1], [], [0, 2**70], [1, *entry["shape"]], [2**32, 2**32]))
     elif change == 2:
         start, stop = entry["data_offsets"]
-        entry["data_offsets"] = rng.choice(([stop, start], [start, stop + 4], [-4, stop], [0, 2**64], [start, stop - 4]))
+        entry["data_offsets"] = rng.choice(
+            ([stop, start], [start, stop + 4], [-4, stop], [0, 2**64], [start, stop - 4])
+        )
     elif change == 3:
         entry["dtype"] = rng.choice(("F64", "F16", "BF16", "I8", "BOOL", "F8_E5M2", "x", word(rng)))
     elif change == 4:
         file.header[word(rng, name)] = file.header.pop(name)
     else:
         parts = name.split(".")
-        parts[rng.randrange(len(parts))] = rng.choice(("0", "1", "999999999999", "-1", "x", "lora_A", "weight", "q_proj"))
+        parts[rng.randrange(len(parts))] = rng.choice(
+            ("0", "1", "999999999999", "-1", "x", "lora_A", "weight", "q_proj")
+        )
         file.header[".".join(parts)] = file.header.pop(name)
 
 

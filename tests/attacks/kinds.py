@@ -210,9 +210,12 @@ USES = len(_USES)
 # Recipes ----------------------------------------------------------------------------------------------------------
 
 
-def recipe(rng: random.Random, base: str, models: list[str]) -> Tree:
-    """A valid recipe of some method for these models; all parameters may occur, in all forms."""
-    name = rng.choice(NAMES)
+def recipe(rng: random.Random, base: str, models: list[str], name: str = "", *, plain: bool = False) -> Tree:
+    """A valid recipe of some method for these models; all parameters may occur, in all forms.
+
+    plain: only what the method needs, so that every weight counts.
+    """
+    name = name or rng.choice(NAMES)
     found = method(name)
     chosen = models[: found.max_models] if found.base is not Base.MODEL else [*models, base][: found.max_models]
     tree: Tree = {"merge_method": name, "models": [{"model": m} for m in chosen]}
@@ -222,15 +225,18 @@ def recipe(rng: random.Random, base: str, models: list[str]) -> Tree:
             tree["models"] = [{"model": chosen[0]}]
     for parameter in found.parameters:
         required = not isinstance(parameter.default, (int, float, str, type(None)))
-        if not required and rng.random() < 0.5:
+        if not required and (plain or rng.random() < 0.5):
             continue
+        setting = (
+            (lambda r, p: r.choice((0.3, 0.45, 0.6)) if p.type is float else _value(rng, p)) if plain else _setting
+        )
         if parameter.scope == "model":
             for entry in tree["models"]:
-                entry.setdefault("parameters", {})[parameter.name] = _setting(rng, parameter)
+                entry.setdefault("parameters", {})[parameter.name] = setting(rng, parameter)
         else:
-            tree.setdefault("parameters", {})[parameter.name] = _setting(rng, parameter)
+            tree.setdefault("parameters", {})[parameter.name] = setting(rng, parameter)
     for key, extra in _EXTRAS.items():
-        if rng.random() < 0.06:
+        if not plain and rng.random() < 0.06:
             tree[key] = extra(rng, models)
     return tree
 
@@ -321,7 +327,7 @@ def header(rng: random.Random, case: Case) -> None:
 
 
 def _keys(rng: random.Random, case: Case, seed: int, number: int) -> None:
-    """Every key that the program looks at, with a value of every kind, in every use; each once before any comes again."""
+    """Every key that the program looks at, with every kind of value, in every use; each once before any comes again."""
     keys = damage.known_keys()
     total = len(keys) * damage.VALUE_KINDS * USES
     step = 7919 * 2 + 1  # no common factor with the total, so all are met
@@ -352,6 +358,37 @@ def model(rng: random.Random, case: Case) -> None:
     data = seeds.seed(origin) if rng.random() < 0.05 else damage.damage_gguf(rng, seeds.parsed(origin), where=where)
     case.add("x.gguf", origin, data)
     _use_model(rng, case, family)
+
+
+def spoilt(rng: random.Random, case: Case) -> None:
+    """One weight of a model is no finite number, and a command computes with it: that is an error."""
+    if rng.random() < 0.3:
+        family = f"wide-{rng.choice([t for t in seeds.WIDE_TYPES if t in damage.SCALES])}"
+        origin = f"{family}.gguf"
+    else:
+        family = rng.choice(("q4", "q8", "f16", "f32", "bpe", "moe"))
+        origin = f"{family}-a.gguf"
+    file = seeds.parsed(origin).copy()
+    name = damage.spoil(rng, file)
+    case.add("x.gguf", origin, bytes(file))
+    _beside(rng, case, family)
+    case.refuse = True
+    use = rng.randrange(10)
+    if use == 0:
+        kind = "F32" if family != "f32" else "Q8_0"
+        case.command = ["quantize", "x.gguf", "out.gguf", kind, "--pure"]
+    elif use == 1 and not name.startswith(b"output"):
+        pair = rng.choice((("x.gguf", "base.gguf"), ("b.gguf", "x.gguf")))
+        case.command = ["extract-lora", pair[0], "--base", pair[1], "-o", "out.gguf", "--rank", "2"]
+    else:
+        names = [n for n in NAMES if n != "passthrough"]
+        tree = recipe(rng, "base.gguf", ["x.gguf", "b.gguf"], rng.choice(names), plain=True)
+        if rng.random() < 0.3 and "base_model" in tree and family[:4] != "wide":
+            tree = json.loads(
+                json.dumps(tree).replace("base.gguf", "?").replace("x.gguf", "base.gguf").replace("?", "x.gguf")
+            )
+        _recipe_of(rng, case, tree)
+        case.command = ["build", "r.yaml", "-o", "out.gguf"]
 
 
 def adapter(rng: random.Random, case: Case) -> None:
@@ -518,7 +555,8 @@ def recipes(rng: random.Random, case: Case) -> None:
     damaged = tree
     if rng.random() < 0.85:
         words = (*_recipe_words(), "a.gguf", "b.gguf+lora.gguf=1e9", "blk.0.*", "([a-z0-9._]+)+!", "nan", "ollama:x",
-                 "hf:a/b/../c", "lmstudio:x", "~x/y", "general.architecture", "llama.block_count", "Q4_K_M")  # fmt: skip
+                 "hf:a/b/../c", "lmstudio:x", "~x/y", "general.architecture", "llama.block_count", "Q4_K_M",
+                 "a.gguf")  # fmt: skip
         damaged = damage.damage_tree(rng, tree, words)
     try:
         text = yaml.safe_dump(damaged, sort_keys=False, allow_unicode=rng.random() < 0.5).encode("utf-8", "replace")
@@ -562,7 +600,9 @@ def ollama(rng: random.Random, case: Case) -> None:
                       "sha256:" + "0" * 64, "sha256:../../x", "from")  # fmt: skip
     packed_config = json.dumps(config).encode()
     if part == 0:
-        packed_config = damage.damage_json(rng, config, ("renderer", "parser", "requires", "safetensors", "model_format"))
+        packed_config = damage.damage_json(
+            rng, config, ("renderer", "parser", "requires", "safetensors", "model_format")
+        )
     if part == 1:
         at = rng.randrange(1, len(layers))
         kind, content = layers[at]
@@ -595,7 +635,9 @@ def ollama(rng: random.Random, case: Case) -> None:
     else:
         models = ["ollama:tiny", "b.gguf"] if b"gpt2" not in layers[0][1] else ["ollama:tiny"]
         case.put("r.yaml", yaml.safe_dump({"merge_method": "linear", "models": _weighted(models)}))
-        place = rng.choice((["-o", "out.gguf"], ["--ollama", "mine"], ["-o", "out.gguf", "--ollama", "tiny", "--overwrite"]))
+        place = rng.choice(
+            (["-o", "out.gguf"], ["--ollama", "mine"], ["-o", "out.gguf", "--ollama", "tiny", "--overwrite"])
+        )
         case.command = ["build", "r.yaml", *place, *_some(rng, ["--json"])]
 
 
@@ -633,9 +675,17 @@ def leftovers(rng: random.Random, case: Case) -> None:
     """What an earlier build or a stranger left beside the output: the result is that of a clean folder, or an error."""
     case.add("a.gguf", "q4-a.gguf")
     case.add("b.gguf", "q4-b.gguf")
-    tree: Tree = {"merge_method": rng.choice(("linear", "slerp", "task_arithmetic")), "models": _weighted(["a.gguf", "b.gguf"])}
+    tree: Tree = {
+        "merge_method": rng.choice(("linear", "slerp", "task_arithmetic")),
+        "models": _weighted(["a.gguf", "b.gguf"]),
+    }
     if tree["merge_method"] == "slerp":
-        tree = {"merge_method": "slerp", "base_model": "a.gguf", "models": [{"model": "b.gguf"}], "parameters": {"t": 0.5}}
+        tree = {
+            "merge_method": "slerp",
+            "base_model": "a.gguf",
+            "models": [{"model": "b.gguf"}],
+            "parameters": {"t": 0.5},
+        }
     if tree["merge_method"] == "task_arithmetic":
         tree = {"merge_method": "task_arithmetic", "base_model": "a.gguf", "models": _weighted(["b.gguf"])}
     text = yaml.safe_dump(tree)
@@ -643,7 +693,13 @@ def leftovers(rng: random.Random, case: Case) -> None:
         text = yaml.safe_dump({**tree, "name": "first"}) + "---\n"
         text += yaml.safe_dump({"merge_method": "linear", "models": _weighted(["first", "b.gguf"])})
     case.put("r.yaml", text)
-    case.command = ["build", "r.yaml", "-o", "out.gguf", *_some(rng, ["--overwrite"], ["--split-max-tensors", "9"], odds=0.2)]
+    case.command = [
+        "build",
+        "r.yaml",
+        "-o",
+        "out.gguf",
+        *_some(rng, ["--overwrite"], ["--split-max-tensors", "9"], odds=0.2),
+    ]
     case.same = True
     if rng.random() < 0.6:
         case.interrupt = rng.randrange(1, 20)
@@ -668,7 +724,12 @@ def leftovers(rng: random.Random, case: Case) -> None:
 
 def commands(rng: random.Random, case: Case) -> None:
     """Any command with any options."""
-    for path, origin in (("a.gguf", "q4-a.gguf"), ("b.gguf", "q4-b.gguf"), ("lora.gguf", "lora.gguf"), ("m.dat", "imatrix.dat")):
+    for path, origin in (
+        ("a.gguf", "q4-a.gguf"),
+        ("b.gguf", "q4-b.gguf"),
+        ("lora.gguf", "lora.gguf"),
+        ("m.dat", "imatrix.dat"),
+    ):
         case.add(path, origin)
     case.add("peft/adapter_config.json", "adapter_config.json")
     case.add("peft/adapter_model.safetensors", "adapter_model.safetensors")
@@ -678,7 +739,19 @@ def commands(rng: random.Random, case: Case) -> None:
     case.put("folder", Special("folder"))
     case.put("loop", Special("link", "loop"))
     case.put("nowhere.gguf", Special("link", "gone.gguf"))
-    other = ["folder", "loop", "nowhere.gguf", "gone.gguf", "text.txt", "r.yaml", "a.gguf", "-", "", "~nobody/x", "hf:a/b"]
+    other = [
+        "folder",
+        "loop",
+        "nowhere.gguf",
+        "gone.gguf",
+        "text.txt",
+        "r.yaml",
+        "a.gguf",
+        "-",
+        "",
+        "~nobody/x",
+        "hf:a/b",
+    ]
     if hasattr(os, "mkfifo"):
         other.append(case.put("pipe", Special("pipe")))
     if rng.random() < 0.1:
@@ -712,6 +785,7 @@ KINDS: dict[str, Callable[[random.Random, Case], None]] = {
     "header": header,
     "keys": model,  # made by `make`, which knows the number
     "model": model,
+    "spoilt": spoilt,
     "adapter": adapter,
     "peft": peft,
     "checkpoint": checkpoint,
@@ -724,6 +798,6 @@ KINDS: dict[str, Callable[[random.Random, Case], None]] = {
     "command": commands,
 }
 SHARES = {  # how often a kind comes when all are hunted
-    "header": 30, "keys": 8, "model": 20, "adapter": 6, "peft": 8, "checkpoint": 6, "imatrix": 4, "shards": 4,
-    "recipe": 10, "ollama": 4, "tokenizer": 3, "leftovers": 3, "command": 6,
+    "header": 30, "keys": 8, "model": 20, "spoilt": 4, "adapter": 6, "peft": 8, "checkpoint": 6, "imatrix": 4,
+    "shards": 4, "recipe": 10, "ollama": 4, "tokenizer": 3, "leftovers": 3, "command": 6,
 }  # fmt: skip

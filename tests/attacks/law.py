@@ -5,9 +5,10 @@
 2. It takes less than `SECONDS` and `MEGABYTES`. Hangs and crashes are seen by the process that watches; see `hunt.py`.
 3. After a refusal nothing is left behind: no output, no partial file, no journal. Inputs are never changed.
 4. What it writes llama.cpp accepts, and loads if it loads the inputs; weights that it computed are finite numbers.
-5. What the library opens llama.cpp opens, and the other way round, but for two things that llama.cpp's model loader looks
-   at, not its reader of headers: tensors past the end of the file, and shards, of which the library opens all or none.
-6. With `--json` the output is JSON, without NaN and infinity, which JSON does not have.
+5. What the library opens llama.cpp opens, and the other way round, but for two things that llama.cpp's model loader
+   looks at, not its reader of headers: tensors past the end of the file, and shards, of which the library opens all or none.
+6. Weights of an input that are no finite numbers are an error of a command that computes with them.
+7. With `--json` the output is JSON, without NaN and infinity, which JSON does not have.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import os
 import random
 import re
 import shutil
+import stat
 import sys
 import traceback
 import warnings
@@ -91,13 +93,15 @@ def keep(case: Case, folder: Path, judge: Judge | None) -> Outcome:
     outcome.faults += raised if raised is not None else list(_talk(case, outcome))
     after = _snapshot(folder)
     outcome.faults += _files(case, before, after, outcome)
-    if outcome.code == 0 and raised is None:
+    if case.refuse and outcome.code == 0:
+        outcome.faults.append(Fault("NaN or infinity passed over", _method_of(case), outcome.out[-1000:]))
+    elif outcome.code == 0 and raised is None:
         new = [path for path in after if path not in before or after[path] != before[path]]
         outcome.built = bool(new)
         outcome.faults += _outputs(case, folder, new, outcome, judge)
-        if wanted is not None and (folder / "out.gguf").is_file():
-            if (folder / "out.gguf").read_bytes() != wanted:
-                outcome.faults.append(Fault("other bytes than in a clean folder", "build"))
+        written = folder / "out.gguf"
+        if wanted is not None and written.is_file() and written.read_bytes() != wanted:
+            outcome.faults.append(Fault("other bytes than in a clean folder", "build"))
     return outcome
 
 
@@ -239,7 +243,9 @@ def _open(path: Path, judge: Judge | None) -> Outcome:
         verdict = judge.accepts(path)
         if (verdict == "yes") != (not refusal):
             ours = f"refused: {refusal}" if refusal else "accepted"
-            outcome.faults.append(Fault("llama.cpp thinks otherwise", "files/reader.py", f"llama.cpp {verdict}; {ours}"))
+            outcome.faults.append(
+                Fault("llama.cpp thinks otherwise", "files/reader.py", f"llama.cpp {verdict}; {ours}")
+            )
     return outcome
 
 
@@ -260,9 +266,8 @@ def _talk(case: Case, outcome: Outcome) -> Iterator[Fault]:
         if not line.startswith(("error: ", "warning: ")) and not _OTHER_LINES.match(line):
             yield Fault("strange line on standard error", where, outcome.err[-2000:])
             break
-    if outcome.code == 1 and not any(line.startswith("error: ") for line in errors):
-        if case.command[0] != "eval" and not outcome.err:
-            yield Fault("no error message", where, outcome.err[-2000:])
+    if outcome.code == 1 and not errors:
+        yield Fault("no error message", where, outcome.out[-2000:])
     if "--json" in case.command and outcome.code == 0 and "--help" not in case.command and "-h" not in case.command:
         try:
             json.loads(outcome.out, parse_constant=_no_constant)
@@ -292,14 +297,19 @@ def _snapshot(folder: Path) -> dict[str, Any]:
         for name in [*names, *(f for f in folders if (at / f).is_symlink())]:
             place = at / name
             path = place.relative_to(folder).as_posix()
-            stat = place.lstat()
+            facts = place.lstat()
             if place.is_symlink():
-                found[path] = ("link", os.readlink(place))
-            elif place.is_file() and stat.st_size < 1 << 22:
+                found[path] = ("link", str(place.readlink()))
+            elif place.is_file() and facts.st_size < 1 << 22:
                 found[path] = place.read_bytes()
             else:
-                found[path] = (stat.st_mode, stat.st_size, stat.st_mtime_ns if place.is_file() else 0)
+                found[path] = (facts.st_mode, facts.st_size, facts.st_mtime_ns if place.is_file() else 0)
     return found
+
+
+def _is_special(content: Any) -> bool:
+    """Whether what was seen was a pipe or the like, which nobody means to replace."""
+    return isinstance(content, tuple) and content[0] != "link" and not stat.S_ISREG(content[0])
 
 
 def _files(case: Case, before: dict[str, Any], after: dict[str, Any], outcome: Outcome) -> Iterator[Fault]:
@@ -309,7 +319,7 @@ def _files(case: Case, before: dict[str, Any], after: dict[str, Any], outcome: O
     for path, content in before.items():
         if path in after and after[path] == content:
             continue
-        if path in replaced and case.command.count(path) == 1:
+        if path in replaced and case.command.count(path) == 1 and not _is_special(content):
             continue
         if _HIDDEN.search(path):
             continue  # a name of the program's own: it may take up or clear away what is there
@@ -353,11 +363,19 @@ def _outputs(case: Case, folder: Path, new: list[str], outcome: Outcome, judge: 
         verdict = judge.accepts(place)
         if verdict != "yes":
             yield Fault(f"llama.cpp: {verdict} to the header of the output", where, path)
-        elif kind == "model" and architecture == "llama" and _is_whole(case) and random.Random(case.name).random() < 0.5:
+        elif (
+            kind == "model" and architecture == "llama" and _is_whole(case) and random.Random(case.name).random() < 0.5
+        ):
             outcome.compared += 1
             verdict = judge.loads(place)
             if verdict != "yes" and _inputs_load(case, folder, judge):
                 yield Fault(f"llama.cpp: {verdict} to loading the output", where, path)
+
+
+def _method_of(case: Case) -> str:
+    recipe = case.files.get("r.yaml", b"")
+    found = re.search(rb"merge_method: (\w+)", recipe) if isinstance(recipe, bytes) else None
+    return found[1].decode() if found else case.command[0]
 
 
 def _is_whole(case: Case) -> bool:
@@ -400,9 +418,8 @@ def _modelfile(path: Path) -> Fault | None:
         commands = read_modelfile(path.read_text(encoding="utf-8"))
     except (AssertionError, ValueError) as error:
         return Fault("no Modelfile", "", str(error))
-    models = [value for name, value in commands if name == "model"]
-    if len(models) > 1 and not all(re.search(r"-\d{5}-of-\d{5}\.gguf$", model) for model in models):
-        return Fault("several models in the Modelfile", "", repr(commands)[:1000])
+    if gone := [value for name, value in commands if name == "model" and not (path.parent / value).is_file()]:
+        return Fault("a model in the Modelfile that is not there", "", repr(gone)[:1000])
     if any(value.startswith(damage.MARK) for _, value in commands):
         return Fault("instruction injected into the Modelfile", "", repr(commands)[:1000])
     return None

@@ -165,7 +165,11 @@ def _safetensors(tensors: dict[str, np.ndarray], dtype: str = "F32") -> bytes:
         stored = values.astype("<f4").tobytes()
         if dtype == "BF16":
             stored = (values.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
-        header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": [len(data), len(data) + len(stored)]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(values.shape),
+            "data_offsets": [len(data), len(data) + len(stored)],
+        }
         data += stored
     return Safetensors(header, data).pack()
 
@@ -264,5 +268,5 @@ _MAKERS: dict[str, Callable[[str], bytes]] = {
     "model.safetensors": _checkpoint_weights,
     "config.json": lambda _: json.dumps(CONFIG).encode(),
     **{f"wide-{kind}.gguf": _wide for kind in WIDE_TYPES},
-    **{name: _model for name in MODELS},
+    **dict.fromkeys(MODELS, _model),
 }

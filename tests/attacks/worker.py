@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import faulthandler
+import functools
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import typer.main
 
 SPARE = 2 << 30  # bytes of addresses that a case may take
 
@@ -35,6 +38,8 @@ def main() -> None:
     from tests.attacks.judge import Judge
     from tests.attacks.law import keep
 
+    # typer builds all commands anew for each command line, which takes longer than most cases
+    typer.main.get_command = functools.cache(typer.main.get_command)
     shared = Path("/dev/shm")  # memory, where there is such a folder
     parent = Path(tempfile.mkdtemp(prefix="ggufmerge-fuzz-", dir=shared if os.access(shared, os.W_OK) else None))
     judge = Judge()
@@ -44,12 +49,12 @@ def main() -> None:
             _warm_up(parent)
             _limit_memory()
             answers.write("ready\n")
-            for line in sys.stdin:
+            for number, line in enumerate(sys.stdin):
                 task = json.loads(line)
                 started = time.monotonic()
                 faulthandler.dump_traceback_later(task["seconds"], exit=True, file=places)
                 case = Case.load(Path(task["file"])) if "file" in task else kinds.make(**_numbers(task))
-                folder = parent / "case"
+                folder = parent / f"case{number}"
                 folder.mkdir()
                 try:
                     outcome = keep(case, folder, judge if task.get("judge", True) else None)
