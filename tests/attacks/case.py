@@ -116,7 +116,7 @@ def _packed(data: bytes | Special, origin: str | None) -> dict[str, Any]:
     old = seeds.seed(origin)
     if data == old:
         return {"seed": origin, "crc32": zlib.crc32(data)}
-    changes = [{"at": at, "remove": removed, **_content(new)} for at, removed, new in _changes(old, data)]
+    changes = [{"at": at, "remove": removed, **_content(new)} for at, removed, new in differences(old, data)]
     made = {"seed": origin, "crc32": zlib.crc32(data), "changes": changes}
     return min((made, whole), key=lambda entry: len(json.dumps(entry)))
 
@@ -149,8 +149,8 @@ def _from_content(entry: dict[str, str]) -> bytes:
     return entry["text"].encode() if "text" in entry else zlib.decompress(base64.b64decode(entry["zlib"]))
 
 
-def _changes(old: bytes, new: bytes) -> list[tuple[int, int, bytes]]:
-    """(place, bytes to take out, bytes to put in), from first to last."""
+def differences(old: bytes, new: bytes) -> list[tuple[int, int, bytes]]:
+    """How to make new of old: (place, bytes to take out, bytes to put in), from first to last."""
     start = _common(old, new)
     limit = min(len(old), len(new)) - start
     end = _common(old[len(old) - limit :][::-1], new[len(new) - limit :][::-1])

@@ -446,7 +446,7 @@ def spoil(rng: random.Random, file: Gguf) -> bytes:
         at, number = 0, rng.choice((b"\xc0\x7f", b"\xc0\xff", b"\x80\x7f", b"\x80\xff"))
     else:
         at, number = rng.choice(SCALES[str(kind)]), rng.choice((b"\0\x7e", b"\0\xfe", b"\0\x7c", b"\0\xfc"))
-    at += rng.randrange(Gguf.size_of(entry) // kind.block_bytes) * kind.block_bytes
+    at += rng.randrange((Gguf.size_of(entry) or 0) // kind.block_bytes) * kind.block_bytes
     entry.data = entry.data[:at] + number + entry.data[at + len(number) :]
     return entry.name
 
@@ -518,7 +518,7 @@ def leaf(rng: random.Random, old: Any = None) -> Any:
         near += [word(rng, old)] * 4
     if isinstance(old, (int, float)) and not isinstance(old, bool):
         near += [-old, str(old), old * 2, old + 1, 0, 10**400]
-    values = (
+    values: tuple[Any, ...] = (
         None, True, False, "", 0, -1, 1.5, [], {}, [None], [[]], {"": None}, word(rng), whole(rng), real(rng),
         [word(rng), whole(rng)], {word(rng): whole(rng)}, 10**400, -(10**25), [old], [old, old], {"x": old}, str(old),
     )  # fmt: skip

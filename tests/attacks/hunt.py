@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -17,12 +18,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.attacks import kinds
-from tests.attacks.case import OPEN, Case
+from tests.attacks.case import OPEN, Case, differences
 from tests.attacks.law import SECONDS, Fault
+from tests.attacks.seeds import seed
 
 _COMPILING = 240.0  # seconds; the first use of a kernel compiles it
 _KEPT = 5  # cases that are saved of one sort of fault
@@ -115,17 +118,17 @@ def hunt(
 
 
 def tasks(
-    chosen: Sequence[str], seed: int, *, cases: int | None = None, seconds: float | None = None
+    chosen: Sequence[str], start: int, *, cases: int | None = None, seconds: float | None = None
 ) -> Iterator[Task]:
     """Cases of these kinds, in their shares: `cases` of them, or for some seconds, or without end."""
     numbers: dict[str, int] = collections.defaultdict(int)
-    rng = random.Random(seed)
+    rng = random.Random(start)
     shares = [kinds.SHARES[kind] for kind in chosen]
     end = None if seconds is None else time.monotonic() + seconds
     done = 0
     while (cases is None or done < cases) and (end is None or time.monotonic() < end):
         [kind] = rng.choices(chosen, shares)
-        yield {"kind": kind, "seed": seed, "number": numbers[kind]}
+        yield {"kind": kind, "seed": start, "number": numbers[kind]}
         numbers[kind] += 1
         done += 1
 
@@ -285,58 +288,59 @@ def _keep(worker: Worker, task: Task, result: Result, folder: Path | None, summa
 
 def shrink(worker: Worker, path: Path, signature: str) -> None:
     """Leave out of a case file what is not needed to break the law in the same way."""
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    trial = path.with_suffix(".trial")
-
-    def still(changed: dict[str, Any]) -> bool:
-        trial.write_text(json.dumps(changed), encoding="utf-8")
-        try:
-            Case.load(trial)
-        except ValueError:
-            return False
-        return any(f.signature == signature for f in worker.run({"file": str(trial)}).faults)
-
+    case, trial = Case.load(path), path.with_suffix(".trial")
+    note = json.loads(path.read_text(encoding="utf-8")).get("note", "")
     for _ in range(2):
-        for smaller in list(_smaller(facts)):
-            changed = json.loads(json.dumps(facts))
-            smaller(changed)
-            _seal(changed)
-            if changed != facts and still(changed):
-                facts = changed
+        for change in _changes(case):
+            smaller = change(copy.deepcopy(case))
+            if smaller == case:
+                continue
+            smaller.save(trial)
+            if any(fault.signature == signature for fault in worker.run({"file": str(trial)}).faults):
+                case = smaller
     trial.unlink(missing_ok=True)
-    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    case.save(path, note)
 
 
-def _smaller(facts: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], Any]]:
-    for path, entry in facts["files"].items():
-        yield lambda f, path=path: f["files"].pop(path, None)
-        if "changes" in entry:
-            yield lambda f, path=path: f["files"].get(path, {}).pop("changes", None)
-            for at in reversed(range(len(entry["changes"]))):
-                yield lambda f, path=path, at=at: _drop(f["files"].get(path, {}).get("changes", []), at)
-    if facts["command"][0] == OPEN:
-        return
-    for at in reversed(range(1, len(facts["command"]))):
-        yield lambda f, at=at: _drop(f["command"], at)
-    for at in reversed(range(1, len(facts["command"]) - 1)):
-        yield lambda f, at=at: (_drop(f["command"], at), _drop(f["command"], at))
+def _changes(case: Case) -> list[Callable[[Case], Case]]:
+    """What may be left out of a case: files, the damage of files or parts of it, options."""
+    found: list[Callable[[Case], Case]] = []
+    for path, data in case.files.items():
+        found.append(partial(_without_file, path=path))
+        if path in case.origins and isinstance(data, bytes):
+            found.append(partial(_with_seed, path=path))
+            parts = differences(seed(case.origins[path]), data)
+            found += [partial(_without_part, path=path, at=at) for at in range(len(parts)) if len(parts) > 1]
+    if case.command[0] != OPEN:
+        for count in (1, 2):
+            words = reversed(range(1, len(case.command) - count + 1))
+            found += [partial(_without_words, at=at, count=count) for at in words]
+    return found
 
 
-def _drop(items: list[Any], at: int) -> None:
-    if at < len(items):
-        del items[at]
+def _without_file(case: Case, path: str) -> Case:
+    case.files.pop(path, None)
+    return case
 
 
-def _seal(facts: dict[str, Any]) -> None:
-    """Checksums of what the files are now."""
-    import zlib
+def _with_seed(case: Case, path: str) -> Case:
+    if path in case.files:
+        case.add(path, case.origins[path])
+    return case
 
-    from tests.attacks.case import _from_content
-    from tests.attacks.seeds import seed
 
-    for entry in facts["files"].values():
-        if "seed" in entry:
-            data = seed(entry["seed"])
-            for change in reversed(entry.get("changes", [])):
-                data = data[: change["at"]] + _from_content(change) + data[change["at"] + change["remove"] :]
-            entry["crc32"] = zlib.crc32(data)
+def _without_part(case: Case, path: str, at: int) -> Case:
+    """at: number of the part among the differences that the file had at first; those left out since come last."""
+    old, data = seed(case.origins[path]), case.files.get(path)
+    if isinstance(data, bytes) and len(data) == len(old):
+        parts = differences(old, data)
+        if at < len(parts):
+            start, removed, _ = parts[at]
+            case.files[path] = data[:start] + old[start : start + removed] + data[start + removed :]
+    return case
+
+
+def _without_words(case: Case, at: int, count: int) -> Case:
+    if len(case.command) > count:
+        del case.command[at : at + count]
+    return case

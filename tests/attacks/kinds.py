@@ -227,9 +227,7 @@ def recipe(rng: random.Random, base: str, models: list[str], name: str = "", *, 
         required = not isinstance(parameter.default, (int, float, str, type(None)))
         if not required and (plain or rng.random() < 0.5):
             continue
-        setting = (
-            (lambda r, p: r.choice((0.3, 0.45, 0.6)) if p.type is float else _value(rng, p)) if plain else _setting
-        )
+        setting = _usual if plain else _setting
         if parameter.scope == "model":
             for entry in tree["models"]:
                 entry.setdefault("parameters", {})[parameter.name] = setting(rng, parameter)
@@ -250,6 +248,11 @@ def _setting(rng: random.Random, parameter: Parameter) -> Any:
         return [{"filter": rng.choice(("mlp", "attn_q", "blk.0.*")), "value": _value(rng, parameter)},
                 {"value": _value(rng, parameter)}]  # fmt: skip
     return _value(rng, parameter)
+
+
+def _usual(rng: random.Random, parameter: Parameter) -> Any:
+    """A number at which no weight counts for nothing."""
+    return rng.choice((0.3, 0.45, 0.6)) if parameter.type is float else _value(rng, parameter)
 
 
 def _value(rng: random.Random, parameter: Parameter) -> Any:
@@ -457,9 +460,9 @@ def checkpoint(rng: random.Random, case: Case) -> None:
         case.add("x/model.safetensors", "model.safetensors", damage.damage_safetensors(rng, weights))
     if part == 3:
         places = {name: "model.safetensors" for name in weights.header if name != "__metadata__"}
-        words = ("weight_map", "model.safetensors", "../q/model.safetensors", "a" * 300, "config.json", "")
+        names = ("weight_map", "model.safetensors", "../q/model.safetensors", "a" * 300, "config.json", "")
         index = {"metadata": {"total_size": 1}, "weight_map": places}
-        case.put("x/model.safetensors.index.json", damage.damage_json(rng, index, words))
+        case.put("x/model.safetensors.index.json", damage.damage_json(rng, index, names))
     if rng.random() < 0.1:
         card = b"---\nlicense: mit\nbase_model: a/b\ntags:\n- a\n---\n# x\n"
         case.put("x/README.md", damage.damage_yaml_text(rng, card))

@@ -6,7 +6,8 @@
 3. After a refusal nothing is left behind: no output, no partial file, no journal. Inputs are never changed.
 4. What it writes llama.cpp accepts, and loads if it loads the inputs; weights that it computed are finite numbers.
 5. What the library opens llama.cpp opens, and the other way round, but for two things that llama.cpp's model loader
-   looks at, not its reader of headers: tensors past the end of the file, and shards, of which the library opens all or none.
+   looks at, not its reader of headers: tensors past the end of the file, and shards, of which the library opens all
+   or none.
 6. Weights of an input that are no finite numbers are an error of a command that computes with them.
 7. With `--json` the output is JSON, without NaN and infinity, which JSON does not have.
 """
