@@ -392,8 +392,10 @@ def _inputs_load(case: Case, folder: Path, judge: Judge) -> bool:
     for path, data in case.files.items():
         if isinstance(data, Special) or not data.startswith(b"GGUF") or (folder / path).is_symlink():
             continue
-        if case.origins.get(path, "").endswith(("lora.gguf", "imatrix.gguf", "mmproj.gguf")) or "-of-0000" in path:
+        if case.origins.get(path, "").endswith(("lora.gguf", "imatrix.gguf", "mmproj.gguf")):
             continue
+        if re.search(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", path):
+            continue  # loaded with the first shard
         if judge.loads(folder / path) != "yes":
             return False
     return True
