@@ -168,7 +168,7 @@ class Worker:
         if isinstance(result, Result):
             return result
         if result.what == "hang":
-            compiling = "numba" in result.detail or "llvmlite" in result.detail
+            compiling = "numba/core" in result.detail or "llvmlite" in result.detail
             again = self._once(task, _COMPILING if compiling else 3 * SECONDS)
             if isinstance(again, Result) and again.seconds > SECONDS:
                 again = self._once(task, SECONDS)
@@ -190,10 +190,12 @@ class Worker:
             return Result(**(facts | {"faults": [Fault(**fault) for fault in facts["faults"]]}))
         code = self._stop()
         text = self._places.read_text(errors="replace")
+        innermost = text.rfind("Current thread")
+        text = text[max(innermost, 0) :]
         if "Timeout" in text or code is None:
-            return Fault("hang", _place(text), text[-6000:])
+            return Fault("hang", _place(text), text[:3000])
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return Fault(f"crash: {name}", _place(text), text[-3000:])
+        return Fault(f"crash: {name}", _place(text), text[:3000])
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
@@ -311,7 +313,7 @@ def _changes(case: Case) -> list[Callable[[Case], Case]]:
             found.append(partial(_with_seed, path=path))
             parts = differences(seed(case.origins[path]), data)
             found += [partial(_without_part, path=path, at=at) for at in range(len(parts)) if len(parts) > 1]
-    if case.command[0] != OPEN:
+    if OPEN not in case.command:
         for count in (1, 2):
             words = reversed(range(1, len(case.command) - count + 1))
             found += [partial(_without_words, at=at, count=count) for at in words]

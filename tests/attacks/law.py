@@ -76,7 +76,7 @@ class Outcome:
 def keep(case: Case, folder: Path, judge: Judge | None) -> Outcome:
     """Run a case in an empty folder; judge: llama.cpp, None to leave out what it thinks."""
     case.write(folder)
-    if case.command[0] == OPEN:
+    if case.command[:1] == [OPEN]:
         return _open(folder / case.command[1], judge)
     outcome = Outcome()
     before = _snapshot(folder)
@@ -376,7 +376,7 @@ def _outputs(case: Case, folder: Path, new: list[str], outcome: Outcome, judge: 
 def _method_of(case: Case) -> str:
     recipe = case.files.get("r.yaml", b"")
     found = re.search(rb"merge_method: (\w+)", recipe) if isinstance(recipe, bytes) else None
-    return found[1].decode() if found else case.command[0]
+    return found[1].decode() if found else " ".join(case.command[:1])
 
 
 def _is_whole(case: Case) -> bool:
@@ -384,7 +384,8 @@ def _is_whole(case: Case) -> bool:
     if any(word.startswith("--split") or word == "--no-tensor-first-split" for word in case.command):
         return False
     recipes = [data for path, data in case.files.items() if path.endswith(".yaml") and isinstance(data, bytes)]
-    return case.command[0] in ("build", "quantize", "bake", "join") and not any(b"metadata" in text for text in recipes)
+    writes_all = {"build", "quantize", "bake", "join"} & set(case.command[:1])
+    return bool(writes_all) and not any(b"metadata" in text for text in recipes)
 
 
 def _inputs_load(case: Case, folder: Path, judge: Judge) -> bool:

@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,10 @@ def main() -> None:
                 folder = parent / f"case{number}"
                 folder.mkdir()
                 try:
-                    outcome = keep(case, folder, judge if task.get("judge", True) else None)
+                    outcome = keep(case, folder, judge)
+                except BaseException:  # of the law itself
+                    traceback.print_exc(file=places)
+                    raise
                 finally:
                     faulthandler.cancel_dump_traceback_later()
                     shutil.rmtree(folder, ignore_errors=True)
