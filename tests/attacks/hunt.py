@@ -190,26 +190,29 @@ class Worker:
             return Result(**(facts | {"faults": [Fault(**fault) for fault in facts["faults"]]}))
         code = self._stop()
         text = self._places.read_text(errors="replace")
-        innermost = text.rfind("Current thread")
-        text = text[max(innermost, 0) :]
+        starts = [text.rfind(mark) for mark in ("Timeout (", "Fatal Python error", "Traceback (most recent")]
+        text = text[max(0, *starts) :]
         if "Timeout" in text or code is None:
             return Fault("hang", _place(text), text[:3000])
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return Fault(f"crash: {name}", _place(text), text[:3000])
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-m", "tests.attacks.worker", str(self._places)],
-            cwd=Path(__file__).parents[2],
-            env=self._environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+        self._places.write_bytes(b"")
+        with self._places.open("ab") as places:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.attacks.worker"],
+                cwd=Path(__file__).parents[2],
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=places,
+            )
         self._buffer = b""
         if self._line(_COMPILING * 2) != b"ready":
             self._stop()
-            raise RuntimeError(f"the process that runs cases does not start: {self._places.read_text()[-2000:]}")
+            said = self._places.read_text(errors="replace")[-2000:]
+            raise RuntimeError(f"the process that runs cases does not start: {said}")
 
     def _line(self, seconds: float) -> bytes:
         """The next line of the process; empty when it ended, or after some seconds without one."""

@@ -1,7 +1,7 @@
 """A process that runs cases one after the other. It reads a line of JSON per case and answers with one.
 
 {"kind": .., "seed": .., "number": .., "seconds": ..} or {"file": .., "seconds": ..}. A case that takes longer ends the
-process, which writes where it was to the file that it was given as its argument; so does a crash.
+process, which writes where it was to its standard error, a file; so does a crash.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import shutil
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -45,28 +44,25 @@ def main() -> None:
     parent = Path(tempfile.mkdtemp(prefix="ggufmerge-fuzz-", dir=shared if os.access(shared, os.W_OK) else None))
     judge = Judge()
     try:
-        with Path(sys.argv[1]).open("w") as places:
-            faulthandler.enable(places)
-            _warm_up(parent)
-            _limit_memory()
-            answers.write("ready\n")
-            for number, line in enumerate(sys.stdin):
-                task = json.loads(line)
-                started = time.monotonic()
-                faulthandler.dump_traceback_later(task["seconds"], exit=True, file=places)
-                case = Case.load(Path(task["file"])) if "file" in task else kinds.make(**_numbers(task))
-                folder = parent / f"case{number}"
-                folder.mkdir()
-                try:
-                    outcome = keep(case, folder, judge)
-                except BaseException:  # of the law itself
-                    traceback.print_exc(file=places)
-                    raise
-                finally:
-                    faulthandler.cancel_dump_traceback_later()
-                    shutil.rmtree(folder, ignore_errors=True)
-                facts = dataclasses.asdict(outcome) | {"seconds": time.monotonic() - started}
-                answers.write(json.dumps(facts | {"out": outcome.out[:2000], "err": outcome.err[:4000]}) + "\n")
+        faulthandler.enable()
+        _warm_up(parent)
+        _limit_memory()
+        answers.write("ready\n")
+        for number, line in enumerate(sys.stdin):
+            task = json.loads(line)
+            os.ftruncate(2, 0)  # what was said about the case before
+            started = time.monotonic()
+            faulthandler.dump_traceback_later(task["seconds"], exit=True)
+            case = Case.load(Path(task["file"])) if "file" in task else kinds.make(**_numbers(task))
+            folder = parent / f"case{number}"
+            folder.mkdir()
+            try:
+                outcome = keep(case, folder, judge)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+                shutil.rmtree(folder, ignore_errors=True)
+            facts = dataclasses.asdict(outcome) | {"seconds": time.monotonic() - started}
+            answers.write(json.dumps(facts | {"out": outcome.out[:2000], "err": outcome.err[:4000]}) + "\n")
     finally:
         judge.close()
         shutil.rmtree(parent, ignore_errors=True)
