@@ -11,6 +11,7 @@ import dataclasses
 import faulthandler
 import functools
 import json
+import math
 import os
 import shutil
 import sys
@@ -33,6 +34,7 @@ def main() -> None:
     os.environ.setdefault("NUMBA_CACHE_DIR", platformdirs.user_cache_dir("ggufmerge", appauthor=False))
     # of some libraries, settings are read when they are imported
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    from ggufmerge.cli import progress
     from tests.attacks import kinds
     from tests.attacks.case import Case
     from tests.attacks.judge import Judge
@@ -40,6 +42,7 @@ def main() -> None:
 
     # typer builds all commands anew for each command line, which takes longer than most cases
     typer.main.get_command = functools.cache(typer.main.get_command)
+    progress._PLAIN_INTERVAL = math.inf  # no lines about the progress while kernels are compiled
     shared = Path("/dev/shm")  # memory, where there is such a folder
     parent = Path(tempfile.mkdtemp(prefix="ggufmerge-fuzz-", dir=shared if os.access(shared, os.W_OK) else None))
     judge = Judge()
