@@ -21,6 +21,7 @@ from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.run import BuildReport, identity
 from ggufmerge.files import MetadataEditor, TensorInfo
+from ggufmerge.files.atomic import remove_folder
 from ggufmerge.files.output import Output, explained
 from ggufmerge.files.writer import Layout
 from ggufmerge.recipe import Recipe
@@ -79,7 +80,8 @@ def planned_documents(
             states.append(identity(plan, own, watch))
 
         if recipe.stages:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ggufmerge-")))
+            folder = _temporary_folder()
+            stack.callback(remove_folder, folder)
         for stage in recipe.stages:
             plan, opened = make_plan(stage.with_files(files))
             note(plan, opened)
@@ -124,6 +126,13 @@ def build_stages(recipe: Recipe, output: Output, runner: Runner) -> Recipe:
             opened.close()
         files[str(stage.name)] = str(path.absolute())
     return recipe.with_files(files)
+
+
+def _temporary_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="ggufmerge-"))
+    except OSError as error:
+        raise explained(error, Path(tempfile.gettempdir())) from None
 
 
 def _file_name(number: int, stage: Recipe) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from ggufmerge.errors import GgufmergeError, OutputError
-from ggufmerge.files.atomic import fsync_folder, remove_abandoned, remove_file
+from ggufmerge.files.atomic import fsync_folder, remove_abandoned, remove_file, remove_folder
 from ggufmerge.files.journal import FORMAT, Decision, Move, Record, Seen, State, decide, replay
 from ggufmerge.files.lock import locks_work, open_locked
 from ggufmerge.files.metadata import MetadataEditor
@@ -281,8 +280,7 @@ class Output:
             remove_abandoned(folder)
 
     def _remove_stages(self) -> None:
-        if self._stages.is_dir() and not self._stages.is_symlink():
-            shutil.rmtree(self._stages, ignore_errors=True)
+        remove_folder(self._stages)
 
     def _read(self) -> Record:
         size = min(os.fstat(self._journal).st_size, _MAX_JOURNAL)
