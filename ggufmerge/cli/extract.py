@@ -46,14 +46,15 @@ def extract_lora(
     every: Annotated[bool, typer.Option("--all", help="List every tensor, not one line per kind.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
 ) -> None:
-    from rich.console import Console
-
-    from ggufmerge.cli.progress import ProgressDisplay
+    from ggufmerge.cli.progress import progress_display
     from ggufmerge.cli.terminal import print_json, show_warnings
     from ggufmerge.engine.extract import extract, plan_extract
+    from ggufmerge.files.writer import check_place
 
     if output is None and not dry_run:
         raise typer.BadParameter("give the file to write: --output adapter.gguf", param_hint="--output")
+    if output is not None:
+        check_place(output)
     plan, sources = plan_extract(
         tune,
         base,
@@ -66,8 +67,8 @@ def extract_lora(
     report = None
     show_warnings(plan.warnings)
     if not dry_run and output is not None:
-        progress = ProgressDisplay(Console(stderr=True, highlight=False))
-        report = extract(plan, sources, output, overwrite=overwrite, threads=threads, progress=progress)
+        with progress_display() as progress:
+            report = extract(plan, sources, output, overwrite=overwrite, threads=threads, progress=progress)
     if json:
         print_json(_facts(plan, report))
     else:

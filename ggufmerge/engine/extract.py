@@ -9,24 +9,29 @@ Source of the idea: mergekit-extract-lora; of the file: llama.cpp's `convert_lor
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.engine import header, provenance
-from ggufmerge.engine.checks import check_architectures, check_sources, check_space
+from ggufmerge.engine.checks import check_architectures, check_sources, check_space, watched
 from ggufmerge.engine.low_rank import PASSES, LowRank, low_rank
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.scheduler import Job, drive
 from ggufmerge.errors import GgufmergeError, PlanError, nearest
-from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo, check_target, open_gguf
+from ggufmerge.files import MetadataEditor, TensorInfo
+from ggufmerge.files.journal import Move
+from ggufmerge.files.output import Output, Writer
+from ggufmerge.files.watch import Watch
 from ggufmerge.methods.random import stream_key
 from ggufmerge.quants import codec
 from ggufmerge.quants.magnitude import magnitude
@@ -176,27 +181,38 @@ def extract(
     """Carry out a plan: `output`, a GGUF adapter, appears when it is complete.
 
     Each tensor is gone through `PASSES` times, a few rows at a time; memory holds its factors. threads: None for all
-    cores; the result does not depend on it. PlanError when the output is not allowed, GgufmergeError when weights are
-    not finite.
+    cores; the result does not depend on it. PlanError when the output is not allowed, OutputError when it cannot be
+    written, GgufmergeError when weights are not finite or a model was changed while it was read.
     """
     started = time.monotonic()
     output, progress = Path(output), progress or Progress()
     check_sources([output], sources)
-    check_target(output, overwrite=overwrite)
-    check_space([output], plan.nbytes)
     infos = [half for pair in plan.pairs for half in pair.halves]
-    done: dict[str, Extracted] = {}
-    with GGUFWriter(output, _metadata(plan, sources), infos, overwrite=overwrite) as writer:
-        progress.begin(4 * PASSES * sum(math.prod(p.shape) for p in plan.pairs), len(plan.pairs))
-        progress.phase("extracting")
-        try:
-            drive((_job(plan, pair, sources, writer, progress, done) for pair in plan.pairs), threads or _cores())
-            open_gguf(writer.partial_path).close()
-        finally:
-            progress.end()
-        writer.commit()
-    ordered = {pair.name: done[pair.name] for pair in plan.pairs}
-    return ExtractReport(output, output.stat().st_size, time.monotonic() - started, ordered)
+    watch = watched(sources)
+    with Output([output], overwrite=overwrite) as out:
+        if out.take_up(_identity(plan, sources, watch)) in (Move.START, Move.RESUME):
+            check_space([output], plan.nbytes)
+            done: dict[str, Extracted] = {}
+            writer = out.writer(_metadata(plan, sources), infos)
+            progress.begin(4 * PASSES * sum(math.prod(p.shape) for p in plan.pairs), len(plan.pairs))
+            progress.phase("extracting")
+            try:
+                drive((_job(plan, pair, sources, writer, progress, done) for pair in plan.pairs), threads or _cores())
+                watch.check()
+                writer.verify()
+                out.seal({pair.name: asdict(done[pair.name]) for pair in plan.pairs})
+            finally:
+                progress.end()
+        tensors = {name: Extracted(**sums) for name, sums in out.record.facts.items()}
+        out.publish()
+        out.complete()
+    return ExtractReport(output, output.stat().st_size, time.monotonic() - started, tensors)
+
+
+def _identity(plan: ExtractPlan, sources: Sequence[Source], watch: Watch) -> str:
+    """A hash of all that the adapter depends on, and of the state of the models."""
+    text = repr((version("ggufmerge"), plan, [source.fingerprint() for source in sources], watch.stamps()))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _opened(tune: ModelReference, base: ModelReference) -> tuple[Source, Source]:
@@ -359,7 +375,7 @@ def _job(
     plan: ExtractPlan,
     pair: PlannedPair,
     sources: tuple[Source, Source],
-    writer: GGUFWriter,
+    writer: Writer,
     progress: Progress,
     done: dict[str, Extracted],
 ) -> Job:
@@ -395,7 +411,7 @@ def _job(
     progress.tensor_done(pair.name)
 
 
-def _write(plan: ExtractPlan, pair: PlannedPair, matrix: int, factors: LowRank, writer: GGUFWriter) -> None:
+def _write(plan: ExtractPlan, pair: PlannedPair, matrix: int, factors: LowRank, writer: Writer) -> None:
     """Write the halves of one matrix. llama.cpp scales tensors of a smaller rank by alpha / that rank: undone here."""
     left = factors.left * np.float32(pair.rank / plan.rank)
     values = (left, factors.right.T) if pair.flipped else (factors.right, left)

@@ -42,6 +42,7 @@ from ggufmerge.files.writer import (
     unpublish,
 )
 
+Writer = GGUFWriter | ShardedWriter
 _MAX_JOURNAL = 1 << 28  # bytes
 
 
@@ -78,7 +79,7 @@ class Output:
         self._identity = ""
         self._finished = 0
         self._working = False  # whether this process has begun to write
-        self._writer: GGUFWriter | ShardedWriter | None = None
+        self._writer: Writer | None = None
         self._complete = False
         self._journal = open_locked(self.journal_path)
         try:
@@ -128,7 +129,7 @@ class Output:
         split: SplitLimit | None = None,
         *,
         keys: SplitKeys | None = None,
-    ) -> GGUFWriter | ShardedWriter:
+    ) -> Writer:
         """The writer of the files, after `take_up`; `record.done` has the tensors that it may count as written.
 
         split: cut the model into several files.  keys: what a single file says of its place among shards.

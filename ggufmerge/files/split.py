@@ -16,13 +16,13 @@ import numpy as np
 from ggufmerge.errors import GgufmergeError, OutputError, PlanError
 from ggufmerge.files.journal import Move
 from ggufmerge.files.metadata import MetadataEditor
-from ggufmerge.files.output import Output
+from ggufmerge.files.output import Output, Writer
 from ggufmerge.files.reader import GGUFFile, open_gguf
-from ggufmerge.files.sharded import ShardedWriter, SplitLimit
+from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.shards import COUNT, SplitKeys
 from ggufmerge.files.tensor import Tensor, TensorInfo
 from ggufmerge.files.watch import Watch
-from ggufmerge.files.writer import GGUFWriter, same_file
+from ggufmerge.files.writer import same_file
 
 _PIECE = 1 << 24  # bytes that a thread copies at a time
 
@@ -107,7 +107,7 @@ def _check_outputs(source: GGUFFile, outputs: list[Path]) -> None:
 def _copy(
     source: GGUFFile,
     output: Output,
-    writer: GGUFWriter | ShardedWriter,
+    writer: Writer,
     threads: int | None,
     progress: CopyProgress | None,
 ) -> None:
