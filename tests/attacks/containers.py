@@ -86,9 +86,7 @@ class Gguf:
         return cls(pairs, entries, version)
 
     def copy(self) -> Gguf:
-        return dataclasses.replace(
-            self, pairs=[copy.copy(p) for p in self.pairs], entries=[copy.copy(e) for e in self.entries]
-        )
+        return copy.deepcopy(self)
 
     def settle(self) -> Gguf:
         """Give each tensor the bytes and the offset that its shape and type ask for, as far as they make sense."""

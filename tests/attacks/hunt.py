@@ -310,6 +310,8 @@ def shrink(worker: Worker, path: Path, signature: str) -> None:
 def _changes(case: Case) -> list[Callable[[Case], Case]]:
     """What may be left out of a case: files, the damage of files or parts of it, options."""
     found: list[Callable[[Case], Case]] = []
+    if case.refuse:
+        return found  # without its damage it is no error any more
     for path, data in case.files.items():
         found.append(partial(_without_file, path=path))
         if path in case.origins and isinstance(data, bytes):

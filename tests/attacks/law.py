@@ -257,7 +257,7 @@ def _talk(case: Case, outcome: Outcome) -> Iterator[Fault]:
     if outcome.code not in (0, 1, 2):
         yield Fault(f"exit code {outcome.code}", where, outcome.err[-2000:])
     if outcome.code == 2:
-        if not errors:
+        if not errors and not outcome.out:
             yield Fault("no usage message", where)
         return
     for line in errors:
