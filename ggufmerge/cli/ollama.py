@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufmerge.cli.terminal import complain
+from ggufmerge.files.journal import Move
 from ggufmerge.files.small import file_name
 from ggufmerge.sinks.files import Advance
 from ggufmerge.sinks.modelfile import check_modelfile, modelfile_path, write_modelfile
@@ -71,6 +72,8 @@ class ForOllama:
             path = modelfile_path(self.output)
             check_modelfile(self.output, overwrite=self._overwrite or output.owns(str(path)))
         self._settings, warnings = inherited(opened.sources, plan.metadata)
+        if self._wanted is None and isinstance(self.place, Store) and output.decision.move is Move.START:
+            self.output.unlink(missing_ok=True)  # in the store it is nobody's, and the build writes it anew
         if self.place is not None:
             self.place.overwrite = self._overwrite or output.owns(_claim(self.place))
             self.place.check_name()
