@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 
 
 def main() -> None:
@@ -28,6 +29,8 @@ def _run() -> int:
     """Carry out the command; gives the exit code."""
     from ggufmerge.errors import GgufmergeError
 
+    # numbers are looked at by the program itself; numpy's warnings are lines of source to a user
+    warnings.simplefilter("ignore", RuntimeWarning)
     output = _Output.in_place_of_stdout()
     try:
         from ggufmerge.cli.app import app

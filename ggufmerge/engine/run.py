@@ -12,7 +12,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property
@@ -34,6 +34,7 @@ from ggufmerge.engine.survey import WIDER, Finding, Sample, sample_runs, survey
 from ggufmerge.engine.survey import warm_up as warm_up_survey
 from ggufmerge.engine.survival import Survival, TypeSurvival, advice, by_type, total
 from ggufmerge.engine.tensor_types import reference_types, types_in
+from ggufmerge.errors import OutputError
 from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output
@@ -125,7 +126,7 @@ def run(
                 out.seal(build.facts())
             finally:
                 progress.end()
-        found = Facts(**out.record.facts)
+        found = Facts.of(out)
         survival = {name: Survival(*sums) for name, sums in found.survival.items()}
         wider = {
             name: {of: Survival(*sums) for of, sums in by_file_type.items()}
@@ -173,6 +174,14 @@ class Facts:
     stochastic: list[str]
     notes: list[list[str]]
     warnings: list[str]
+
+    @classmethod
+    def of(cls, output: Output) -> Facts:
+        """Those of a sealed output. OutputError when its journal has others."""
+        try:
+            return cls(**output.record.facts)
+        except TypeError:
+            raise OutputError(f"{output.journal_path}: was not written by this program: remove it") from None
 
 
 def identity(plan: Plan, opened: Opened, watch: Watch) -> str:
@@ -277,15 +286,26 @@ class _Build:
                 for start, stop in _steps(tensor, self.chunk):
                     row_bytes = tensor.type.row_bytes(tensor.n)
                     crc = _chain(crc, zlib.crc32(data[start * row_bytes : stop * row_bytes].data))
-                if crc == entry.crc32:
+                if crc == entry.crc32 and self._recalls(tensor.name, entry.facts):
                     self.writer.mark_done(tensor.name)
                     done.add(tensor.name)
-                    self.notes += [(tensor.name, note) for note in entry.facts.get("notes", ())]
-                    if figures := entry.facts.get("figures"):
-                        self.figures[tensor.name] = Figures(**figures)
-                    if findings := entry.facts.get("findings"):
-                        self.findings[tensor.name] = [Finding.from_json(f) for f in findings]
         return done
+
+    def _recalls(self, tensor: str, facts: Mapping[str, Any]) -> bool:
+        """Take over what an earlier run found out about a tensor; False when that makes no sense."""
+        try:
+            notes = [(tensor, str(note)) for note in facts.get("notes", ())]
+            sums: Any = {name: float(value) for name, value in facts.get("figures", {}).items() if value is not None}
+            figures = Figures(**sums)
+            findings = [Finding.from_json(found) for found in facts.get("findings", ())]
+        except (TypeError, ValueError, KeyError, AttributeError):
+            return False
+        self.notes += notes
+        if facts.get("figures"):
+            self.figures[tensor] = figures
+        if findings:
+            self.findings[tensor] = findings
+        return True
 
     def _tensor(self, tensor: PlannedTensor) -> Job:
         """Make one tensor: the passes of its method, then the pass that writes it."""

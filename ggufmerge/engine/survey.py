@@ -73,9 +73,14 @@ class Finding:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Finding:
-        """What `dataclasses.asdict` made of one."""
-        wider = {name: Survival(**sums) for name, sums in data["wider"].items()}
-        return cls(data["rounding"], data["reference"], Survival(**data["survival"]), wider)
+        """What `dataclasses.asdict` made of one; anything else is one of the usual errors of wrong types."""
+
+        def survival(sums: Mapping[str, Any]) -> Survival:
+            return Survival(**{name: float(value) for name, value in sums.items()})
+
+        wider = {name: survival(sums) for name, sums in data["wider"].items()}
+        rounding: Rounding = "stochastic" if data["rounding"] == "stochastic" else "nearest"
+        return cls(rounding, int(data["reference"]), survival(data["survival"]), wider)
 
 
 @lru_cache(1024)
@@ -156,7 +161,8 @@ class _Sums:
         scale = values / float(count.sum())
         share, _ = _ratio(kept, energy)
         k, e, r, p = (float(x.sum()) * scale for x in (kept, energy, error, plain))
-        return Survival(k, e, r, p, scale * scale * float(np.square(kept - share * energy).sum()))
+        with np.errstate(over="ignore", invalid="ignore"):  # as in _ratio
+            return Survival(k, e, r, p, scale * scale * float(np.square(kept - share * energy).sum()))
 
 
 class _Trial:
@@ -220,8 +226,9 @@ def _ratio(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> tuple[float
     total = float(bottom.sum())
     if not total:
         return 1.0, 0.0
-    ratio = float(top.sum()) / total
-    return ratio, float(np.sqrt(np.square(top - ratio * bottom).sum())) / total
+    with np.errstate(over="ignore", invalid="ignore"):  # weights that the type cannot hold, which are refused later
+        ratio = float(top.sum()) / total
+        return ratio, float(np.sqrt(np.square(top - ratio * bottom).sum())) / total
 
 
 def warm_up(rows: Floats) -> None:

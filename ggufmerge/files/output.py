@@ -43,7 +43,7 @@ from ggufmerge.files.writer import (
 )
 
 Writer = GGUFWriter | ShardedWriter
-_MAX_JOURNAL = 1 << 28  # bytes
+_MAX_JOURNAL = 1 << 26  # bytes; 100,000 tensors need half of it
 
 
 class Output:
@@ -72,6 +72,8 @@ class Output:
         self.files, self.overwrite = list(files), overwrite
         for path in self.files:
             check_place(path)
+            _check_own(partial_path(path))
+            _check_own(aside_path(path))
         self.journal_path = self.files[0].with_name(f".{self.files[0].name}.journal")
         self._stages = self.files[0].with_name(f".{self.files[0].name}.stages")
         self.decision = Decision(Move.START)
@@ -81,6 +83,7 @@ class Output:
         self._working = False  # whether this process has begun to write
         self._writer: Writer | None = None
         self._complete = False
+        _check_own(self._stages, folder=True)
         self._journal = open_locked(self.journal_path)
         try:
             self.has_lock = locks_work(self._journal)
@@ -200,13 +203,11 @@ class Output:
 
     def stage_folder(self) -> Path:
         """The folder of the stages, made if it is not there. OutputError when something else has its name."""
-        path, self._working = self._stages, True
+        self._working = True
         with contextlib.suppress(FileExistsError):
-            path.mkdir(mode=0o700)
-        found = os.lstat(path)
-        if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
-            raise OutputError(f"{path}: is no folder of this program: remove it or choose another name")
-        return path
+            self._stages.mkdir(mode=0o700)
+        _check_own(self._stages, folder=True)
+        return self._stages
 
     def __enter__(self) -> Output:
         return self
@@ -235,8 +236,8 @@ class Output:
             self._add_note(error)
 
     def _add_note(self, error: BaseException) -> None:
-        if self.kept and self._working:
-            error.add_note("what is finished is kept: give the same command again to go on")
+        if self.kept and self._working and _KEPT not in getattr(error, "__notes__", ()):
+            error.add_note(_KEPT)
 
     def _check_free(self) -> None:
         """OutputError when a file exists that is not to be replaced."""
@@ -284,7 +285,9 @@ class Output:
         remove_folder(self._stages)
 
     def _read(self) -> Record:
-        size = min(os.fstat(self._journal).st_size, _MAX_JOURNAL)
+        self._end = size = os.fstat(self._journal).st_size
+        if size > _MAX_JOURNAL:
+            return Record()  # no journal of ours: it is overwritten
         data = bytearray()
         with self._explained():
             while piece := _read_at(self._journal, size - len(data), len(data)):
@@ -338,12 +341,27 @@ class Output:
             os.close(descriptor)
 
 
+def _check_own(path: Path, *, folder: bool = False) -> None:
+    """OutputError when what has the name of a work file, or of the folder of stages, cannot be one: a link, say."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if folder:
+        own = stat.S_ISDIR(found.st_mode) and (not hasattr(os, "geteuid") or found.st_uid == os.geteuid())
+    else:
+        own = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+    if not own:
+        raise OutputError(f"{path}: is no {'folder' if folder else 'file'} of this program: remove it")
+
+
 def explained(error: OSError, path: Path) -> OutputError:
     """What the system said of a file, or, if it did not name one, of `path`."""
     where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else path
     return OutputError(f"{where}: {error.strerror or error}: check the disk and the folder")
 
 
+_KEPT = "what is finished is kept: give the same command again to go on"
 _FINISHED = "an interrupted build was complete and only had to be given its name"
 
 

@@ -180,4 +180,5 @@ def _sum(a: ImatrixEntry, b: ImatrixEntry) -> ImatrixEntry:
         raise ValueError(f"{b.sums.size} values, {a.sums.size}")
     if len(a.counts) != len(b.counts) and 1 not in (len(a.counts), len(b.counts)):
         raise ValueError(f"{len(b.counts)} matrices, {len(a.counts)}")
-    return ImatrixEntry(a.sums + b.sums, a.counts + b.counts)
+    with np.errstate(over="ignore"):  # sums that are too large are refused as infinite values in a file are
+        return ImatrixEntry(a.sums + b.sums, a.counts + b.counts)

@@ -43,7 +43,7 @@ def read_tokenizer_model(path: str | os.PathLike[str]) -> Vocabulary:
         model = SentencePieceProcessor(model_proto=read_small(path, _MAX_BYTES))
     except OSError as error:
         raise GgufmergeError(f"{path}: not a SentencePiece model: {error.strerror or error}") from None
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise GgufmergeError(f"{path}: not a SentencePiece model: {_first_line(error)}") from None
     count = model.get_piece_size()
     try:
