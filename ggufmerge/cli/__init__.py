@@ -21,7 +21,7 @@ def main() -> None:
         try:
             code = _run()
         except KeyboardInterrupt:
-            code = _fail("interrupted", code=130)
+            code = _fail("interrupted")
     sys.exit(code)
 
 
@@ -38,7 +38,7 @@ def _run() -> int:
         app()
     except SystemExit as end:
         if end.code == 130:  # of an interruption typer says nothing
-            return _fail("interrupted", code=130)
+            return _fail("interrupted")
         return output.closed_with(_code(end.code)) if output else _code(end.code)
     except GgufmergeError as error:
         notes = getattr(error, "__notes__", [])  # what is left of the work
@@ -116,10 +116,10 @@ def _code(code: object) -> int:
     return code if isinstance(code, int) else int(code is not None)
 
 
-def _fail(*lines: str, code: int = 1) -> int:
+def _fail(*lines: str) -> int:
     from ggufmerge.text import printable
 
     if sys.stderr is not None:
         for line in lines:
             print(f"error: {printable(line)}", file=sys.stderr)
-    return code
+    return 1

@@ -113,7 +113,7 @@ def build(
 ) -> None:
     from ggufmerge.cli.ollama import ForOllama, check_recipe
     from ggufmerge.cli.projector import ForProjector
-    from ggufmerge.cli.terminal import print_json, show_build, show_warnings
+    from ggufmerge.cli.terminal import print_json, say, show_build, show_warnings
     from ggufmerge.engine.survival import advice
     from ggufmerge.files.sharded import SplitLimit
     from ggufmerge.recipe import load_recipe
@@ -158,7 +158,7 @@ def build(
     else:
         show_build(report)
         for line in (*for_projector.lines(), *for_ollama.lines()):
-            typer.echo(line)
+            say(line)
         for_hub.show()
 
 

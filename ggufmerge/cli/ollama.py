@@ -64,6 +64,12 @@ class ForOllama:
         """Whether to build over a file that is there: what an earlier failure left in a store is nobody's."""
         return self._overwrite or (self._wanted is None and isinstance(self.place, Store))
 
+    def targets(self) -> list[Path]:
+        return [modelfile_path(self.output)] if self._modelfile else []
+
+    def inputs(self) -> list[Path]:
+        return []
+
     def check(self, plan: Plan, opened: Opened, output: Output) -> list[str]:
         """Warnings; PlanError when Ollama would refuse the result or has no space for it, or a name is taken."""
         if self.place is None and not self._modelfile:
@@ -88,7 +94,7 @@ class ForOllama:
         """
         if self._modelfile:
             output.claim(str(modelfile_path(report.output)))
-            path = write_modelfile(report.output, self._settings, overwrite=True, projector=self._projector)
+            path = write_modelfile(report.output, self._settings, overwrite=self._overwrite, projector=self._projector)
             self.facts["modelfile"] = str(path)
         if self.place is None:
             return report
@@ -96,7 +102,7 @@ class ForOllama:
             done = Installed(**output.record.taken)
         else:
             output.claim(_claim(self.place))
-            self.place.overwrite = True
+            self.place.overwrite = self._overwrite
             try:
                 with _advancing(f"giving {self.place.name} to Ollama", report.nbytes) as advance:
                     done = self.place.add(report.output, self._settings, move=self._wanted is None, advance=advance)
@@ -150,7 +156,8 @@ def _advancing(text: str, total: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True, highlight=False), transient=True) as bar:
+    console = Console(stderr=True, highlight=False)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(text, total=total)
         shown = time.monotonic()
         waiting = 0

@@ -67,6 +67,7 @@ class ProgressDisplay(ProgressEvents):
 
     def begin(self, total_bytes: int, tensors: int) -> None:
         self._total, self._tensors = total_bytes, tensors
+        self._done = self._finished = 0  # a recipe of several documents begins several times
         self._started = self._last = time.monotonic()
         if not self._console.is_terminal:
             return

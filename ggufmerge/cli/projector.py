@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ggufmerge.files.writer import same_file
 from ggufmerge.sinks.projector import check_projector, copy_projector, projector_path, projector_warnings
 
 if TYPE_CHECKING:
@@ -28,6 +29,14 @@ class ForProjector:
         self.path = projector_path(output) if projector is not None and output is not None else None
         self.facts: dict[str, Any] = {}
 
+    def targets(self) -> list[Path]:
+        if self.path is None or self._projector is None or same_file(self.path, self._projector):
+            return []  # a projector that is there already is left alone
+        return [self.path]
+
+    def inputs(self) -> list[Path]:
+        return [self._projector] if self._projector is not None else []
+
     def check(self, plan: Plan, opened: Opened, output: Output) -> list[str]:
         """Warnings about the projectors of the parents; PlanError when the copy is in the way of another file."""
         if self._projector is not None and self._output is not None:
@@ -39,7 +48,8 @@ class ForProjector:
         """Copy it; `facts` and `lines` then tell of it."""
         if self._projector is not None and self._output is not None:
             output.claim(str(self.path))
-            self.facts["mmproj"] = str(copy_projector(self._projector, self._output))
+            copy = copy_projector(self._projector, self._output, overwrite=self._overwrite)
+            self.facts["mmproj"] = str(copy)
         return report
 
     def lines(self) -> Iterator[str]:

@@ -84,6 +84,12 @@ class ForHub:
             check_repo_name(repo)
             check_login(required=not dry_run)
 
+    def targets(self) -> list[Path]:
+        return [self._card] if self._card is not None else []
+
+    def inputs(self) -> list[Path]:
+        return []
+
     def check(self, plan: Plan, opened: Opened, output: Output) -> list[str]:
         """PlanError when the card is in the way."""
         from ggufmerge.files import check_target
@@ -97,11 +103,12 @@ class ForHub:
         if self._card is not None:
             output.claim(str(self._card))
             from ggufmerge.files import open_gguf
-            from ggufmerge.files.atomic import write_file
+            from ggufmerge.files.writer import write_new
             from ggufmerge.report.model_card import model_card
 
             with open_gguf(report.output) as file:
-                write_file(self._card, model_card(file).encode())
+                text = model_card(file).encode()
+            write_new(self._card, text, overwrite=self._overwrite)
             self.facts["card"] = str(self._card)
         if self._repo is None:
             return report

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from ggufmerge.engine.checks import check_inputs, check_space, output_files
+from ggufmerge.engine.checks import check_space, check_targets, output_files
 from ggufmerge.engine.documents import build_stages, planned_documents
 from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
@@ -22,6 +22,12 @@ from ggufmerge.recipe import Recipe, load_recipe
 
 class Sink(Protocol):
     """Something that is made of a finished file: a Modelfile beside it, a model in Ollama, an upload."""
+
+    def targets(self) -> Sequence[Path]:
+        """The files that it writes."""
+
+    def inputs(self) -> Sequence[Path]:
+        """The files that it reads."""
 
     def check(self, plan: Plan, opened: Opened, output: Output) -> Iterable[str]:
         """Warnings, before work starts; PlanError for what can be known then to fail.
@@ -64,7 +70,8 @@ def build(
     progress = progress or Progress()
     with planned_documents(recipe, out_type=out_type, imatrix=imatrix, rounding=rounding) as documents:
         files = output_files(documents.final, Path(output), split)
-        check_inputs(files, documents.inputs)
+        targets = [path for sink in sinks for path in sink.targets()]
+        check_targets(files, targets, [*documents.inputs, *(path for sink in sinks for path in sink.inputs())])
         with Output(files, overwrite=overwrite) as out:
             move = out.take_up(f"{documents.identity}/{chunk}/{split}")
             warnings = [*documents.final.warnings]

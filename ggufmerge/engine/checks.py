@@ -9,9 +9,10 @@ from typing import Any
 
 from ggufmerge.engine.plan import Plan
 from ggufmerge.errors import OutputError, PlanError
+from ggufmerge.files.output import work_files
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.watch import Watch
-from ggufmerge.files.writer import partial_path, same_file
+from ggufmerge.files.writer import check_regular, partial_path, same_file
 from ggufmerge.sources import Source
 
 ARCHITECTURE = "general.architecture"
@@ -93,8 +94,11 @@ def differing_hyperparameters(sources: Sequence[Source], donor: Source) -> list[
 
 
 def output_files(plan: Plan, output: Path, split: SplitLimit | None) -> list[Path]:
-    """The files that a plan is written to: `output`, or its shards."""
-    return [output] if split is None else split.paths(output, plan.tensors)
+    """The files that a plan is written to: `output`, or its shards. PlanError when `output` is a device or the like."""
+    if split is None:
+        return [output]
+    check_regular(output)
+    return split.paths(output, plan.tensors)
 
 
 def watched(sources: Sequence[Source]) -> Watch:
@@ -113,6 +117,19 @@ def check_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
     for target in outputs:
         if any(same_file(target, path) for path in inputs):
             raise PlanError(f"{target}: the output is also an input; choose another name")
+
+
+def check_targets(files: Sequence[Path], others: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """PlanError when one of the files that a build writes is one of its inputs, or two of them are one.
+
+    files: of the output, with their work files.  others: what is made of it, beside it or elsewhere.
+    """
+    check_inputs([*files, *others], inputs)
+    taken = [path for file in files for path in (file, *work_files(file))]
+    for target in others:
+        if any(same_file(target, path) for path in taken):
+            raise PlanError(f"{target}: is a file of the output; choose another name")
+        taken.append(target)
 
 
 def check_space(outputs: Sequence[Path], nbytes: int) -> None:

@@ -74,7 +74,7 @@ def planned_documents(
             plans.append(plan)
             kept = [s for s in opened.sources if str(s.file.path) not in files.values()]
             watch = watched(kept)
-            inputs.update(dict.fromkeys(watch.paths))
+            inputs.update(dict.fromkeys([*watch.paths, *opened.others]))
             # a stage is what its own plan makes of its own inputs, which are among the states already
             own = Opened(kept, opened.imatrix, opened.alignment)
             states.append(identity(plan, own, watch))

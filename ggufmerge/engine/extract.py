@@ -198,7 +198,7 @@ def extract(
             progress.phase("extracting")
             try:
                 drive((_job(plan, pair, sources, writer, progress, done) for pair in plan.pairs), threads or _cores())
-                watch.check()
+                progress.warn(watch.check())
                 writer.verify()
                 out.seal({pair.name: asdict(done[pair.name]) for pair in plan.pairs})
             finally:

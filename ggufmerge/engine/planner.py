@@ -29,11 +29,18 @@ from ggufmerge.tokenizers import Alignment
 class Opened:
     """What a plan reads from: its sources in order, its importance matrix if it has one, and how the vocabularies of
     the sources become one if they differ.
+
+    others: files that were read besides: the recipe, importance matrices, the file whose types are followed.
     """
 
     sources: list[Source]
     imatrix: Imatrix | None = None
     alignment: Alignment | None = None
+    others: tuple[Path, ...] = ()
+
+    def files(self) -> list[Path]:
+        """Every file that the plan was made from, none of which may be written."""
+        return [*(path for source in self.sources for path in source.files()), *self.others]
 
     def fingerprints(self) -> list[str]:
         """What tells these weights from others: of each source, then of the importance matrix."""
@@ -157,7 +164,10 @@ def _planned(
             )
         ),
     )
-    return plan, Opened(sources, matrix, laid_out.alignment)
+    read = [Path(recipe.folder) / recipe.origin, *map(Path, matrix_files)]
+    read += [locate(recipe.like, recipe.folder)] if recipe.like else []
+    others = tuple(path for path in read if path.exists())
+    return plan, Opened(sources, matrix, laid_out.alignment, others)
 
 
 def _with_grafts(recipe: Recipe, tensors: list[PlannedTensor], laid_out: LaidOut) -> list[PlannedTensor]:

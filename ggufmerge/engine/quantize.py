@@ -135,7 +135,7 @@ def _planned(
         metadata=metadata,
         warnings=tuple(warnings),
     )
-    return plan, Opened([source], matrix)
+    return plan, Opened([source], matrix, others=tuple(Path(p) for p in (*imatrix, *([like] if like else ()))))
 
 
 _FULL_PRECISION = {str(t) for t in TensorType if t.is_float}

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.engine import header, vocabulary
-from ggufmerge.engine.checks import check_sources, check_space, output_files, watched
+from ggufmerge.engine.checks import check_inputs, check_space, output_files, watched
 from ggufmerge.engine.encode import Figures, Scratch, TensorEncoder, warm_up
 from ggufmerge.engine.plan import Input, Plan, PlannedTensor, Rounding
 from ggufmerge.engine.planner import Opened
@@ -111,7 +111,7 @@ def run(
         owned: AbstractContextManager[Output] = nullcontext(output)
     else:
         files = output_files(plan, Path(output), split)
-        check_sources(files, opened.sources)
+        check_inputs(files, opened.files())
         owned = Output(files, overwrite=overwrite)
     with owned as out:
         move = out.decision.move
@@ -240,6 +240,7 @@ class _Build:
         drive(self._jobs(todo, paths), threads)
         self.progress.phase("verifying")
         self.warnings += self.watch.check()
+        self.progress.warn(self.warnings)
         for i, path in enumerate(paths):
             self.writer.patch(header.digest_key(i), self.digests[path])
         self.writer.verify()

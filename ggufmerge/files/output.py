@@ -74,8 +74,7 @@ class Output:
             check_place(path)
             _check_own(partial_path(path))
             _check_own(aside_path(path))
-        self.journal_path = self.files[0].with_name(f".{self.files[0].name}.journal")
-        self._stages = self.files[0].with_name(f".{self.files[0].name}.stages")
+        self.journal_path, self._stages, *_ = work_files(self.files[0])
         self.decision = Decision(Move.START)
         self.kept = False
         self._identity = ""
@@ -339,6 +338,12 @@ class Output:
             fsync_folder(self.journal_path.parent)
         if os.name != "nt":  # closing gives up the lock, so the name goes first
             os.close(descriptor)
+
+
+def work_files(path: Path) -> list[Path]:
+    """What may lie beside a file while it is made: journal, stages, partial file, old shard."""
+    journal, stages = (path.with_name(f".{path.name}.{kind}") for kind in ("journal", "stages"))
+    return [journal, stages, partial_path(path), aside_path(path)]
 
 
 def _check_own(path: Path, *, folder: bool = False) -> None:

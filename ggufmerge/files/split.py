@@ -6,7 +6,7 @@ The results equal those of llama-gguf-split byte for byte, save `general.alignme
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +22,7 @@ from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.shards import COUNT, SplitKeys
 from ggufmerge.files.tensor import Tensor, TensorInfo
 from ggufmerge.files.watch import Watch
-from ggufmerge.files.writer import same_file
+from ggufmerge.files.writer import check_regular, same_file
 
 _PIECE = 1 << 24  # bytes that a thread copies at a time
 
@@ -34,6 +34,7 @@ class CopyProgress(Protocol):
     def advance(self, nbytes: int) -> None: ...
     def tensor_done(self, name: str) -> None: ...
     def end(self) -> None: ...
+    def warn(self, warnings: Sequence[str]) -> None: ...
 
 
 def split_gguf(
@@ -53,6 +54,7 @@ def split_gguf(
     with open_gguf(path) as source:
         infos = tensor_infos(source)
         paths = limit.paths(output, infos)
+        check_regular(Path(output))
         _check_outputs(source, paths)
         with Output(paths, overwrite=overwrite) as out:
             if _is_to_do(out, source, limit):
@@ -135,7 +137,9 @@ def _copy(
         if progress:
             progress.end()
     writer.verify()
-    Watch(source.mapped, source.paths).check()
+    warnings = Watch(source.mapped, source.paths).check()
+    if progress and warnings:
+        progress.warn(warnings)
     output.seal({})
 
 

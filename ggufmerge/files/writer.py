@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from ggufmerge.errors import GgufmergeError, OutputError, PlanError
 from ggufmerge.files import shards
-from ggufmerge.files.atomic import fsync_folder, remove_file
+from ggufmerge.files.atomic import fsync_folder, remove_file, write_file
 from ggufmerge.files.lock import open_locked
 from ggufmerge.files.metadata import MetadataEditor, ValueKind
 from ggufmerge.files.reader import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMENSIONS, MAX_NAME, check_header
@@ -298,6 +298,8 @@ class GGUFWriter:
                 f"{self.path}: the file needs {_gigabytes(self.total_bytes)} but {_gigabytes(free)} are free: "
                 "make room or write to another disk"
             ) from None
+        if error.errno == errno.EFAULT:  # what is written lies in a mapped file that has lost this part
+            raise GgufmergeError("a source became shorter while it was read: start again when it is complete")
         if error.errno == errno.EFBIG:
             raise OutputError(
                 f"{self.path}: this file system holds no file of {_gigabytes(self.total_bytes)}: write to another disk"
@@ -351,20 +353,37 @@ def check_place(path: Path) -> None:
         raise PlanError(f"{path}: this is a folder: give the name of a file in it")
     if not path.parent.is_dir():
         raise PlanError(f"{path}: there is no folder {path.parent}: create it first")
+    check_regular(path)
+    if not os.access(path.parent, os.W_OK):
+        raise PlanError(f"{path}: the folder {path.parent} is not writable: choose another or change its permissions")
+
+
+def check_regular(path: Path) -> None:
+    """PlanError when there is something of this name that is no file or link, and no folder."""
     with contextlib.suppress(FileNotFoundError):
         mode = os.lstat(path).st_mode
         if stat.S_ISLNK(mode):
             with contextlib.suppress(OSError, RuntimeError):  # a link to nothing or to itself is only a link
                 mode = path.stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
             raise PlanError(f"{path}: this is no regular file, so it is not replaced: give another name")
-    if not os.access(path.parent, os.W_OK):
-        raise PlanError(f"{path}: the folder {path.parent} is not writable: choose another or change its permissions")
 
 
 def exists(path: Path) -> OutputError:
     """The error for a target that is there and must not be replaced."""
     return OutputError(f"{path}: exists: use --overwrite to replace it")
+
+
+def write_new(path: Path, data: bytes, *, overwrite: bool = False) -> None:
+    """Write a small file, whole or not at all. OutputError when there is another one and `overwrite` is not set; one
+    with this content is what an interrupted run has written.
+    """
+    check_place(path)
+    if os.path.lexists(path) and not overwrite:
+        if path.read_bytes() == data:
+            return
+        raise exists(path)
+    write_file(path, data)
 
 
 def publish(

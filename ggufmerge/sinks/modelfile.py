@@ -16,8 +16,8 @@ from typing import Any
 
 from ggufmerge.errors import PlanError
 from ggufmerge.files import open_gguf
-from ggufmerge.files.atomic import write_file
 from ggufmerge.files.small import file_name
+from ggufmerge.files.writer import write_new
 from ggufmerge.sinks.settings import PARAMETERS, completed, refusals
 from ggufmerge.sources.ollama import OllamaSettings
 from ggufmerge.text import printable
@@ -51,17 +51,19 @@ def write_modelfile(
     """Write the Modelfile of a GGUF file beside it; returns its path.
 
     settings: what the model inherits from its parents (`inherited`).  projector: a file beside it for images or sound.
-    PlanError when there is one and `overwrite` is not set.
+    PlanError when there is another one and `overwrite` is not set.
     """
-    check_modelfile(output, overwrite=overwrite)
     with open_gguf(output) as file:
         settings = completed(settings or OllamaSettings(), file.metadata)
         problems = refusals({n: t.type for n, t in file.tensors.items()}, file.metadata)
         context = file.metadata.integer(f"{file.architecture}.context_length")
         names = [p.name for p in (*file.paths, *([projector] if projector else ()))]
         text = modelfile_text(names, settings, problems, context)
-    path = modelfile_path(output)
-    write_file(path, text.encode("utf-8", "replace"))
+    path, data = modelfile_path(output), text.encode("utf-8", "replace")
+    # one with this content is what an interrupted run has written
+    if os.path.lexists(path) and (path.is_dir() or path.read_bytes() != data):
+        check_modelfile(output, overwrite=overwrite)
+    write_new(path, data, overwrite=overwrite)
     return path
 
 

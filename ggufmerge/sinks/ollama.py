@@ -123,7 +123,7 @@ class Store:
     def add(self, path: Path, settings: OllamaSettings, *, move: bool = False, advance: Advance = nobody) -> Installed:
         """Make a GGUF file a model of the store. PlanError when Ollama would refuse it or the disk does.
 
-        The name may be taken: see `check_name`.
+        PlanError, too, when another model has the name and `overwrite` is not set.
         move: take the file itself, which the caller removes afterwards; else it is linked, or copied where that is not
         possible.
         """
@@ -146,6 +146,9 @@ class Store:
                 "config": self._blob(_json(config), CONFIG_TYPE).to_json(),
                 "layers": [layer.to_json() for layer in layers],
             }
+            # one with these layers is what an interrupted run has written
+            if manifest.exists() and not self.overwrite and manifest.read_bytes() != _json(listed):
+                self.check_name()
             self._place(path, weights, move=move)
             self._write_manifest(manifest, _json(listed))
         except OSError as error:

@@ -9,6 +9,7 @@ Source: `conversion/base.py` (`MmprojModel`) and `tools/mtmd/clip-impl.h` of lla
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import shutil
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import GGUFFile, open_gguf
 from ggufmerge.files.atomic import replacing
-from ggufmerge.files.writer import same_file
+from ggufmerge.files.writer import exists, same_file
 from ggufmerge.sinks.modelfile import modelfile_path
 from ggufmerge.sources import Source
 from ggufmerge.sources.model import content_fingerprint
@@ -45,11 +46,20 @@ def check_projector(
         raise PlanError(f"{path}: exists: use --overwrite to replace it")
 
 
-def copy_projector(projector: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
-    """Copy a projector beside an output, byte for byte, whole or not at all; returns the path of the copy."""
+def copy_projector(
+    projector: str | os.PathLike[str], output: str | os.PathLike[str], *, overwrite: bool = False
+) -> Path:
+    """Copy a projector beside an output, byte for byte, whole or not at all; returns the path of the copy.
+
+    PlanError when there is another file and `overwrite` is not set.
+    """
     path = projector_path(output)
     if same_file(path, Path(projector)):
         return path
+    if os.path.lexists(path) and not overwrite:
+        if filecmp.cmp(path, projector, shallow=False):
+            return path
+        raise exists(path)
     with Path(projector).open("rb") as original, replacing(path) as copy:
         shutil.copyfileobj(original, copy, 1 << 20)
     return path

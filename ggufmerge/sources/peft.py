@@ -198,7 +198,7 @@ class PeftFile:
                 f'{self.path}: "{module}" has rank {rank}, but {CONFIG} says {declared}; '
                 "use the configuration that belongs to these weights"
             )
-        return alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
+        return alpha / (math.sqrt(rank) if self._config.get("use_rslora") is True else rank)
 
 
 _MERGE = "merge the adapter into its base with PEFT and convert the result"
