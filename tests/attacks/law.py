@@ -367,7 +367,7 @@ def _outputs(case: Case, folder: Path, new: list[str], outcome: Outcome, judge: 
         try:
             with ggufmerge.open(place) as opened:
                 bad = _not_finite(opened, case)
-                architecture, kind = opened.architecture, opened.metadata.get("general.type", "model")
+                architecture, kind = opened.architecture, str(opened.metadata.get("general.type", "model"))
         except GgufmergeError as error:
             yield Fault("cannot open its own output", where, str(error))
             continue
