@@ -437,7 +437,8 @@ def damage_data(rng: random.Random, file: Gguf) -> None:
 
 def spoil(rng: random.Random, file: Gguf) -> bytes:
     """Make one weight of a matrix, or a scale, NaN or infinite; returns the name of the tensor."""
-    matrices = [e for e in file.entries if len(e.ne) > 1 and not e.name.startswith(b"token_embd")]
+    kept = (b"token_embd", b"ffn_gate_inp")  # a type of their own, which llama-quantize leaves as it is
+    matrices = [e for e in file.entries if len(e.ne) > 1 and not any(name in e.name for name in kept)]
     entry = rng.choice(matrices)
     kind = TensorType.from_id(entry.type)
     if str(kind) == "F32":

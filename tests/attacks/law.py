@@ -36,6 +36,7 @@ import ggufmerge
 from ggufmerge.errors import FormatError, GgufmergeError
 from tests.attacks import damage
 from tests.attacks.case import OPEN, Case, Special
+from tests.attacks.command_line import commands
 from tests.attacks.judge import Judge
 from tests.sinks.modelfiles import read_modelfile
 
@@ -43,6 +44,8 @@ SECONDS = 10.0
 MEGABYTES = 500
 # what commands say on standard error besides errors and warnings
 _OTHER_LINES = re.compile(r"the merged model is complete: |interrupted: give the same command again")
+# errors that say that work was kept
+_KEPT = re.compile(r"the merged model is complete|what is finished is kept")
 # refusals that llama.cpp's reader of headers leaves to its model loader
 _LATER = re.compile(r"lies past the end of the file|split\.|split model|shard")
 _HIDDEN = re.compile(r"(^|/)\.[^/]*\.(partial|journal|stages|lock|old|tmp)(/|$)")
@@ -269,16 +272,28 @@ def _talk(case: Case, outcome: Outcome) -> Iterator[Fault]:
             break
     if outcome.code == 1 and not errors:
         yield Fault("no error message", where, outcome.out[-2000:])
-    if "--json" in case.command and outcome.code == 0 and "--help" not in case.command and "-h" not in case.command:
+    json_wanted = _wants_json(case.command)
+    if json_wanted and outcome.code == 0:
         try:
             json.loads(outcome.out, parse_constant=_no_constant)
         except ValueError as error:
             yield Fault("no JSON", where, f"{error}\n{outcome.out[:1000]}")
-    elif "--json" not in case.command:
+    elif json_wanted is False:
         for line in outcome.out.split("\n"):
             if not line.isprintable() or MARKED.match(line):
                 yield Fault("unprintable output", where, repr(line)[:2000])
                 break
+
+
+def _wants_json(command: list[str]) -> bool | None:
+    """None when that is not easily said: --json may be the value of another option, or help may be asked for."""
+    if "--json" not in command:
+        return False
+    switches = {flag for c in commands() for value in c.values if value.type is bool for flag in value.flags}
+    before = command[command.index("--json") - 1]
+    if {"-h", "--help", "--"} & set(command) or (before.startswith("-") and before not in switches):
+        return None
+    return True
 
 
 MARKED = re.compile(rf"(error: )?{damage.MARK}")
@@ -332,7 +347,7 @@ def _files(case: Case, before: dict[str, Any], after: dict[str, Any], outcome: O
     if outcome.code == 0:
         if hidden:
             yield Fault("left behind after success", where, " ".join(hidden))
-    elif new and "the merged model is complete" not in outcome.err:
+    elif new and not _KEPT.search(outcome.err):
         kept = [path for path in new if not (case.interrupt and _HIDDEN.search(path))]
         if kept:
             yield Fault("left behind after a refusal", where, " ".join(kept))
@@ -352,7 +367,7 @@ def _outputs(case: Case, folder: Path, new: list[str], outcome: Outcome, judge: 
         try:
             with ggufmerge.open(place) as opened:
                 bad = _not_finite(opened, case)
-                architecture, kind = opened.architecture, opened.metadata.get("general.type", "model")
+                architecture, kind = opened.architecture, str(opened.metadata.get("general.type", "model"))
         except GgufmergeError as error:
             yield Fault("cannot open its own output", where, str(error))
             continue
@@ -419,13 +434,13 @@ def _not_finite(opened: Any, case: Case) -> str:
 def _modelfile(path: Path) -> Fault | None:
     """A Modelfile is one, and no text of a file has become an instruction of it."""
     try:
-        commands = read_modelfile(path.read_text(encoding="utf-8"))
+        lines = read_modelfile(path.read_text(encoding="utf-8"))
     except (AssertionError, ValueError) as error:
         return Fault("no Modelfile", "", str(error))
-    if gone := [value for name, value in commands if name == "model" and not (path.parent / value).is_file()]:
+    if gone := [value for name, value in lines if name == "model" and not (path.parent / value).is_file()]:
         return Fault("a model in the Modelfile that is not there", "", repr(gone)[:1000])
-    if any(value.startswith(damage.MARK) for _, value in commands):
-        return Fault("instruction injected into the Modelfile", "", repr(commands)[:1000])
+    if any(value.startswith(damage.MARK) for _, value in lines):
+        return Fault("instruction injected into the Modelfile", "", repr(lines)[:1000])
     return None
 
 

@@ -21,7 +21,7 @@ def test_a_few_inputs_of_every_kind() -> None:
     """The same some 1,500 cases every time: mostly headers, and some of everything else."""
     headers = ({"kind": "header", "seed": SEED, "number": i} for i in range(1200))
     others = [kind for kind in kinds.KINDS if kind != "header"]
-    rest = ({"kind": kind, "seed": SEED, "number": i} for i in range(26) for kind in others)
+    rest = ({"kind": kind, "seed": SEED, "number": i} for i in range(40) for kind in others)
     summary = hunt.hunt(itertools.chain(headers, rest))
     assert_kept(summary)
     assert summary.total.cases > 1500
