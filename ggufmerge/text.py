@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 _LONG = 60
+_ENDLESS = 2000
 
 
 def printable(text: str) -> str:
@@ -21,6 +22,16 @@ def printable(text: str) -> str:
     'a\\\\x1b[2Jb\\\\n\\\\xff'
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def message(text: str) -> str:
+    """A complaint or warning on one line, without the middle of one that a file has made endless.
+
+    >>> len(message("x" * 10_000)) < 2_100
+    True
+    """
+    text = printable(text)
+    return text if len(text) <= _ENDLESS else f"{text[: _ENDLESS // 2]} ... {text[-_ENDLESS // 2 :]}"
 
 
 def one_line(text: str, limit: int = 500) -> str:

@@ -117,9 +117,9 @@ def _code(code: object) -> int:
 
 
 def _fail(*lines: str) -> int:
-    from ggufmerge.text import printable
+    from ggufmerge.text import message
 
     if sys.stderr is not None:
         for line in lines:
-            print(f"error: {printable(line)}", file=sys.stderr)
+            print(f"error: {message(line)}", file=sys.stderr)
     return 1

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ggufmerge.text import count, printable, size
+from ggufmerge.text import count, message, printable, size
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
@@ -104,7 +104,7 @@ def show_warnings(warnings: Iterable[str]) -> None:
 def complain(line: str) -> None:
     """Print a line on standard error, as one line whatever it holds; nothing when that is closed."""
     if sys.stderr is not None:
-        print(printable(line), file=sys.stderr)
+        print(message(line), file=sys.stderr)
 
 
 def show_plan(plan: Plan, *, every: bool = False) -> None:

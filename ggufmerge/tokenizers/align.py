@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.errors import PlanError
+from ggufmerge.text import quoted
 from ggufmerge.tokenizers.vocabulary import TokenType, Vocabulary, padding_token
 
 Rows = NDArray[np.int32]
@@ -165,12 +166,13 @@ def _check_kinds(vocabularies: Sequence[Vocabulary], donor: Vocabulary, *, union
     for other in vocabularies:
         if other.kind != donor.kind:
             raise PlanError(
-                f"different kinds of tokenizers: {donor.label} has {donor.kind!r}, {other.label} has {other.kind!r}; "
+                f"different kinds of tokenizers: {donor.label} has {quoted(donor.kind)}, "
+                f"{other.label} has {quoted(other.kind)}; "
                 "their tokens cannot be matched, merge models of one family"
             )
     if union and donor.kind not in _UNION_KINDS:
         raise PlanError(
-            f"{donor.label}: vocabularies of kind {donor.kind!r} have no union that tokenizes as their parts do; "
+            f"{donor.label}: vocabularies of kind {quoted(donor.kind)} have no union that tokenizes as their parts do; "
             "write tokenizer_source: base"
         )
 

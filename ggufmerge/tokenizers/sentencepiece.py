@@ -16,7 +16,7 @@ import numpy as np
 
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files.small import read_small
-from ggufmerge.text import one_line
+from ggufmerge.text import one_line, quoted
 from ggufmerge.tokenizers.vocabulary import TokenType, Vocabulary
 
 KIND = "llama"
@@ -127,7 +127,7 @@ def _first_line(error: Exception) -> str:
 def _model(vocabulary: Vocabulary) -> bytes:
     """A serialized ModelProto."""
     if vocabulary.kind != KIND:
-        raise GgufmergeError(f"{vocabulary.label}: of kind {vocabulary.kind!r}, not SentencePiece's (llama)")
+        raise GgufmergeError(f"{vocabulary.label}: of kind {quoted(vocabulary.kind)}, not SentencePiece's (llama)")
     ids = vocabulary.special_ids
     unknown = np.flatnonzero(vocabulary.types == TokenType.UNKNOWN)
     unknown_id = ids.get("unknown", int(unknown[0]) if len(unknown) else 0)
