@@ -193,7 +193,7 @@ def test_dropped_tokens_are_counted() -> None:
         (
             vocabulary("ab", kind="llama"),
             Settings("base"),
-            "different kinds of tokenizers: one has "gpt2", v has "llama"",
+            'different kinds of tokenizers: one has "gpt2", v has "llama"',
         ),
         (vocabulary("ab"), Settings("union", {"x": TokenRule("row", model=1)}), "v has no row for the token 'x'"),
         (
