@@ -32,7 +32,7 @@ class Sink(Protocol):
     def check(self, plan: Plan, opened: Opened, output: Output) -> Iterable[str]:
         """Warnings, before work starts; PlanError for what can be known then to fail.
 
-        What `output.owns` is an earlier run's of the same build, and may be replaced.
+        A name that `output.owns` may be there already, written by an interrupted run of the same build.
         """
 
     def finish(self, report: BuildReport, output: Output) -> BuildReport:

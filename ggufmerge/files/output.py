@@ -180,7 +180,10 @@ class Output:
             self._note({"published": True}, force=True)
 
     def owns(self, name: str) -> bool:
-        """Whether an interrupted run of this output has begun to write `name` beside it, so it may be replaced."""
+        """Whether an interrupted run of this output has begun to write `name`, so what is there may be its own.
+
+        It is if it has the content that is to be written; anything else is somebody's.
+        """
         return name in self.record.claimed
 
     def claim(self, name: str) -> None:
