@@ -211,14 +211,11 @@ def _model_params(lib: C.CDLL) -> ModelParams:
     return params
 
 
-_MAX_THREADS = 512  # GGML_MAX_N_THREADS; ggml ends the process for more
-
-
 def _context_params(lib: C.CDLL, context: int, threads: int) -> ContextParams:
     params = lib.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = context
     params.n_outputs_max = params.n_outputs_max_per_seq = context
-    params.n_threads = params.n_threads_batch = min(threads, _MAX_THREADS)
+    params.n_threads = params.n_threads_batch = min(threads, os.cpu_count() or 1)  # ggml ends the process for 513
     return params
 
 

@@ -122,7 +122,7 @@ def test_what_sentencepiece_cannot_hold_is_refused(tmp_path: Path) -> None:
     """With a reason, and no file appears."""
     types = np.array([1, 1], np.int32)
     cases = {
-        "of kind 'gpt2'": Vocabulary("x", "gpt2", ["a", "b"], types),
+        'of kind "gpt2"': Vocabulary("x", "gpt2", ["a", "b"], types),
         "token 1 is not UTF-8": Vocabulary("x", "llama", ["a", "\udcff"], types),
         "SentencePiece cannot hold this vocabulary": Vocabulary("x", "llama", ["a", "a"], types),
     }
