@@ -107,11 +107,6 @@ def watched(sources: Sequence[Source]) -> Watch:
     return Watch(mapped, (path for source in sources for path in source.files()))
 
 
-def check_sources(outputs: Sequence[Path], sources: Sequence[Source]) -> None:
-    """PlanError when an output (a file, or one of all shards) is also an input."""
-    check_inputs(outputs, [path for source in sources for path in source.files()])
-
-
 def check_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
     """PlanError when an output is one of these files."""
     for target in outputs:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.engine import header, provenance
-from ggufmerge.engine.checks import check_architectures, check_sources, check_space, watched
+from ggufmerge.engine.checks import check_architectures, check_inputs, check_space, watched
 from ggufmerge.engine.low_rank import PASSES, LowRank, low_rank
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.scheduler import Job, drive
@@ -186,9 +186,9 @@ def extract(
     """
     started = time.monotonic()
     output, progress = Path(output), progress or Progress()
-    check_sources([output], sources)
     infos = [half for pair in plan.pairs for half in pair.halves]
     watch = watched(sources)
+    check_inputs([output], watch.paths)
     with Output([output], overwrite=overwrite) as out:
         if out.take_up(_identity(plan, sources, watch)) in (Move.START, Move.RESUME):
             check_space([output], plan.nbytes)
