@@ -59,7 +59,8 @@ def write_tiny_llama(
     tied: no `output.weight`. experts: > 0 makes the feed-forward part a mixture of that many experts.
     tune: (seed, strength): adds noise of that strength relative to each matrix, as a fine-tune would.
     type: of all matrices; vectors are always F32. types: file-name-like patterns on tensor names that override it.
-    replace: arrays to write instead of the random ones. metadata: further keys, or other values for known ones.
+    replace: arrays to write instead of the random ones. metadata: further keys, or other values for known ones;
+    None leaves one out.
     """
     shape = _Shape(layers, embed, ff, heads, kv_heads, vocab, tied, experts)
     weights = {name: _weight(name, dims, seed, tune) for name, dims in shape.tensors()}
@@ -88,7 +89,8 @@ def write_tiny_llama(
         **(metadata or {}),
     }
     for key, value in known.items():
-        _add(writer, key, value)
+        if value is not None:
+            _add(writer, key, value)
     for name, values in weights.items():
         wanted = next((t for pattern, t in (types or {}).items() if fnmatch.fnmatchcase(name, pattern)), kind)
         _add_tensor(writer, name, values, TensorType.parse(wanted))

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from ggufmerge.chat.templates import TEMPLATE, TEMPLATES, most_common
 from ggufmerge.engine.checks import check_vocabularies
 from ggufmerge.engine.plan import Input, PlannedVocabulary
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
@@ -17,7 +18,6 @@ from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor, check_widths, first_dimension, has_token_rows, token_rows
 from ggufmerge.sources.model import locate
 from ggufmerge.tokenizers.align import Alignment, Settings, TokenRule, align
-from ggufmerge.tokenizers.chat import TEMPLATE, TEMPLATES, most_common
 from ggufmerge.tokenizers.sentencepiece import KIND as SENTENCEPIECE
 from ggufmerge.tokenizers.sentencepiece import difference, read_tokenizer_model, tokenizer_model_beside
 from ggufmerge.tokenizers.vocabulary import (

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PrivateAttr
 
+from ggufmerge.chat.templates import TEMPLATES
 from ggufmerge.errors import GgufmergeError, nearest
 from ggufmerge.recipe import settings
 from ggufmerge.recipe.document import Document, Location, shown
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.settings import Setting
-from ggufmerge.tokenizers.chat import TEMPLATES
 from ggufmerge.types import FileType, TensorType
 
 

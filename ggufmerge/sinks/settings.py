@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ggufmerge.chat.go_template import go_template
+from ggufmerge.chat.of_file import chat_format, stops
+from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile
 from ggufmerge.files.metadata import KeyValues, ValueKind
@@ -40,51 +43,125 @@ PARAMETERS = frozenset(
         "use_mmap",
     }
 )
-_CHAT_TEMPLATE = "tokenizer.chat_template"
-_CONTROL = 3  # token_type of tokens that are no text
 _MAX_STRING, _MAX_ARRAY = 16 << 20, 64 << 20  # bytes, elements; `fs/gguf/gguf.go`
 # types whose size `fs/ggml/ggml.go` does not know
 _UNKNOWN_TYPES = frozenset({TensorType.Q2_0, TensorType.TQ1_0, TensorType.TQ2_0})
-# scalars that its `WriteGGUF` has no code for
-_UNWRITABLE = frozenset({ValueKind.U8, ValueKind.I8, ValueKind.U16, ValueKind.I16, ValueKind.F64})
+# Architectures that Ollama prompts with code of its own: renderer, parser, stops; as `server/create.go` sets them.
+_RENDERED: Mapping[str, tuple[str | None, str | None, tuple[str, ...]]] = {
+    "gemma4": ("gemma4", "gemma4", ("<turn|>",)),
+    "laguna": ("laguna", "laguna", ()),
+    **dict.fromkeys(("nemotron_h", "nemotron_h_moe", "nemotron_h_omni"), ("nemotron-3-nano", "nemotron-3-nano", ())),
+}
 
 
 def inherited(sources: Sequence[Source], changes: Mapping[str, Any]) -> tuple[OllamaSettings, list[str]]:
     """What a result takes over from the parents that have settings of Ollama's, and warnings where they disagree.
 
-    Each setting comes from the first parent that has it, as the tokenizer does; licences come from all of them.
-    changes: the metadata that the merge changes. When it changes the chat template, the parents' templates, renderers
-    and parsers do not fit any more and are left out.
+    Template, renderer, parser and stop strings belong together and come from one parent: the first one that says how it
+    is prompted, in Ollama or, where it is the first source, by a chat template in its file. System prompt, example
+    messages and the other parameters each come from the first parent that has them, licences from all of them.
+    changes: the metadata that the merge changes. When it changes the chat template, nothing that belongs to the
+    templates of the parents fits any more.
     """
     parents = [(s.label, s.located.ollama) for s in sources if s.located.ollama is not None]
-    taken: dict[str, Any] = {}
-    warnings = []
-    for what in ("template", "system", "parameters", "messages", "renderer", "parser", "requires"):
+    taken, warnings = _prompting(sources, TEMPLATE in changes)
+    for what in ("system", "messages", "requires"):
         having = [(label, value) for label, settings in parents if (value := getattr(settings, what))]
-        if having and what in ("template", "renderer", "parser") and _CHAT_TEMPLATE in changes:
-            warnings.append(f"the recipe sets a chat template, so the {what} of {having[0][0]} in Ollama is left out")
-        elif having:
+        if having:
             taken[what] = having[0][1]
-            others = [label for label, value in having[1:] if value != having[0][1]]
-            if others:
-                warnings.append(f"Ollama's {what} is taken from {having[0][0]}; {', '.join(others)} has another")
+            warnings += _differing(what, having)
+    plain = [(label, {k: v for k, v in s.parameters.items() if k != "stop"}) for label, s in parents]
+    plain = [(label, parameters) for label, parameters in plain if parameters]
+    if plain:
+        taken["parameters"] = taken["parameters"] | plain[0][1]
+        warnings += _differing("parameters", plain)
     taken["licenses"] = tuple(dict.fromkeys(text for _, settings in parents for text in settings.licenses))
-    if unknown := sorted(set(taken.get("parameters", ())) - PARAMETERS):
+    if unknown := sorted(set(taken["parameters"]) - PARAMETERS):
         warnings.append(f"Ollama's parameters {', '.join(unknown)} can stand in no model today and are left out")
         taken["parameters"] = {k: v for k, v in taken["parameters"].items() if k in PARAMETERS}
     return OllamaSettings(**taken), warnings
 
 
+def _prompting(sources: Sequence[Source], replaced: bool) -> tuple[dict[str, Any], list[str]]:
+    """What one parent says of how it is prompted, as keywords of `OllamaSettings`, and a warning for what others say.
+
+    replaced: whether the result has a chat template of its own.
+    """
+    first = sources[0]
+    saying = [s for s in sources if _words(s)]
+    donor: Source | None = None
+    if replaced:
+        why = "the recipe sets a chat template"
+    elif first in saying or not first.metadata.text(TEMPLATE):
+        donor = next(iter(saying or [s for s in sources if s.located.ollama]), None)
+        why = f"the prompt format is that of {donor.label}" if donor else ""
+    else:
+        donor, why = first, f"the prompt format is that of {first.label}, by the chat template in its file"
+    words = _words(donor)
+    others = {s.label: theirs for s in saying if (theirs := _words(s)) != words}
+    warnings = [
+        f"{why}; the {' and '.join(left)} of {label} in Ollama {'is' if len(left) == 1 else 'are'} left out"
+        for label, left in others.items()
+    ]
+    found = donor.located.ollama.parameters if donor and donor.located.ollama else {}
+    return {**words, "parameters": {"stop": found["stop"]} if "stop" in found else {}}, warnings
+
+
+def _words(source: Source | None) -> dict[str, str]:
+    """How Ollama prompts a parent: what it keeps of that beside the file."""
+    settings = source.located.ollama if source else None
+    names = ("template", "renderer", "parser")
+    return {name: value for name in names if (value := getattr(settings, name, None))}
+
+
+def _differing(what: str, having: Sequence[tuple[str, Any]]) -> list[str]:
+    others = [label for label, value in having[1:] if value != having[0][1]]
+    return [f"Ollama's {what} is taken from {having[0][0]}; {', '.join(others)} has another"] if others else []
+
+
 def completed(settings: OllamaSettings, metadata: KeyValues) -> OllamaSettings:
-    """Settings with what the metadata of the result tells, where no parent has said it: where to stop, the licence."""
+    """Settings with what the metadata of the result tells, where no parent has said it: how it is prompted, where to
+    stop, the licence.
+
+    The template is that of the file in Ollama's language, so that every version of Ollama prompts the model alike, and
+    `ollama show --modelfile` gives a whole Modelfile. None where it cannot be said in that language.
+    """
+    architecture = metadata.text("general.architecture") or ""
+    renderer, parser, ends = _RENDERED.get(architecture, (None, None, ()))
+    renderer, parser = settings.renderer or renderer, settings.parser or parser
+    form = chat_format(metadata) if settings.template is None and renderer is None and parser is None else None
     parameters = dict(settings.parameters)
-    if "stop" not in parameters and (stops := _stops(metadata)):
-        parameters["stop"] = stops
+    if "stop" not in parameters and (found := list(ends) or stops(metadata, form)):
+        parameters["stop"] = found
     licenses = settings.licenses
     if not licenses:
         texts = [metadata.text(f"general.license{part}") for part in (".name", "", ".link")]
         licenses = ("\n".join(filter(None, texts)),)
-    return replace(settings, parameters=parameters, licenses=tuple(filter(None, licenses)))
+    return replace(
+        settings,
+        template=settings.template if form is None else go_template(form),
+        renderer=renderer,
+        parser=parser,
+        parameters=parameters,
+        licenses=tuple(filter(None, licenses)),
+    )
+
+
+def prompt_warnings(settings: OllamaSettings, metadata: KeyValues) -> list[str]:
+    """What the user should know of how Ollama will prompt a model with these (completed) settings."""
+    if settings.template is not None or settings.renderer or settings.parser:
+        return []
+    if metadata.text(TEMPLATE):
+        return [
+            "the chat template of the result cannot be said in Ollama's template language: Ollama 0.30 and newer use "
+            "the one in the file, older ones pass questions on without it"
+        ]
+    if not metadata.text("tokenizer.ggml.model"):
+        return []
+    return [
+        "the result has no chat template, so Ollama makes up a format that the model may not know; a recipe can set "
+        "one, such as chat_template: chatml, or auto for that of most models"
+    ]
 
 
 def refusals(types: Mapping[str, TensorType], metadata: KeyValues) -> list[str]:
@@ -97,10 +174,6 @@ def refusals(types: Mapping[str, TensorType], metadata: KeyValues) -> list[str]:
         name = next(n for n, t in types.items() if t is kind)
         problems.append(f"{name} is {kind}, a type that Ollama does not know; choose another with --type")
     problems += _too_large(metadata)
-    for key in metadata:
-        if metadata.kind(key) in _UNWRITABLE:
-            number = metadata.kind(key).name.lower()
-            problems.append(f"the metadata key {key} is a number of type {number}, which Ollama cannot write")
     return problems
 
 
@@ -132,20 +205,3 @@ def _too_large(metadata: KeyValues) -> Iterable[str]:
             continue
         if longest > _MAX_STRING:
             yield f"the metadata key {key} holds a text of {longest} bytes; Ollama takes at most {_MAX_STRING}"
-
-
-def _stops(metadata: KeyValues) -> list[str]:
-    """The control tokens that end a turn or the text, as far as the chat template spells them out.
-
-    Models end their turns with them anyway; as text they also stop a model that writes them letter by letter.
-    """
-    template = metadata.text(_CHAT_TEMPLATE)
-    ids = [i for what in ("eot", "eos") if (i := metadata.integer(f"tokenizer.ggml.{what}_token_id")) is not None]
-    if template is None or not ids:
-        return []
-    tokens, kinds = metadata.texts("tokenizer.ggml.tokens"), metadata.integers("tokenizer.ggml.token_type")
-    if tokens is None or kinds is None:
-        return []
-    count = min(len(tokens), len(kinds))
-    texts = [tokens[i] for i in ids if i < count and kinds[i] == _CONTROL]
-    return list(dict.fromkeys(text for text in texts if text and text in template))

@@ -53,7 +53,7 @@ def test_a_merge_goes_straight_into_the_store(store: Path, run: Run) -> None:
     code, out, err = run("build", "r.yaml", "--ollama", "merged")
     assert code == 0
     assert "merged:latest: is in Ollama" in out
-    assert "Ollama's template is taken from ollama:chat:1b; ollama:other has another" in err
+    assert "the prompt format is that of ollama:chat:1b; the template of ollama:other in Ollama is left out" in err
     assert "parameters num_gqa can stand in no model today" in err
     check_store(store)
     assert files() == {"r.yaml"}
@@ -101,8 +101,10 @@ def test_a_chat_template_of_the_recipe_wins(store: Path, run: Run) -> None:
     Path("r.yaml").write_text(RECIPE + "chat_template: chatml\n")
     code, _, err = run("build", "r.yaml", "-o", "out.gguf")
     assert code == 0
-    assert "the recipe sets a chat template, so the template of ollama:chat:1b in Ollama is left out" in err
-    assert "template" not in dict(read_modelfile(Path("out.Modelfile").read_text()))
+    assert "the recipe sets a chat template; the template and renderer of ollama:chat:1b in Ollama are left out" in err
+    found = dict(read_modelfile(Path("out.Modelfile").read_text()))
+    assert "<|im_start|>user" in found["template"]
+    assert found["stop"] == "<|im_end|>"
 
 
 def test_what_is_refused_is_refused_before_work_starts(store: Path, run: Run, tmp_path: Path) -> None:

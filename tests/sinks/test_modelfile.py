@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ggufmerge.chat.jinja import Message
 from ggufmerge.errors import PlanError
 from ggufmerge.files import MetadataEditor
-from ggufmerge.files.metadata import ValueKind
 from ggufmerge.sinks import modelfile_path, write_modelfile
 from ggufmerge.sinks.modelfile import check_modelfile, comment, modelfile_text, quoted
 from ggufmerge.sinks.settings import check_content
 from ggufmerge.sources.ollama import OllamaSettings
+from ggufmerge.types import TensorType
+from tests.chat.go_template import execute
 from tests.sinks.modelfiles import read_modelfile
 from tests.tiny import write_tiny_llama
 
@@ -109,11 +111,14 @@ def test_everything_a_parent_has(model: Path) -> None:
 
 
 def test_what_the_file_itself_tells(model: Path) -> None:
-    """Without parents in Ollama: the token that ends a turn, if the chat template spells it out, and the licence. The
+    """Without parents in Ollama: its chat template in Ollama's language, the token that ends a turn, the licence. The
     context the model was trained for is a comment, since Ollama would reserve memory for all of it.
     """
     text = write_modelfile(model, overwrite=True).read_text("utf-8")
-    assert read_modelfile(text) == [("model", "./my model.gguf"), ("stop", "<|im_end|>"), ("license", "apache-2.0")]
+    (name, template), *others = [entry for entry in read_modelfile(text) if entry[0] != "model"]
+    assert name == "template"
+    assert execute(template, [Message("user", "Hi")]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert others == [("stop", "<|im_end|>"), ("license", "apache-2.0")]
     assert "# PARAMETER num_ctx 512 " in text
 
 
@@ -170,10 +175,9 @@ def test_a_comment_is_a_line_that_says_nothing(text: str) -> None:
 
 
 def test_strangers_write_no_instructions(tmp_path: Path) -> None:
-    """Keys of metadata that Ollama refuses, names of files and parameters, values of all kinds."""
+    """Names of tensors that Ollama refuses, names of files and parameters, values of all kinds."""
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    writer.add_uint8(EVIL, 1)
-    writer.add_tensor("output_norm.weight", np.zeros(4, np.float32))
+    writer.add_tensor(EVIL, np.zeros(54, np.uint8), raw_dtype=gguf.GGMLQuantizationType.TQ1_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -212,10 +216,7 @@ def test_an_output_that_names_no_file(output: str) -> None:
 
 
 def test_each_reason_of_ollamas_is_a_line_of_its_own() -> None:
-    """A key that has line breaks is none."""
-    metadata = MetadataEditor()
-    for key in (EVIL, "y"):
-        metadata.set(key, 1, ValueKind.U8)
+    """A name that has line breaks is none."""
     with pytest.raises(PlanError) as caught:
-        check_content({}, metadata)
+        check_content({EVIL: TensorType.TQ1_0, "y": TensorType.TQ2_0}, MetadataEditor())
     assert len(caught.value.lines) == 2

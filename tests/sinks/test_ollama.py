@@ -16,17 +16,20 @@ import numpy as np
 import pytest
 
 import ggufmerge
+from ggufmerge.chat.jinja import Message
 from ggufmerge.errors import PlanError
 from ggufmerge.files import MetadataEditor, open_gguf
 from ggufmerge.files.metadata import ValueKind
 from ggufmerge.recipe import ModelReference
-from ggufmerge.sinks import destination, install, refusals
+from ggufmerge.sinks import destination, install, refusals, write_modelfile
 from ggufmerge.sinks import ollama as sink
 from ggufmerge.sinks.ollama import Store, human_number
 from ggufmerge.sources import open_source
 from ggufmerge.sources.ollama import OllamaName, OllamaSettings
 from ggufmerge.types import TensorType
+from tests.chat.go_template import execute
 from tests.ollama_store import add_model, check_store, layers_of, snapshot
+from tests.sinks.modelfiles import read_modelfile
 from tests.tiny import write_tiny_llama
 
 SETTINGS = OllamaSettings(
@@ -80,12 +83,14 @@ def test_what_was_installed_can_be_merged(store: Path, model: Path) -> None:
 
 
 def test_a_plain_model_brings_its_stop_and_its_licence(store: Path, model: Path) -> None:
-    """As its Modelfile would."""
+    """And its chat template in Ollama's language, as its Modelfile does."""
     install(model, "plain")
     found = layers_of(store, "plain/latest")
     assert json.loads(found["params"][0]) == {"stop": ["<|im_end|>"]}
     assert found["license"] == [b"apache-2.0"]
-    assert "template" not in found
+    template = found["template"][0].decode()
+    assert execute(template, [Message("user", "Hi")]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert ("template", template) in read_modelfile(write_modelfile(model, overwrite=True).read_text())
 
 
 def test_the_file_is_not_copied(store: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,11 +330,12 @@ def test_all_other_types_are_fine(kind: TensorType) -> None:
 @pytest.mark.parametrize(
     ("value", "kind", "complaint"),
     [
-        (1, ValueKind.U8, "a number of type u8, which Ollama cannot write"),
-        (1.0, ValueKind.F64, "a number of type f64"),
         ("x" * ((16 << 20) + 1), None, "a text of 16777217 bytes"),
         (["short", "é" * (8 << 20) + "x"], None, "a text of 16777217 bytes"),
         (np.zeros((64 << 20) + 1, np.uint8), None, "has 67108865 elements"),
+        (1, ValueKind.U8, ""),
+        (1, ValueKind.I16, ""),
+        (1.0, ValueKind.F64, ""),
         (1, ValueKind.U32, ""),
         ("x" * (16 << 20), None, ""),
         (np.zeros(64 << 20, np.int8), None, ""),
@@ -338,7 +344,7 @@ def test_all_other_types_are_fine(kind: TensorType) -> None:
     ids=lambda value: value if isinstance(value, str) and len(value) < 99 else "",
 )
 def test_metadata_that_ollama_refuses(value: Any, kind: ValueKind | None, complaint: str) -> None:
-    """Its parser has limits that llama.cpp does not have, and its writer lacks some types."""
+    """Its parser has limits that llama.cpp does not have; numbers of every kind are fine."""
     metadata = MetadataEditor()
     metadata.set("some.key", value, kind)
     found = "\n".join(refusals({}, metadata))

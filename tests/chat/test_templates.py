@@ -8,10 +8,10 @@ import jinja2
 import pytest
 
 import ggufmerge
+from ggufmerge.chat.templates import TEMPLATES, most_common
 from ggufmerge.engine import make_plan
 from ggufmerge.evaluate import LlamaModel
 from ggufmerge.recipe import load_recipe
-from ggufmerge.tokenizers.chat import TEMPLATES, most_common
 from tests.tiny import write_tiny_llama
 
 CHAT = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello!"), ("user", "Why?")]
