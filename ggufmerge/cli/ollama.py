@@ -14,11 +14,11 @@ from ggufmerge.cli.terminal import complain
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files.journal import Move
 from ggufmerge.files.small import file_name
-from ggufmerge.sinks.destination import destination
 from ggufmerge.sinks.files import Advance
 from ggufmerge.sinks.modelfile import check_modelfile, modelfile_path, write_modelfile
 from ggufmerge.sinks.ollama import Store
 from ggufmerge.sinks.ollama_api import Installed, Server
+from ggufmerge.sinks.ollama_place import destination
 from ggufmerge.sinks.settings import check_content, inherited
 from ggufmerge.sources.ollama import OllamaSettings, blob_path
 from ggufmerge.sources.ollama_names import OllamaName

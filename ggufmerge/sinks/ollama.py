@@ -33,7 +33,7 @@ from ggufmerge.sinks.files import STEP, Advance, file_digest, nobody
 from ggufmerge.sinks.ollama_api import Installed, Server, workname
 from ggufmerge.sinks.settings import check_file, completed
 from ggufmerge.sources.ollama import IMAGE, Layer, OllamaSettings, blob_path, read_manifest
-from ggufmerge.sources.ollama_names import PARTS, OllamaName, lookup, path_of, spelled, twins, visible
+from ggufmerge.sources.ollama_names import PARTS, OllamaName, lookup, path_of, spelled, spellings, visible
 
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
@@ -296,11 +296,14 @@ def twin_note(name: OllamaName, known: Iterable[OllamaName], root: Path | None =
     root: the store they are in, None when only a server can reach it.
     """
     known = list(known)
-    for at, (one, other, *_) in twins(name, known).items():
-        keep, change = one.parts[: at + 1], other.parts[: at + 1]
+    for at in range(len(PARTS)):
+        models = spellings(name, known, at)
+        if len(models) < 2:
+            continue
+        (keep, (one, *_)), (_, (other, *more)) = list(models.items())[:2]
         if root is not None:
-            old = root.joinpath("manifests", *change)
-            new = old.with_name(keep[-1])
+            old = root.joinpath("manifests", *other.parts[: at + 1])
+            new = old.with_name(keep)
             what = f"move what is in {old} to {new}" if access.is_folder(new) else f"rename {old} to {new}"
         elif sum(same.folded == other.folded for same in known) > 1:  # which one it removes is chance
             what = f"rename one of them in the folder manifests of the server's store: {'/'.join(other.parts)}"
@@ -308,7 +311,7 @@ def twin_note(name: OllamaName, known: Iterable[OllamaName], root: Path | None =
             what = f"copy {other} to another name (ollama cp) and remove it (ollama rm), each until it succeeds"
         return (
             f"Ollama confuses names that differ in case only, and {one} and {other} do in their {PARTS[at]}, so it "
-            f"finds models of either spelling only sometimes; {what}"
+            f"finds models of either spelling only sometimes; {what}" + f"; so with {len(more)} more" * bool(more)
         )
     return None
 

@@ -77,19 +77,34 @@ def is_folder(path: Path) -> bool:
 
 
 def _foreign(root: Path, manifest: Path) -> str:
-    """Which folder of the store belongs to somebody else."""
+    """Which part of the store belongs to somebody else."""
     if not hasattr(os, "geteuid"):
         return ""  # Windows
     user = os.geteuid()
     folders = [f for f in (root, root / "blobs", *_between(root, manifest)) if is_folder(f)]
     if not folders and user == 0:
         folders = [_nearest(root)]  # root makes no folders in those of others
-    for folder in folders:
-        if (owner := folder.stat().st_uid) != user:
-            return (
-                f"{folder} belongs to {_user(owner)}, not to {_user(user)}, whose files Ollama could not manage there"
-            )
+    blobs = _files(root / "blobs")
+    if any(_owner(blob) == user for blob in blobs):
+        blobs = []  # some of another user's among our own are nothing new
+    for path in (*folders, *blobs):
+        if (owner := _owner(path)) not in (user, None):
+            who = f"{path} belongs to {_user(owner)}, not to {_user(user)}"
+            return f"{who}, and Ollama can manage only what belongs to the owner of its store"
     return ""
+
+
+def _owner(path: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return path.stat().st_uid
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    """The blobs of a folder."""
+    with contextlib.suppress(OSError):
+        return sorted(folder.glob("sha256-*"))
+    return []
 
 
 def _between(root: Path, path: Path) -> Iterator[Path]:
@@ -102,10 +117,10 @@ def _nearest(folder: Path) -> Path:
     return next((f for f in (folder, *folder.parents) if is_folder(f)), folder)
 
 
-def _user(number: int) -> str:
+def _user(number: int | None) -> str:
     """The name of a user, or the number where there is none."""
     with contextlib.suppress(ImportError, KeyError):
         import pwd
 
-        return pwd.getpwuid(number).pw_name
+        return pwd.getpwuid(number or 0).pw_name
     return f"user {number}"

@@ -90,7 +90,8 @@ def find(name: str) -> Located:
     label, roots = f"ollama:{name}", []
     for root in candidate_roots():
         try:
-            if (found := lookup(root, wanted)) is not None:
+            found = lookup(root, wanted)
+            if found is not None and path_of(root, found).is_file():
                 return _Reader(label, root).located(path_of(root, found))
             roots += [root] * root.is_dir()
         except PermissionError as error:

@@ -125,32 +125,29 @@ def lookup(root: Path, name: OllamaName) -> OllamaName | None:
 def spelled(name: OllamaName, known: Iterable[OllamaName], root: Path | None = None) -> OllamaName:
     """A name as a new model should be spelled beside the models `known`, so that no part has two spellings.
 
-    Spellings on the name's own path go first, then those of any model, then those of folders of the store `root`, then
+    Spellings on the name's own path go first, then the most usual one, then those of folders of the store `root`, then
     Ollama's own spelling of its defaults.
     """
     known = sorted(known)
-    nearest = max(known, key=lambda other: (_common(name, other), _equal(name, other)), default=name)
-    found = list(nearest.parts[: _common(name, nearest)])
+    nearest = max(known, key=lambda other: (_common(name, other), _equal(name, other)), default=None)
+    found = list(nearest.parts[: _common(name, nearest)]) if nearest is not None else []
     for at, part in list(enumerate(name.parts))[len(found) :]:
-        texts = [other.parts[at] for other in known if other.parts[at].lower() == part.lower()]
+        texts = list(spellings(name, known, at))
         if not texts and root is not None:
             texts = [t for t in _entries(root.joinpath("manifests", *found)) if t.lower() == part.lower()]
         texts = texts or [d for d in (DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG) if d == part.lower()]
-        found.append(texts[0] if texts and part not in texts else part)
+        found.append(texts[0] if texts else part)
     return OllamaName(*found)
 
 
-def twins(name: OllamaName, known: Iterable[OllamaName]) -> dict[int, list[OllamaName]]:
-    """The parts (0 to 3) of a name that models spell in several ways, each with one model for every spelling.
-
-    The spelling of `name` comes first.
-    """
-    known, found = sorted(known), dict[int, list[OllamaName]]()
-    for at, part in enumerate(name.parts):
-        spellings = {other.parts[at]: other for other in known if other.parts[at].lower() == part.lower()}
-        if len(spellings) > 1:
-            found[at] = sorted(spellings.values(), key=lambda other: (other.parts[at] != part, other))
-    return found
+def spellings(name: OllamaName, known: Iterable[OllamaName], at: int) -> dict[str, list[OllamaName]]:
+    """How the models `known` spell part `at` (0 to 3) of a name, and which do; the most usual spelling first."""
+    found: dict[str, list[OllamaName]] = {}
+    for other in known:
+        if other.parts[at].lower() == name.parts[at].lower():
+            found.setdefault(other.parts[at], []).append(other)
+    order = sorted(found, key=lambda text: (-len(found[text]), text != name.parts[at], text))
+    return {text: sorted(found[text]) for text in order}
 
 
 def _common(name: OllamaName, other: OllamaName) -> int:
