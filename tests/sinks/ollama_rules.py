@@ -247,7 +247,7 @@ class Ollama:
 
     def _touch(self, path: Path) -> None:
         """Every layer that a model uses gets new times, which only the owner of a file may give."""
-        if not self.owns(path):
+        if not self._owns(path):
             raise Refused(200, f"chtimes {path}: operation not permitted")
         os.utime(path)
 
@@ -328,7 +328,7 @@ class Ollama:
         if self.uid in (None, 0):
             return True
         mode = path.stat().st_mode
-        return bool((mode >> 6 if self.owns(path) else mode) & bit)
+        return bool((mode >> 6 if self._owns(path) else mode) & bit)
 
 
 def parsed(text: str) -> Name:
