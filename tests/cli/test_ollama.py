@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 import ggufmerge
 from ggufmerge.errors import PlanError
+from ggufmerge.sinks import ollama_api
 from ggufmerge.sinks.ollama_api import Server
 from ggufmerge.sources import ollama
 from tests.ollama_store import add_model, check_store, layers_of, snapshot
@@ -266,3 +268,68 @@ def test_a_modelfile_of_the_users_is_no_left_over(store: Path, run: Run, monkeyp
         server.troubles.clear()
         assert run("build", "r.yaml", "--ollama", "m")[0] == 0
         assert theirs.read_text() == "FROM precious"
+
+
+def test_the_lines_are_true_of_the_place(
+    store: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In a store whose server has it, and with a server that runs from another store, which is told."""
+    with ollama_server(root=store) as server:
+        monkeypatch.setattr(ollama_api, "_PORT", server.server_port)
+        code, out, err = run("build", "r.yaml", "--ollama", "mine")
+        assert code == 0
+        assert f"mine:latest: is in Ollama ({store}); ollama run mine:latest" in out
+        assert "warning: the Ollama server" not in err
+    with ollama_server(root=tmp_path / "elsewhere") as server:
+        add_model(tmp_path / "elsewhere", "theirs/latest", b"GGUF theirs")
+        monkeypatch.setattr(ollama_api, "_PORT", server.server_port)
+        before = snapshot(store)
+        code, out, err = run("build", "r.yaml", "--ollama", "other2", "--json")
+        assert code == 0
+        assert (
+            err.count(f"server at {server.url} runs from another store than {store}, so the model is sent to it") == 1
+        )
+        facts = json.loads(out)["ollama"]
+        assert (facts["name"], facts["place"], facts["seen"]) == ("other2:latest", server.url, True)
+        assert server.ollama.find("other2")
+        assert snapshot(store) == before
+        assert files() == {"r.yaml"}
+
+
+@pytest.mark.parametrize("output", [(), ("-o", "out.gguf")], ids=["store", "file"])
+def test_a_store_that_turns_out_to_be_anothers(
+    store: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: tuple[str, ...]
+) -> None:
+    """Built in the store, which a server of a copy of it has not: the model goes there, and the store is as it was."""
+    shutil.copytree(store, tmp_path / "copy")
+    before = {path: path.is_dir() for path in store.rglob("*")}
+    with ollama_server(root=tmp_path / "copy") as server:
+        monkeypatch.setattr(ollama_api, "_PORT", server.server_port)
+        code, out, err = run("build", "r.yaml", "--ollama", "mine", *output)
+        assert code == 0
+        assert f"mine:latest: is in Ollama ({server.url})" in out
+        assert err.count(f"runs from another store than {store}, so the model was sent to {server.url}") == 1
+        assert {path: path.is_dir() for path in store.rglob("*")} == before
+        assert server.ollama.find("mine")
+        assert files() == {"r.yaml"} | ({"out.gguf", "out.Modelfile"} if output else set())
+
+
+def test_another_spelling_is_told(store: Path, run: Run) -> None:
+    """In one line, and the name that is then written is the one that Ollama will show."""
+    code, out, _ = run("build", "r.yaml", "--ollama", "Team/CHAT:1B")
+    assert code == 0
+    assert "Team/CHAT:1B: is spelled Team/chat:1b in Ollama, as models that are there already are" in out
+    assert f"Team/chat:1b: is in the store {store}" in out
+    assert layers_of(store, "registry.ollama.ai/Team/chat/1b")
+    code, out, _ = run("build", "r.yaml", "--ollama", "plain")
+    assert code == 0
+    assert "is spelled" not in out
+
+
+def test_two_spellings_are_a_warning(store: Path, run: Run) -> None:
+    """Once."""
+    add_model(store, "x/Q4", b"GGUF x")
+    add_model(store, "y/q4", b"GGUF y")
+    code, _, err = run("build", "r.yaml", "--ollama", "z:q4")
+    assert code == 0
+    assert err.count("warning: Ollama confuses names that differ in case only, and y:q4 and x:Q4 do in their tag") == 1
