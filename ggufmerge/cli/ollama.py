@@ -145,7 +145,7 @@ class ForOllama:
                 output.claim(str(modelfile))
                 write_modelfile(path, self._settings, overwrite=True)
         if self._modelfile or output.owns(str(modelfile)):
-            return f"; or import it: ollama create {place.name} -f {modelfile}"
+            return f", or import it: ollama create {place.name} -f {modelfile}"
         return f"; or import it: ollama create {place.name} -f FILE, with the line FROM ./{path.name} in FILE"
 
     def _remove_modelfile(self, output: Output) -> None:

@@ -27,15 +27,15 @@ def obstacle(root: Path, name: OllamaName) -> str:
     name: spelled as in the store.
     """
     manifest = path_of(root, name)
+    if foreign := _foreign(root, manifest):
+        return foreign
     for target in (root / "blobs", manifest.parent):
         folder = _nearest(target)
         if folder != target and os.path.lexists(other := folder / target.relative_to(folder).parts[0]):
             return f"{other} is no folder"
         if not os.access(folder, os.W_OK | os.X_OK):
             return f"{folder} is not writable"
-    if is_folder(manifest):
-        return f"{manifest} is a folder"
-    return _foreign(root, manifest)
+    return f"{manifest} is a folder" if is_folder(manifest) else ""
 
 
 def make_folder(path: Path, root: Path) -> list[Path]:

@@ -222,14 +222,16 @@ def _gone(self: Server, *arguments: object) -> None:
     raise PlanError(f"{self.url}: no answer from an Ollama server (Connection refused): start it")
 
 
-def test_a_model_of_somebody_elses_is_no_lost_answer(store: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_somebody_elses_is_no_lost_answer(
+    store: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A name that another program takes while the merge waits to be sent stays its own."""
     with ollama_server() as server:
         monkeypatch.setenv("OLLAMA_HOST", server.url)
         server.troubles.add("refused")
         assert run("build", "r.yaml", "--ollama", "m")[0] == 1
         server.troubles.clear()
-        theirs = add_model(server.ollama.root, "m/latest", store.joinpath("blobs").iterdir().__next__().read_bytes())
+        theirs = add_model(server.ollama.root, "m/latest", (tmp_path / "a.gguf").read_bytes())
         before = theirs.read_bytes()
         code, _, err = run("build", "r.yaml", "--ollama", "m")
         assert code == 1

@@ -77,6 +77,7 @@ class Ollama:
         with suppress(Refused):
             self.manifests(strict=True)
             self._prune()
+            self._make(self.root / "manifests")
             self._remove_empty(self.root / "manifests")
 
     def manifests(self, *, strict: bool = False) -> dict[Name, Manifest]:
@@ -85,6 +86,7 @@ class Ollama:
         strict: that is an error instead.
         """
         paths = [self.root / "manifests"]
+        self._make(paths[0])
         for _ in range(4):
             paths = [entry for folder in paths for entry in self._listed(folder)]
         self._chance.shuffle(paths)
