@@ -28,6 +28,7 @@ from ggufmerge.sources.ollama_names import OllamaName, spelled
 
 _PORT = 11434
 _PROBE_SECONDS, _SEND_SECONDS, _CREATE_SECONDS = 5.0, 300.0, 3600.0  # without a sign of life
+_MAX_ANSWER = 64 << 20  # bytes; the list of ten thousand models has a few
 _ORIGIN = "ggufmerge."  # keys of the metadata that say of what a file was merged
 _UNNUMBERED = (9999,)  # what a server that was built without a version counts as: newer than any
 
@@ -109,7 +110,7 @@ class Server:
         The server reads its manifests anew to answer. PlanError when it does not answer, or is no Ollama server.
         """
         with self._request("GET", "/api/tags", timeout=_PROBE_SECONDS) as response:
-            content = _json(_checked(self.url, response).read())
+            content = _json(_checked(self.url, response).read(_MAX_ANSWER))
         listed = content.get("models") if isinstance(content, dict) else None
         if not isinstance(content, dict) or not isinstance(listed, (list, type(None))):
             raise PlanError(f"{self.url}: this is no Ollama server: check OLLAMA_HOST")
@@ -167,7 +168,7 @@ class Server:
         headers = {"Content-Type": "application/json"}
         with contextlib.suppress(PlanError):
             with self._request("POST", "/api/show", body=data, headers=headers, timeout=_SEND_SECONDS) as response:
-                content = _json(_checked(self.url, response).read())
+                content = _json(_checked(self.url, response).read(_MAX_ANSWER))
             found = content.get("model_info") if isinstance(content, dict) else None
             texts = {key: text for key, text in origin.items() if text is not None}
             return bool(texts) and isinstance(found, dict) and texts == {key: found.get(key) for key in texts}
@@ -301,7 +302,7 @@ def _checked(url: str, response: http.client.HTTPResponse) -> http.client.HTTPRe
 
 
 def _json(data: bytes) -> Any:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(data)
     return None
 
