@@ -75,7 +75,7 @@ class Store:
         if copied and shutil.disk_usage(inside).free < nbytes:
             raise _refused(inside, nbytes, OSError(errno.ENOSPC, "no space"))
 
-    def has_what(self, models: Mapping[OllamaName, str]) -> bool | None:
+    def matches(self, models: Mapping[OllamaName, str]) -> bool | None:
         """Whether a server that lists these models runs from this store; None when that cannot be told: there are none.
 
         models: name -> sha256 of the manifest.
@@ -182,17 +182,18 @@ class Store:
         """
         manifest = path_of(self.root, self.name)
         with contextlib.suppress(OSError, OutputError):
-            if manifest.read_bytes() != data:
-                return  # another program has replaced it meanwhile
-            if before is not None:
-                self._write_manifest(manifest, before)
-                if before == data:
-                    return
-            else:
+            ours = manifest.read_bytes() == data  # else another program has replaced it meanwhile
+            if ours and before is None:
                 manifest.unlink()
-        if not path.exists():  # it was moved, not linked
-            blob_path(self.root, digest).replace(path)
+            elif ours and before is not None and before != data:
+                self._write_manifest(manifest, before)
         used = b"\n".join(visible(self.root).values()).decode("utf-8", "replace").lower()
+        if not path.exists():  # it was moved, not linked
+            blob = blob_path(self.root, digest)
+            if digest.removeprefix("sha256:") in used:
+                shutil.copyfile(blob, path)
+            else:
+                blob.replace(path)
         for added in reversed(self._added):
             with contextlib.suppress(OSError):
                 if added.parent != self.root / "blobs":

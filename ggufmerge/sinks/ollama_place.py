@@ -55,7 +55,7 @@ def destination(name: str, *, overwrite: bool = False) -> Store | Server:
         models = server.models()
     except PlanError:
         return _without_server(server, usable, obstacles)
-    verdicts = [store.has_what(models) for store in usable]
+    verdicts = [store.matches(models) for store in usable]
     for verdict in (True, None):
         if verdict in verdicts:
             store = usable[verdicts.index(verdict)]

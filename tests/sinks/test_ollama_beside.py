@@ -29,7 +29,7 @@ OPERATIONS = 200
 NAMES = [
     f"{place}{model}{tag}"
     for place, model, tag in product(
-        ("", "team/", "hf.co/team/", "example.com:5000/x/"), ("foo", "team", "q4"), ("", ":q4", ":team")
+        ("", "team/", "hf.co/team/", "example.com/x/"), ("foo", "team", "q4"), ("", ":q4", ":team")
     )
 ]
 STEPS = [(os, "mkdir"), (os, "fsync"), (os, "link"), (os, "replace"), (os, "unlink"), (os, "chmod"), (io, "open")]
