@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufmerge.cli.terminal import complain
+from ggufmerge.errors import GgufmergeError
 from ggufmerge.files.journal import Move
 from ggufmerge.files.small import file_name
 from ggufmerge.sinks.files import Advance
 from ggufmerge.sinks.modelfile import check_modelfile, modelfile_path, write_modelfile
-from ggufmerge.sinks.ollama import Store, destination
+from ggufmerge.sinks.ollama import Store
 from ggufmerge.sinks.ollama_api import Installed, Server
+from ggufmerge.sinks.ollama_place import destination
 from ggufmerge.sinks.settings import check_content, inherited
 from ggufmerge.sources.ollama import OllamaSettings, blob_path
+from ggufmerge.sources.ollama_names import OllamaName
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
@@ -44,6 +48,7 @@ class ForOllama:
     ) -> None:
         # whether the name is taken is asked in `check`, which knows of an interrupted run of the same build
         self.place = destination(name, overwrite=True) if name is not None else None
+        self._name = OllamaName.parse(name) if name is not None else None
         self._wanted, self._overwrite, self._projector = output, overwrite, projector
         self._modelfile = modelfile and output is not None
         if output is not None:
@@ -86,7 +91,7 @@ class ForOllama:
             _check_planned(plan, opened)
         if isinstance(self.place, Store) and self._wanted is not None:
             self.place.check_space(self._wanted.parent, plan.nbytes)
-        return warnings
+        return warnings + (self.place.notes if self.place is not None else [])
 
     def finish(self, report: BuildReport, output: Output) -> BuildReport:
         """Write the Modelfile and give the model to Ollama; `facts` and `lines` then tell of it. The report with the
@@ -101,35 +106,74 @@ class ForOllama:
         if output.record.taken is not None:  # an interrupted run has come as far as this
             done = Installed(**output.record.taken)
         else:
-            output.claim(_claim(self.place))
-            self.place.overwrite = self._overwrite
-            try:
-                with _advancing(f"giving {self.place.name} to Ollama", report.nbytes) as advance:
-                    done = self.place.add(report.output, self._settings, move=self._wanted is None, advance=advance)
-            except BaseException:
-                if report.output.exists():
-                    complain(f"the merged model is complete: {report.output}")
-                raise
+            done = self._given(self.place, report, output)
             if self._wanted is None:
+                self._remove_modelfile(output)
                 output.give_away(asdict(done))
         self.facts["ollama"] = asdict(done)
         if self._wanted is not None:
             return report
-        if isinstance(self.place, Store):
-            blob = blob_path(self.place.root, done.digest)
+        if done.is_in_store:
+            blob = blob_path(Path(done.place), done.digest)
             return replace(report, output=blob, files=(blob,))
         return replace(report, output=Path(done.name), files=())
+
+    def _given(self, place: Store | Server, report: BuildReport, output: Output) -> Installed:
+        """Give the finished file to Ollama; when that fails, say where it is and how to go on."""
+        place.overwrite, place.claimed = self._overwrite, output.owns(_claim(place))
+        output.claim(_claim(place))
+        known = len(place.notes)
+        try:
+            with _advancing(f"giving {place.name} to Ollama", report.nbytes) as advance:
+                done = place.add(report.output, self._settings, move=self._wanted is None, advance=advance)
+        except BaseException as error:
+            if report.output.exists():
+                by_hand = self._by_hand(place, report.output, output) if isinstance(error, GgufmergeError) else ""
+                complain(f"the merged model is complete: {report.output}; give the same command again{by_hand}")
+            raise
+        for note in place.notes[known:]:
+            complain(f"warning: {note}")
+        return done
+
+    def _by_hand(self, place: Store | Server, path: Path, output: Output) -> str:
+        """How to import a file without this program; a Modelfile is written for that unless the user wants none."""
+        if self._wanted is None and isinstance(place, Store):
+            return ""  # the file lies inside the store, where it does not stay for ever
+        modelfile = modelfile_path(path)
+        if self._wanted is None and (output.owns(str(modelfile)) or not os.path.lexists(modelfile)):
+            with suppress(GgufmergeError, OSError):
+                output.claim(str(modelfile))
+                write_modelfile(path, self._settings, overwrite=True)
+        if self._modelfile or output.owns(str(modelfile)):
+            return f", or import it: ollama create {place.name} -f {modelfile}"
+        return f"; or import it: ollama create {place.name} -f FILE, with the line FROM ./{path.name} in FILE"
+
+    def _remove_modelfile(self, output: Output) -> None:
+        """Remove the Modelfile of an earlier failure, which is for a file that is removed, too."""
+        path = modelfile_path(output.path)
+        if output.owns(str(path)):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def lines(self) -> Iterator[str]:
         """What was done, for people."""
         if path := self.facts.get("modelfile"):
             yield f"{path}: for ollama create"
         if done := self.facts.get("ollama"):
-            yield f"{done['name']}: is in Ollama ({done['place']}); ollama run {done['name']}"
+            name = done["name"]
+            if self._name is not None and OllamaName.parse(name) != self._name:
+                yield f"{self._name}: is spelled {name} in Ollama, as models that are there already are"
+            if done["seen"]:
+                yield f"{name}: is in Ollama ({done['place']}); ollama run {name}"
+            else:
+                yield (
+                    f"{name}: is in the store {done['place']}; no Ollama server answers now, and one with another "
+                    f"store will not see it; ollama run {name}"
+                )
 
 
 def _claim(place: Store | Server) -> str:
-    return f"ollama:{place.name}@{place}"
+    return f"ollama:{place.name.folded}@{place}"
 
 
 def check_recipe(recipe: Recipe, name: str, wanted: Mapping[str, Any], *, overwrite: bool) -> None:

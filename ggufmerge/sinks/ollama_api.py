@@ -1,4 +1,4 @@
-"""Into Ollama through its HTTP API: for servers on other machines and stores that the user may not write.
+"""Into Ollama through its HTTP API: for servers on other machines and for stores that are not the user's own.
 
 The file is sent as it is read, a megabyte at a time. The server then writes the model once more, through
 llama-quantize, to check it. Source: Ollama's `envconfig/config.go` (addresses), `server/routes.go`, `server/create.go`,
@@ -11,8 +11,9 @@ import contextlib
 import http.client
 import ipaddress
 import json
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,30 +23,47 @@ from ggufmerge.errors import PlanError
 from ggufmerge.files import open_gguf
 from ggufmerge.sinks.files import STEP, Advance, file_digest, nobody
 from ggufmerge.sinks.settings import check_file, completed
-from ggufmerge.sources.ollama import OllamaName, OllamaSettings, environment
+from ggufmerge.sources.ollama import OllamaSettings, environment
+from ggufmerge.sources.ollama_names import OllamaName, spelled
 
 _PORT = 11434
 _PROBE_SECONDS, _SEND_SECONDS, _CREATE_SECONDS = 5.0, 300.0, 3600.0  # without a sign of life
+_MAX_ANSWER = 64 << 20  # bytes; the list of ten thousand models has a few
+_ORIGIN = "ggufmerge."  # keys of the metadata that say of what a file was merged
+_UNNUMBERED = (9999,)  # what a server that was built without a version counts as: newer than any
 
 
 @dataclass(frozen=True)
 class Installed:
-    """A model that Ollama can run. place: the store or server that has it.  digest: of the GGUF file."""
+    """A model that Ollama can run.
+
+    name: as it is spelled there.  place: the store or server that has it.  digest: of the GGUF file.
+    seen: whether a running server has said that it has it.
+    """
 
     name: str
     place: str
     digest: str
     nbytes: int
+    seen: bool = True
+
+    @property
+    def is_in_store(self) -> bool:
+        """Whether `place` is a folder of this machine."""
+        return "://" not in self.place
 
 
 class Server:
     """An Ollama server, with the name that a model will have there.
 
-    url: its address, without a slash at the end.  overwrite: the name may be taken.
+    url: its address, without a slash at the end.  overwrite: the name may be taken.  claimed: an interrupted run
+    of the same work may have taken it.  notes: what its user should know.
     """
 
     def __init__(self, url: str, name: OllamaName, *, overwrite: bool = False) -> None:
         self.url, self.name, self.overwrite = url.rstrip("/"), name, overwrite
+        self.claimed = False
+        self.notes: list[str] = []
         parts = urlsplit(self.url)
         self._secure, self._host, self._port = parts.scheme == "https", parts.hostname or "", parts.port
         self._prefix = parts.path
@@ -69,19 +87,60 @@ class Server:
     def answers(self) -> bool:
         """Whether an Ollama server is there."""
         with contextlib.suppress(PlanError):
-            self._names()
+            self.models()
             return True
         return False
 
+    def version(self) -> tuple[int, ...] | None:
+        """The server's version, such as (0, 30, 1); None when nobody answers, or without one.
+
+        Builds without a version say 0.0.0; they are taken for new, and their version is above all others.
+        """
+        with contextlib.suppress(PlanError), self._request("GET", "/api/version", timeout=_PROBE_SECONDS) as response:
+            content = _json(_checked(self.url, response).read(1 << 16))
+            text = content.get("version") if isinstance(content, dict) else None
+            if isinstance(text, str) and (match := re.match(r"v?(\d{1,9}(?:\.\d{1,9})*)", text)):
+                numbers = tuple(map(int, match[1].split(".")))
+                return numbers if any(numbers) else _UNNUMBERED
+        return None
+
+    def models(self) -> dict[OllamaName, str]:
+        """The models that the server has, the last changed one first, and the sha256 of their manifests in hexadecimal.
+
+        The server reads its manifests anew to answer. PlanError when it does not answer, or is no Ollama server.
+        """
+        with self._request("GET", "/api/tags", timeout=_PROBE_SECONDS) as response:
+            content = _json(_checked(self.url, response).read(_MAX_ANSWER))
+        listed = content.get("models") if isinstance(content, dict) else None
+        if not isinstance(content, dict) or not isinstance(listed, (list, type(None))):
+            raise PlanError(f"{self.url}: this is no Ollama server: check OLLAMA_HOST")
+        found: dict[OllamaName, str] = {}
+        for entry in listed or []:
+            with contextlib.suppress(PlanError, AttributeError):
+                found.setdefault(OllamaName.parse(str(entry.get("name", ""))), str(entry.get("digest", "")))
+        return found
+
+    def lists(self, name: OllamaName, digests: Container[str]) -> bool | None:
+        """Whether the server has a model of this name with one of these digests; None when nobody answers.
+
+        digests: of the manifest.
+        """
+        with contextlib.suppress(PlanError):
+            models = self.models()
+            return any(models[other] in digests for other in models if other.folded == name.folded)
+        return None
+
     def check_name(self) -> None:
-        """PlanError when the server does not answer or the name is taken."""
-        taken = any(_same(name, self.name) for name in self._names())
+        """PlanError when the server does not answer or the name is taken. The name is then spelled as it is there."""
+        models = self.models()
+        taken = any(name.folded == self.name.folded for name in models)
+        self.name = spelled(self.name, models)
         if taken and not self.overwrite:
             raise PlanError(f"{self.name}: {self.url} has a model of this name: use --overwrite to replace it")
 
     def workplace(self) -> Path:
         """The file to build before `add`, in the current folder."""
-        return Path(f"ggufmerge-{'-'.join(self.name.parts).replace(':', '-')}.gguf")
+        return Path(workname(self.name))
 
     def add(self, path: Path, settings: OllamaSettings, *, move: bool = False, advance: Advance = nobody) -> Installed:
         """Send a GGUF file and create the model. PlanError says what the server did not like.
@@ -91,11 +150,34 @@ class Server:
         with open_gguf(path) as file:
             check_file(file)
             settings = completed(settings, file.metadata)
-        self.check_name()
+            origin = {key: file.metadata.text(key) for key in file.metadata if key.startswith(_ORIGIN)}
+        if not (self.claimed and self._is_ours(origin)):
+            self.check_name()
         digest, size = f"sha256:{file_digest(path, advance)}", path.stat().st_size
         self._send_blob(path, digest, size, advance)
         self._create(self._request_body(digest, settings))
+        self._respell()
         return Installed(str(self.name), self.url, digest, size)
+
+    def _is_ours(self, origin: Mapping[str, Any]) -> bool:
+        """Whether the model that has the name was made by the same merge: an answer may get lost when it is done.
+
+        origin: what the file to send says of that, `ggufmerge.*`. The digests differ where the server rewrites files.
+        """
+        data = json.dumps({"model": str(self.name)}).encode()
+        headers = {"Content-Type": "application/json"}
+        with contextlib.suppress(PlanError):
+            with self._request("POST", "/api/show", body=data, headers=headers, timeout=_SEND_SECONDS) as response:
+                content = _json(_checked(self.url, response).read(_MAX_ANSWER))
+            found = content.get("model_info") if isinstance(content, dict) else None
+            texts = {key: text for key, text in origin.items() if text is not None}
+            return bool(texts) and isinstance(found, dict) and texts == {key: found.get(key) for key in texts}
+        return False
+
+    def _respell(self) -> None:
+        """Take the name as the server has written it: which spelling it takes is its own choice."""
+        with contextlib.suppress(PlanError):
+            self.name = next((name for name in self.models() if name.folded == self.name.folded), self.name)
 
     def _request_body(self, digest: str, settings: OllamaSettings) -> dict[str, Any]:
         body = {
@@ -111,15 +193,6 @@ class Server:
             "requires": settings.requires,
         }
         return {key: value for key, value in body.items() if value} | {"stream": True}
-
-    def _names(self) -> list[str]:
-        """The models that the server has."""
-        with self._request("GET", "/api/tags", timeout=_PROBE_SECONDS) as response:
-            content = _json(_checked(self.url, response).read())
-        models = content.get("models") if isinstance(content, dict) else None
-        if models is not None and not isinstance(models, list):
-            raise PlanError(f"{self.url}: this is no Ollama server: check OLLAMA_HOST")
-        return [str(m.get("name", "")) for m in models or [] if isinstance(m, dict)]
 
     def _send_blob(self, path: Path, digest: str, size: int, advance: Advance) -> None:
         """Upload the file unless the server has it."""
@@ -166,6 +239,11 @@ class Server:
             ) from None
         finally:
             connection.close()
+
+
+def workname(name: OllamaName) -> str:
+    """What a file is called while it is built for a name: the same for all spellings, and no name of a blob's."""
+    return f"ggufmerge-{'-'.join(name.folded.parts).replace(':', '-')}.gguf"
 
 
 def server_url(text: str) -> str:
@@ -224,16 +302,10 @@ def _checked(url: str, response: http.client.HTTPResponse) -> http.client.HTTPRe
 
 
 def _json(data: bytes) -> Any:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(data)
     return None
 
 
 def _one_line(text: Any) -> str:
     return " ".join(str(text).split())[:500]
-
-
-def _same(text: str, name: OllamaName) -> bool:
-    with contextlib.suppress(PlanError):
-        return [p.lower() for p in OllamaName.parse(text).parts] == [p.lower() for p in name.parts]
-    return False

@@ -21,61 +21,16 @@ from typing import Any, NoReturn
 from ggufmerge.errors import PlanError, nearest
 from ggufmerge.files import GGUFFile
 from ggufmerge.files.small import open_regular, parse_json, read_json
+from ggufmerge.sources.ollama_names import DEFAULT_TAG, MAX_MANIFEST, OllamaName, lookup, path_of, stored
 from ggufmerge.sources.references import Located
 
 IMAGE = "application/vnd.ollama.image."  # media types of layers begin with it
-DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG = "registry.ollama.ai", "library", "latest"
 SERVICE_ROOT = Path("/usr/share/ollama/.ollama/models")  # where the service that Linux's installer sets up keeps models
-_MAX_MANIFEST = 1 << 20  # bytes; that of a model with many layers has a few thousand
 _MAX_TEXT = 16 << 20  # bytes of all layers that are text together: far more than any model has
 _MAX_ADAPTERS = 16
 _MAX_JSON = 4 << 20  # bytes of a layer that is JSON
 _TEXTS = ("template", "prompt", "system", "license", "params", "messages")  # kinds of layers
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
-_NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
-_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
 _DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
-
-
-@dataclass(frozen=True)
-class OllamaName:
-    """The name of a model: `[host/][namespace/]model[:tag]`, with Ollama's defaults filled in. Case is kept, though
-    Ollama ignores it when it compares names.
-    """
-
-    host: str
-    namespace: str
-    model: str
-    tag: str
-
-    @classmethod
-    def parse(cls, text: str) -> OllamaName:
-        """PlanError says which part Ollama would not take."""
-        rest, tag = text.strip().replace("\\", "/"), DEFAULT_TAG
-        if rest.rfind(":") > rest.rfind("/"):
-            rest, _, tag = rest.rpartition(":")
-        parts = rest.rsplit("/", 2)
-        host, namespace, model = [DEFAULT_HOST, DEFAULT_NAMESPACE][: 3 - len(parts)] + parts
-        name = cls(host, namespace, model, tag)
-        checks = (("host", name.host, _HOST), ("namespace", name.namespace, _NAMESPACE))
-        for what, part, allowed in (*checks, ("name", name.model, _PART), ("tag", name.tag, _PART)):
-            if not allowed.fullmatch(part):
-                raise PlanError(
-                    f"{text!r} is no name of an Ollama model: its {what} is {part!r}; "
-                    "write [host/][namespace/]model[:tag] with letters, digits, _, - and ."
-                )
-        return name
-
-    @property
-    def parts(self) -> tuple[str, str, str, str]:
-        return (self.host, self.namespace, self.model, self.tag)
-
-    def __str__(self) -> str:
-        """The short form: `llama3.2:3b`, `hf.co/user/repo:Q4_K_M`."""
-        text = f"{self.model}:{self.tag}"
-        if self.host != DEFAULT_HOST:
-            return f"{self.host}/{self.namespace}/{text}"
-        return text if self.namespace == DEFAULT_NAMESPACE else f"{self.namespace}/{text}"
 
 
 @dataclass(frozen=True)
@@ -135,9 +90,9 @@ def find(name: str) -> Located:
     label, roots = f"ollama:{name}", []
     for root in candidate_roots():
         try:
-            path = manifest_path(root, wanted)
-            if path.is_file():
-                return _Reader(label, root).located(path)
+            found = lookup(root, wanted)
+            if found is not None and path_of(root, found).is_file():
+                return _Reader(label, root).located(path_of(root, found))
             roots += [root] * root.is_dir()
         except PermissionError as error:
             raise _Reader(label, root).unreadable(Path(error.filename or root), error) from None
@@ -163,18 +118,6 @@ def environment(name: str) -> str:
     return os.environ.get(name, "").strip().strip("\"'")
 
 
-def manifest_path(root: Path, name: OllamaName) -> Path:
-    """Where the manifest of a name is, or would be: parts that exist in other case are taken as they are there."""
-    path = root / "manifests"
-    for part in name.parts:
-        exact = path / part
-        if not exact.exists():
-            twin = next((other for other in _entries(path) if other.lower() == part.lower()), None)
-            exact = path / twin if twin else exact
-        path = exact
-    return path
-
-
 def blob_path(root: Path, digest: str) -> Path:
     """The file of a layer. ValueError for anything but a sha256 digest, which could lead out of the store."""
     match = _DIGEST.fullmatch(digest)
@@ -185,7 +128,7 @@ def blob_path(root: Path, digest: str) -> Path:
 
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest. ValueError says what is wrong with it, OSError when it cannot be read."""
-    content = read_json(path, _MAX_MANIFEST)
+    content = read_json(path, MAX_MANIFEST)
     if not isinstance(content.get("layers"), list):
         raise ValueError("it lists no layers")
     return Manifest(path, _layer(content.get("config")), tuple(map(_layer, content["layers"])))
@@ -193,12 +136,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def names(root: Path) -> Iterator[str]:
     """The names of all models of a store, short."""
-    top = root / "manifests"
-    for host in _entries(top):
-        for namespace in _entries(top / host):
-            for model in _entries(top / host / namespace):
-                for tag in _entries(top / host / namespace / model):
-                    yield str(OllamaName(host, namespace, model, tag))
+    return map(str, stored(root))
 
 
 def layout_warnings(label: str, file: GGUFFile) -> list[str]:
@@ -366,13 +304,6 @@ def _is_parameter(value: Any) -> bool:
 
 def _is_message(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
-
-
-def _entries(folder: Path) -> list[str]:
-    """The names in a folder, sorted; none when it cannot be read."""
-    with contextlib.suppress(OSError):
-        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    return []
 
 
 def _advice(roots: list[Path], wanted: OllamaName) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import ggufmerge
+from ggufmerge.errors import PlanError
+from ggufmerge.sinks import ollama_api
+from ggufmerge.sinks.ollama_api import Server
 from ggufmerge.sources import ollama
 from tests.ollama_store import add_model, check_store, layers_of, snapshot
 from tests.sinks.modelfiles import read_modelfile
@@ -52,7 +56,7 @@ def test_a_merge_goes_straight_into_the_store(store: Path, run: Run) -> None:
     before = snapshot(store)
     code, out, err = run("build", "r.yaml", "--ollama", "merged")
     assert code == 0
-    assert "merged:latest: is in Ollama" in out
+    assert f"merged:latest: is in the store {store}; no Ollama server answers now" in out
     assert "the prompt format is that of ollama:chat:1b; the template of ollama:other in Ollama is left out" in err
     assert "parameters num_gqa can stand in no model today" in err
     check_store(store)
@@ -117,7 +121,7 @@ def test_what_is_refused_is_refused_before_work_starts(store: Path, run: Run, tm
     wide = ("wide.yaml", "--type", "TQ1_0")
     for arguments, complaint in (
         (("r.yaml", "--ollama", "-bad"), "'-bad' is no name of an Ollama model"),
-        (("r.yaml", "--ollama", "Chat:1b"), "Chat:1b: Ollama has a model of this name: use --overwrite"),
+        (("r.yaml", "--ollama", "Chat:1b"), "chat:1b: Ollama has a model of this name: use --overwrite"),
         ((*wide, "--ollama", "m"), "is TQ1_0, a type that Ollama does not know"),
         (("r.yaml", "-o", "out.gguf"), "out.Modelfile: exists: use --overwrite to replace it, or --no-modelfile"),
     ):
@@ -169,8 +173,7 @@ def test_an_interrupted_build_goes_on_in_the_store(store: Path, run: Run, monkey
 
 
 def test_through_a_server(store: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where OLLAMA_HOST says so: built here, sent, removed; what could not be sent is named and stays, and the same
-    command sends it again without building it."""
+    """Where OLLAMA_HOST says so: built here, sent, removed."""
     with ollama_server() as server:
         monkeypatch.setenv("OLLAMA_HOST", server.url)
         before = snapshot(store)
@@ -179,16 +182,158 @@ def test_through_a_server(store: Path, run: Run, monkeypatch: pytest.MonkeyPatch
         assert f"merged:latest: is in Ollama ({server.url})" in out
         assert server.models["merged:latest"]["template"] == '{{ .Prompt }}\n"x"'
         assert files() == {"r.yaml"}
-        server.troubles.add("invalid")
-        code, _, err = run("build", "r.yaml", "--ollama", "second")
-        assert code == 1
-        assert "did not create second:latest: failed to validate" in err
-        (kept,) = (name for name in files() - {"r.yaml"} if not name.endswith(".journal"))
-        assert f"the merged model is complete: {kept}" in err
-        server.troubles.clear()
-        code, out, _ = run("build", "r.yaml", "--ollama", "second")
-        assert code == 0
-        assert "an interrupted build was complete" in out
-        assert "second:latest" in server.models
-        assert files() == {"r.yaml"}
         assert snapshot(store) == before
+
+
+FAILURES = ["invalid", "refused", "cut", "no room", "hangs up", "silent", "dies when done", "gone"]
+
+
+@pytest.mark.parametrize("trouble", FAILURES)
+def test_what_could_not_be_sent_is_kept(store: Path, run: Run, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+    """It is named, with both ways on: the same command sends it without building it or `--overwrite`, also when only
+    the answer was lost; and a Modelfile lies beside it, which goes when the model is there.
+    """
+    with ollama_server() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        server.troubles.add(trouble)
+        if trouble == "gone":  # after the name was looked for, before anything was sent
+            monkeypatch.setattr(Server, "_send_blob", _gone)
+        code, _, err = run("build", "r.yaml", "--ollama", "Second:v1")
+        assert code == 1
+        name = "ggufmerge-registry.ollama.ai-library-second-v1"
+        assert f"the merged model is complete: {name}.gguf; give the same command again" in err
+        assert f"ollama create Second:v1 -f {name}.Modelfile" in err
+        assert [line for line in err.splitlines() if line.startswith("error: ")] == err.splitlines()[-1:]
+        assert files() == {"r.yaml", f"{name}.gguf", f"{name}.Modelfile", f".{name}.gguf.journal"}
+        assert read_modelfile(Path(f"{name}.Modelfile").read_text())[0] == ("model", f"./{name}.gguf")
+        monkeypatch.setattr(Server, "_send_blob", SEND)
+        server.troubles.clear()
+        code, out, err = run("build", "r.yaml", "--ollama", "Second:v1")
+        assert code == 0, err
+        assert "an interrupted build was complete" in out
+        assert files() == {"r.yaml"}
+        (weights,) = layers_of(server.ollama.root, "Second/v1")["model"]
+        assert run("build", "r.yaml", "-o", "out.gguf")[0] == 0
+        assert weights == Path("out.gguf").read_bytes()
+
+
+SEND = Server._send_blob
+
+
+def _gone(self: Server, *arguments: object) -> None:
+    raise PlanError(f"{self.url}: no answer from an Ollama server (Connection refused): start it")
+
+
+def test_a_model_of_somebody_elses_is_no_lost_answer(
+    store: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A name that another program takes while the merge waits to be sent stays its own."""
+    with ollama_server() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        server.troubles.add("refused")
+        assert run("build", "r.yaml", "--ollama", "m")[0] == 1
+        server.troubles.clear()
+        theirs = add_model(server.ollama.root, "m/latest", (tmp_path / "a.gguf").read_bytes())
+        before = theirs.read_bytes()
+        code, _, err = run("build", "r.yaml", "--ollama", "m")
+        assert code == 1
+        assert "has a model of this name: use --overwrite" in err
+        assert theirs.read_bytes() == before
+        assert "ggufmerge-registry.ollama.ai-library-m-latest.gguf" in files()
+
+
+def test_a_file_beside_the_model_is_kept_as_it_was(store: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --output the file is the user's: the message names its own Modelfile, or how to write one."""
+    with ollama_server() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        server.troubles.add("cut")
+        code, _, err = run("build", "r.yaml", "-o", "out.gguf", "--ollama", "m")
+        assert code == 1
+        assert "the merged model is complete: out.gguf" in err
+        assert "ollama create m:latest -f out.Modelfile" in err
+        code, _, err = run("build", "r.yaml", "-o", "bare.gguf", "--no-modelfile", "--ollama", "n")
+        assert code == 1
+        assert "ollama create n:latest -f FILE, with the line FROM ./bare.gguf in FILE" in err
+        server.troubles.clear()
+        assert run("build", "r.yaml", "-o", "out.gguf", "--ollama", "m")[0] == 0
+        assert run("build", "r.yaml", "-o", "bare.gguf", "--no-modelfile", "--ollama", "n")[0] == 0
+        assert files() == {"r.yaml", "out.gguf", "out.Modelfile", "bare.gguf"}
+
+
+def test_a_modelfile_of_the_users_is_no_left_over(store: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has the name by chance is neither replaced nor removed."""
+    theirs = Path("ggufmerge-registry.ollama.ai-library-m-latest.Modelfile")
+    theirs.write_text("FROM precious")
+    with ollama_server() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        server.troubles.add("cut")
+        assert run("build", "r.yaml", "--ollama", "m")[0] == 1
+        assert theirs.read_text() == "FROM precious"
+        server.troubles.clear()
+        assert run("build", "r.yaml", "--ollama", "m")[0] == 0
+        assert theirs.read_text() == "FROM precious"
+
+
+def test_the_lines_are_true_of_the_place(
+    store: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In a store whose server has it, and with a server that runs from another store, which is told."""
+    with ollama_server(root=store) as server:
+        monkeypatch.setattr(ollama_api, "_PORT", server.server_port)
+        code, out, err = run("build", "r.yaml", "--ollama", "mine")
+        assert code == 0
+        assert f"mine:latest: is in Ollama ({store}); ollama run mine:latest" in out
+        assert "warning: the Ollama server" not in err
+    with ollama_server(root=tmp_path / "elsewhere") as server:
+        add_model(tmp_path / "elsewhere", "theirs/latest", b"GGUF theirs")
+        monkeypatch.setattr(ollama_api, "_PORT", server.server_port)
+        before = snapshot(store)
+        code, out, err = run("build", "r.yaml", "--ollama", "other2", "--json")
+        assert code == 0
+        assert (
+            err.count(f"server at {server.url} runs from another store than {store}, so the model is sent to it") == 1
+        )
+        facts = json.loads(out)["ollama"]
+        assert (facts["name"], facts["place"], facts["seen"]) == ("other2:latest", server.url, True)
+        assert server.ollama.find("other2")
+        assert snapshot(store) == before
+        assert files() == {"r.yaml"}
+
+
+@pytest.mark.parametrize("output", [(), ("-o", "out.gguf")], ids=["store", "file"])
+def test_a_store_that_turns_out_to_be_anothers(
+    store: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: tuple[str, ...]
+) -> None:
+    """Built in the store, which a server of a copy of it has not: the model goes there, and the store is as it was."""
+    shutil.copytree(store, tmp_path / "copy")
+    before = {path: path.is_dir() for path in store.rglob("*")}
+    with ollama_server(root=tmp_path / "copy") as server:
+        monkeypatch.setattr(ollama_api, "_PORT", server.server_port)
+        code, out, err = run("build", "r.yaml", "--ollama", "mine", *output)
+        assert code == 0
+        assert f"mine:latest: is in Ollama ({server.url})" in out
+        assert err.count(f"runs from another store than {store}, so the model was sent to {server.url}") == 1
+        assert {path: path.is_dir() for path in store.rglob("*")} == before
+        assert server.ollama.find("mine")
+        assert files() == {"r.yaml"} | ({"out.gguf", "out.Modelfile"} if output else set())
+
+
+def test_another_spelling_is_told(store: Path, run: Run) -> None:
+    """In one line, and the name that is then written is the one that Ollama will show."""
+    code, out, _ = run("build", "r.yaml", "--ollama", "Team/CHAT:1B")
+    assert code == 0
+    assert "Team/CHAT:1B: is spelled Team/chat:1b in Ollama, as models that are there already are" in out
+    assert f"Team/chat:1b: is in the store {store}" in out
+    assert layers_of(store, "registry.ollama.ai/Team/chat/1b")
+    code, out, _ = run("build", "r.yaml", "--ollama", "plain")
+    assert code == 0
+    assert "is spelled" not in out
+
+
+def test_two_spellings_are_a_warning(store: Path, run: Run) -> None:
+    """Once."""
+    add_model(store, "x/Q4", b"GGUF x")
+    add_model(store, "y/q4", b"GGUF y")
+    code, _, err = run("build", "r.yaml", "--ollama", "z:q4")
+    assert code == 0
+    assert err.count("warning: Ollama confuses names that differ in case only, and y:q4 and x:Q4 do in their tag") == 1

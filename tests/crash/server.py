@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import http.client
 import json
 import os
 import select
@@ -31,6 +32,7 @@ import typer.main  # noqa: E402
 
 import ggufmerge.cli  # noqa: E402
 from ggufmerge.errors import GgufmergeError  # noqa: E402
+from tests.no_ollama import refusing  # noqa: E402
 
 Answer = dict[str, Any]
 _raised: list[str] = []
@@ -57,6 +59,7 @@ def main() -> None:
 
 def _prepare() -> None:
     """Make calls of the command line cheap, and remember what came out of its code."""
+    http.client.HTTPConnection.connect = refusing  # type: ignore[method-assign]
     typer.main.get_command = functools.cache(typer.main.get_command)  # half of the time of a small build
     call = typer.Typer.__call__
 

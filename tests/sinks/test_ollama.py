@@ -114,7 +114,7 @@ def test_the_file_is_not_copied(store: Path, model: Path, tmp_path: Path, monkey
 def test_names_fall_together_whatever_their_case(store: Path, model: Path) -> None:
     """Ollama ignores case: a taken name is refused or overwritten where it is, and folders are not doubled."""
     install(model, "Someone/Model:V1")
-    with pytest.raises(PlanError, match=r"someone/model:v1: Ollama has a model of this name: use --overwrite"):
+    with pytest.raises(PlanError, match=r"Someone/Model:V1: Ollama has a model of this name: use --overwrite"):
         install(model, "someone/model:v1")
     install(model, "someone/model:v1", overwrite=True)
     install(model, "SOMEONE/Other")

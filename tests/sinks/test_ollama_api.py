@@ -14,7 +14,7 @@ from ggufmerge.sinks import destination, install
 from ggufmerge.sinks.ollama import Store
 from ggufmerge.sinks.ollama_api import Server, server_url
 from ggufmerge.sources.ollama import OllamaSettings
-from tests.ollama_store import snapshot
+from tests.ollama_store import add_model, snapshot
 from tests.sinks.ollama_server import OllamaServer, ollama_server
 from tests.tiny import write_tiny_llama
 
@@ -41,10 +41,11 @@ def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OllamaServer
 def test_a_model_is_sent_and_created(server: OllamaServer, model: Path) -> None:
     """The blob once, then the model with everything its Modelfile would say."""
     done = install(model, "someone/merged:v1", SETTINGS)
-    assert server.requests[-3:] == [
+    assert server.requests[-4:] == [
         f"HEAD /api/blobs/{done.digest}",
         f"POST /api/blobs/{done.digest}",
         "POST /api/create",
+        "GET /api/tags",
     ]
     assert server.blobs == {done.digest: model.read_bytes()}
     assert (done.name, done.place, done.nbytes) == ("someone/merged:v1", server.url, model.stat().st_size)
@@ -74,12 +75,12 @@ def test_what_the_server_has_is_not_sent_again(server: OllamaServer, model: Path
 
 def test_a_taken_name(server: OllamaServer, model: Path) -> None:
     """In any case, unless it may be overwritten; nothing is sent before that is known."""
-    server.models["Merged:latest"] = {}
-    with pytest.raises(PlanError, match=r"merged:latest: http://127\S+ has a model of this name: use --overwrite"):
+    add_model(server.ollama.root, "Merged/latest", b"GGUF other")
+    with pytest.raises(PlanError, match=r"Merged:latest: http://127\S+ has a model of this name: use --overwrite"):
         destination("merged")
     assert server.requests == ["GET /api/tags"]
-    install(model, "merged", overwrite=True)
-    assert "merged:latest" in server.models
+    assert install(model, "merged", overwrite=True).name == "Merged:latest"
+    assert "Merged:latest" in server.models
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_when_the_server_is_used(store: Path, model: Path, monkeypatch: pytest.M
         assert isinstance(destination("m"), Server)
         monkeypatch.delenv("OLLAMA_HOST")
         monkeypatch.setattr("ggufmerge.sinks.ollama_api._PORT", server.server_port)
-        monkeypatch.setattr("ggufmerge.sinks.ollama._is_writable", lambda root: False)
+        monkeypatch.setattr("ggufmerge.sinks.ollama_place.obstacle", lambda root, name: f"{root} is not writable")
         before = snapshot(store)
         assert isinstance(destination("m"), Server)
         install(model, "m")
