@@ -19,13 +19,14 @@ from ggufmerge.sinks.modelfile import check_modelfile, modelfile_path, write_mod
 from ggufmerge.sinks.ollama import Store
 from ggufmerge.sinks.ollama_api import Installed, Server
 from ggufmerge.sinks.ollama_place import destination
-from ggufmerge.sinks.settings import check_content, inherited
+from ggufmerge.sinks.settings import check_content, completed, inherited, prompt_warnings
 from ggufmerge.sources.ollama import OllamaSettings, blob_path
 from ggufmerge.sources.ollama_names import OllamaName
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.engine.planner import Opened
+    from ggufmerge.files.metadata import KeyValues
     from ggufmerge.files.output import Output
     from ggufmerge.recipe import Recipe
 
@@ -88,10 +89,16 @@ class ForOllama:
         if self.place is not None:
             self.place.overwrite = self._overwrite or output.owns(_claim(self.place))
             self.place.check_name()
-            _check_planned(plan, opened)
+            metadata = _check_planned(plan, opened)
+            warnings += prompt_warnings(completed(self._settings, metadata), metadata, self._version())
         if isinstance(self.place, Store) and self._wanted is not None:
             self.place.check_space(self._wanted.parent, plan.nbytes)
         return warnings + (self.place.notes if self.place is not None else [])
+
+    def _version(self) -> tuple[int, ...] | None:
+        """Of the server that will run the model, as far as that is known."""
+        server = self.place.server if isinstance(self.place, Store) else self.place
+        return server.version() if server is not None else None
 
     def finish(self, report: BuildReport, output: Output) -> BuildReport:
         """Write the Modelfile and give the model to Ollama; `facts` and `lines` then tell of it. The report with the
@@ -185,13 +192,15 @@ def check_recipe(recipe: Recipe, name: str, wanted: Mapping[str, Any], *, overwr
         _check_planned(documents.final, documents.opened)
 
 
-def _check_planned(plan: Plan, opened: Opened) -> None:
-    """PlanError when Ollama would refuse the result of a plan; opened: what it reads from."""
+def _check_planned(plan: Plan, opened: Opened) -> KeyValues:
+    """The metadata of the result of a plan; PlanError when Ollama would refuse it. opened: what it reads from."""
     from ggufmerge.engine import header, vocabulary
     from ggufmerge.files import MetadataEditor
 
     editor = vocabulary.apply(opened.alignment, MetadataEditor(opened.sources[0].file.metadata))
-    check_content({t.name: t.type for t in plan.tensors}, header.apply(plan.metadata, editor))
+    metadata = header.apply(plan.metadata, editor)
+    check_content({t.name: t.type for t in plan.tensors}, metadata)
+    return metadata
 
 
 @contextmanager

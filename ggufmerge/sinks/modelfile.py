@@ -18,7 +18,7 @@ from ggufmerge.errors import PlanError
 from ggufmerge.files import open_gguf
 from ggufmerge.files.small import file_name
 from ggufmerge.files.writer import write_new
-from ggufmerge.sinks.settings import PARAMETERS, completed, refusals
+from ggufmerge.sinks.settings import PARAMETERS, completed, prompt_warnings, refusals
 from ggufmerge.sources.ollama import OllamaSettings
 from ggufmerge.text import printable
 
@@ -58,7 +58,8 @@ def write_modelfile(
         problems = refusals({n: t.type for n, t in file.tensors.items()}, file.metadata)
         context = file.metadata.integer(f"{file.architecture}.context_length")
         names = [p.name for p in (*file.paths, *([projector] if projector else ()))]
-        text = modelfile_text(names, settings, problems, context)
+        notes = prompt_warnings(settings, file.metadata) if "tokenizer.ggml.model" in file.metadata else []
+        text = modelfile_text(names, settings, problems, context, notes)
     path, data = modelfile_path(output), text.encode("utf-8", "replace")
     # one with this content is what an interrupted run has written
     if os.path.lexists(path) and (path.is_dir() or path.read_bytes() != data):
@@ -68,17 +69,22 @@ def write_modelfile(
 
 
 def modelfile_text(
-    names: Sequence[str], settings: OllamaSettings, problems: Sequence[str] = (), context: int | None = None
+    names: Sequence[str],
+    settings: OllamaSettings,
+    problems: Sequence[str] = (),
+    context: int | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """A Modelfile for files of these names in its own folder.
 
     problems: why Ollama will not take them.  context: tokens that the model was trained for; a hint, since Ollama
-    reserves memory for as many as num_ctx says.
+    reserves memory for as many as num_ctx says.  notes: what else the user should know.
     """
     lines = [
         comment(f"ollama create NAME -f {modelfile_path(names[0]).name}"),
         comment(f"Written by ggufmerge for {names[0]}"),
         *(comment(f"Ollama will refuse it: {problem}") for problem in problems),
+        *map(comment, notes),
     ]
     for name in names:
         lines += _line("FROM", f"./{name}", "rename the file and write its new name here")

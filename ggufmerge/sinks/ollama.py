@@ -19,6 +19,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -37,6 +38,9 @@ from ggufmerge.sources.ollama_names import PARTS, OllamaName, lookup, path_of, s
 
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
+
+
+_ESCAPED = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}  # Go escapes them, for HTML's sake
 
 
 class DeniedError(PlanError):
@@ -349,13 +353,27 @@ def _texts(settings: OllamaSettings) -> Iterator[tuple[str, bytes]]:
     for text in settings.licenses:
         yield "license", text.encode("utf-8", "replace")
     if settings.parameters:
-        yield "params", _json(dict(settings.parameters))
+        yield "params", _json(dict(sorted(settings.parameters.items())))
     if settings.messages:
         yield "messages", _json(list(settings.messages))
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    """A JSON text as Go writes it, which makes equal settings equal blobs."""
+    return _go_json(value).encode("utf-8", "replace") + b"\n"
+
+
+def _go_json(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_go_json(str(k))}:{_go_json(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_go_json, value)) + "]"
+    if isinstance(value, float) and value == int(value) and abs(value) < 1e21:
+        return str(int(value))
+    text = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return re.sub(r"e([+-])0", r"e\1", text)
+    return text.translate(_ESCAPED) if isinstance(value, str) else text
 
 
 def _holds(path: Path, layer: Layer) -> bool:

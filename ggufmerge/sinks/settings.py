@@ -46,6 +46,7 @@ PARAMETERS = frozenset(
 _MAX_STRING, _MAX_ARRAY = 16 << 20, 64 << 20  # bytes, elements; `fs/gguf/gguf.go`
 # types whose size `fs/ggml/ggml.go` does not know
 _UNKNOWN_TYPES = frozenset({TensorType.Q2_0, TensorType.TQ1_0, TensorType.TQ2_0})
+_RUNS_JINJA = (0, 30)  # the first version of Ollama that uses the chat template of the file
 # Architectures that Ollama prompts with code of its own: renderer, parser, stops; as `server/create.go` sets them.
 _RENDERED: Mapping[str, tuple[str | None, str | None, tuple[str, ...]]] = {
     "gemma4": ("gemma4", "gemma4", ("<turn|>",)),
@@ -147,20 +148,23 @@ def completed(settings: OllamaSettings, metadata: KeyValues) -> OllamaSettings:
     )
 
 
-def prompt_warnings(settings: OllamaSettings, metadata: KeyValues) -> list[str]:
-    """What the user should know of how Ollama will prompt a model with these (completed) settings."""
+def prompt_warnings(settings: OllamaSettings, metadata: KeyValues, version: tuple[int, ...] | None = None) -> list[str]:
+    """What the user should know of how Ollama will prompt a model with these (completed) settings.
+
+    version: of the Ollama that will run it, None where that is not known.
+    """
     if settings.template is not None or settings.renderer or settings.parser:
         return []
-    if metadata.text(TEMPLATE):
+    if not metadata.text(TEMPLATE):
         return [
-            "the chat template of the result cannot be said in Ollama's template language: Ollama 0.30 and newer use "
-            "the one in the file, older ones pass questions on without it"
+            "the result has no chat template, so Ollama makes up a format that the model may not know; a recipe can "
+            "set one, such as chat_template: chatml, or auto for that of most models"
         ]
-    if not metadata.text("tokenizer.ggml.model"):
+    if version is not None and version >= _RUNS_JINJA:
         return []
     return [
-        "the result has no chat template, so Ollama makes up a format that the model may not know; a recipe can set "
-        "one, such as chat_template: chatml, or auto for that of most models"
+        "the chat template of the result cannot be said in Ollama's template language: Ollama 0.30 and newer use the "
+        "one in the file, older ones pass questions on without it"
     ]
 
 

@@ -107,6 +107,8 @@ def test_what_cannot_be_known_is_a_warning(template: str | None, said: str | Non
     metadata = _metadata(changes | ({"tokenizer.chat_template": template} if template else {}))
     warnings = prompt_warnings(completed(OllamaSettings(), metadata), metadata)
     assert [said in w for w in warnings] == [True] if said else not warnings
+    newer = prompt_warnings(completed(OllamaSettings(), metadata), metadata, (0, 30, 1))
+    assert bool(newer) == (template is None)  # it runs any chat template of the file
 
 
 def _metadata(changes: dict[str, Any]) -> MetadataEditor:
