@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ggufmerge.cli.bake import Rounding
+from ggufmerge.cli.outlook import Place, show_forecast
 from ggufmerge.cli.push import Card, ForHub, PushDryRun, PushTo
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
 
@@ -128,7 +129,8 @@ def build(
     if dry_run:
         if ollama is not None:
             check_recipe(load_recipe(recipe), ollama, wanted, overwrite=overwrite)
-        _show_plans(recipe, wanted, every=False, json=json)
+        place = Place(output, split, overwrite, chunk, threads)
+        _show_plans(recipe, wanted, every=False, json=json, place=place, must_fit=True)
         return
     if output is None and ollama is None:
         raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
@@ -164,6 +166,9 @@ def build(
 
 def plan(
     recipe: _Recipe,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where it would go: look what is there.")
+    ] = None,
     out_type: _Type = None,
     imatrix: _Imatrix = None,
     rounding: _Rounding = None,
@@ -171,27 +176,33 @@ def plan(
     json: _Json = False,
 ) -> None:
     wanted = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
-    _show_plans(recipe, wanted, every=all_tensors, json=json)
+    _show_plans(recipe, wanted, every=all_tensors, json=json, place=Place(output))
 
 
-def _show_plans(recipe: Path, wanted: Any, *, every: bool, json: bool) -> None:
-    """The plan of a recipe, behind those of its stages; as JSON a list if there are stages.
+def _show_plans(recipe: Path, wanted: Any, *, every: bool, json: bool, place: Place, must_fit: bool = False) -> None:
+    """The plan of a recipe, behind those of its stages, and what it will cost; as JSON a list if there are stages.
 
-    wanted: the command line's part in it, as `make_plan` takes it.
+    wanted: the command line's part in it, as `make_plan` takes it.  must_fit: fail where the build would.
     """
     from ggufmerge.cli.terminal import print_json, say, show_plan
-    from ggufmerge.engine.documents import plan_stages
+    from ggufmerge.engine.documents import planned_documents
     from ggufmerge.recipe import load_recipe
 
-    plans = plan_stages(load_recipe(recipe), **wanted)
-    if json:
-        facts = [plan.to_json() for plan in plans]
-        print_json(facts if len(facts) > 1 else facts[0])
-        return
-    for number, plan in enumerate(plans):
-        if len(plans) > 1:
-            say(*[""][:number], f"{number + 1} of {len(plans)}: {plan.metadata['general.name']}")
-        show_plan(plan, every=every)
+    with planned_documents(load_recipe(recipe), **wanted) as documents:
+        forecast = place.forecast(documents)
+        plans = documents.plans
+        if json:
+            facts = [plan.to_json() for plan in plans]
+            facts[-1]["forecast"] = forecast.to_json()
+            print_json(facts if len(facts) > 1 else facts[0])
+        else:
+            for number, plan in enumerate(plans):
+                if len(plans) > 1:
+                    say(*[""][:number], f"{number + 1} of {len(plans)}: {plan.metadata['general.name']}")
+                show_plan(plan, every=every)
+            show_forecast(forecast, documents.final, place)
+        if must_fit:
+            place.check(documents)
 
 
 def _report(report: Any) -> dict[str, Any]:

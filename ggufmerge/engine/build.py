@@ -12,7 +12,7 @@ from ggufmerge.engine.checks import check_space, check_targets, output_files
 from ggufmerge.engine.documents import build_stages, planned_documents
 from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
-from ggufmerge.engine.progress import Progress
+from ggufmerge.engine.progress import Across, Progress
 from ggufmerge.engine.run import DEFAULT_CHUNK, BuildReport, run
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output
@@ -84,8 +84,9 @@ def build(
             plan, opened = documents.final, documents.opened
             if recipe.stages and move in (Move.START, Move.RESUME):
                 check_space(files, documents.nbytes)
+                progress = across = Across(progress, documents.works(chunk))
                 runner = partial(run, threads=threads, chunk=chunk, progress=progress)
-                final = build_stages(recipe, out, runner)
+                final = build_stages(recipe, out, runner, across.skip)
                 plan, opened = make_plan(final, out_type=out_type, imatrix=imatrix, rounding=rounding)
             try:
                 report = run(plan, opened, out, threads=threads, chunk=chunk, progress=progress, split=split)

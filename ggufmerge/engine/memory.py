@@ -1,0 +1,59 @@
+"""The memory of a build: what it needs itself, and the pages of the models' files that the system keeps for it.
+
+Sources are mapped. What was read of them counts as memory of the process until the system wants it back, which costs
+nothing but reading it again. So two figures are told: memory that must be there, and memory that may be.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ggufmerge.engine.plan import Plan, PlannedTensor
+from ggufmerge.engine.planner import Opened
+
+_COPIES = 3  # of a chunk beside the inputs: the result, its bytes with what they are read back as, what kernels need
+
+
+def buffers(plan: Plan, threads: int, chunk: int) -> int:
+    """Bytes of the arrays that threads hold: a chunk of each input and of the result, float32."""
+    made = [t for t in plan.tensors if t.action != "copy" and t.rows * t.n]
+    return threads * max((_chunk(t, chunk) * (len(t.inputs) + _COPIES) * 4 for t in made), default=0)
+
+
+def mapped(plan: Plan, opened: Opened) -> int:
+    """Bytes of the sources that are read, at most: each source has its files in memory by itself."""
+    read = {(i.source, i.tensor) for t in plan.tensors for i in t.inputs}
+    stored = [opened.sources[source].tensors[tensor] for source, tensor in read]
+    nbytes = sum(t.rows * t.type.row_bytes(t.n) for t in stored)
+    return nbytes + sum(a.file.path.stat().st_size for s in opened.sources for a in s.adapters if a.file.path.is_file())
+
+
+def own_memory(plan: Plan, opened: Opened, threads: int, chunk: int) -> int | None:
+    """Bytes of the process at its largest, without `buffers` and `mapped`; None where the system does not tell."""
+    peak = peak_memory()
+    return None if peak is None else max(0, peak - buffers(plan, threads, chunk) - mapped(plan, opened))
+
+
+def peak_memory() -> int | None:
+    """Bytes of the largest resident size of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
+
+
+def total_memory() -> int | None:
+    """Bytes of memory that the machine has; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _chunk(tensor: PlannedTensor, chunk: int) -> int:
+    """Values of a chunk of a tensor: whole rows, at least one."""
+    rows = tensor.rows // (tensor.matrices or 1)
+    return min(rows, max(1, chunk // tensor.n)) * tensor.n
