@@ -23,6 +23,7 @@ from ggufmerge.cli.quantize import HELP as QUANTIZE_HELP
 from ggufmerge.cli.quantize import quantize
 from ggufmerge.cli.recipe import SCHEMA_HELP, recipe_app, schema
 from ggufmerge.cli.split import JOIN_HELP, SPLIT_HELP, join, split
+from ggufmerge.cli.voice import voiced
 
 app = typer.Typer(
     name="ggufmerge",
@@ -38,11 +39,11 @@ app = typer.Typer(
 def _root() -> None: ...
 
 
-app.command(help=BUILD_HELP)(build)
+app.command(help=BUILD_HELP)(voiced(build))
 app.command(help=PLAN_HELP)(plan)
-app.command(help=QUANTIZE_HELP)(quantize)
-app.command(help=BAKE_HELP)(bake)
-app.command("extract-lora", help=EXTRACT_HELP)(extract_lora)
+app.command(help=QUANTIZE_HELP)(voiced(quantize))
+app.command(help=BAKE_HELP)(voiced(bake))
+app.command("extract-lora", help=EXTRACT_HELP)(voiced(extract_lora))
 app.command(help=SPLIT_HELP)(split)
 app.command(help=JOIN_HELP)(join)
 app.command(help=PUSH_HELP)(push)

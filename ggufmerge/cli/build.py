@@ -143,7 +143,7 @@ def build(
     for_hub = ForHub(card, push, dry_run=push_dry_run, overwrite=overwrite)
     for_ollama = ForOllama(output, ollama, modelfile=modelfile, overwrite=overwrite, projector=for_projector.path)
     options: dict[str, Any] = {"threads": threads} | ({"chunk": chunk} if chunk else {})
-    with progress_display() as progress:
+    with progress_display(for_ollama.output) as progress:
         report = carry_out(
             loaded,
             for_ollama.output,

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ggufmerge.engine import Plan
     from ggufmerge.engine.documents import Documents
     from ggufmerge.engine.forecast import Forecast
+    from ggufmerge.engine.planner import Opened
     from ggufmerge.files.sharded import SplitLimit
 
 _INDENT = 9  # characters of the headings
+_BUSY = 1.6  # times as long, from which on it is said
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,19 @@ class Place:
 
         if self.output is not None:
             check_output(documents, self.output, split=self.split, overwrite=self.overwrite, chunk=self._chunk())
+
+    def of_plan(self, plan: Plan, opened: Opened, facts: dict[str, Any] | None = None) -> None:
+        """The end of a dry run of a plan that no recipe was for: add the forecast to `facts`, or show it; then `check`."""
+        from ggufmerge.cli.terminal import print_json
+        from ggufmerge.engine.documents import documents_of
+
+        documents = documents_of(plan, opened)
+        forecast = self.forecast(documents)
+        if facts is None:
+            show_forecast(forecast, plan, self)
+        else:
+            print_json({**facts, "forecast": forecast.to_json()})
+        self.check(documents)
 
     def _chunk(self) -> int:
         from ggufmerge.engine.run import DEFAULT_CHUNK
@@ -96,6 +111,12 @@ def _time(forecast: Forecast) -> list[str]:
     unmeasured = f" (never measured on this machine: {', '.join(words)})" if words else ""
     guess = f"; a guess{unmeasured}" if forecast.guessed else ""
     once = []
+    if forecast.busy > _BUSY:
+        likely = duration((forecast.seconds + forecast.compiling) * forecast.busy)
+        once = [f"if the machine stays as busy as it is now, rather {likely}"]
     if forecast.compiling >= 1:
-        once = [f"and about {duration(forecast.compiling)} once, to compile kernels that are new on this machine"]
+        once = [
+            f"and about {duration(forecast.compiling)} once, to compile kernels that are new on this machine",
+            *once,
+        ]
     return [f"about {duration(forecast.seconds)} on {threads}{guess}", *once]

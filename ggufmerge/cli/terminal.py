@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ggufmerge.cli import voice
 from ggufmerge.text import count, message, printable, shortened, size
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def show_warnings(warnings: Iterable[str]) -> None:
 
 def complain(line: str) -> None:
     """Print a line on standard error, as one line whatever it holds; nothing when that is closed."""
+    voice.current().log(line)
     if sys.stderr is not None:
         print(message(line), file=sys.stderr)
 

@@ -39,8 +39,10 @@ class Forecast:
     recipe, which are there while it runs.
 
     seconds: of the whole command, but for `compiling`, the seconds that kernels take which were never used here.
+    processor: the processor time of all threads in it.
     guessed: kinds of work that were never measured here and that matter.  threads: that the time is for.
     own, mapped: bytes of memory that it needs, and of the models' files that the system keeps as long as there is room.
+    busy: how many times as long it takes if other programs go on as in the last minute; 1 on an idle machine.
     folder: where the files go, with `free` bytes.  there: what is there already, in words.
     worries: what in the plan is probably not meant, and what to do.
     """
@@ -48,9 +50,11 @@ class Forecast:
     sizes: tuple[int, ...]
     between: int
     seconds: float
+    processor: float
     compiling: float
     guessed: tuple[str, ...]
     threads: int
+    busy: float
     own: int
     mapped: int
     folder: str
@@ -97,9 +101,11 @@ def forecast(
         sizes=tuple(sizes),
         between=between,
         seconds=rates.of("start") + total,
+        processor=rates.of("start") + sum(part.processor for part in parts),
         compiling=sum(part.compiling for part in parts),
         guessed=tuple(kind for kind, seconds in guessed.items() if seconds > _MATTERS * total),
         threads=threads,
+        busy=_busy(threads),
         own=largest.own,
         mapped=min(largest.mapped, max(0, (total_memory() or 1 << 62) - largest.own)),
         folder=str(folder),
@@ -156,8 +162,10 @@ class _Part:
         # a file is digested by one thread
         alone = max(work.digests.values(), default=0.0)
         self.seconds = max(share, alone) * rates.of("stretch") + loading
+        self.processor = work.seconds + loading
         self.guessed = {kind: seconds / threads for kind, seconds in work.guessed.items()}
         self.own = int(rates.of("memory")) + buffers(plan, threads, chunk)
+        self.own += int(rates.of("compiling")) if self.compiling else 0
         self.mapped = mapped(plan, opened)
 
 
@@ -174,6 +182,16 @@ def _free(folder: Path) -> int | None:
         return shutil.disk_usage(folder).free
     except OSError:
         return None
+
+
+def _busy(threads: int) -> float:
+    """How many times as long work takes beside what others do now."""
+    cores = os.cpu_count() or 1
+    try:
+        others = os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return 1.0
+    return max(1.0, (others + min(threads, cores)) / cores)
 
 
 def _move(

@@ -6,8 +6,11 @@ nothing but reading it again. So two figures are told: memory that must be there
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
+from pathlib import Path
 
 from ggufmerge.engine.plan import Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened
@@ -37,6 +40,11 @@ def own_memory(plan: Plan, opened: Opened, threads: int, chunk: int) -> int | No
 
 def peak_memory() -> int | None:
     """Bytes of the largest resident size of this process so far; None where the system does not tell."""
+    status = Path("/proc/self/status")  # Linux, where the figure below is that of the parent process as well
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return 1024 * int(found[1])
     try:
         import resource
     except ImportError:  # Windows

@@ -27,6 +27,7 @@ from ggufmerge.files.atomic import write_file
 
 FORMAT = 1
 _NEWEST = 0.5  # weight of the newest build among all
+_ENOUGH = 1 << 13  # values or bytes; the time of fewer is that of Python, which each task takes ("task")
 _LONG_ENOUGH = 0.002  # seconds; less says little of a rate that is known
 _MAX_FILE = 1 << 20  # bytes
 
@@ -51,9 +52,10 @@ _FIRST_GUESSES = {
     "load": 0.03,  # kernels of one kind, from the cache
     "compile": 3.0,  # kernels of one kind
     "sync": 1e-9,
-    "start": 0.7,  # until the work begins
+    "start": 0.8,  # until the work begins
 }
-_RATIOS = {"reads": 1.0, "stretch": 1.1, "memory": 195e6}
+_COUNTS = ("tasks", "waited")  # what builds count for other kinds
+_RATIOS = {"reads": 1.0, "stretch": 1.1, "memory": 190e6, "compiling": 90e6}
 _READS = {"linear": 1.0, "slerp": 2.0, "ties": 2.0, "model_stock": 2.0, "karcher": 4.0}  # how often values are read
 
 
@@ -85,7 +87,12 @@ class Rates:
     def learn(self, measured: Mapping[str, Measured]) -> None:
         """Take in what a build has measured; the newest counts half."""
         for kind, found in measured.items():
-            if not found.units > 0 or not math.isfinite(rate := found.amount / found.units) or rate < 0:
+            if (
+                kind in _COUNTS
+                or not found.units > 0
+                or not math.isfinite(rate := found.amount / found.units)
+                or rate < 0
+            ):
                 continue
             old = self.known.get(kind)
             if old is None:
@@ -147,6 +154,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.sums: dict[str, Measured] = {}
+        self._waits: dict[int, float] = {}  # seconds that each thread has waited for a processor so far
         self._lock = threading.Lock()
         self._local = threading.local()
 
@@ -169,10 +177,23 @@ class Meter:
         """Begin (1) or end (-1) something within which this thread notes nothing."""
         self._local.depth = getattr(self._local, "depth", 0) + change
 
+    def look_at_waiting(self) -> None:
+        """Note how long this thread has been ready and another program had the processor, where the system tells."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            self._waits[threading.get_ident()] = 1e-9 * int(_WAITING.read_bytes().split()[1])
+
+    @property
+    def waited(self) -> float:
+        """Seconds that all threads which looked at it have waited together."""
+        return sum(self._waits.values())
+
     def seconds(self, words: Iterable[str]) -> float:
         """What was measured of the kinds that begin with one of these words."""
         wanted = set(words)
         return sum(found.amount for kind, found in self.sums.items() if kind.partition(" ")[0] in wanted)
+
+
+_WAITING = Path("/proc/thread-self/schedstat")  # nanoseconds on a processor, and ready for one (Linux)
 
 
 class _Clock:
@@ -192,7 +213,7 @@ class _Clock:
     ) -> None:
         taken = _now() - self._started
         self._meter.mute(-1)
-        if error is None:
+        if error is None and not 1 < self._units < _ENOUGH:
             self._meter.note(self._kind, self._units, taken)
 
 

@@ -273,8 +273,12 @@ class _Build:
         tasks = self.meter.sums.get("tasks")
         if tasks:
             self.meter.note("task", tasks.units, max(0.0, processor - self.meter.seconds(kinds)))
-        self.meter.note("stretch", processor / min(threads, os.cpu_count() or 1), wall)
-        if (own := own_memory(self.plan, self.opened, threads, self.chunk)) is not None:
+        # what other programs took of the processors says nothing of the next build
+        used = min(threads, os.cpu_count() or 1)
+        self.meter.note("waited", 1, self.meter.waited / threads)
+        self.meter.note("stretch", processor / used, max(processor / used, wall - self.meter.waited / threads))
+        own = own_memory(self.plan, self.opened, threads, self.chunk)
+        if own is not None and not any(kind.startswith("compile ") for kind in self.meter.sums):
             self.meter.note("memory", 1, own)
 
     def facts(self) -> dict[str, Any]:
@@ -503,7 +507,9 @@ class _Build:
         with self.meter.measure(kind, part.rows.size):
             raw, figures = encoder.encode(part.start, part.rows, stored=part.stored, base=base, rounding=rounding)
         with self.meter.measure("put", raw.nbytes):
-            return self._put(tensor, part.start, raw, figures)
+            written = self._put(tensor, part.start, raw, figures)
+        self.meter.look_at_waiting()
+        return written
 
     @cached_property
     def _wider_types(self) -> dict[str, dict[str, TensorType]]:
