@@ -7,7 +7,8 @@ First a calibration pass in an empty cache of rates: other merges, which use eac
 is missing. Then each of the ten is planned and built, each in a process of its own, as a user does it. Time is that of
 the whole command, from the start of Python to its end; where Linux tells how long the process was ready to run while
 other programs had the processors, that is taken off, for the plan speaks of an idle machine. The plain time, the load
-and the processor time, which others hardly change, stand beside it. Memory is the peak of the resident size, with all libraries and the mapped pages of the models.
+and the processor time, which others change less, stand beside it. Memory is the peak of the resident size, with all
+libraries and the mapped pages of the models.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def calibration(folder: pathlib.Path) -> list[Build]:
     """Each method and type once, on other models and with other types than the builds that are measured."""
     converted = [(f"quantize {name} to {kind}", ["quantize", str(folder / f"{family}-{name}-{was}.gguf"), kind])
                  for family, was, name, kind in (
-                     ("smol", "Q4_1", "base", "Q6_K"), ("mid", "F16", "base", "Q4_K_M"), ("smol", "Q4_1", "a", "F16"),
+                     ("tiny", "F32", "base", "Q6_K"), ("mid", "F16", "base", "Q4_K_M"), ("smol", "Q4_1", "a", "F16"),
                      ("mid", "F16", "b", "Q4_0"), ("mid", "F16", "b", "Q8_0"))]  # fmt: skip
     return [
         *converted,

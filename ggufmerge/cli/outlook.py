@@ -53,7 +53,7 @@ class Place:
             check_output(documents, self.output, split=self.split, overwrite=self.overwrite, chunk=self._chunk())
 
     def of_plan(self, plan: Plan, opened: Opened, facts: dict[str, Any] | None = None) -> None:
-        """The end of a dry run of a plan that no recipe was for: add the forecast to `facts`, or show it; then `check`."""
+        """The end of a dry run without a recipe: print the forecast with `facts`, or show it; then `check`."""
         from ggufmerge.cli.terminal import print_json
         from ggufmerge.engine.documents import documents_of
 

@@ -57,8 +57,12 @@ def progress_display(output: Path | None = None) -> Iterator[ProgressDisplay]:
             yield progress
     except KeyboardInterrupt:
         progress.end()
-        complain(f"interrupted: give the same command again to go on ({progress.summary()})")
-        for line in _what_is_kept(output):
+        kept = list(_what_is_kept(output))
+        if kept or output is None:
+            complain(f"interrupted: give the same command again to go on ({progress.summary()})")
+        else:
+            complain("interrupted: give the same command again (nothing was finished yet, nothing is kept)")
+        for line in kept:
             complain(f"interrupted: {line}")
         raise typer.Exit(1) from None
     finally:

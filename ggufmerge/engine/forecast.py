@@ -166,7 +166,7 @@ class _Part:
         self.guessed = {kind: seconds / threads for kind, seconds in work.guessed.items()}
         self.own = int(rates.of("memory")) + buffers(plan, threads, chunk)
         self.own += int(rates.of("compiling")) if self.compiling else 0
-        self.mapped = mapped(plan, opened)
+        self.mapped = mapped(plan, opened, digests=bool(sizes))
 
 
 def _all(documents: Documents) -> list[tuple[Plan, Opened]]:

@@ -12,6 +12,7 @@ import re
 import sys
 from pathlib import Path
 
+from ggufmerge.engine.header import digest_key
 from ggufmerge.engine.plan import Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened
 
@@ -24,18 +25,31 @@ def buffers(plan: Plan, threads: int, chunk: int) -> int:
     return threads * max((_chunk(t, chunk) * (len(t.inputs) + _COPIES) * 4 for t in made), default=0)
 
 
-def mapped(plan: Plan, opened: Opened) -> int:
-    """Bytes of the sources that are read, at most: each source has its files in memory by itself."""
+def mapped(plan: Plan, opened: Opened, *, digests: bool) -> int:
+    """Bytes of the sources that are read, at most: each source has its files in memory by itself.
+
+    digests: whether all of each file is read, once, though only some tensors are merged.
+    """
     read = {(i.source, i.tensor) for t in plan.tensors for i in t.inputs}
-    stored = [opened.sources[source].tensors[tensor] for source, tensor in read]
-    nbytes = sum(t.rows * t.type.row_bytes(t.n) for t in stored)
-    return nbytes + sum(a.file.path.stat().st_size for s in opened.sources for a in s.adapters if a.file.path.is_file())
+    nbytes, whole = 0, set[Path]()
+    for number, source in enumerate(opened.sources):
+        stored = [source.tensors[tensor] for of, tensor in read if of == number]
+        own = sum(t.rows * t.type.row_bytes(t.n) for t in stored)
+        files = [path for path in source.files() if path.is_file()]
+        if digests and whole.isdisjoint(files):
+            own = sum(path.stat().st_size for path in files)
+        whole.update(files)
+        nbytes += own
+    return nbytes
 
 
 def own_memory(plan: Plan, opened: Opened, threads: int, chunk: int) -> int | None:
     """Bytes of the process at its largest, without `buffers` and `mapped`; None where the system does not tell."""
     peak = peak_memory()
-    return None if peak is None else max(0, peak - buffers(plan, threads, chunk) - mapped(plan, opened))
+    digests = plan.metadata.get(digest_key(0)) is not None
+    return (
+        None if peak is None else max(0, peak - buffers(plan, threads, chunk) - mapped(plan, opened, digests=digests))
+    )
 
 
 def peak_memory() -> int | None:

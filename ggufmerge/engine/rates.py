@@ -55,6 +55,7 @@ _FIRST_GUESSES = {
     "start": 0.8,  # until the work begins
 }
 _COUNTS = ("tasks", "waited")  # what builds count for other kinds
+_ALIKE = ("copy", "survey", "load", "compile")  # words whose kinds take about the same time
 _RATIOS = {"reads": 1.0, "stretch": 1.1, "memory": 190e6, "compiling": 90e6}
 _READS = {"linear": 1.0, "slerp": 2.0, "ties": 2.0, "model_stock": 2.0, "karcher": 4.0}  # how often values are read
 
@@ -78,11 +79,18 @@ class Rates:
     known: dict[str, float] = field(default_factory=dict)
 
     def of(self, kind: str) -> float:
-        """Of one unit of this kind: measured here, or a first guess."""
-        return self.known[kind] if kind in self.known else first_guess(kind)
+        """Of one unit of this kind: measured here, or what a kind like it took, or a first guess."""
+        if kind in self.known:
+            return self.known[kind]
+        word, plain = kind.partition(" ")[0], _plain(kind)
+        if plain in self.known:
+            return self.known[plain] + first_guess(kind) - first_guess(plain)
+        alike = [rate for other, rate in self.known.items() if other.startswith(f"{word} ")] if word in _ALIKE else []
+        return sum(alike) / len(alike) if alike else first_guess(kind)
 
     def is_measured(self, kind: str) -> bool:
-        return kind in self.known
+        """Whether builds here have measured this kind, or the same without what is small beside it."""
+        return kind in self.known or _plain(kind) in self.known
 
     def learn(self, measured: Mapping[str, Measured]) -> None:
         """Take in what a build has measured; the newest counts half."""
@@ -147,6 +155,11 @@ def first_guess(kind: str) -> float:
     if word == "reads":
         return _READS.get(rest, _RATIOS["reads"])
     return _RATIOS.get(word, _FIRST_GUESSES.get(word, 0.0))
+
+
+def _plain(kind: str) -> str:
+    """A kind of writing without the steps that are added to it."""
+    return kind.replace(" by chance", "").replace(" measured", "")
 
 
 class Meter:

@@ -392,7 +392,7 @@ class _Build:
     def _copy(self, tensor: PlannedTensor, source: SourceTensor | AlignedTensor, start: int, stop: int) -> _Written:
         """Write stored rows as they are."""
         self.meter.note("tasks", 1, 0)
-        with self.meter.measure("copy", (stop - start) * tensor.type.row_bytes(tensor.n)):
+        with self.meter.measure(f"copy {tensor.type}", (stop - start) * tensor.type.row_bytes(tensor.n)):
             return self._put(tensor, start, source.intact_rows(start, stop))
 
     def _convert(

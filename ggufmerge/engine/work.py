@@ -141,7 +141,7 @@ def _tensor(
 
     last = take("task", chunks)
     if tensor.action == "copy":
-        return TensorWork(last=last + take("copy", tensor.nbytes))
+        return TensorWork(last=last + take(f"copy {tensor.type}", tensor.nbytes))
     read = sum(take(kind, values) for kind in _reads(tensor, opened))
     rank = rank_of(tensor, opened.sources)
     read += take("adapt", values * rank) if rank else 0.0
