@@ -160,7 +160,9 @@ class ProgressDisplay(ProgressEvents):
         from ggufmerge.engine.rates import Measured, Rates
 
         rates = Rates.load()
-        rates.learn({**sums, "start": Measured(1, self._startup or 0.0)})
+        rates.learn(sums)
+        if "stretch" in sums and self._startup is not None:  # of the run itself, not of what is made of its file
+            rates.learn({"start": Measured(1, self._startup)})
         rates.save()
 
     def end(self) -> None:

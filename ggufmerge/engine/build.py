@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,9 @@ from ggufmerge.engine.documents import build_stages, planned_documents
 from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.progress import Across, Progress
+from ggufmerge.engine.rates import Measured
 from ggufmerge.engine.run import DEFAULT_CHUNK, BuildReport, run
+from ggufmerge.engine.work import finish_kind
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit
@@ -93,7 +96,9 @@ def build(
             finally:
                 if opened is not documents.opened:
                     opened.close()
+            began = time.process_time()
             for sink in sinks:
                 report = sink.finish(report, out)
+            progress.measured({finish_kind(plan, opened): Measured(1, time.process_time() - began)})
             out.complete()
     return report

@@ -19,7 +19,7 @@ from ggufmerge.engine.memory import buffers, mapped, total_memory
 from ggufmerge.engine.plan import Plan
 from ggufmerge.engine.planner import Opened
 from ggufmerge.engine.rates import Rates
-from ggufmerge.engine.work import digested, kernels_of, work_of
+from ggufmerge.engine.work import digested, finish_kind, kernels_of, work_of
 from ggufmerge.engine.worries import worries_of
 from ggufmerge.errors import GgufmergeError, OutputError
 from ggufmerge.files.journal import Move, Seen, State, decide
@@ -95,13 +95,14 @@ def forecast(
         for kind, seconds in part.guessed.items():
             guessed[kind] = guessed.get(kind, 0.0) + seconds
     total = sum(part.seconds for part in parts) + rates.of("sync") * (sum(sizes) + between)
+    ending = rates.of(finish_kind(documents.final, documents.opened)) if documents.recipe is not None else 0.0
     folder = (output.parent if output is not None else Path()).absolute()
     largest = max(parts, key=lambda part: part.own + part.mapped)
     return Forecast(
         sizes=tuple(sizes),
         between=between,
-        seconds=rates.of("start") + total,
-        processor=rates.of("start") + sum(part.processor for part in parts),
+        seconds=rates.of("start") + total + ending,
+        processor=rates.of("start") + ending + sum(part.processor for part in parts),
         compiling=sum(part.compiling for part in parts),
         guessed=tuple(kind for kind, seconds in guessed.items() if seconds > _MATTERS * total),
         threads=threads,

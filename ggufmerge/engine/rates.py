@@ -29,6 +29,8 @@ FORMAT = 1
 _NEWEST = 0.5  # weight of the newest build among all
 _ENOUGH = 1 << 13  # values or bytes; the time of fewer is that of Python, which each task takes ("task")
 _LONG_ENOUGH = 0.002  # seconds; less says little of a rate that is known
+_SURE = 0.1  # seconds of work that say all they can
+_ONCE = ("start", "finish", "load", "compile", "memory", "stretch", "reads")  # what a build does once, however long
 _MAX_FILE = 1 << 20  # bytes
 
 # Millions of values a second: first guesses, as `docs/performance.md` has them, with memory in between.
@@ -52,6 +54,7 @@ _FIRST_GUESSES = {
     "load": 0.03,  # kernels of one kind, from the cache
     "compile": 3.0,  # kernels of one kind
     "sync": 1e-9,
+    "finish": 0.3,  # what is made beside the file
     "start": 0.8,  # until the work begins
 }
 _COUNTS = ("tasks", "waited")  # what builds count for other kinds
@@ -93,7 +96,7 @@ class Rates:
         return kind in self.known or _plain(kind) in self.known
 
     def learn(self, measured: Mapping[str, Measured]) -> None:
-        """Take in what a build has measured; the newest counts half."""
+        """Take in what a build has measured; the newest counts half, less if it did little of a kind."""
         for kind, found in measured.items():
             if (
                 kind in _COUNTS
@@ -105,8 +108,9 @@ class Rates:
             old = self.known.get(kind)
             if old is None:
                 self.known[kind] = rate
-            elif found.amount >= _LONG_ENOUGH:
-                self.known[kind] = old + _NEWEST * (rate - old)
+            elif found.amount >= _LONG_ENOUGH or kind.startswith(_ONCE):
+                weight = _NEWEST if kind.startswith(_ONCE) else _NEWEST * min(1.0, found.amount / _SURE)
+                self.known[kind] = old + weight * (rate - old)
 
     @classmethod
     def load(cls, path: Path | None = None) -> Rates:

@@ -24,6 +24,7 @@ from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
 
 _ROWS = "read rows"  # gathered from several models, as a changed vocabulary needs it
+_TEMPLATE = "tokenizer.chat_template"
 TICKS = 1_000_000  # of progress in a second of work
 
 
@@ -105,6 +106,12 @@ def rank_of(tensor: PlannedTensor, sources: Sequence[Source]) -> int:
 def read_kind(source: SourceTensor | AlignedTensor) -> str:
     """What dequantizing an input is called; `_reads` knows it from the plan."""
     return f"read {source.tensor.type}" if isinstance(source, SourceTensor) else _ROWS
+
+
+def finish_kind(plan: Plan, opened: Opened) -> str:
+    """What is done with a finished file is called: how a model is prompted is found out by trying its template."""
+    text = plan.metadata.get(_TEMPLATE, opened.sources[0].metadata.get(_TEMPLATE))
+    return "finish template" if text else "finish plain"
 
 
 def merge_kind(tensor: PlannedTensor) -> str:
