@@ -33,13 +33,46 @@ def find_llama_cpp(name: str) -> Located:
 
 def lmstudio_folders() -> list[Path]:
     """Where its settings say, then where it puts models by default, now and in early versions."""
-    home = _lmstudio_home()
-    folders = [home / "models", Path.home() / ".cache" / "lm-studio" / "models"]
-    with contextlib.suppress(OSError, ValueError):
-        settings = read_json(home / "settings.json", _MAX_SETTINGS)
-        if isinstance(chosen := settings.get("downloadsFolder"), str) and chosen:
-            folders.insert(0, Path(chosen))
-    return list(dict.fromkeys(folders))
+    chosen = _lmstudio_setting()
+    folders = [_lmstudio_home() / "models", Path.home() / ".cache" / "lm-studio" / "models"]
+    return list(dict.fromkeys([chosen, *folders] if chosen is not None else folders))
+
+
+def lmstudio_folder() -> tuple[Path, str]:
+    """The folder that LM Studio has its models in now, which is there, and how that is known, for people.
+
+    PlanError when there is none.
+    """
+    chosen = _lmstudio_setting()
+    if chosen is not None:
+        if not chosen.is_dir():
+            raise PlanError(f"{chosen}: LM Studio's settings name this folder, which is not there: create it")
+        return chosen, "its settings name the folder"
+    known = [folder for folder in lmstudio_folders() if folder.is_dir()]
+    if not known:
+        raise PlanError(
+            f"there is no LM Studio here, which has its models in {lmstudio_folders()[0]}: start it once, or use --to"
+        )
+    return known[0], "it is the folder that LM Studio uses by default"
+
+
+def _lmstudio_setting() -> Path | None:
+    """The folder that LM Studio's settings name; early versions kept them with the system's other settings."""
+    for place in (_lmstudio_home(), _application_settings() / "LM Studio"):
+        with contextlib.suppress(OSError, ValueError):
+            settings = read_json(place / "settings.json", _MAX_SETTINGS)
+            if isinstance(chosen := settings.get("downloadsFolder"), str) and chosen:
+                return Path(chosen)
+    return None
+
+
+def _application_settings() -> Path:
+    """As `getUserAppDataPath` of lms has it."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
 
 
 def llama_cpp_folder() -> Path:
