@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ggufmerge.errors import PlanError, nearest
 from ggufmerge.files.small import read_json, read_small
-from ggufmerge.sources import choice
+from ggufmerge.sources import choice, programs
 from ggufmerge.sources.references import Located
 
 _MAX_SETTINGS = 1 << 20  # bytes
+_SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/[^/]+/(.+)", re.DOTALL)
 
 
 def find_lmstudio(name: str) -> Located:
@@ -28,7 +30,7 @@ def find_lmstudio(name: str) -> Located:
 
 def find_llama_cpp(name: str) -> Located:
     """The file of a model in llama.cpp's cache; PlanError when there is none or several."""
-    return _find("llama.cpp", name, [llama_cpp_folder()])
+    return _find("llama.cpp", name, llama_cpp_folders())
 
 
 def lmstudio_folders() -> list[Path]:
@@ -75,6 +77,12 @@ def _application_settings() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
 
 
+def llama_cpp_folders() -> list[Path]:
+    """llama.cpp's cache, and the models folder of its server where the environment names one."""
+    named = programs.models_dir()
+    return [llama_cpp_folder(), *([named] if named is not None else [])]
+
+
 def llama_cpp_folder() -> Path:
     """As `fs_get_cache_directory` of llama.cpp has it."""
     if value := os.environ.get("LLAMA_CACHE"):
@@ -93,6 +101,13 @@ def gguf_files(root: Path) -> Iterator[Path]:
         for name in sorted(names):
             if name.lower().endswith(".gguf") and not name.startswith("."):
                 yield Path(folder) / name
+
+
+def shown(root: Path, path: Path) -> str:
+    """What a recipe writes for a file below a program's folder; as the Hub's own names in caches of its layout."""
+    model = path.relative_to(root).as_posix()
+    match = _SNAPSHOT.fullmatch(model)
+    return f"{match[1].replace('--', '/')}/{match[2]}" if match else model
 
 
 def models_below(root: Path) -> list[str]:
@@ -135,8 +150,10 @@ def _parts(name: str) -> tuple[str, str | None]:
 def _means(wanted: str, model: str) -> bool:
     """Whether a name leads to a model: to the file itself, or to a folder that it is in."""
     wanted, model = wanted.lower(), model.lower()
+    there = model
+    model = shown(Path(), Path(model))
     ends = (model, model.removesuffix(".gguf"), model.rpartition("/")[0])
     if any(end == wanted or end.endswith("/" + wanted) for end in ends):
         return True
     # llama.cpp, older: owner_repo_file.gguf; newer: as huggingface_hub
-    return model.startswith((wanted.replace("/", "_") + "_", f"models--{wanted.replace('/', '--')}/"))
+    return model.startswith(wanted + "/" if model != there else wanted.replace("/", "_") + "_")

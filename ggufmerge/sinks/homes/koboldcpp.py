@@ -11,7 +11,6 @@ launcher of older versions only takes context sizes of its own list, so ours are
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,14 @@ from typing import Any
 from ggufmerge.errors import PlanError
 from ggufmerge.files.small import parse_mapping
 from ggufmerge.sinks.homes.home import Home, Model, Placed
+from ggufmerge.sources.programs import koboldcpp_mark
 
-_PROGRAM = re.compile(r"koboldcpp([-_.].*)?", re.IGNORECASE)
-_SETTINGS = (".kcpps", ".kcppt")
 _SIZES = (256, 512, 1024, 2048, 3072, 4096, 6144, 8192)  # contextsize_text, as far as `Placed.room` goes
 
 
 def recognize(folder: Path, model: Model) -> Home | None:
     """The place in a folder that has KoboldCpp or its settings in it."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    found = next((name for name in names if _PROGRAM.fullmatch(name) and not name.lower().endswith(".gguf")), None)
-    found = found or next((name for name in names if name.lower().endswith(_SETTINGS)), None)
+    found = koboldcpp_mark(folder)
     if found is None:
         return None
     settings = folder / f"{model.stem}.kcpps"

@@ -5,20 +5,20 @@ A server without a model routes requests to those that it knows (router mode). I
 - `NAME/`, as NAME, with the first shard or else a GGUF file in it, and as its projector a file with `mmproj` in its
   name. One model a folder: of several it takes any. Folders in folders are not looked into.
 
-A preset file has a section a model, `[NAME]`, whose keys are options of the command line. It is read by a grammar
-of its own: nothing may stand before a key or `[`, values have no quotes and end at `;` or `#` wherever these stand,
-and one line that does not fit makes the server give up. `[*]` holds for all models; a model's own keys win.
+A preset file (`sources/presets.py`) has a section a model, `[NAME]`, whose keys are options of the command line. `[*]`
+holds for all models; a model's own keys win.
 
 Chats use the template in the file, through Jinja, which is on by default (`use_jinja` in common/common.h), and ChatML
 where there is none. Without `-c` the server takes as much context as the model was trained for and makes that fit
 the devices only; so ours names a size.
 
-Sources: `load_from_models_dir`, `parse_ini_from_file`, `load_from_ini` in common/preset.cpp, common/arg.cpp, and "Using
+Sources: `load_from_models_dir`, `load_from_ini` in common/preset.cpp, common/arg.cpp, and "Using
 multiple models" in tools/server/README.md, of build 11434. What a server of build 10434 lists was compared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -30,10 +30,9 @@ from pathlib import Path
 from ggufmerge.errors import PlanError
 from ggufmerge.files.shards import ShardName
 from ggufmerge.sinks.homes.home import Home, Model, Placed
+from ggufmerge.sources.presets import DEFAULT, HEADER, MODEL_KEYS, PAIR, parse_preset, preset_models
+from ggufmerge.sources.programs import MODELS_DIR, models_dir
 
-MODELS_DIR = "LLAMA_ARG_MODELS_DIR"
-MODELS_PRESET = "LLAMA_ARG_MODELS_PRESET"
-_MODEL = ("model", "m", "LLAMA_ARG_MODEL")
 _PROJECTOR = ("mmproj", "mm", "LLAMA_ARG_MMPROJ")
 _CONTEXT = ("ctx-size", "c", "LLAMA_ARG_CTX_SIZE")
 _TEMPLATE = "llama-server will use ChatML"
@@ -102,13 +101,6 @@ def command_line(words: Sequence[str]) -> str:
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
-def preset_models(data: bytes) -> dict[str, str]:
-    """The sections of a preset file that name a file, with that; PlanError when llama-server could not read it."""
-    sections = _parse(data, Path("preset"))[1]
-    found = {name: next((keys[key] for key in _MODEL if key in keys), "") for name, keys in sections.items()}
-    return {name: path for name, path in found.items() if path}
-
-
 @dataclass(frozen=True)
 class Preset:
     """The section of a model in a preset file."""
@@ -121,16 +113,16 @@ class Preset:
         return f"[{self.section}] in {self.path.name}"
 
     def exists(self, old: bytes) -> bool:
-        return self.section in _parse(old, self.path)[1]
+        return self.section in parse_preset(old, self.path)[1]
 
     def edited(self, old: bytes | None, placed: Placed) -> bytes:
-        if "]" in self.section or self.section == _DEFAULT:
+        if "]" in self.section or self.section == DEFAULT:
             raise PlanError(f"{self.path}: a preset file cannot hold a model called {self.section}: use -o NAME.gguf")
-        lines, sections = _parse(old or b"", self.path)
+        lines, sections = parse_preset(old or b"", self.path)
         before = sections.get(self.section, {})
         shared = {**sections.get("*", {}), **before}
         values: dict[tuple[str, ...], str | None] = {
-            _MODEL: str(placed.file),
+            MODEL_KEYS: str(placed.file),
             _PROJECTOR: str(placed.projector) if placed.projector else None,
         }
         if placed.room is not None and not any(key in shared for key in _CONTEXT):
@@ -148,19 +140,19 @@ class Preset:
         known = {key for keys in values for key in keys}
         kept = {key: value for key, value in before.items() if key not in known}
         wanted = {**kept, **{keys[0]: value for keys, value in values.items() if value is not None}}
-        if _parse(data, self.path)[1] != {**sections, self.section: wanted}:
+        if parse_preset(data, self.path)[1] != {**sections, self.section: wanted}:
             raise PlanError(f"{self.path}: [{self.section}] cannot be edited: write its model = {placed.file} yourself")
         return data
 
     def _renewed(self, lines: list[str], values: Mapping[tuple[str, ...], str | None], end: str) -> list[str]:
         """The lines with other values in this section; comments and keys that are not ours stay."""
-        starts = [i for i, line in enumerate(lines) if (match := _HEADER.fullmatch(line)) and match[1] == self.section]
+        starts = [i for i, line in enumerate(lines) if (match := HEADER.fullmatch(line)) and match[1] == self.section]
         start = starts[-1]  # of sections of one name the last one counts
-        stop = next((i for i in range(start + 1, len(lines)) if _HEADER.fullmatch(lines[i])), len(lines))
+        stop = next((i for i in range(start + 1, len(lines)) if HEADER.fullmatch(lines[i])), len(lines))
         ours = {key: keys for keys in values for key in keys}
         body, written = [], set()
         for line in lines[start + 1 : stop]:
-            match = _PAIR.fullmatch(line)
+            match = PAIR.fullmatch(line)
             keys = ours.get(match["key"]) if match else None
             if match is None or keys is None:
                 body.append(line)
@@ -172,34 +164,6 @@ class Preset:
         return head + added + body + lines[stop:]
 
 
-# the grammar of `parse_ini_from_file`, a line at a time; `rest` is a comment and the end of the line
-_REST = r"(?P<rest>[ \t]*(?:[;#][^\r\n]*)?(?:\r\n|\n|\r)?)"
-_HEADER = re.compile(rf"\[[ \t]*([^\]\r\n]+)\]{_REST}")
-_PAIR = re.compile(rf"(?P<key>[a-zA-Z_][a-zA-Z0-9_.\-]*)[ \t]*=[ \t]*(?P<value>[^;#\r\n]*?){_REST}")
-_OTHER = re.compile(_REST)
-_DEFAULT = "default"  # where keys before the first section belong
-
-
-def _parse(data: bytes, path: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """(lines with their ends, sections); PlanError when llama-server could not read the file."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise PlanError(f"{path}: cannot be edited: it is not UTF-8 text; mend it") from None
-    lines = [found[0] for found in re.finditer(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+$", text)]
-    sections: dict[str, dict[str, str]] = {}
-    current = _DEFAULT
-    for number, line in enumerate(lines, 1):
-        if match := _HEADER.fullmatch(line):
-            current = match[1]
-            sections[current] = {}
-        elif match := _PAIR.fullmatch(line):
-            sections.setdefault(current, {})[match["key"]] = match["value"]
-        elif not _OTHER.fullmatch(line):
-            raise PlanError(f"{path}:{number}: cannot be edited: llama-server cannot read this line; mend it")
-    return lines, sections
-
-
 def _with_end(lines: list[str], end: str) -> list[str]:
     """The lines, the last of which ends, too."""
     if not lines or lines[-1].endswith(("\n", "\r")):
@@ -208,21 +172,15 @@ def _with_end(lines: list[str], end: str) -> list[str]:
 
 
 def _why(folder: Path, *, asked: bool) -> str | None:
-    named = os.environ.get(MODELS_DIR)
-    if named and Path(named).is_dir() and folder.samefile(named):
+    if (named := models_dir()) is not None and folder.samefile(named):
         return f"{MODELS_DIR} names it"
     for path in sorted(folder.glob("*.ini")):
-        try:
-            if path.stat().st_size < _MAX_PRESET and preset_models(path.read_bytes()):
+        with contextlib.suppress(PlanError):  # of another program
+            if preset_models(path):
                 return f"{path.name} has presets of llama-server's in it"
-        except (OSError, PlanError):
-            continue
     for below in sorted(path for path in folder.iterdir() if path.is_dir()):
         names = [path.name for path in below.glob("*.gguf")]
         shards = [shard for name in names if (shard := ShardName.parse(name)) and shard.prefix == below.name]
         if shards or (f"{below.name}.gguf" in names and any("mmproj" in name for name in names)):
             return f"{below.name} in it has the files of one model, as llama-server --models-dir wants them"
     return "--llama-cpp says so" if asked else None
-
-
-_MAX_PRESET = 1 << 20  # bytes

@@ -6,7 +6,7 @@ That file is a mapping from regular expressions, matched against the start of a 
 itself writes the name with `$` behind it, and so do we.
 
 Source: `get_available_models`, `get_available_mmproj` (modules/utils.py), `get_model_metadata`, `save_model_settings`
-(modules/models_settings.py), `resolve_user_data_dir` (modules/paths.py). A model without a chat template gets Alpaca's.
+(modules/models_settings.py). A model without a chat template gets Alpaca's.
 """
 
 from __future__ import annotations
@@ -21,15 +21,12 @@ import yaml
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.recipe.document import parse
 from ggufmerge.sinks.homes.home import Home, Model, Placed
-
-CONFIG = "config-user.yaml"
-_MARKS = ("place-your-models-here.txt", CONFIG, "config.yaml")  # in its models folder
-_PROGRAM = ("server.py", "one_click.py", "start_linux.sh", "start_windows.bat", "start_macos.sh", "textgen")
+from ggufmerge.sources.programs import WEBUI_CONFIG, webui_models
 
 
 def recognize(folder: Path, model: Model) -> Home | None:
     """The place in a folder that is text-generation-webui's own, its `user_data`, or its folder of models."""
-    found = models_folder(folder)
+    found = webui_models(folder)
     if found is None:
         return None
     models, why = found
@@ -44,28 +41,10 @@ def recognize(folder: Path, model: Model) -> Home | None:
         root=models,
         files=tuple(files),
         projector=model.projector_in(eyes),
-        entry=ConfigUser(models / CONFIG, files[0].name) if model.projector else None,
+        entry=ConfigUser(models / WEBUI_CONFIG, files[0].name) if model.projector else None,
         listed="its Model tab lists it, after a click on the button that refreshes the list",
         template="it will use Alpaca's",
     )
-
-
-def models_folder(folder: Path) -> tuple[Path, str] | None:
-    """The folder of models that a folder is or has in it, and how that was seen; None when it is not this program's."""
-    if (folder / "user_data" / "models").is_dir():
-        return folder / "user_data" / "models", "user_data/models is in the folder"
-    if folder.name == "user_data" and (folder / "models").is_dir():
-        return folder / "models", "it is a user_data folder with models in it"
-    if any((folder / name).exists() for name in _PROGRAM) and (folder / "modules").is_dir():
-        portable = folder.parent / "user_data" / "models"
-        for models in (portable, folder / "models"):
-            if models.is_dir():
-                return models, "server.py and modules are in the folder"
-    if folder.name == "models" and folder.parent.name == "user_data":
-        return folder, "it is user_data/models"
-    if mark := next((name for name in _MARKS if (folder / name).is_file()), None):
-        return folder, f"{mark} is in the folder"
-    return None
 
 
 @dataclass(frozen=True)
