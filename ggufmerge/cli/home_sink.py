@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING, Any
 from ggufmerge.engine import header, vocabulary
 from ggufmerge.engine.documents import planned_documents
 from ggufmerge.files import MetadataEditor, ShardName, open_gguf
+from ggufmerge.files.writer import same_file
 from ggufmerge.sinks.homes import Entry, Home, Model, Placed, find_home, lmstudio_home
 from ggufmerge.sinks.homes.llamacpp import arguments, check_alone, command_line
 from ggufmerge.sinks.homes.names import safe_stem
-from ggufmerge.sinks.homes.placing import check_entry, check_folder, check_space, folders_for, place_files, write_entry
+from ggufmerge.sinks.homes.placing import (
+    check_entry,
+    check_folder,
+    check_space,
+    folders_for,
+    place_files,
+    remove_left,
+    write_entry,
+)
 from ggufmerge.sinks.projector import projector_path
 
 if TYPE_CHECKING:
@@ -68,12 +77,20 @@ class ForHomes:
         elif self.homes and output is not None:
             self._built = _files(output, split, self._plan)
 
-    def folders(self) -> AbstractContextManager[None]:
-        """Makes the folder that the model is built in; it is gone again when the block fails and nothing is in it."""
-        if not self._in_place:
-            return folders_for([])
-        check_folder(self.homes[0].root, self._built, overwrite=True)
-        return folders_for(self._built)
+    @contextmanager
+    def folders(self) -> Iterator[None]:
+        """Makes the folder that the model is built in. When the block fails, it is gone if nothing is in it, and so is
+        what an interrupted run has left in the other homes; a run that goes on makes that again.
+        """
+        made = self._built if self._in_place else []
+        if self._in_place:
+            check_folder(self.homes[0].root, made, overwrite=True)
+        try:
+            with folders_for(made):
+                yield
+        except BaseException:
+            remove_left([path for home in self.homes for path in self._copies(home)] + self._entries())
+            raise
 
     def try_out(self, recipe: Recipe, wanted: Mapping[str, Any]) -> list[str]:
         """Warnings, and PlanError for all that a build would refuse; nothing is built."""
@@ -85,8 +102,9 @@ class ForHomes:
             return self._check(documents.final, documents.opened, lambda _: self._overwrite)
 
     def targets(self) -> list[Path]:
-        entries = [home.entry.path for home in self.homes if home.entry is not None]
-        return [path for home in self.homes for path in self._copies(home)] + list(dict.fromkeys(entries))
+        files = [path for home in self.homes for path in self._copies(home)]
+        # a file that an earlier build has linked to its output is not that output, which gets its name by a rename
+        return [path for path in files if not any(_is_link(path, b) for b in self._built)] + self._entries()
 
     def inputs(self) -> list[Path]:
         return [self._projector] if self._projector is not None else []
@@ -172,6 +190,10 @@ class ForHomes:
             homes.append(home)
         return homes
 
+    def _entries(self) -> list[Path]:
+        """The files of settings."""
+        return list(dict.fromkeys(home.entry.path for home in self.homes if home.entry is not None))
+
     def _put(self, sources: Sequence[Path], targets: Sequence[Path], output: Output, *, link: bool = True) -> None:
 
         for target in targets:
@@ -189,6 +211,13 @@ class ForHomes:
         if home.projector is not None and ours:
             files.append(home.projector)
         return files
+
+
+def _is_link(path: Path, other: Path) -> bool:
+    """Whether two different names, in folders that may be the same, are of one file."""
+    if not path.is_file() or path.is_symlink() or not same_file(path, other):
+        return False
+    return path.name.casefold() != other.name.casefold() or not same_file(path.parent, other.parent)
 
 
 def _is_preset(place: Path) -> bool:

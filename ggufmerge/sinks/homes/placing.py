@@ -16,8 +16,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ggufmerge.errors import OutputError, PlanError
-from ggufmerge.files.atomic import fsync_folder, write_file
-from ggufmerge.files.lock import open_locked
+from ggufmerge.files.atomic import fsync_folder, remove_abandoned, write_file
+from ggufmerge.files.lock import open_locked, try_lock
+from ggufmerge.files.output import work_files
 from ggufmerge.files.small import read_small
 from ggufmerge.files.writer import check_place, exists, partial_path
 from ggufmerge.sinks.files import STEP
@@ -88,6 +89,7 @@ def place_files(sources: Sequence[Path], targets: Sequence[Path], *, overwrite: 
             raise exists(target)
     with ExitStack() as stack:
         for source, target in pairs:
+            _check_no_build(target)
             stack.enter_context(_duplicate(source, partial_path(target), link=link))
         if len(targets) > 1:
             targets[0].unlink(missing_ok=True)  # what is left of an old set must not look complete
@@ -100,18 +102,20 @@ def place_files(sources: Sequence[Path], targets: Sequence[Path], *, overwrite: 
 @contextmanager
 def _duplicate(source: Path, path: Path, *, link: bool) -> Iterator[None]:
     """A link to a file, or a copy of it, of this name, which is gone after the block if it was not renamed."""
-    _remove_left(path, source)
+    _remove_left(path)
     descriptor = -1
     try:
-        if not (link and _linked(source, path)):
+        if link and _linked(source, path):
+            descriptor = _locked(path)
+        else:
             descriptor = open_locked(path)
             with source.open("rb") as original, os.fdopen(descriptor, "r+b", closefd=False) as copy:
                 shutil.copyfileobj(original, copy, STEP)
                 copy.flush()
                 os.fsync(descriptor)
-            if os.name == "nt":  # it renames no open file
-                os.close(descriptor)
-                descriptor = -1
+        if os.name == "nt":  # it renames no open file
+            os.close(descriptor)
+            descriptor = -1
         yield
     finally:
         if descriptor >= 0:
@@ -128,17 +132,45 @@ def _linked(source: Path, path: Path) -> bool:
     return True
 
 
-def _remove_left(path: Path, source: Path) -> None:
-    """Remove what a killed process has left under this name; OutputError when a process is at it."""
-    with contextlib.suppress(OSError):
-        if path.samefile(source) and not path.is_symlink():
-            path.unlink()
+def remove_left(targets: Sequence[Path]) -> None:
+    """Remove what a killed process has left beside these files, for builds that will not get there any more."""
+    for folder in {target.parent for target in targets if target.parent.is_dir()}:
+        remove_abandoned(folder)
+    for target in targets:
+        with contextlib.suppress(OSError, OutputError):
+            _check_no_build(target)
+            _remove_left(partial_path(target))
+
+
+def _check_no_build(target: Path) -> None:
+    """OutputError when an unfinished build of this output has a temporary file of the same name."""
+    journal = work_files(target)[0]
+    if os.path.lexists(journal):
+        raise OutputError(f"{target}: an unfinished build has this name: finish it, or delete {journal}")
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what a killed process has left under this temporary name; OutputError when a process is at it."""
     with contextlib.suppress(FileNotFoundError):
-        descriptor = open_locked(path, create=False)
+        descriptor = _locked(path) if _is_another_name(path) else open_locked(path, create=False)
         try:
             path.unlink()
         finally:
             os.close(descriptor)
+
+
+def _is_another_name(path: Path) -> bool:
+    """Whether this is one of several names of a file, so a link that `_duplicate` has made."""
+    return path.is_file() and not path.is_symlink() and path.stat().st_nlink > 1
+
+
+def _locked(path: Path) -> int:
+    """Open and lock a link, which tells others that a process is at it, as `open_locked` does for other files."""
+    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+    if not try_lock(descriptor):
+        os.close(descriptor)
+        raise OutputError(f"{path}: another process is writing it: wait for that, or choose another name")
+    return descriptor
 
 
 def _has_content(path: Path, source: Path) -> bool:
