@@ -103,12 +103,16 @@ def place_files(sources: Sequence[Path], targets: Sequence[Path], *, overwrite: 
 def _duplicate(source: Path, path: Path, *, link: bool) -> Iterator[None]:
     """A link to a file, or a copy of it, of this name, which is gone after the block if it was not renamed."""
     _remove_left(path)
-    descriptor = -1
+    descriptor, ours = -1, False
     try:
-        if link and _linked(source, path):
-            descriptor = _locked(path)
-        else:
-            descriptor = open_locked(path)
+        if link:
+            descriptor = _locked(source.resolve())  # its link is locked, then, from the moment it is made
+        ours = link and _linked(source, path)
+        if not ours:
+            if descriptor >= 0:
+                os.close(descriptor)
+                descriptor = -1
+            descriptor, ours = open_locked(path), True
             with source.open("rb") as original, os.fdopen(descriptor, "r+b", closefd=False) as copy:
                 shutil.copyfileobj(original, copy, STEP)
                 copy.flush()
@@ -120,7 +124,8 @@ def _duplicate(source: Path, path: Path, *, link: bool) -> Iterator[None]:
     finally:
         if descriptor >= 0:
             os.close(descriptor)
-        path.unlink(missing_ok=True)
+        if ours:
+            path.unlink(missing_ok=True)
 
 
 def _linked(source: Path, path: Path) -> bool:
@@ -165,7 +170,7 @@ def _is_another_name(path: Path) -> bool:
 
 
 def _locked(path: Path) -> int:
-    """Open and lock a link, which tells others that a process is at it, as `open_locked` does for other files."""
+    """Open and lock a file of several names, which tells others that a process is at it; see `open_locked`."""
     descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
     if not try_lock(descriptor):
         os.close(descriptor)
