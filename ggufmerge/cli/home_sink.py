@@ -187,7 +187,8 @@ class ForHomes:
                 files = tuple(_files(self.output, split, self._plan)) if self.output is not None else homes[0].files
                 beside = self._built_projector if self.output is not None else homes[0].projector
                 home = replace(home, files=files, projector=beside)
-            homes.append(home)
+            if home not in homes:  # given twice
+                homes.append(home)
         return homes
 
     def _entries(self) -> list[Path]:

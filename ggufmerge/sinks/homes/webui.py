@@ -43,7 +43,7 @@ def recognize(folder: Path, model: Model) -> Home | None:
         projector=model.projector_in(eyes),
         entry=ConfigUser(models / WEBUI_CONFIG, files[0].name) if model.projector else None,
         listed="its Model tab lists it, after a click on the button that refreshes the list",
-        template="it will use Alpaca's",
+        template="text-generation-webui will use Alpaca's",
     )
 
 
