@@ -179,7 +179,7 @@ class ForHomes:
         elif homes:
             stem = _stem(homes[0].files[0])
         else:
-            stem = safe_stem(str(self._plan.metadata["general.name"]))
+            stem = safe_stem(str(self._plan.metadata.get("general.name") or ""))
             stem = stem if stem.lower().endswith(f"-{file_type}".lower()) else f"{stem}-{file_type}"
         for place in sorted(to, key=_is_preset):  # the sort is stable, and an entry names a file that has its place
             home = find_home(place, Model(stem, shards, projector), llama_cpp=self._llama_cpp)

@@ -299,7 +299,7 @@ def test_a_preset_file_that_llama_server_cannot_read_is_left_alone(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "path"), [("a]b", "/m.gguf"), ("default", "/m.gguf"), ("m", "/a;b.gguf"), ("m", "/a#")]
+    ("name", "path"), [("a]b", "/m.gguf"), ("default", "/m.gguf"), ("m", "/a;b.gguf"), ("m", "/a#"), ("m", "/\udcff")]
 )
 def test_what_a_preset_file_cannot_hold_is_refused(tmp_path: Path, name: str, path: str) -> None:
     """A value ends at ; and #, a name at ]."""

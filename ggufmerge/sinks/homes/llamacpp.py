@@ -128,8 +128,8 @@ class Preset:
         if placed.room is not None and not any(key in shared for key in _CONTEXT):
             values[_CONTEXT] = str(placed.room)  # one that the user has set stays
         for value in values.values():
-            if value is not None and (re.search(r"[;#\r\n]", value) or value != value.strip(" \t")):
-                raise PlanError(f"{self.path}: a preset file cannot hold the path {value}: it has ; or # in it")
+            if value is not None and not _fits(value):
+                raise PlanError(f"{self.path}: a preset file cannot hold the path {value}: rename it without ; and #")
         end = "\r\n" if any(line.endswith("\r\n") for line in lines) else "\n"
         if self.section in sections:
             new = self._renewed(lines, values, end)
@@ -162,6 +162,15 @@ class Preset:
         added = [f"{keys[0]} = {value}{end}" for keys, value in values.items() if value and keys not in written]
         head = _with_end(lines[: start + 1], end)
         return head + added + body + lines[stop:]
+
+
+def _fits(value: str) -> bool:
+    """Whether llama-server reads this value as it is."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a path that is no UTF-8 on the disk
+        return False
+    return not re.search(r"[;#\r\n]", value) and value == value.strip(" \t")
 
 
 def _with_end(lines: list[str], end: str) -> list[str]:
