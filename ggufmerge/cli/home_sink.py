@@ -134,7 +134,6 @@ class ForHomes:
         """Put the files and entries where they belong; `facts` and `lines` then tell of it."""
         if not self.homes and not self._llama_cpp:
             return report
-
         with open_gguf(report.output) as file:
             context, template = _told(file.metadata, file.architecture)
         for home in self.homes:
@@ -196,7 +195,6 @@ class ForHomes:
         return list(dict.fromkeys(home.entry.path for home in self.homes if home.entry is not None))
 
     def _put(self, sources: Sequence[Path], targets: Sequence[Path], output: Output, *, link: bool = True) -> None:
-
         for target in targets:
             output.claim(str(target))
         place_files(sources, targets, overwrite=self._overwrite, link=link)
@@ -209,8 +207,8 @@ class ForHomes:
         """The files that are put there when the model is built."""
         files = [] if self._is_built(home) else list(home.files)
         ours = (self._in_place and home is self.homes[0]) or home.projector != self._built_projector
-        if home.projector is not None and ours:
-            files.append(home.projector)
+        if home.projector is not None and self._projector is not None and ours:
+            files += [] if same_file(home.projector, self._projector) else [home.projector]  # it may be there already
         return files
 
 

@@ -147,6 +147,17 @@ def test_an_output_that_lies_in_the_folder_is_not_placed_twice(folder: Path, run
     assert json.loads((folder / "koboldcpp/m.kcpps").read_text())["model_param"] == str(folder / "koboldcpp/m.gguf")
 
 
+def test_a_projector_that_is_there_already_is_left_alone(folder: Path, run: Run) -> None:
+    """It is an input, so it is not written."""
+    projector = folder / ".lmstudio/models/me/merged/mmproj-merged-F32.gguf"
+    projector.parent.mkdir(parents=True)
+    write_projector(projector)
+    before = projector.stat()
+    code, _, err = run(*LMSTUDIO, "--mmproj", projector)
+    assert code == 0, err
+    assert projector.stat() == before
+
+
 TAKEN = [
     (".lmstudio/models/me/merged/merged-F32.gguf", (), "exists: use --overwrite"),
     ("koboldcpp/merged-F32.gguf", ("--to", "koboldcpp"), "exists: use --overwrite"),
