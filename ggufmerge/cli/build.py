@@ -10,6 +10,7 @@ import typer
 from ggufmerge.cli.bake import Rounding
 from ggufmerge.cli.push import Card, ForHub, PushDryRun, PushTo
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
+from ggufmerge.cli.try_prompt import TryPrompt
 
 BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
 
@@ -24,6 +25,8 @@ BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
   ggufmerge build recipe.yaml --ollama merged
 
   ggufmerge build recipe.yaml -o merged.gguf --push me/merged-GGUF
+
+  ggufmerge build recipe.yaml -o merged.gguf --try "Why is the sky blue?"
 
   ggufmerge build recipe.yaml --dry-run
 
@@ -108,9 +111,11 @@ def build(
     card: Card = None,
     push: PushTo = None,
     push_dry_run: PushDryRun = False,
+    try_prompt: TryPrompt = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     json: _Json = False,
 ) -> None:
+    from ggufmerge.cli import try_prompt as trial
     from ggufmerge.cli.ollama import ForOllama, check_recipe
     from ggufmerge.cli.projector import ForProjector
     from ggufmerge.cli.terminal import print_json, say, show_build, show_warnings
@@ -154,12 +159,19 @@ def build(
         )
     show_warnings(advice(report.kept))
     if json:
-        print_json(_report(report) | for_projector.facts | for_ollama.facts | for_hub.facts)
+        print_json(
+            _report(report)
+            | for_projector.facts
+            | for_ollama.facts
+            | for_hub.facts
+            | trial.asked(report.output, try_prompt)
+        )
     else:
         show_build(report)
         for line in (*for_projector.lines(), *for_ollama.lines()):
             say(line)
         for_hub.show()
+        trial.show(report.output, try_prompt)
 
 
 def plan(

@@ -162,8 +162,9 @@ def summary(result: Comparison) -> list[str]:
         rounded = [t for t in result.tensors if t.types[0] == t.types[1] != t.base_type and not isnan(t.cosine)]
         if rounded and total.cosine >= _UNRELATED:
             lines.append(
-                f"careful: A and B are {rounded[0].types[0]} and the base is {rounded[0].base_type}, so both changes hold "
-                f"the same rounding and look more alike than they are; a base in their type tells (ggufmerge quantize)"
+                f"careful: A and B are {rounded[0].types[0]} and the base is {rounded[0].base_type}, so both changes "
+                f"hold the same rounding and look more alike than they are; compare with a base in their type "
+                f"(ggufmerge quantize makes it)"
             )
     keys = ", ".join(result.metadata[:5]) + (", ..." if len(result.metadata) > 5 else "")
     lines.append(f"metadata: {len(result.metadata)} different ({keys})" if keys else "metadata: the same")

@@ -99,7 +99,7 @@ class EvalProgress:
         if self._quick is not None:
             line += f"; --quick takes {duration(self._quick * self._computing / self._done)}"
         if self._bar is not None:
-            self._bar.console.print(line, markup=False)
+            self._bar.console.print(line, markup=False, highlight=False)
         else:
             complain(line)
 

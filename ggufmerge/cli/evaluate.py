@@ -97,6 +97,8 @@ def evaluate(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
 ) -> None:
+    from os import cpu_count
+
     from ggufmerge.cli.eval_progress import EvalProgress
     from ggufmerge.cli.terminal import print_json
     from ggufmerge.evaluate.libllama import library
@@ -116,11 +118,13 @@ def evaluate(
     scores: list[Facts] = []
     answers: list[Facts] = []
     with ExitStack() as stack, EvalProgress(len(lineup.models)) as progress:
-        other = None if reference is None else stack.enter_context(_open(lineup.models[0], room, threads))
+        standard = next((entry for entry in lineup.models if entry.label == reference), None)
+        other = None if standard is None else stack.enter_context(_open(standard, room, threads))
+        share = threads  # once a model had to make room for other programs, the next ones begin with that
         load = _Load(len(lineup.models), reference is not None)
         for entry in lineup.models:
             progress.says(f"loading {entry.label}")
-            with nullcontext(other) if other and entry.label == reference else _open(entry, room, threads) as model:
+            with nullcontext(other) if other and entry is standard else _open(entry, room, share) as model:
                 against = None if model is other else other
                 progress.expect(*load.of(model, texts, limit, quick=quick))
                 for name, content in texts.items():
@@ -137,6 +141,7 @@ def evaluate(
                     progress.says(f"{_short_name(entry.label)} answers")
                     said = _answer(model, prompt, chat, max_tokens=answer_tokens, temperature=temperature, seed=seed)
                     answers.append({"model": entry.label, "prompt": prompt, "answer": said})
+                share = threads or (model.threads if model.threads < (cpu_count() or 1) else None)
     verdicts = _verdicts(lineup, found)
     if json:
         print_json(

@@ -183,9 +183,15 @@ def _below(folder: Path, name: str) -> Iterator[Path]:
         folders[:] = [] if depth >= _DEPTH or seen > _MAX_ENTRIES else sorted(f for f in folders if f[0] != ".")
 
 
-@lru_cache(maxsize=64)
 def _digest(path: Path) -> str:
-    """The sha256 of a file."""
+    """The sha256 of a file, which is read once."""
+    status = path.stat()
+    return _read_digest(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _read_digest(path: Path, size: int, changed: int) -> str:
+    """The same; size, changed: what the file was like, for the cache."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
         while piece := file.read(_PIECE):

@@ -50,8 +50,8 @@ class LlamaModel:
         self.path = pathlib.Path(path)
         self.context = context
         self._length = 0
-        self._threads = min(threads or os.cpu_count() or 1, os.cpu_count() or 1)  # ggml ends the process for 513
         self._fixed = threads is not None
+        self.threads = min(threads or os.cpu_count() or 1, os.cpu_count() or 1)  # ggml ends the process for 513
         self._model: int | None = None
         self._context: int | None = None
         lib = library()
@@ -62,7 +62,7 @@ class LlamaModel:
             self._vocab = lib.llama_model_get_vocab(self._model)
             self.vocabulary_size: int = lib.llama_vocab_n_tokens(self._vocab)
             self._context = _checked(
-                lib.llama_init_from_model(self._model, _context_params(lib, context, self._threads)),
+                lib.llama_init_from_model(self._model, _context_params(lib, context, self.threads)),
                 f"llama.cpp has no memory for {path} with a context of {context} tokens",
             )
             self._set_adapters(adapters)
@@ -181,10 +181,10 @@ class LlamaModel:
         """Take fewer threads when they got less than half of their processors: llama.cpp's threads wait for each other
         all the time without sleeping, so those that are waited for get even less.
         """
-        if self._fixed or self._threads == 1 or wall < _LONG or busy > 0.5 * wall * self._threads:
+        if self._fixed or self.threads == 1 or wall < _LONG or busy > 0.5 * wall * self.threads:
             return
-        self._threads = max(1, round(busy / wall))
-        library().llama_set_n_threads(self._context, self._threads, self._threads)
+        self.threads = max(1, round(busy / wall))
+        library().llama_set_n_threads(self._context, self.threads, self.threads)
 
     def _copied(self, pointer: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
         if not pointer:

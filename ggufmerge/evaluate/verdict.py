@@ -19,6 +19,7 @@ from ggufmerge.evaluate.metrics import Perplexity
 NONSENSE = 1000.0  # perplexity of a model that is lost; a poor one has less than 100
 LOST = 3.0  # nats a token behind the base: twenty times its perplexity
 SURE = 2.0  # standard errors
+_TELLING = 0.3  # the standard error of a share that says something
 
 Scores = Mapping[str, Perplexity]  # by text
 Order = Literal["better", "worse", "same"]
@@ -182,13 +183,17 @@ def _told(orders: Mapping[str, str], words: Mapping[str, str]) -> list[str]:
 
 
 def _shares(found: Sequence[OnText], parents: int) -> list[str]:
-    """What is kept, text by text; a share that the tokens do not tell within a half is left out, and counted."""
-    known = [on for on in found if on.kept is not None and on.kept_error is not None and on.kept_error < 0.5]
-    if not parents or not known:
+    """What is kept, text by text, where the tokens tell it well enough; the other texts are counted."""
+    known = [on for on in found if on.kept is not None and on.kept_error is not None and on.kept_error < _TELLING]
+    if not parents or not any(on.gain is not None for on in found) or (parents == 1 and found[0].base is None):
         return []
     whose = "its parent's gain" if parents == 1 else "the best parent's gain"
+    if not known:
+        return [f"what it keeps of {whose} cannot be told from these tokens"]
     shares = ", ".join(f"{on.text} {100 * (on.kept or 0):.0f} ± {100 * (on.kept_error or 0):.0f} %" for on in known)
-    return [f"keeps of {whose}: {shares}"]
+    rest = len(found) - len(known)
+    more = f" (cannot be told on the other {rest})" if rest else ""
+    return [f"keeps of {whose}: {shares}{more}"]
 
 
 def _texts(texts: Sequence[str], of: int) -> str:
