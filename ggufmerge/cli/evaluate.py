@@ -406,11 +406,19 @@ def _show_verdicts(lineup: _Lineup, verdicts: Sequence[Verdict]) -> None:
 
 
 def _show_paragraph(text: str) -> None:
+    """Running text, folded between words on a terminal; blanks in front of it stand before each line."""
     from ggufmerge.cli.terminal import console
     from ggufmerge.text import printable
 
     out = console()
-    out.print(printable(text), markup=False, soft_wrap=not out.is_terminal)
+    if not out.is_terminal:
+        out.print(printable(text), markup=False, soft_wrap=True)
+        return
+    from rich.padding import Padding
+    from rich.text import Text
+
+    words = text.lstrip()
+    out.print(Padding(Text(printable(words)), (0, 0, 0, len(text) - len(words)), expand=False))
 
 
 def _show_scores(scores: list[Facts], reference: str | None) -> None:
