@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -70,10 +71,10 @@ def _show(result: Comparison, every: bool) -> None:
         _show_layers(result)
     for line in summary(result):
         _wrapped(line)
-    for names, which in ((result.only_first, "A"), (result.only_second, "B")):
+    for names, which in ((result.only_first, result.first), (result.only_second, result.second)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            say(f"only in {which}: {names[0]}{more}")
+            say(f"only in {Path(which).name}: {names[0]}{more}")
 
 
 def _wrapped(line: str) -> None:
