@@ -206,7 +206,11 @@ def _lineup(names: Sequence[str], *, relatives: bool) -> _Lineup:
     """The named models; relatives: and beside each those that it was made from, in front of it unless it stands first
     among several, because changes are shown against the first of all.
     """
+    from rich.markup import escape
+
+    from ggufmerge.cli.terminal import console
     from ggufmerge.engine.parents import family
+    from ggufmerge.text import printable
 
     named = [_named(name) for name in names]
     lineup = _Lineup([], [entry.label for entry in named])
@@ -215,7 +219,8 @@ def _lineup(names: Sequence[str], *, relatives: bool) -> _Lineup:
     for place, entry in enumerate(named):
         added = []
         if relatives and not entry.adapters:
-            found = family(entry.path, folders)
+            with console(stderr=True).status(f"looking for the parents of {escape(printable(entry.label))}"):
+                found = family(entry.path, folders)
             lineup.families[entry.label] = found
             for role, relative in [*([] if found.base is None else [("base", found.base)])] + [
                 ("parent", parent) for parent in found.parents
@@ -400,7 +405,7 @@ def _show_verdicts(lineup: _Lineup, verdicts: Sequence[Verdict]) -> None:
         _show_paragraph("± is one standard error; what differs by less than two, token by token, is as good.")
     for name, family in lineup.families.items():
         if family.missing:
-            say(f"note: {_short_name(name)} was made from models that are not here; name them to compare")
+            say(f"note: not all models that {_short_name(name)} was made from are here; name them to compare")
             for line in family.missing:
                 say(f"  {line}")
 

@@ -199,7 +199,7 @@ def test_missing_parents_are_named(folder: pathlib.Path) -> None:
         "merged.gguf": ["base.gguf: only another file of this name is here", "tuned.gguf: not found here"]
     }
     shown = CliRunner().invoke(app, ["eval", "merged.gguf", "--text", "prose.txt", "--threads=1"]).stdout
-    assert "note: merged.gguf was made from models that are not here" in shown
+    assert "note: not all models that merged.gguf was made from are here" in shown
     assert "tuned.gguf: not found here" in shown
 
 
