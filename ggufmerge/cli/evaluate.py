@@ -22,8 +22,9 @@ BUILT_IN = "builtin"
 HELP = """Is it good? Measure models with llama.cpp: how well they predict texts, how far they are from a reference,
 what they say. Lower perplexity is better. Needs the optional extra: pip install 'ggufmerge\\[llama]'.
 
-Without --text they read texts that come with the program: English, French, German, Spanish, Chinese, Python. The
-models that a merge was made from are measured beside it, where they are on this machine.
+Without --text they read texts that come with the program, in five languages and Python.
+
+The models that a merge was made from are measured beside it, where they are found.
 
 A MODEL is a GGUF file, with LoRA adapters if wanted: base.gguf+adapter.gguf=0.5.
 

@@ -139,9 +139,7 @@ def test_a_closed_model_is_not_used(tiny_path: pathlib.Path) -> None:
             use()
 
 
-def test_fewer_threads_are_taken_while_the_machine_is_busy(
-    tiny_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_busy_machine_gets_fewer_threads(tiny_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as got processors; the figures stay. Not when the user has said how many."""
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     with LlamaModel(tiny_path, context=16) as model, LlamaModel(tiny_path, context=16, threads=4) as fixed:
