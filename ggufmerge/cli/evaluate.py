@@ -152,7 +152,7 @@ def evaluate(
                 "models": [{"model": entry.label, "role": entry.role} for entry in lineup.models],
                 "missing": {name: list(family.missing) for name, family in lineup.families.items() if family.missing},
                 "scores": scores,
-                "verdicts": [_verdict_facts(lineup, verdict) for verdict in verdicts],
+                "verdicts": [_verdict_facts(lineup, verdict, list(texts)) for verdict in verdicts],
                 "answers": answers,
             }
         )
@@ -348,9 +348,11 @@ def _require_better(lineup: _Lineup, scores: list[Facts]) -> None:
 
 
 def _verdicts(lineup: _Lineup, found: dict[str, dict[str, Perplexity]]) -> list[Verdict]:
-    """On each model that the user named, as far as there is something to say."""
+    """On each model that the user named, as far as there is something to say; texts without their folders."""
     from ggufmerge.evaluate.verdict import judge
 
+    short = _short_names(text for scores in found.values() for text in scores)
+    found = {label: {short[text]: score for text, score in scores.items()} for label, scores in found.items()}
     verdicts = []
     for label in lineup.named:
         base = lineup.base_of(label)
@@ -367,8 +369,9 @@ def _verdicts(lineup: _Lineup, found: dict[str, dict[str, Perplexity]]) -> list[
     return verdicts
 
 
-def _verdict_facts(lineup: _Lineup, verdict: Verdict) -> Facts:
-    """A verdict for JSON; gains are in nats a token."""
+def _verdict_facts(lineup: _Lineup, verdict: Verdict, texts: Sequence[str]) -> Facts:
+    """A verdict for JSON, with the texts as they were given; gains are in nats a token."""
+    given = {short: text for text, short in _short_names(texts).items()}
     return {
         "model": verdict.model,
         "sentence": verdict.sentence,
@@ -377,7 +380,7 @@ def _verdict_facts(lineup: _Lineup, verdict: Verdict) -> Facts:
         "parents": lineup.parents_of(verdict.model),
         "texts": [
             {
-                "text": on.text,
+                "text": given[on.text],
                 "gain": None if on.base is None else on.base.gain,
                 "gain_error": None if on.base is None else on.base.error,
                 "against_base": None if on.base is None else on.base.order,

@@ -221,6 +221,15 @@ def test_the_verdict_stands_below_the_table(folder: pathlib.Path) -> None:
     assert all(f"  {part}" in shown for part in sentence.split("; "))
 
 
+def test_a_verdict_calls_texts_by_their_file_names(folder: pathlib.Path) -> None:
+    """Without folders in its words; as they were given in its figures."""
+    (folder / "texts").mkdir()
+    (folder / "prose.txt").rename(folder / "texts/prose.txt")
+    (verdict,) = facts("base.gguf", "tuned.gguf", "--text", "texts/prose.txt")["verdicts"]
+    assert "base.gguf on prose.txt" in verdict["sentence"]
+    assert [on["text"] for on in verdict["texts"]] == ["texts/prose.txt"]
+
+
 def test_without_llama_cpp_one_line_says_what_to_install(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is read."""
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
