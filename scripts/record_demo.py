@@ -3,9 +3,8 @@
     python scripts/record_demo.py            # after scripts/demo, which brings the model
 
 The commands are typed in a real terminal of 80 columns, in a folder with the demo's files, with the `ggufmerge` of this
-Python. What they print is played back at the pace of a reader, not at the speed of the machine: a line after the other,
-pauses shortened. The picture is plain SVG with CSS, so it plays wherever an image is shown, and it shows its last screen
-where nothing moves.
+Python. What they print is played back at the pace of a reader, not at the speed of the machine. The picture is plain
+SVG with CSS, so it plays wherever an image is shown, and it shows its last screen where nothing moves.
 """
 
 from __future__ import annotations
@@ -36,7 +35,9 @@ SHOWN = [
 COLUMNS, ROWS = 80, 30
 CHARACTER, LINE, MARGIN, BAR = 8.4, 19, 16, 30  # pixels
 TYPING, PER_LINE, PAUSE, END = 0.045, 0.12, 1.2, 6.0  # seconds: a letter, a line, after a command, at the end
-COLOURS = {"default": "#d0d4d9", "green": "#8cc98f", "red": "#e88388", "brown": "#dbab79", "cyan": "#7cc7d0"}
+WINDOW = "#1e2327"
+PLAIN = "#d0d4d9"
+COLOURS = {"green": "#8cc98f", "red": "#e88388", "brown": "#dbab79", "cyan": "#7cc7d0"}
 COLOURS |= {"blue": "#7ab3ef", "magenta": "#d290e4", "black": "#6c7680", "white": "#eef1f4"}
 
 
@@ -81,8 +82,8 @@ def main() -> None:
 def run(command: str, folder: Path) -> list[tuple[tuple[str, str, bool], ...]]:
     """What a command leaves on a terminal, as lines of cells. A command that fails ends the recording."""
     ours, theirs = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "LINES": str(ROWS), "NO_COLOR": ""}
-    environment.pop("NO_COLOR")
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "LINES": str(ROWS)}
+    environment.pop("NO_COLOR", None)
     words = [sys.executable, "-m", "ggufmerge", *command.split()]
     process = subprocess.Popen(words, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
@@ -98,7 +99,9 @@ def run(command: str, folder: Path) -> list[tuple[tuple[str, str, bool], ...]]:
         stream.feed(data)
     os.close(ours)
     if process.wait():
-        raise SystemExit(f"ggufmerge {command} failed:\n" + "\n".join(line.rstrip() for line in screen.display).rstrip())
+        raise SystemExit(
+            f"ggufmerge {command} failed:\n" + "\n".join(line.rstrip() for line in screen.display).rstrip()
+        )
     rows = [_cells(screen, row) for row in range(screen.cursor.y + 1)]
     while rows and not rows[-1]:
         rows.pop()
@@ -114,32 +117,35 @@ def _cells(screen: pyte.Screen, row: int) -> tuple[tuple[str, str, bool], ...]:
 
 def picture(lines: list[Line], length: float) -> str:
     """The SVG. Every line is drawn once, and hidden until its time; the whole text moves up when the window is full."""
-    height = BAR + ROWS * LINE + MARGIN
+    text_height = ROWS * LINE + MARGIN
+    height = BAR + text_height
     width = round(COLUMNS * CHARACTER + 2 * MARGIN)
     rules, drawn = [], []
     for number, line in enumerate(lines):
         y = BAR + (number + 1) * LINE - 5
         text = "".join(
-            f'<tspan fill="{COLOURS.get(colour, COLOURS["default"])}"{" font-weight='bold'" if bold else ""}>'
-            f"{escape(letters)}</tspan>"
+            f'<tspan fill="{COLOURS.get(colour, PLAIN)}" font-weight="{700 if bold else 400}">{escape(letters)}</tspan>'
             for letters, colour, bold in _runs(line)
         )
         percent = 100 * line.at / length
-        rules.append(f"@keyframes l{number}{{0%,{max(percent - 0.001, 0):.3f}%{{opacity:0}}{percent:.3f}%{{opacity:1}}}}")
+        rules.append(
+            f"@keyframes l{number}{{0%,{max(percent - 0.001, 0):.3f}%{{opacity:0}}{percent:.3f}%{{opacity:1}}}}"
+        )
         style = f"animation:l{number} {length:.2f}s infinite step-end"
-        clip = ""
-        if line.typed:
-            end = 100 * (line.at + len(line.cells) * TYPING) / length
+        drawn.append(f'<text x="{MARGIN}" y="{y}" xml:space="preserve" style="{style}">{text}</text>')
+        if line.typed:  # a cover in the colour of the window moves to the right, a letter at a time
+            letters = len(line.cells)
+            end = 100 * (line.at + letters * TYPING) / length
             rules.append(
-                f"@keyframes t{number}{{0%,{percent:.3f}%{{width:0;animation-timing-function:"
-                f"steps({len(line.cells)})}}{end:.3f}%,100%{{width:{width}px}}}}"
+                f"@keyframes t{number}{{0%{{opacity:1}}{percent:.3f}%{{opacity:1;transform:translateX(0);"
+                f"animation-timing-function:steps({letters})}}{end:.3f}%{{opacity:1;"
+                f"transform:translateX({letters * CHARACTER:.1f}px);animation-timing-function:step-end}}"
+                f"{end + 0.001:.3f}%,100%{{opacity:0}}}}"
             )
             drawn.append(
-                f'<clipPath id="c{number}"><rect x="0" y="{y - LINE}" height="{LINE + 6}" width="{width}" '
-                f'style="animation:t{number} {length:.2f}s infinite linear"/></clipPath>'
+                f'<rect x="{MARGIN}" y="{y - LINE + 5}" height="{LINE}" width="{width}" fill="{WINDOW}" opacity="0" '
+                f'style="animation:t{number} {length:.2f}s infinite step-end"/>'
             )
-            clip = f' clip-path="url(#c{number})"'
-        drawn.append(f'<text x="{MARGIN}" y="{y}" xml:space="preserve"{clip} style="{style}">{text}</text>')
     steps = [(max(0, number + 1 - ROWS), line.at) for number, line in enumerate(lines)]
     moves = {up: at for up, at in reversed(steps) if up}
     last = max(moves, default=0)
@@ -148,14 +154,15 @@ def picture(lines: list[Line], length: float) -> str:
     )
     rules.append(f"@keyframes up{{{frames}100%{{transform:translateY({-last * LINE}px)}}}}")
     buttons = "".join(
-        f'<circle cx="{18 + 18 * i}" cy="15" r="5.5" fill="{c}"/>' for i, c in enumerate(("#ec6a5e", "#f4bf4f", "#61c554"))
+        f'<circle cx="{18 + 18 * i}" cy="15" r="5.5" fill="{c}"/>'
+        for i, c in enumerate(("#ec6a5e", "#f4bf4f", "#61c554"))
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
         "<style>text{font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace}"
         f"{''.join(rules)}@media(prefers-reduced-motion){{*{{animation:none!important}}}}</style>"
-        f'<rect width="{width}" height="{height}" rx="8" fill="#1e2327"/>{buttons}'
-        f'<svg y="{BAR}" width="{width}" height="{ROWS * LINE + MARGIN}" viewBox="0 {BAR} {width} {ROWS * LINE + MARGIN}">'
+        f'<rect width="{width}" height="{height}" rx="8" fill="{WINDOW}"/>{buttons}'
+        f'<svg y="{BAR}" width="{width}" height="{text_height}" viewBox="0 {BAR} {width} {text_height}">'
         f'<g transform="translate(0 {-last * LINE})" style="animation:up {length:.2f}s infinite step-end">\n'
         + "\n".join(drawn)
         + "\n</g></svg></svg>\n"

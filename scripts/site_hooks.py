@@ -1,7 +1,7 @@
 """What mkdocs does with our pages beyond rendering them (`hooks` in mkdocs.yml).
 
-Pages link to files of the repository outside of docs/, which GitHub shows and the site does not have. With `repo_url` in
-mkdocs.yml such links go there; without it their texts stay, and no link.
+Pages link to files of the repository outside of docs/, which GitHub shows and the site does not have. With `repo_url`
+in mkdocs.yml such links go there; without it only their texts are left.
 """
 
 from __future__ import annotations
