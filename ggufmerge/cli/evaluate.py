@@ -65,7 +65,7 @@ def evaluate(
         ),
     ] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads to compute with.", show_default="all cores")
+        int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
 ) -> None:
