@@ -16,9 +16,11 @@ from typer.core import TyperCommand, TyperGroup
 
 from ggufmerge.cli import habits
 from ggufmerge.cli import help as pages
+from ggufmerge.cli.habits import UsageError
 from ggufmerge.errors import GgufmergeError
+from ggufmerge.text import message
 
-_UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer brings its own click, or uses the one that is there
+_Misuse: type[Any] = typer.BadParameter.__mro__[1]  # typer brings its own click, or uses the one that is there
 
 
 class Command(TyperCommand):
@@ -40,18 +42,18 @@ class Command(TyperCommand):
         words = habits.translate(self.name or "", args, habits.Switches(switches), _note)
         try:
             rest = super().parse_args(ctx, words)
-        except _UsageError as error:
-            raise GgufmergeError(_line(error, self, ctx, switches)) from None
+        except _Misuse as error:
+            raise UsageError(_line(error, self, ctx, switches)) from None
         _check_type(ctx.params.get("out_type"))
-        if isinstance(output := ctx.params.get("output"), Path):
+        if "--output" in switches and isinstance(output := ctx.params.get("output"), Path):
             check_name(output, shards=any(ctx.params.get(name) for name in ("max_size", "max_tensors", "keep_split")))
         return rest
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except _UsageError as error:
-            raise GgufmergeError(_line(error, self, ctx, {})) from None
+        except _Misuse as error:
+            raise UsageError(_line(error, self, ctx, {})) from None
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(pages.page(self, ctx))
@@ -66,8 +68,8 @@ class Group(TyperGroup):
             ctx.exit(0)
         try:
             return super().parse_args(ctx, args)
-        except _UsageError as error:
-            raise GgufmergeError(_line(error, self, ctx, {"--help": False, "--version": False})) from None
+        except _Misuse as error:
+            raise UsageError(_line(error, self, ctx, {"--help": False, "--version": False})) from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         word = args[0]
@@ -81,10 +83,10 @@ class Group(TyperGroup):
             return super().resolve_command(ctx, [small, *args[1:]])
         told = habits.TOLD_COMMAND.get(place, {})
         if small in told:
-            raise GgufmergeError(f"there is no command {small}: {told[small]}")
+            raise UsageError(f"there is no command {small}: {told[small]}")
         if place == "" and (same := habits.SAME_COMMAND.get(small)):
             return super().resolve_command(ctx, [*same, *args[1:]])
-        raise GgufmergeError(_no_command(self, ctx, word))
+        raise UsageError(_no_command(self, ctx, word))
 
     def _help(self, ctx: Any, words: Sequence[str]) -> Any:
         """`help`, and `help COMMAND`, which is `COMMAND --help`."""
@@ -110,7 +112,12 @@ class Group(TyperGroup):
         **extra: Any,
     ) -> Any:
         """As typer's, except that a mistake of usage is an error as any other."""
-        result = super().main(args, "ggufmerge", complete_var, False, windows_expand_args, **extra)
+        try:
+            result = super().main(args, "ggufmerge", complete_var, False, windows_expand_args, **extra)
+        except UsageError as error:
+            if sys.stderr is not None:
+                print(f"error: {message(str(error))}", file=sys.stderr)
+            sys.exit(2)
         if not standalone_mode:
             return result
         sys.exit(result if isinstance(result, int) else 0)
@@ -123,10 +130,11 @@ def check_name(output: Path, *, shards: bool = False) -> None:
     """
     if output.is_dir():
         raise GgufmergeError(f"{output}: this is a folder, and the result is one file: -o {output / 'merged.gguf'}")
-    if output.name and not shards and output.suffix.lower() != ".gguf":
-        other = output.suffix.lower() in _OTHER_FORMATS
-        better = output.with_suffix(".gguf") if other else output.with_name(output.name + ".gguf")
-        raise GgufmergeError(f"{output}: the result is one GGUF file, whose name ends so: -o {better}")
+    suffix = output.suffix.lower()
+    if not output.name or shards or suffix == ".gguf" or (suffix and suffix not in _OTHER_FORMATS):
+        return
+    better = output.with_suffix(".gguf") if suffix else output.with_name(f"{output.name}.gguf")
+    raise GgufmergeError(f"{output}: the result is one GGUF file, and its name ends in .gguf: -o {better}")
 
 
 _OTHER_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".ggml", ".onnx", ".yaml", ".yml")
@@ -140,7 +148,7 @@ def _check_type(kind: str | None) -> None:
 
     found = FileType.numbered(kind)
     meant = f"; the type with this number is {found}: -t {found}" if found is not None else ""
-    raise GgufmergeError(f"-t {kind}: -t is --type, the type of the result; for threads: --threads {kind}{meant}")
+    raise UsageError(f"-t {kind}: -t is --type, the type of the result; for threads: --threads {kind}{meant}")
 
 
 def homepage() -> list[str]:
@@ -176,7 +184,7 @@ def _line(error: Any, command: Any, ctx: Any, switches: dict[str, bool]) -> str:
         if error.param is not None and error.param.param_type_name == "argument":
             hint = error.param.metavar or error.param.name.upper()
         return f"{hint}: {error.message}" if hint else str(error.message)
-    if extra := re.search(r"unexpected extra arguments? \((.*)\)", error.message):
+    if extra := re.search(r"unexpected extra argument\S* \((.*)\)", error.message):
         return _too_many(extra[1], command, ctx)
     return f"{error.message.rstrip('.')}; {see}"
 

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from ggufmerge.errors import GgufmergeError
 
 
+class UsageError(GgufmergeError):
+    """A command line that makes no sense; its line says which one does. Exit code 2."""
+
+
 @dataclass(frozen=True)
 class Same:
     """Another name of an option of ours; of an argument when `option` is ""."""
@@ -153,7 +157,7 @@ class Switches:
 def translate(command: str, words: Sequence[str], switches: Switches, note: Callable[[str], None]) -> list[str]:
     """The words of a command line as its parser knows them; `note` is told of those that were put aside.
 
-    command: its name.  words: what stands behind it.  GgufmergeError for an option that only looks like one of ours.
+    command: its name.  words: what stands behind it.  UsageError for an option that only looks like one of ours.
     """
     habits = {**_EVERYWHERE, **_OF.get(command, {})}
     out: list[str] = []
@@ -178,7 +182,7 @@ def translate(command: str, words: Sequence[str], switches: Switches, note: Call
             out.append(word)
         elif isinstance(habit, Told):
             behind = value or next((w for w in rest[:1] if not w.startswith("-")), "") or habit.value
-            raise GgufmergeError(f"{name}: {habit.line.replace('{value}', behind)}")
+            raise UsageError(f"{name}: {habit.line.replace('{value}', behind)}")
         elif isinstance(habit, Idle):
             del rest[: 0 if equals else habit.values]
             note(f"{name} is not needed: {habit.why}")
@@ -292,7 +296,7 @@ TOLD_COMMAND: Mapping[str, Mapping[str, str]] = {
     },
     "recipe": {
         **dict.fromkeys(("check", "plan", "validate", "lint", "show", "test"), _CHECK),
-        **dict.fromkeys(("init", "create", "template", "example"), _BEGIN),
+        **dict.fromkeys(("new", "init", "create", "template", "example"), _BEGIN),
         **dict.fromkeys(("build", "run", "merge"), 'a recipe is carried out by "ggufmerge build RECIPE -o OUT.gguf"'),
         **dict.fromkeys(("methods", "list"), '"ggufmerge methods" lists the methods'),
     },

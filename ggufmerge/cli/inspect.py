@@ -7,14 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
+from ggufmerge.cli.options import All, Json, model_argument
+
 SHORT, LONG = 72, 160  # characters that are shown of a longer value: on a terminal, in a pipe
-HELP = """Show the metadata and tensors of a GGUF file: a model, adapter or imatrix.
+HELP = """Show types, metadata and tensors of a GGUF file: a model, adapter or imatrix.
 
 Only the header is read, so it takes no time on a file of any size. Of a split model give the first file.
 
 [bold]Examples[/bold]
 
   ggufmerge inspect model.gguf
+
+  ggufmerge inspect model.gguf --all
 
   ggufmerge inspect model.gguf --no-tensors
 
@@ -25,10 +29,13 @@ Only the header is read, so it takes no time on a file of any size. Of a split m
 
 
 def inspect(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A .gguf file, or ollama:NAME.", show_default=False)],
-    json: Annotated[bool, typer.Option("--json", help="Print all facts as one JSON object.")] = False,
-    tensors: Annotated[bool, typer.Option("--tensors/--no-tensors", help="List every tensor.")] = True,
+    file: Annotated[str, model_argument("FILE", "A model, adapter or imatrix")],
+    every: All = False,
+    tensors: Annotated[
+        bool, typer.Option("--tensors/--no-tensors", help="Tell of tensors, or only of types and metadata.")
+    ] = True,
     full: Annotated[bool, typer.Option("--full", help="Print long strings and arrays to their end.")] = False,
+    json: Json = False,
 ) -> None:
     from ggufmerge.cli.terminal import console, print_json, show_table
     from ggufmerge.files import describe, open_gguf
@@ -43,11 +50,11 @@ def inspect(
     out = console()
     out.print(printable(_headline(facts)), markup=False, soft_wrap=not out.is_terminal)
     limit = None if full else SHORT if out.is_terminal else LONG
-    show_table(("key", "type", "value"), _metadata_rows(facts, limit))
-    if tensors and facts["tensors"]:
-        show_table(("tensor", "shape", "type", "bytes"), _tensor_rows(facts), numbers=1)
     if facts["types"]:
         show_table(("type", "tensors", "values", "bytes", "bits/weight", "share"), _type_rows(facts), numbers=5)
+    show_table(("key", "type", "value"), _metadata_rows(facts, limit))
+    if tensors and facts["tensors"]:
+        show_table(("tensor", "shape", "type", "bytes"), _tensor_rows(facts, every=every), numbers=1)
 
 
 def _headline(facts: dict[str, Any]) -> str:
@@ -82,9 +89,17 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _tensor_rows(facts: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _tensor_rows(facts: dict[str, Any], *, every: bool) -> Iterator[tuple[str, ...]]:
+    """A row for each kind of tensor in each type and shape, with the bytes of all of them; `every`: for each tensor."""
+    from ggufmerge.cli.terminal import kind_of
+
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for tensor in facts["tensors"]:
-        yield tensor["name"], " x ".join(map(str, tensor["shape"])), tensor["type"], f"{tensor['nbytes']:,}"
+        name = tensor["name"] if every else kind_of(tensor["name"])
+        groups.setdefault((name, " x ".join(map(str, tensor["shape"])), tensor["type"]), []).append(tensor)
+    for (name, shape, kind), group in groups.items():
+        title = group[0]["name"] if len(group) == 1 else f"{len(group)} x {name}"
+        yield title, shape, kind, f"{sum(tensor['nbytes'] for tensor in group):,}"
 
 
 def _type_rows(facts: dict[str, Any]) -> Iterator[tuple[str, ...]]:

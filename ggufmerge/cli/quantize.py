@@ -111,6 +111,7 @@ def quantize(
     every: All = False,
     json: Json = False,
 ) -> None:
+    from ggufmerge.cli.front import check_name
     from ggufmerge.cli.terminal import print_json, show_warnings
     from ggufmerge.engine.quantize import plan_quantize
     from ggufmerge.files.sharded import SplitLimit
@@ -118,6 +119,8 @@ def quantize(
 
     wanted = _wanted(words or [], output, out_type, threads, like=like is not None)
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
+    if wanted.output is not None:
+        check_name(wanted.output, shards=split is not None or keep_split)
     if keep_split:
         if split is not None:
             raise typer.BadParameter("give either this or --split-max-size and the like", param_hint="--keep-split")
