@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufmerge.cli.completion import complete_models
 from ggufmerge.cli.options import (
     All,
     DryRun,
@@ -49,7 +50,12 @@ def bake(
     base: Annotated[str, model_argument("BASE", "The model")],
     adapters: Annotated[
         list[str],
-        typer.Argument(metavar="ADAPTER[=STRENGTH]...", help="LoRA adapters to apply.", show_default=False),
+        typer.Argument(
+            metavar="ADAPTER[=STRENGTH]...",
+            help="LoRA adapters to apply: GGUF files or PEFT folders.",
+            show_default=False,
+            autocompletion=complete_models,
+        ),
     ],
     output: Output = None,
     out_type: Annotated[

@@ -20,7 +20,7 @@ def _quiet(find: Callable[[str], Iterable[tuple[str, str]]], incomplete: str) ->
 
 
 def complete_types(incomplete: str) -> Candidates:
-    """File types, the usual ones first."""
+    """File types."""
     return _quiet(_types, incomplete)
 
 
@@ -47,16 +47,19 @@ def complete_types_and_files(incomplete: str) -> Candidates:
 def _types(incomplete: str) -> Iterator[tuple[str, str]]:
     from ggufmerge.types import FileType
 
-    word = incomplete.upper()
-    return ((str(kind), "") for kind in FileType if kind.startswith(word))
+    return ((name, "") for name in _in_case(FileType, incomplete) if name.startswith(incomplete))
 
 
 def _tensor_types(incomplete: str) -> Iterator[tuple[str, str]]:
     from ggufmerge.types import TensorType
 
-    word = incomplete.upper()
     usable = (t for t in TensorType if (t.is_float or t.is_quantized) and t not in ("Q8_1", "Q8_K"))
-    return ((str(kind), "") for kind in usable if kind.startswith(word))
+    return ((name, "") for name in _in_case(usable, incomplete) if name.startswith(incomplete))
+
+
+def _in_case(names: Iterable[str], incomplete: str) -> Iterator[str]:
+    """The names in the case in which somebody began to write one."""
+    return (name.lower() if incomplete[:1].islower() else str(name) for name in names)
 
 
 def _methods(incomplete: str) -> Iterator[tuple[str, str]]:

@@ -189,9 +189,9 @@ def _line(error: Any, command: Any, ctx: Any, switches: dict[str, bool]) -> str:
     return f"{error.message.rstrip('.')}; {see}"
 
 
-def _close(word: str, choices: Iterable[str]) -> str | None:
+def _close(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The choice that `word` is a misspelling of."""
-    return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)), None)
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)), None)
 
 
 def _too_many(words: str, command: Any, ctx: Any) -> str:
@@ -214,7 +214,7 @@ def _no_command(group: Any, ctx: Any, word: str) -> str:
     names = [name for name, command in group.commands.items() if not command.hidden]
     own = _close(word.lower(), names)
     if own is None and ctx.parent is None:
-        known = _close(word.lower(), habits.SAME_COMMAND)
+        known = _close(word.lower(), habits.SAME_COMMAND, 0.75)
         own = " ".join(habits.SAME_COMMAND[known]) if known else None
     path = ctx.command_path
     return f'there is no command "{word}": ' + (f"did you mean {path} {own}?" if own else f"{path} --help lists them")

@@ -97,7 +97,7 @@ def front_page(commands: Set[str], links: Sequence[str] = ()) -> str:
             if commands & set(name.split(", ")):
                 lines.append(f"{_bold(f'{label:<8}')} {name:<13} {what}".rstrip())
                 label = ""
-    lines += ["", "ggufmerge COMMAND --help: examples, options.  Also: --version, --install-completion"]
+    lines += ["", "ggufmerge COMMAND --help: more of each.  Also --version, --install-completion"]
     return "\n".join([*lines, *links])
 
 
@@ -149,12 +149,25 @@ def _prose(text: str, width: int) -> Iterator[str]:
             yield ""
         plain = paragraph.replace("[bold]", "").replace("[/bold]", "").replace("\\[", "[")
         if kind == "example":
-            yield from plain.splitlines()
+            for line in plain.splitlines():
+                yield from _example(line, width)
         elif kind == "heading":
             yield _bold(plain)
         else:
             yield from textwrap.wrap(plain, width, break_on_hyphens=False)
         before = kind
+
+
+def _example(line: str, width: int) -> Iterator[str]:
+    """A line that can be typed, in several when it is long: a backslash goes on in the next."""
+    while len(line) > width:
+        places = [line.rfind(mark, 8, width - 2) for mark in (" -", *(() if set(line) & set("'\"") else (" ",)))]
+        at = next((place for place in places if place > 0), 0)
+        if not at:
+            break
+        yield f"{line[:at]} \\"
+        line = f"      {line[at + 1 :]}"
+    yield line
 
 
 def _columns(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
@@ -178,11 +191,22 @@ def _names(option: Any) -> str:
     short = [name for name in option.opts if not name.startswith("--")]
     long = [name for name in option.opts if name.startswith("--")]
     names = ", ".join([*short, "/".join([*long, *option.secondary_opts])])
-    value = "" if option.is_flag else option.metavar or _KINDS.get(option.type.name, option.type.name.upper())
+    value = "" if option.is_flag else option.metavar or _kind(option)
     return ("" if short else "    ") + f"{names} {value}".rstrip()
 
 
-_KINDS = {"integer": "N", "integer range": "N", "float": "X", "float range": "X", "text": "TEXT", "path": "FILE"}
+def _kind(option: Any) -> str:
+    """What stands for the value of an option that does not say it: typer has no types of click's any more."""
+    name = option.type.name if hasattr(option, "type") else option.bare_type()
+    return _KINDS.get(name, str(option.opts[-1]).lstrip("-").upper())
+
+
+_KINDS = {
+    **dict.fromkeys(("integer", "integer range", "int"), "N"),
+    **dict.fromkeys(("float", "float range"), "X"),
+    **dict.fromkeys(("text", "str"), "TEXT"),
+    **dict.fromkeys(("path", "Path"), "FILE"),
+}
 
 
 def _description(parameter: Any) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ggufmerge.cli.options import Json, Overwrite
+from ggufmerge.cli.options import DryRun, Json, Overwrite
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
@@ -41,7 +41,7 @@ def push(
     ] = False,
     message: Annotated[str | None, typer.Option("--message", metavar="TEXT", help="Title of the commit.")] = None,
     overwrite: Overwrite = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show names and card and stop.")] = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     from ggufmerge.cli.terminal import print_json
