@@ -161,9 +161,11 @@ def _prose(text: str, width: int) -> Iterator[str]:
 def _example(line: str, width: int) -> Iterator[str]:
     """A line that can be typed, in several when it is long: a backslash goes on in the next."""
     while len(line) > width:
-        places = [line.rfind(mark, 8, width - 2) for mark in (" -", *(() if set(line) & set("'\"") else (" ",)))]
-        at = next((place for place in places if place > 0), 0)
-        if not at:
+        quoted = min((place for quote in "'\"" if (place := line.find(quote)) >= 0), default=len(line))
+        room = min(width - 2, quoted)
+        at = line.rfind(" -", room // 2, room)
+        at = line.rfind(" ", 8, room) if at < 0 else at
+        if at < 0:
             break
         yield f"{line[:at]} \\"
         line = f"      {line[at + 1 :]}"
