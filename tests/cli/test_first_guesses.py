@@ -1,4 +1,4 @@
-"""What people type first who know mergekit, llama-quantize, Ollama or git: it works, or one line holds the right command."""
+"""First guesses of people who know other programs: they work, or one line holds the right command."""
 
 from __future__ import annotations
 

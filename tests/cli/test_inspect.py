@@ -173,3 +173,16 @@ def test_help_loads_no_heavy_library() -> None:
     script = "import sys, ggufmerge.cli; print(*{'numpy', 'numba', 'pydantic', 'rich.table'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_tensors_are_told_by_kind_behind_the_table_of_types(tmp_path: pathlib.Path) -> None:
+    """One line for all layers, with their bytes together; --all has one for each tensor."""
+    from tests.tiny import write_tiny_llama
+
+    write_tiny_llama(tmp_path / "model.gguf", layers=3)
+    shown = inspect(tmp_path / "model.gguf")
+    assert shown.index("bits/weight") < shown.index("general.architecture") < shown.index("token_embd.weight")
+    assert re.search(rf"^3 x blk\.\*\.attn_q\.weight +64 x 64 +F32 +{3 * 4 * 64 * 64:,}$", shown, re.MULTILINE)
+    assert "blk.1.attn_q.weight" not in shown
+    every = inspect(tmp_path / "model.gguf", "--all")
+    assert all(f"\nblk.{i}.attn_q.weight " in every for i in range(3))
