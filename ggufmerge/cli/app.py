@@ -11,6 +11,8 @@ from ggufmerge.cli.bake import bake
 from ggufmerge.cli.build import BUILD_HELP, PLAN_HELP, build, plan
 from ggufmerge.cli.diff import HELP as DIFF_HELP
 from ggufmerge.cli.diff import diff
+from ggufmerge.cli.docs import HELP as DOCS_HELP
+from ggufmerge.cli.docs import docs
 from ggufmerge.cli.evaluate import HELP as EVAL_HELP
 from ggufmerge.cli.evaluate import evaluate
 from ggufmerge.cli.extract import HELP as EXTRACT_HELP
@@ -66,4 +68,5 @@ app.add_typer(recipe_app, name="recipe")
 app.command(cls=Command, help=SCHEMA_HELP, hidden=True)(schema)
 app.command(cls=Command, help=DIFF_HELP)(diff)
 app.command("eval", cls=Command, help=EVAL_HELP)(evaluate)
+app.command(cls=Command, help=DOCS_HELP)(docs)
 app.command(cls=Command, help=VERSION_HELP, hidden=True)(version)

@@ -22,7 +22,7 @@ START = (  # of these, the first three that there are
     ("models", "ggufmerge models", "what is on this machine"),
     ("merge", "ggufmerge merge a.gguf b.gguf -o merged.gguf", "merge it"),
     ("build", "ggufmerge build recipe.yaml -o merged.gguf", "merge as a recipe says"),
-    ("eval", "ggufmerge eval a.gguf merged.gguf --text some.txt", "is it better?"),
+    ("eval", "ggufmerge eval merged.gguf --quick", "is it better?"),
 )
 SECTIONS = (  # what is not there is left out, what is not listed stands at the end
     (
@@ -90,14 +90,14 @@ def front_page(commands: Set[str], links: Sequence[str] = ()) -> str:
     left = max((len(line) for line, _ in begin), default=0)
     lines += [f"  {line:<{left}}  {why}" for line, why in begin]
     lines += [""]
-    listed = {name for _, rows in SECTIONS for names, _ in rows for name in names.split(", ")}
+    listed = {"docs"} | {name for _, rows in SECTIONS for names, _ in rows for name in names.split(", ")}
     for title, rows in (*SECTIONS, ("More", tuple((name, "") for name in sorted(commands - listed)))):
         label = title
         for name, what in rows:
             if commands & set(name.split(", ")):
                 lines.append(f"{_bold(f'{label:<8}')} {name:<13} {what}".rstrip())
                 label = ""
-    lines += ["", "ggufmerge COMMAND --help: more of each.  Also --version, --install-completion"]
+    lines += ["", "ggufmerge COMMAND --help tells more.  ggufmerge docs is the manual.  --version"]
     return "\n".join([*lines, *links])
 
 

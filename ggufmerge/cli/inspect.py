@@ -10,7 +10,7 @@ import typer
 from ggufmerge.cli.options import All, Json, model_argument
 
 SHORT, LONG = 72, 160  # characters that are shown of a longer value: on a terminal, in a pipe
-HELP = """Show types, metadata and tensors of a GGUF file: a model, adapter or imatrix.
+HELP = """Show the metadata and tensors of a GGUF file: a model, adapter or imatrix.
 
 Only the header is read, so it takes no time on a file of any size. Of a split model give the first file.
 
@@ -19,8 +19,6 @@ Only the header is read, so it takes no time on a file of any size. Of a split m
   ggufmerge inspect model.gguf
 
   ggufmerge inspect model.gguf --all
-
-  ggufmerge inspect model.gguf --no-tensors
 
   ggufmerge inspect model.gguf --json | jq '.metadata["llama.block_count"].value'
 
@@ -32,12 +30,15 @@ def inspect(
     file: Annotated[str, model_argument("FILE", "A model, adapter or imatrix")],
     every: All = False,
     tensors: Annotated[
-        bool, typer.Option("--tensors/--no-tensors", help="Tell of tensors, or only of types and metadata.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--tensors/--no-tensors", help="The same; --no-tensors also leaves them out of --json.", hidden=True
+        ),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Print long strings and arrays to their end.")] = False,
     json: Json = False,
 ) -> None:
-    from ggufmerge.cli.terminal import console, print_json, show_table
+    from ggufmerge.cli.terminal import console, print_json, say, show_table
     from ggufmerge.files import describe, open_gguf
     from ggufmerge.sources.references import find
     from ggufmerge.text import printable
@@ -45,7 +46,7 @@ def inspect(
     with open_gguf(find(file).path) as opened:
         facts = describe(opened, full=full)
     if json:
-        print_json(facts if tensors else {key: value for key, value in facts.items() if key != "tensors"})
+        print_json(facts if tensors is not False else {key: value for key, value in facts.items() if key != "tensors"})
         return
     out = console()
     out.print(printable(_headline(facts)), markup=False, soft_wrap=not out.is_terminal)
@@ -53,8 +54,12 @@ def inspect(
     if facts["types"]:
         show_table(("type", "tensors", "values", "bytes", "bits/weight", "share"), _type_rows(facts), numbers=5)
     show_table(("key", "type", "value"), _metadata_rows(facts, limit))
-    if tensors and facts["tensors"]:
-        show_table(("tensor", "shape", "type", "bytes"), _tensor_rows(facts, every=every), numbers=1)
+    if not facts["tensors"]:
+        return
+    if every if tensors is None else tensors:
+        show_table(("tensor", "shape", "type", "bytes"), _tensor_rows(facts), numbers=1)
+    else:
+        say(f"{len(facts['tensors'])} tensors: --all lists them")
 
 
 def _headline(facts: dict[str, Any]) -> str:
@@ -89,17 +94,9 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _tensor_rows(facts: dict[str, Any], *, every: bool) -> Iterator[tuple[str, ...]]:
-    """A row for each kind of tensor in each type and shape, with the bytes of all of them; `every`: for each tensor."""
-    from ggufmerge.cli.terminal import kind_of
-
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+def _tensor_rows(facts: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for tensor in facts["tensors"]:
-        name = tensor["name"] if every else kind_of(tensor["name"])
-        groups.setdefault((name, " x ".join(map(str, tensor["shape"])), tensor["type"]), []).append(tensor)
-    for (name, shape, kind), group in groups.items():
-        title = group[0]["name"] if len(group) == 1 else f"{len(group)} x {name}"
-        yield title, shape, kind, f"{sum(tensor['nbytes'] for tensor in group):,}"
+        yield tensor["name"], " x ".join(map(str, tensor["shape"])), tensor["type"], f"{tensor['nbytes']:,}"
 
 
 def _type_rows(facts: dict[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -91,7 +91,7 @@ def _show(found: Method) -> None:
     def folded(label: str, text: str) -> None:
         say(*textwrap.wrap(text, width, initial_indent=f"{label:7}", subsequent_indent=" " * 7))
 
-    say(f"{found.name}: {found.summary}")
+    say(*textwrap.wrap(f"{found.name}: {found.summary}", width))
     folded("when", found.advice)
     folded("needs", _needs(found))
     if found.reference:
@@ -177,9 +177,7 @@ def example_recipe(found: Method) -> str:
             lines.append(f"    parameters: {_mapping(own)}")
     if shared:
         lines.append(f"parameters: {_mapping(shared)}")
-    return "\n".join(
-        [*lines, "out_type: Q6_K  # without it the types of the base, or of the first model, are kept", ""]
-    )
+    return "\n".join([*lines, "out_type: Q6_K  # without it: the types of the base, or of the first model", ""])
 
 
 def _mapping(values: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ Imatrix = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and stop.")]
-All = Annotated[bool, typer.Option("--all", help="List every tensor, not one line per kind.")]
+All = Annotated[bool, typer.Option("--all", help="List every tensor.")]
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
 Threads = Annotated[
     int | None,

@@ -113,7 +113,7 @@ def test_the_default_of_chunk_is_told(run: Run) -> None:
 
 def test_models_may_be_named_wherever_one_is_read(run: Run) -> None:
     """And the page says so."""
-    for command in ("bake", "quantize", "extract-lora", "inspect"):
+    for command in ("bake", "quantize", "extract-lora", "inspect", "diff", "eval"):
         page = " ".join(run(command, "--help")[1].split())
         assert "a GGUF file, or a name: ollama:llama3.2:3b, hf:owner/repo:Q4_K_M" in page
 

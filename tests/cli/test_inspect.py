@@ -93,7 +93,7 @@ def test_json_without_tensors(path: pathlib.Path) -> None:
 
 def test_a_pipe_gets_one_line_for_each_fact(path: pathlib.Path) -> None:
     """Plain text without escape sequences or folding; long values are shortened."""
-    lines = inspect(path).splitlines()
+    lines = inspect(path, "--all").splitlines()
     assert re.search(
         r"größe 1\.gguf: llama model Q4_K_M, 263 parameters in 2 tensors, 3\.2 kB, .* bits per weight", lines[0]
     )
@@ -115,17 +115,19 @@ def test_full_shows_long_values_to_their_end(path: pathlib.Path) -> None:
     assert shown.count("{% for x in y %}") == 50
 
 
-def test_no_tensors_leaves_out_their_list(path: pathlib.Path) -> None:
-    """The summary of types stays."""
-    shown = inspect(path, "--no-tensors")
+@pytest.mark.parametrize("options", [[], ["--no-tensors"]])
+def test_types_come_first_and_tensors_only_when_asked_for(options: list[str], path: pathlib.Path) -> None:
+    """The summary, then the metadata, then how to see the rest."""
+    shown = inspect(path, *options)
     assert "n" * 63 not in shown
-    assert "bits/weight" in shown
+    assert shown.index("bits/weight") < shown.index("general.architecture") < shown.index("2 tensors: --all lists them")
+    assert "n" * 63 in inspect(path, "--all")
 
 
 @pytest.mark.parametrize("options", [[], ["--full"]])
 def test_a_terminal_gets_tables_within_its_width(options: list[str], path: pathlib.Path) -> None:
     """80 columns hold everything: long names are folded, nothing is cut off."""
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", inspect(path, *options, env=TERMINAL))
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", inspect(path, "--all", *options, env=TERMINAL))
     assert max(map(len, shown.splitlines())) <= 80
     assert "\x1b" not in shown
     assert "n" * 63 in re.sub(r"n *2 x 4 x 32 .*\n *", "n", shown)
@@ -150,7 +152,7 @@ def test_a_tensor_without_values_has_no_bits_per_weight(tmp_path: pathlib.Path) 
 def test_help_has_examples() -> None:
     """Of every way to call it."""
     shown = inspect("--help")
-    assert "ggufmerge inspect model.gguf --no-tensors" in shown
+    assert "ggufmerge inspect model.gguf --all" in shown
     assert "--json --full" in shown
 
 
@@ -173,16 +175,3 @@ def test_help_loads_no_heavy_library() -> None:
     script = "import sys, ggufmerge.cli; print(*{'numpy', 'numba', 'pydantic', 'rich.table'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
-
-
-def test_tensors_are_told_by_kind_behind_the_table_of_types(tmp_path: pathlib.Path) -> None:
-    """One line for all layers, with their bytes together; --all has one for each tensor."""
-    from tests.tiny import write_tiny_llama
-
-    write_tiny_llama(tmp_path / "model.gguf", layers=3)
-    shown = inspect(tmp_path / "model.gguf")
-    assert shown.index("bits/weight") < shown.index("general.architecture") < shown.index("token_embd.weight")
-    assert re.search(rf"^3 x blk\.\*\.attn_q\.weight +64 x 64 +F32 +{3 * 4 * 64 * 64:,}$", shown, re.MULTILINE)
-    assert "blk.1.attn_q.weight" not in shown
-    every = inspect(tmp_path / "model.gguf", "--all")
-    assert all(f"\nblk.{i}.attn_q.weight " in every for i in range(3))

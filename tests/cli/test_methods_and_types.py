@@ -90,6 +90,7 @@ def test_sizes_are_those_of_llama_quantize(name: str) -> None:
 def test_every_type_has_a_purpose() -> None:
     """And what is said of importance matrices is what the codecs do."""
     assert set(PURPOSE) == set(FileType)
+    assert max(map(len, PURPOSE.values())) <= 49  # what a terminal of 80 columns leaves in the table
     for kind in FileType:
         found = codec(kind.default)
         assert uses_matrix(kind) == (found.quantize_weighted is not None)
@@ -102,7 +103,7 @@ def test_types_tells_of_each(run: Run) -> None:
     code, out, _ = run("types")
     assert code == 0
     assert {line.split()[0] for line in out.splitlines() if line} >= {str(kind) for kind in FileType} - {"NVFP4"}
-    assert re.search(r"^Q4_K_M +4\.89 +4\.9 +the usual choice", out, re.MULTILINE)
+    assert re.search(r"^Q4_K_M +4\.89 +4\.9 +the usual choice: small", out, re.MULTILINE)
     assert re.search(r"^IQ1_S +2\.0\d +2\.0 +i ", out, re.MULTILINE)
     assert re.search(r"^TQ1_0 .* o ", out, re.MULTILINE)
     assert "Q4_K 81 %, Q6_K 19 %" in run("types", "q4_k_m")[1]
