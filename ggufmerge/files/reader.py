@@ -37,7 +37,8 @@ class GGUFFile:
     """A model, adapter or imatrix in one GGUF file or several shards, open for reading. Made by `open_gguf`.
 
     path: the file that was opened.  paths: all its files, in order.  version, alignment, metadata: those of the first.
-    tensors: name -> Tensor in file order.  nbytes: size of all files together.
+    tensors: name -> Tensor in file order.  shard_counts: how many of them each file holds.
+    nbytes: size of all files together.
 
     Closing lets go of the files: metadata and tensors cannot be read any more, arrays taken from them stay valid.
     """
@@ -50,6 +51,7 @@ class GGUFFile:
         self.alignment = first.alignment
         self.metadata = first.metadata
         self.tensors: dict[str, Tensor] = {t.name: t for header in headers for t in header.tensors}
+        self.shard_counts = [len(header.tensors) for header in headers]
         self.nbytes = sum(header.size for header in headers)
         self._files = [header.file for header in headers]
 
