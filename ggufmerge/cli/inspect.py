@@ -31,12 +31,10 @@ def inspect(
     full: Annotated[bool, typer.Option("--full", help="Print long strings and arrays to their end.")] = False,
 ) -> None:
     from ggufmerge.cli.terminal import console, print_json, show_table
-    from ggufmerge.files import describe, open_gguf
-    from ggufmerge.sources.references import find
+    from ggufmerge.sources.inspect import inspect as facts_of
     from ggufmerge.text import printable
 
-    with open_gguf(find(file).path) as opened:
-        facts = describe(opened, full=full)
+    facts = facts_of(file, full=full)
     if json:
         print_json(facts if tensors else {key: value for key, value in facts.items() if key != "tensors"})
         return

@@ -6,6 +6,7 @@ Looks into Ollama's store, the cache of huggingface_hub, the folders of LM Studi
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,17 +48,18 @@ class FoundModel:
     error: str = ""
 
 
-def find_models(extra: Sequence[Path] = ()) -> list[FoundModel]:
+def find_models(extra: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = ()) -> list[FoundModel]:
     """All GGUF files that the programs of this machine keep, and those below the folders `extra`; each file once.
 
     Files that cannot be read are among them, with the reason. PlanError when one of the folders does not exist.
     """
-    for folder in extra:
+    roots = [Path(folder) for folder in ([extra] if isinstance(extra, str | os.PathLike) else extra)]
+    for folder in roots:
         if not folder.is_dir():
             raise PlanError(f"{folder}: there is no such folder; give one that has GGUF files in it")
     found: dict[tuple[Path, ...], FoundModel] = {}
     failed: list[FoundModel] = []
-    for reference, origin, locate in _places(extra):
+    for reference, origin, locate in _places(roots):
         try:
             located = locate()
             files = (located.path.resolve(), *located.adapters)
@@ -78,6 +80,16 @@ def families(models: Iterable[FoundModel]) -> list[list[FoundModel]]:
         if model.family:
             grouped.setdefault(model.family, []).append(model)
     return sorted(grouped.values(), key=lambda group: (-len(group), group[0].architecture, group[0].parameters))
+
+
+def described(reference: str, path: Path) -> FoundModel:
+    """What there is to know of one GGUF file, which a recipe calls `reference`. FormatError when it cannot be read."""
+    return _described(reference, str(path.parent), path)
+
+
+def family_of(file: GGUFFile) -> str:
+    """`FoundModel.family` of a file that is open."""
+    return _family(file)
 
 
 def _places(extra: Sequence[Path]) -> Iterator[tuple[str, str, Callable[[], Located]]]:
