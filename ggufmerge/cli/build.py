@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ggufmerge.cli.bake import Rounding
+from ggufmerge.cli.homes import LlamaCpp, LmStudio, To
 from ggufmerge.cli.push import Card, ForHub, PushDryRun, PushTo
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
+
+if TYPE_CHECKING:
+    from ggufmerge.recipe import Recipe
 
 BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
 
@@ -22,6 +27,14 @@ BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
   ggufmerge build recipe.yaml -o merged.gguf --split-max-size 4G
 
   ggufmerge build recipe.yaml --ollama merged
+
+  ggufmerge build recipe.yaml --lmstudio me/merged
+
+  ggufmerge build recipe.yaml --to ~/koboldcpp
+
+  ggufmerge build recipe.yaml --to ~/text-generation-webui --type Q4_K_M
+
+  ggufmerge build recipe.yaml -o merged.gguf --to ~/llama/models.ini --llama-cpp
 
   ggufmerge build recipe.yaml -o merged.gguf --push me/merged-GGUF
 
@@ -94,6 +107,9 @@ def build(
             "--ollama", metavar="NAME[:TAG]", help="Make it a model of Ollama's, with or without --output beside it."
         ),
     ] = None,
+    lmstudio: LmStudio = None,
+    to: To = None,
+    llama_cpp: LlamaCpp = False,
     modelfile: Annotated[
         bool, typer.Option("--modelfile/--no-modelfile", help="Write a Modelfile for Ollama beside the output.")
     ] = True,
@@ -111,6 +127,7 @@ def build(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     json: _Json = False,
 ) -> None:
+    from ggufmerge.cli.home_sink import ForHomes, home_line
     from ggufmerge.cli.ollama import ForOllama, check_recipe
     from ggufmerge.cli.projector import ForProjector
     from ggufmerge.cli.terminal import print_json, say, show_build, show_warnings
@@ -124,40 +141,58 @@ def build(
         raise typer.BadParameter("Ollama's store takes one file: leave out --split-max-size and the like")
     if mmproj is not None and ollama is not None:
         raise typer.BadParameter("--mmproj needs --output instead of --ollama; ollama create takes the Modelfile then")
+    loaded = load_recipe(recipe)
     for_projector = ForProjector(mmproj, None if dry_run else output, overwrite=overwrite)
+    for_homes = ForHomes(
+        loaded,
+        wanted,
+        output,
+        lmstudio=lmstudio,
+        to=to or (),
+        llama_cpp=llama_cpp,
+        split=split,
+        projector=mmproj,
+        overwrite=overwrite,
+    )
     if dry_run:
         if ollama is not None:
-            check_recipe(load_recipe(recipe), ollama, wanted, overwrite=overwrite)
-        _show_plans(recipe, wanted, every=False, json=json)
+            check_recipe(loaded, ollama, wanted, overwrite=overwrite)
+        warnings = for_homes.try_out(loaded, wanted)
+        _show_plans(loaded, wanted, every=False, json=json, more=for_homes.planned())
+        if not json:
+            show_warnings(warnings)
+            for home in for_homes.homes:
+                say(home_line(home))
         return
-    if output is None and ollama is None:
+    built = for_homes.output
+    if built is None and ollama is None:
         raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
-    if output is None and (push is not None or card is not None):
-        raise typer.BadParameter("--push and --card need --output beside --ollama", param_hint="--output")
+    if built is None and (push is not None or card is not None or llama_cpp):
+        raise typer.BadParameter("--push, --card and --llama-cpp need --output beside --ollama", param_hint="--output")
     from ggufmerge.cli.progress import progress_display
     from ggufmerge.engine import build as carry_out
 
-    loaded = load_recipe(recipe)
     for_hub = ForHub(card, push, dry_run=push_dry_run, overwrite=overwrite)
-    for_ollama = ForOllama(output, ollama, modelfile=modelfile, overwrite=overwrite, projector=for_projector.path)
+    modelfile = modelfile and output is not None  # no program wants one in its folder
+    for_ollama = ForOllama(built, ollama, modelfile=modelfile, overwrite=overwrite, projector=for_projector.path)
     options: dict[str, Any] = {"threads": threads} | ({"chunk": chunk} if chunk else {})
-    with progress_display() as progress:
+    with for_homes.folders(), progress_display() as progress:
         report = carry_out(
             loaded,
             for_ollama.output,
             **wanted,
             overwrite=for_ollama.overwrite,
             split=split,
-            sinks=[for_projector, for_ollama, for_hub],
+            sinks=[for_projector, for_homes, for_ollama, for_hub],
             progress=progress,
             **options,
         )
     show_warnings(advice(report.kept))
     if json:
-        print_json(_report(report) | for_projector.facts | for_ollama.facts | for_hub.facts)
+        print_json(_report(report) | for_projector.facts | for_homes.facts | for_ollama.facts | for_hub.facts)
     else:
         show_build(report)
-        for line in (*for_projector.lines(), *for_ollama.lines()):
+        for line in (*for_projector.lines(), *for_homes.lines(), *for_ollama.lines()):
             say(line)
         for_hub.show()
 
@@ -171,21 +206,23 @@ def plan(
     json: _Json = False,
 ) -> None:
     wanted = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
-    _show_plans(recipe, wanted, every=all_tensors, json=json)
+    from ggufmerge.recipe import load_recipe
+
+    _show_plans(load_recipe(recipe), wanted, every=all_tensors, json=json)
 
 
-def _show_plans(recipe: Path, wanted: Any, *, every: bool, json: bool) -> None:
+def _show_plans(recipe: Recipe, wanted: Any, *, every: bool, json: bool, more: Mapping[str, Any] | None = None) -> None:
     """The plan of a recipe, behind those of its stages; as JSON a list if there are stages.
 
-    wanted: the command line's part in it, as `make_plan` takes it.
+    wanted: the command line's part in it, as `make_plan` takes it.  more: facts beside those of the last plan in JSON.
     """
     from ggufmerge.cli.terminal import print_json, say, show_plan
     from ggufmerge.engine.documents import plan_stages
-    from ggufmerge.recipe import load_recipe
 
-    plans = plan_stages(load_recipe(recipe), **wanted)
+    plans = plan_stages(recipe, **wanted)
     if json:
         facts = [plan.to_json() for plan in plans]
+        facts[-1] |= more or {}
         print_json(facts if len(facts) > 1 else facts[0])
         return
     for number, plan in enumerate(plans):
