@@ -15,8 +15,12 @@ from ggufmerge.cli.extract import HELP as EXTRACT_HELP
 from ggufmerge.cli.extract import extract_lora
 from ggufmerge.cli.inspect import HELP as INSPECT_HELP
 from ggufmerge.cli.inspect import inspect
+from ggufmerge.cli.merge import HELP as MERGE_HELP
+from ggufmerge.cli.merge import merge
 from ggufmerge.cli.models import HELP as MODELS_HELP
 from ggufmerge.cli.models import models
+from ggufmerge.cli.new import HELP as NEW_HELP
+from ggufmerge.cli.new import new
 from ggufmerge.cli.push import HELP as PUSH_HELP
 from ggufmerge.cli.push import push
 from ggufmerge.cli.quantize import HELP as QUANTIZE_HELP
@@ -38,6 +42,8 @@ app = typer.Typer(
 def _root() -> None: ...
 
 
+app.command(help=MERGE_HELP)(merge)
+app.command(help=NEW_HELP)(new)
 app.command(help=BUILD_HELP)(build)
 app.command(help=PLAN_HELP)(plan)
 app.command(help=QUANTIZE_HELP)(quantize)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ggufmerge.cli.facts import envelope
 from ggufmerge.text import count, message, printable, size
 
 if TYPE_CHECKING:
@@ -36,7 +37,12 @@ def say(*lines: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print facts as JSON that every reader takes: numbers that are none (NaN) or have no end are null, and characters
+    """Print facts as JSON, behind those of every command (`cli.facts`)."""
+    print_plain_json(envelope() | value)
+
+
+def print_plain_json(value: Any) -> None:
+    """Print JSON that every reader takes: numbers that are none (NaN) or have no end are null, and characters
     that do not print are escapes.
     """
     encoding = getattr(sys.stdout, "encoding", None) or ""  # a pipe on Windows may not take every letter

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from ggufmerge.sources import Source, inventory, open_source
 from ggufmerge.sources.inventory import FoundModel
 from ggufmerge.sources.peft import CONFIG, open_adapter
 from ggufmerge.sources.references import find
-from ggufmerge.types import FileType
+from ggufmerge.types import FileType, TensorType
 
 DENSITY = 0.5  # where a method prunes
 _PRUNING = ("ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
@@ -64,8 +64,15 @@ class Proposal:
     output: Path
     warnings: tuple[str, ...] = ()
 
+    def find(self, what: str) -> Choice | None:
+        """The choice of "base", "method" or "type"; None where nothing was chosen."""
+        return next((choice for choice in self.choices if choice.what == what), None)
+
     def choice(self, what: str) -> Choice:
-        return next(choice for choice in self.choices if choice.what == what)
+        """The same of what is always chosen."""
+        found = self.find(what)
+        assert found is not None
+        return found
 
     def text(self, folder: str | os.PathLike[str] | None = None) -> str:
         """The recipe as YAML, with a comment for each choice; for a file in `folder`, where paths start from there."""
@@ -113,6 +120,8 @@ def propose_merge(
     if isinstance(models, str | os.PathLike):
         models = [models]
     given = _sorted_out(models)
+    if len(given.kinds) == 1 and given.models and base is None:
+        raise PlanError(f"{given.models[0]}: one model alone makes nothing new: give another one, or an adapter")
     choices: list[Choice] = []
     warnings: list[str] = []
     with ExitStack() as stack:
@@ -121,6 +130,7 @@ def propose_merge(
         if base is not None:
             reference = _base_reference(base)
             _opened(stack, reference)
+            given.models = [model for model in given.models if not _same_file(model, reference)]
             choices.append(Choice("base", str(reference), "as you say"))
         elif len(given.models) == 1 and given.adapters:
             reference = given.models.pop()
@@ -220,7 +230,7 @@ def _wants_base(method: str | None, given: _Given) -> bool:
 
 def _find_base(given: _Given, sources: Sequence[Source]) -> tuple[Base | None, list[str]]:
     """The base of some models, and what to tell the user of the search."""
-    known = _known(source.file.path.parent for source in sources)
+    known = inventory.known_models(source.file.path.parent for source in sources)
     families = {inventory.family_of(source.file) for source in sources if isinstance(source.file, GGUFFile)}
     candidates = [model for model in known if {model.family} == families]
     paths = {source.file.path.resolve() for source in sources}
@@ -251,7 +261,7 @@ def _among(given: _Given, sources: Sequence[Source]) -> Base | None:
 
 def _base_of_adapters(adapters: Sequence[AdapterReference]) -> Base:
     """The model that some adapters are for: the only known one that they fit, or the one that they name."""
-    known = _known(find(adapter.path).path.parent for adapter in adapters)
+    known = inventory.known_models(find(adapter.path).path.parent for adapter in adapters)
     fitting = [model for model in known if model.kind == "model" and _fit(adapters, model)]
     names = _names_of_bases(adapters)
     named = [model for model in fitting if relatives.word(model.name) in names]
@@ -263,20 +273,6 @@ def _base_of_adapters(adapters: Sequence[AdapterReference]) -> Base:
         raise PlanError("none of the models on this machine fits these adapters: give theirs with --base MODEL")
     listed = ", ".join(model.references[0] for model in (named or fitting)[:5])
     raise PlanError(f"the adapters fit several models ({listed}): give theirs with --base MODEL")
-
-
-def _known(folders: Iterable[Path]) -> list[FoundModel]:
-    """The models in these folders and in the working folder, then all others of this machine; each once."""
-    near: dict[Path, FoundModel] = {}
-    for folder in dict.fromkeys([*folders, Path()]):
-        for path in sorted(folder.glob("*.gguf")):
-            if not path.name.startswith("."):
-                with suppress(GgufmergeError, OSError):
-                    near.setdefault(path.resolve(), inventory.described(str(path), path))
-    for model in inventory.find_models():
-        if model.path is not None and not model.error:
-            near.setdefault(model.path.resolve(), model)
-    return list(near.values())
 
 
 def _fit(adapters: Sequence[AdapterReference], model: FoundModel) -> bool:
@@ -323,7 +319,7 @@ def _content(
         if chosen.max_models is None and name != "slerp":
             raise PlanError(f"{name} takes differences from a base, and none was found: give it with --base MODEL")
         if len(order) < 2:
-            raise PlanError("one model alone makes nothing new: give another one, or an adapter")
+            raise PlanError(f"{name} goes from one model to another: give two")
         base, order = order[0], order[1:]
         weights = _steps(chosen, weights, parameters)
     elif len(order) < 2 and not (weights or parameters):
@@ -434,9 +430,9 @@ def _with_type(content: dict[str, Any], out_type: FileType | str | None, choices
             stack.callback(opened.close)
         kept = foresee(plan, opened, _to_try(plan))
     found = [one for one in kept if _is_lost(one) and one.wider]
-    donor = "that of the models" if wanted is not None else f"as in {plan.sources[0].label}"
+    donor = "that of the models" if wanted is not None else f"as in {plan.sources[0].path}"
     if not found:
-        choices.append(Choice("type", str(plan.file_type), f"{donor}{_remains(kept)}"))
+        choices.append(Choice("type", str(plan.file_type), f"{donor}{_remains(kept, plan.file_type)}"))
         return load_recipe(content)
     worst = min(found, key=lambda one: one.survival.share)
     wider = next((n for n, s in worst.wider.items() if s.share >= LOW_SURVIVAL), list(worst.wider)[-1])
@@ -457,24 +453,27 @@ def _is_lost(kept: TypeSurvival) -> bool:
     return kept.survival.share + 2 * kept.survival.uncertainty < LOW_SURVIVAL
 
 
-def _remains(kept: Sequence[TypeSurvival]) -> str:
+def _remains(kept: Sequence[TypeSurvival], file_type: FileType) -> str:
     """What a trial found of the changes, in words."""
     if not kept:
         return ""
-    worst = min(kept, key=lambda one: one.survival.share)
-    how = ", rounded stochastically" if any(one.stochastic for one in kept) else ""
     noise = max(one.survival.noise for one in kept)
-    beside = f", beside noise {noise:.2g} times as large, of which type Q8_0 has less" if noise > 1 else ""
+    beside = f", beside noise {noise:.2g} times as large" if noise > 1 else ""
+    if beside and file_type.default.bits_per_weight < TensorType.Q8_0.bits_per_weight:
+        beside += ", of which type Q8_0 has less"
+    if any(one.stochastic for one in kept):
+        return f": the change survives in it, since it is rounded stochastically{beside}"
+    worst = min(kept, key=lambda one: one.survival.share)
     share = min(100, round(100 * worst.survival.share))
-    return f": {'all' if share == 100 else f'{share} %'} of the change survives in it{how}{beside}"
+    return f": about {share} % of the change survives in it{beside}"
 
 
 def _type_of_models(plan: Plan, opened: Opened) -> FileType | None:
     """The file type that the models have, the widest if they differ; None when that is what the plan has anyway."""
     inputs = {i.source for t in plan.tensors for i in t.inputs}
     merged = [s for n, s in enumerate(opened.sources) if n in inputs and not s.is_checkpoint]
-    base = {t.inputs[0].source for t in plan.tensors if t.has_base}
-    models = [s for n, s in enumerate(opened.sources) if s in merged and n not in base] or merged
+    base = {opened.sources[t.inputs[0].source].file.path for t in plan.tensors if t.has_base}
+    models = [s for s in merged if s.file.path not in base] or merged
     kinds = {kind for source in models if (kind := facts.file_type(source.file)) is not None}
     if not kinds:
         return None

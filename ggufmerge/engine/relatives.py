@@ -27,7 +27,7 @@ from ggufmerge.sources.inventory import FoundModel
 SECONDS = 5.0  # for measuring all candidates, once the given models are read
 _MAX_CANDIDATES = 40
 _TENSORS, _RUNS, _VALUES = 6, 4, 4096  # a sample: matrices, runs of rows in each, values of a run
-_ALIKE = 0.45  # cosine of two differences; those to a sister have 0.5
+_ALIKE = 0.45  # cosine of two differences; those to a sister have 0.5, those to an average of both -1
 _CLOSER = 0.97  # of the distance between two models, in which their base lies from each; unrelated changes have 0.71
 _STRANGERS = 0.5  # relative distance from which models are of different origin; fine-tunes differ by a few hundredths
 _PARENT = re.compile(r"general\.base_model\.(\d{1,2})\.name|ggufmerge\.(?:lineage\.\d{1,2}\.)?source\.(\d{1,2})\.file")
@@ -98,6 +98,7 @@ def measured_base(
     if not names or len(given) < 2:
         return None, 0
     rows = [_sample(source, names) for source in given]
+    made_of = {word(path.name) for source in given for path in source.file.paths}
     deadline = time.monotonic() + seconds
     best: tuple[float, str, str] | None = None
     measured = 0
@@ -107,6 +108,8 @@ def measured_base(
         with suppress(GgufmergeError, OSError, ValueError, KeyError), ExitStack() as stack:
             source = open_source(ModelReference(candidate.references[0]))
             stack.callback(source.close)
+            if made_of.intersection(_parents(source)):
+                continue  # a merge of them lies among them, too
             centre, *others = _scaled([_sample(source, names), *rows])
             measured += 1
             far = _around(centre, others)
@@ -134,7 +137,7 @@ def _around(centre: NDArray[np.float32], others: Sequence[NDArray[np.float32]]) 
     for (i, a), (j, b) in combinations(enumerate(changes), 2):
         apart = _size(a - b)
         cosine = float(np.vdot(a, b)) / (float(np.linalg.norm(a)) * float(np.linalg.norm(b)))
-        if not cosine <= _ALIKE or not max(sizes[i], sizes[j]) < _CLOSER * apart or apart > _STRANGERS:
+        if not abs(cosine) <= _ALIKE or not max(sizes[i], sizes[j]) < _CLOSER * apart or apart > _STRANGERS:
             return None
     return max(sizes)
 

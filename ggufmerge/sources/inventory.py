@@ -6,6 +6,7 @@ text-generation-webui where they usually are, and given ones.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import GGUFFile, ShardName, facts, open_gguf
 from ggufmerge.sources import choice, folders, hub_cache, ollama, programs
 from ggufmerge.sources.presets import preset_models
-from ggufmerge.sources.references import Located
+from ggufmerge.sources.references import SCHEMES, Located
 
 # a head may be tied to the embedding, and constants of the rotation are not merged
 _MAY_DIFFER = frozenset({"output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
@@ -88,6 +89,22 @@ def families(models: Iterable[FoundModel]) -> list[list[FoundModel]]:
         if model.family:
             grouped.setdefault(model.family, []).append(model)
     return sorted(grouped.values(), key=lambda group: (-len(group), group[0].architecture, group[0].parameters))
+
+
+def known_models(folders: Iterable[Path]) -> list[FoundModel]:
+    """The models in these folders and in the working folder, then all others of this machine; each once."""
+    near: dict[Path, FoundModel] = {}
+    for folder in dict.fromkeys([*folders, Path()]):
+        for path in sorted(folder.glob("*.gguf")):
+            if not path.name.startswith("."):
+                with contextlib.suppress(GgufmergeError, OSError):
+                    near.setdefault(path.resolve(), described(str(path), path))
+    for model in find_models():
+        if model.path is not None and not model.error:
+            if model.origin in SCHEMES:  # a name is shorter than the path that it leads to
+                near[model.path.resolve()] = model
+            near.setdefault(model.path.resolve(), model)
+    return list(near.values())
 
 
 def described(reference: str, path: Path) -> FoundModel:
