@@ -142,8 +142,6 @@ class Tensors(dict[str, Tensor]):
 
     def __missing__(self, name: str) -> Tensor:
         close = close_to(name, self)
-        if close is None:
-            close = close_to(f"{name}.weight", self)
         hint = f'did you mean "{close}"?' if close else f"there are {len(self)}; list(tensors) has their names"
         raise UnknownTensorError(f'there is no tensor "{name}": {hint}')
 
