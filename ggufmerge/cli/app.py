@@ -13,6 +13,7 @@ from ggufmerge.cli.evaluate import HELP as EVAL_HELP
 from ggufmerge.cli.evaluate import evaluate
 from ggufmerge.cli.extract import HELP as EXTRACT_HELP
 from ggufmerge.cli.extract import extract_lora
+from ggufmerge.cli.facts import begin
 from ggufmerge.cli.inspect import HELP as INSPECT_HELP
 from ggufmerge.cli.inspect import inspect
 from ggufmerge.cli.merge import HELP as MERGE_HELP
@@ -39,7 +40,8 @@ app = typer.Typer(
 
 
 @app.callback()
-def _root() -> None: ...
+def _root(context: typer.Context) -> None:
+    begin(context.invoked_subcommand or "")
 
 
 app.command(help=MERGE_HELP)(merge)

@@ -56,11 +56,11 @@ def _headline(facts: dict[str, Any]) -> str:
     parts = [" ".join(kind) or "no architecture", "no tensors", size(facts["nbytes"])]
     if facts["tensors"]:
         parts[1] = f"{count(facts['parameters'])} parameters in {len(facts['tensors'])} tensors"
-    if len(facts["files"]) > 1:
+    if len(facts["shards"]) > 1:
         parts[2] += f" in {len(facts['files'])} files"
     if facts["bits_per_weight"]:
         parts.append(f"{facts['bits_per_weight']:.2f} bits per weight")
-    return f"{facts['path']}: {', '.join(parts)} (GGUF version {facts['version']})"
+    return f"{facts['path']}: {', '.join(parts)} (GGUF version {facts['gguf_version']})"
 
 
 def _metadata_rows(facts: dict[str, Any], limit: int | None) -> Iterator[tuple[str, ...]]:

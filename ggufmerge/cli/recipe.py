@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ggufmerge.cli.facts import begin
+
 SCHEMA_HELP = """Print the JSON schema of recipes, for editors that complete and check YAML.
 
 [bold]Examples[/bold]
@@ -34,11 +36,16 @@ TENSOR is a filter as in recipes: a part of a name in GGUF's or Hugging Face's v
 recipe_app = typer.Typer(help="Help with writing recipes.", no_args_is_help=True)
 
 
+@recipe_app.callback()
+def _recipe(context: typer.Context) -> None:
+    begin(f"recipe {context.invoked_subcommand}")
+
+
 def schema() -> None:
-    from ggufmerge.cli.terminal import print_json
+    from ggufmerge.cli.terminal import print_plain_json
     from ggufmerge.recipe.json_schema import json_schema
 
-    print_json(json_schema())
+    print_plain_json(json_schema())
 
 
 @recipe_app.command(help=EXPLAIN_HELP)
@@ -55,7 +62,7 @@ def explain(
 
     explanations = explain_recipe(load_recipe(recipe), tensor)
     if json:
-        print_json([_facts(asdict(e)) for e in explanations])
+        print_json({"recipe": str(recipe), "tensors": [_facts(asdict(e)) for e in explanations]})
         return
     for e in explanations:
         how = "" if e.action == "merge" else " (the result is one of the models: copied)" * (e.action == "copy")
@@ -69,6 +76,8 @@ def explain(
 
 
 def _facts(explanation: dict[str, Any]) -> dict[str, Any]:
+    named = {"name": explanation.pop("tensor"), "why": explanation.pop("type_why")}
+    explanation = {"name": named["name"], **explanation, "why": named["why"]}
     for origin in explanation["origins"]:
         if not isinstance(origin["value"], (int, float, str, bool, type(None))):
             origin["value"] = None
