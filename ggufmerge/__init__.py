@@ -37,6 +37,7 @@ if _TYPE_CHECKING:
         ShapeError,
         UnknownTensorError,
     )
+    from ggufmerge.evaluate.scores import evaluate
     from ggufmerge.files import open_gguf as open  # noqa: A004
     from ggufmerge.files.sharded import SplitLimit
     from ggufmerge.files.split import join_gguf as join_file
@@ -58,6 +59,7 @@ _PUBLIC = {  # name -> where it is defined, under which name
     "build": ("engine.build", "build"),
     "compare": ("engine.compare", "compare"),
     "dequantize": ("quants", "dequantize"),
+    "evaluate": ("evaluate.scores", "evaluate"),
     "explain": ("engine.explain", "explain"),
     "extract_lora": ("engine.extract", "extract_lora"),
     "families": ("sources.inventory", "families"),
@@ -110,6 +112,7 @@ __all__ = [
     "build",
     "compare",
     "dequantize",
+    "evaluate",
     "explain",
     "extract_lora",
     "families",

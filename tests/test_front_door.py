@@ -77,6 +77,20 @@ def test_every_command_can_be_called(folder: Path) -> None:
     assert ggufmerge.join_file(shards[0], "joined.gguf") == Path("joined.gguf")
 
 
+@pytest.mark.parametrize("first", ["", "import ggufmerge.evaluate; "])
+def test_models_are_evaluated_whoever_imported_the_room(folder: Path, first: str) -> None:
+    """`ggufmerge.evaluate` is a function, although a package has that name."""
+    script = (
+        f"{first}import ggufmerge; e = ggufmerge.evaluate(['a.gguf', 'base.gguf'], {{'t': 'he was in it '* 9}}, "
+        "reference='base.gguf', context=16, prompt='he', chat=False, answer_tokens=2, threads=1); "
+        "print([(s.model, s.text, s.divergence is None) for s in e.scores], sorted(e.answers)); "
+        "print(len(repr(e)) < 200)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    expected = "[('base.gguf', 't', True), ('a.gguf', 't', False)] ['a.gguf', 'base.gguf']\nTrue"
+    assert done.stdout.strip() == expected
+
+
 def test_a_recipe_of_a_program_builds_what_its_text_builds(folder: Path) -> None:
     """A mapping, a Recipe made by hand, the text of either: the same bytes but for the recipe that is kept in them."""
     by_hand = ggufmerge.Recipe(**{**RECIPE, "parameters": {"weight": [0.25, 0.5]}})

@@ -135,7 +135,21 @@ def test_errors_are_facts_too(case: str, folder: Path, run: Run) -> None:
 def test_an_error_without_json_is_no_json(folder: Path, run: Run) -> None:
     """Nor is one behind facts that were printed already a second object."""
     assert run("inspect", "none.gguf")[1] == ""
-    code, out, err = run(*"eval a.gguf base.gguf --text text.txt --tokens 40 --context 32 --require-better --json".split())
+    code, out, err = run(
+        *[
+            "eval",
+            "a.gguf",
+            "base.gguf",
+            "--text",
+            "text.txt",
+            "--tokens",
+            "40",
+            "--context",
+            "32",
+            "--require-better",
+            "--json",
+        ]
+    )
     if code:
         assert "not better" in err
     assert "error" not in json.loads(out)
@@ -146,6 +160,20 @@ def test_the_page_lists_the_shared_keys() -> None:
     from ggufmerge.cli.facts import SCHEMA
 
     text = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
-    keys = "schema command version output files nbytes seconds tensors warnings survival sources error errors".split()
+    keys = [
+        "schema",
+        "command",
+        "version",
+        "output",
+        "files",
+        "nbytes",
+        "seconds",
+        "tensors",
+        "warnings",
+        "survival",
+        "sources",
+        "error",
+        "errors",
+    ]
     assert all(f"`{key}`" in text for key in keys)
     assert f"It is {SCHEMA} now" in text
