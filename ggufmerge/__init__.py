@@ -25,7 +25,7 @@ if _TYPE_CHECKING:
     from ggufmerge.engine.explain import explain
     from ggufmerge.engine.extract import extract_lora
     from ggufmerge.engine.merge import merge_models
-    from ggufmerge.engine.propose import propose_merge
+    from ggufmerge.engine.propose import Proposal, propose_merge
     from ggufmerge.engine.quantize import quantize_file
     from ggufmerge.errors import (
         DamageError,
@@ -81,6 +81,7 @@ _PUBLIC = {  # name -> where it is defined, under which name
     "BuildReport": ("engine", "BuildReport"),
     "Plan": ("engine", "Plan"),
     "Progress": ("engine", "Progress"),
+    "Proposal": ("engine.propose", "Proposal"),
     "Recipe": ("recipe", "Recipe"),
     "SplitLimit": ("files.sharded", "SplitLimit"),
     "DamageError": ("errors", "DamageError"),
@@ -102,6 +103,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Progress",
+    "Proposal",
     "Recipe",
     "RecipeError",
     "ShapeError",

@@ -32,6 +32,7 @@ from ggufmerge.sources import Source, inventory, open_source
 from ggufmerge.sources.inventory import FoundModel
 from ggufmerge.sources.peft import CONFIG, open_adapter
 from ggufmerge.sources.references import find
+from ggufmerge.text import printable
 from ggufmerge.types import FileType, TensorType
 
 DENSITY = 0.5  # where a method prunes
@@ -77,7 +78,7 @@ class Proposal:
     def text(self, folder: str | os.PathLike[str] | None = None) -> str:
         """The recipe as YAML, with a comment for each choice; for a file in `folder`, where paths start from there."""
         recipe = self.recipe.text if folder is None else _moved(self.recipe, Path(folder))
-        return "".join(f"# {line}\n" for choice in self.choices for line in str(choice).splitlines()) + recipe
+        return "".join(f"# {printable(str(choice))}\n" for choice in self.choices) + recipe
 
 
 @dataclass
@@ -512,7 +513,7 @@ def _short(path: str) -> str:
     plain = re.sub(r"\.(gguf|safetensors)$", "", last, flags=re.IGNORECASE)
     kinds = "|".join(re.escape(kind) for kind in FileType)
     untyped = re.sub(rf"[-._:]({kinds})$", "", plain, flags=re.IGNORECASE)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", untyped).strip("-.")
+    return re.sub(r"[^\w.-]+", "-", untyped).strip("-.")
 
 
 def _moved(recipe: Recipe, folder: Path) -> str:

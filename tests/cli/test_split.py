@@ -47,7 +47,7 @@ def test_json_and_dry_run(folder: Path) -> None:
     assert done == {**planned, "output": name, "files": [name]}
     assert [(shard["path"], shard["tensor_count"]) for shard in done["shards"]] == [("cut-00001-of-00001.gguf", 7)]
     joined = json.loads(ggufmerge(folder, "join", "cut-00001-of-00001.gguf", "joined.gguf", "--json").stdout)
-    assert joined["shards"] == ["cut-00001-of-00001.gguf"]
+    assert joined["shards"] == [{"path": "cut-00001-of-00001.gguf"}]
     assert joined["nbytes"] == (folder / "joined.gguf").stat().st_size
 
 

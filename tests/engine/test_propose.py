@@ -267,6 +267,19 @@ def test_a_recipe_for_another_folder_finds_its_files(machine: Path) -> None:
     assert proposal.text(".").endswith(proposal.recipe.text)
 
 
+@pytest.mark.parametrize("name", ["a+b", "x=1", "two words", "\udcff", "line\nbreak", "\x1b[2J", "中文", "#", "- a: b"])
+def test_names_of_any_letters_become_a_recipe_that_reads_back(machine: Path, name: str) -> None:
+    """Of models and of the base; comments hold nothing that a file's name could break out of."""
+    Path("a.gguf").rename(f"{name}.gguf")
+    Path("base.gguf").rename(f"{name} base.gguf")
+    proposal = propose_merge([f"{name}.gguf", "b.gguf"])
+    assert value(proposal, "base") == f"{name} base.gguf"
+    Path("r.yaml").write_bytes(proposal.text(".").encode())
+    plan = ggufmerge.plan("r.yaml")
+    assert [source.path for source in plan.sources] == [f"{name} base.gguf", f"{name}.gguf", "b.gguf"]
+    assert proposal.output.name.isprintable()
+
+
 def test_merging_is_building_the_proposal(machine: Path) -> None:
     """Byte by byte, under a free name when none is given."""
     report = ggufmerge.merge_models(MODELS, parameters={"lambda": 0.5})
