@@ -9,6 +9,8 @@ from ggufmerge.cli.bake import bake
 from ggufmerge.cli.build import BUILD_HELP, PLAN_HELP, build, plan
 from ggufmerge.cli.diff import HELP as DIFF_HELP
 from ggufmerge.cli.diff import diff
+from ggufmerge.cli.docs import HELP as DOCS_HELP
+from ggufmerge.cli.docs import docs
 from ggufmerge.cli.evaluate import HELP as EVAL_HELP
 from ggufmerge.cli.evaluate import evaluate
 from ggufmerge.cli.extract import HELP as EXTRACT_HELP
@@ -60,3 +62,4 @@ app.add_typer(recipe_app, name="recipe")
 app.command(help=SCHEMA_HELP)(schema)
 app.command(help=DIFF_HELP)(diff)
 app.command("eval", help=EVAL_HELP)(evaluate)
+app.command(help=DOCS_HELP)(docs)

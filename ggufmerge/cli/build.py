@@ -12,6 +12,7 @@ from ggufmerge.cli.bake import Rounding
 from ggufmerge.cli.homes import LlamaCpp, LmStudio, To
 from ggufmerge.cli.push import Card, ForHub, PushDryRun, PushTo
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
+from ggufmerge.cli.try_prompt import TryPrompt
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
@@ -38,6 +39,8 @@ BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
   ggufmerge build recipe.yaml -o merged.gguf --to ~/llama/models.ini --llama-cpp
 
   ggufmerge build recipe.yaml -o merged.gguf --push me/merged-GGUF
+
+  ggufmerge build recipe.yaml -o merged.gguf --try "Why is the sky blue?"
 
   ggufmerge build recipe.yaml --dry-run
 
@@ -125,9 +128,11 @@ def build(
     card: Card = None,
     push: PushTo = None,
     push_dry_run: PushDryRun = False,
+    try_prompt: TryPrompt = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     json: _Json = False,
 ) -> None:
+    from ggufmerge.cli import try_prompt as trial
     from ggufmerge.cli.home_sink import ForHomes, home_line
     from ggufmerge.cli.ollama import ForOllama, check_recipe
     from ggufmerge.cli.projector import ForProjector
@@ -190,12 +195,20 @@ def build(
         )
     show_warnings(advice(report.kept))
     if json:
-        print_json(_report(report) | for_projector.facts | for_homes.facts | for_ollama.facts | for_hub.facts)
+        print_json(
+            _report(report)
+            | for_projector.facts
+            | for_homes.facts
+            | for_ollama.facts
+            | for_hub.facts
+            | trial.asked(report.output, try_prompt)
+        )
     else:
         show_build(report)
         for line in (*for_projector.lines(), *for_homes.lines(), *for_ollama.lines()):
             say(line)
         for_hub.show()
+        trial.show(report.output, try_prompt)
 
 
 def plan(

@@ -16,7 +16,7 @@ Only the header is read, so it takes no time on a file of any size. Of a split m
 
   ggufmerge inspect model.gguf
 
-  ggufmerge inspect model.gguf --no-tensors
+  ggufmerge inspect model.gguf --all
 
   ggufmerge inspect model.gguf --json | jq '.metadata["llama.block_count"].value'
 
@@ -27,25 +27,35 @@ Only the header is read, so it takes no time on a file of any size. Of a split m
 def inspect(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A .gguf file, or ollama:NAME.", show_default=False)],
     json: Annotated[bool, typer.Option("--json", help="Print all facts as one JSON object.")] = False,
-    tensors: Annotated[bool, typer.Option("--tensors/--no-tensors", help="List every tensor.")] = True,
+    every: Annotated[bool, typer.Option("--all", help="List every tensor, too.")] = False,
+    tensors: Annotated[
+        bool | None,
+        typer.Option(
+            "--tensors/--no-tensors", help="The same; --no-tensors also leaves them out of --json.", hidden=True
+        ),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Print long strings and arrays to their end.")] = False,
 ) -> None:
-    from ggufmerge.cli.terminal import console, print_json, show_table
+    from ggufmerge.cli.terminal import console, print_json, say, show_table
     from ggufmerge.sources.inspect import inspect as facts_of
     from ggufmerge.text import printable
 
     facts = facts_of(file, full=full)
     if json:
-        print_json(facts if tensors else {key: value for key, value in facts.items() if key != "tensors"})
+        print_json(facts if tensors is not False else {key: value for key, value in facts.items() if key != "tensors"})
         return
     out = console()
     out.print(printable(_headline(facts)), markup=False, soft_wrap=not out.is_terminal)
     limit = None if full else SHORT if out.is_terminal else LONG
-    show_table(("key", "type", "value"), _metadata_rows(facts, limit))
-    if tensors and facts["tensors"]:
-        show_table(("tensor", "shape", "type", "bytes"), _tensor_rows(facts), numbers=1)
     if facts["types"]:
         show_table(("type", "tensors", "values", "bytes", "bits/weight", "share"), _type_rows(facts), numbers=5)
+    show_table(("key", "type", "value"), _metadata_rows(facts, limit))
+    if not facts["tensors"]:
+        return
+    if every if tensors is None else tensors:
+        show_table(("tensor", "shape", "type", "bytes"), _tensor_rows(facts), numbers=1)
+    else:
+        say(f"{len(facts['tensors'])} tensors: --all lists them")
 
 
 def _headline(facts: dict[str, Any]) -> str:
