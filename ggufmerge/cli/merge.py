@@ -104,9 +104,13 @@ def merge(
 
 def show_choices(proposal: Proposal) -> None:
     """What was chosen and why, and the recipe."""
-    from ggufmerge.cli.terminal import say
+    from ggufmerge.cli.terminal import console, say
+    from ggufmerge.text import printable
 
-    say(*map(str, proposal.choices), "recipe:", *(f"  {line}" for line in proposal.recipe.text.splitlines()))
+    out = console()
+    for choice in proposal.choices:
+        out.print(printable(str(choice)), markup=False, soft_wrap=not out.is_terminal)  # folded between words
+    say("recipe:", *(f"  {line}" for line in proposal.recipe.text.splitlines()))
 
 
 def facts_of(proposal: Proposal) -> dict[str, Any]:
