@@ -272,13 +272,10 @@ def _texts(wanted: Sequence[str] | None) -> dict[str, str]:
 def _read(path: Path) -> str:
     from ggufmerge.errors import GgufmergeError
     from ggufmerge.evaluate import texts
-    from ggufmerge.files.small import open_regular
+    from ggufmerge.evaluate.scores import read_text
 
     try:
-        with open_regular(path) as file:
-            return file.read().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise GgufmergeError(f"{path}: not a UTF-8 text (byte {error.start}): convert it, or give another") from None
+        return read_text(path)
     except FileNotFoundError:
         built_in = ", ".join([BUILT_IN, *texts.NAMES])
         raise GgufmergeError(f"{path}: there is no such text, neither as a file nor among {built_in}") from None
