@@ -191,10 +191,11 @@ def foresee(plan: Plan, opened: Opened, tensors: Sequence[PlannedTensor]) -> lis
     build = _Build(plan, opened, Watch([], []), None, Progress(), DEFAULT_CHUNK, False)
     for tensor in tensors:
         inputs, encoder = opened.inputs(tensor), build._encoder(tensor)
+        build.left[tensor.name] = 0  # nobody is told of this work
         if tensor.action == "convert":
             job = build._convert(tensor, inputs[0], encoder, [], lambda _: None)
         else:
-            job = build._merge(tensor, inputs, encoder, 0, lambda _: None, build.work.tensors[tensor.name])
+            job = build._merge(tensor, inputs, encoder, 0, lambda _: None, TensorWork())
         for stage in job:
             if tensor.name in build.findings:
                 break  # this stage would write
