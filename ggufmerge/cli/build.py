@@ -234,8 +234,8 @@ def _show_plans(
         plans = documents.plans
         if json:
             *stages, final = map(_planned, plans)
-            told = {**(more or {}), "forecast": forecast.to_json()}
-            print_json(final | ({"stages": stages} if stages else {}) | told)
+            before = {"stages": stages} if stages else {}
+            print_json(final | before | dict(more or {}) | {"forecast": forecast.to_json()})
         else:
             for number, plan in enumerate(plans):
                 if len(plans) > 1:

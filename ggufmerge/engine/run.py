@@ -191,6 +191,7 @@ def foresee(plan: Plan, opened: Opened, tensors: Sequence[PlannedTensor]) -> lis
     build = _Build(plan, opened, Watch([], []), None, Progress(), DEFAULT_CHUNK, False)
     for tensor in tensors:
         inputs, encoder = opened.inputs(tensor), build._encoder(tensor)
+        build.left[tensor.name] = 0  # nobody is told of this work
         if tensor.action == "convert":
             job = build._convert(tensor, inputs[0], encoder, [], lambda _: None)
         else:
