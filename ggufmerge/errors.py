@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -16,6 +17,11 @@ class GgufmergeError(Exception):
         super().__init__("\n".join(complaints))
         self.lines = complaints
 
+    def speak_python(self) -> None:
+        """Name Python's arguments instead of the command line's options, for a caller that is a Python program."""
+        self.lines = tuple(map(in_python, self.lines))
+        self.args = ("\n".join(self.lines),)
+
 
 class FormatError(GgufmergeError):
     """A file is not a GGUF file that llama.cpp would accept."""
@@ -23,6 +29,16 @@ class FormatError(GgufmergeError):
 
 class DamageError(GgufmergeError):
     """A file holds weights that are no finite numbers, or an adapter makes such of them."""
+
+
+class ShapeError(GgufmergeError, ValueError):
+    """An array or a row has a size that does not go with a type, or with another array."""
+
+
+class UnknownTensorError(GgufmergeError, KeyError):
+    """A file has no tensor of this name."""
+
+    __str__ = Exception.__str__  # a KeyError shows its text as Python writes it, with quotes around it
 
 
 class RecipeError(GgufmergeError):
@@ -47,8 +63,50 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     'did you mean "density"?'
     """
     choices = list(choices)
+    close = close_to(word, choices)
+    return f'did you mean "{close}"?' if close is not None else "known: " + ", ".join(choices)
+
+
+def close_to(word: str, choices: Iterable[str]) -> str | None:
+    """The choice closest to `word`, whatever the case of both; None when none is close."""
     folded = {c.lower(): c for c in choices}
     close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
-    if close:
-        return f'did you mean "{folded[close[0]]}"?'
-    return "known: " + ", ".join(choices)
+    return folded[close[0]] if close else None
+
+
+# what the command line calls otherwise than a Python function does
+_ARGUMENTS = {
+    "type": "out_type=...",
+    "tensor-type": "tensor_types=...",
+    "imatrix": "imatrix=[...]",
+    "include": "include=[...]",
+    "exclude": "exclude=[...]",
+    "like": "like=...",
+    "output": "output=...",
+    "base": "base=...",
+    "rank": "rank=...",
+    "rounding": "rounding=...",
+    "threads": "threads=...",
+    "chunk": "chunk=...",
+    "output-tensor-type": "output_tensor_type=...",
+    "token-embedding-type": "token_embedding_type=...",
+    "split-max-size": "split=SplitLimit(...)",
+    "split-max-tensors": "split=SplitLimit(...)",
+    "overwrite": "overwrite=True",
+    "embeddings": "embeddings=True",
+    "pure": "pure=True",
+    "leave-output-tensor": "leave_output_tensor=True",
+    "save-recipe": "save_recipe=...",
+    "weight": "weights=...",
+    "method": "method=...",
+}
+_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*[a-z])(?: (?:FILE|MODEL|TYPE|FILTER|NAME|BASE)\b)?(?![\w-])")
+
+
+def in_python(text: str) -> str:
+    """A message with the arguments of Python functions in the place of the command line's options.
+
+    >>> in_python("out.gguf: exists: use --overwrite to replace it")
+    'out.gguf: exists: use overwrite=True to replace it'
+    """
+    return _OPTION.sub(lambda found: _ARGUMENTS.get(found[1], found[0]), text)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from ggufmerge.errors import GgufmergeError, nearest
+from ggufmerge.errors import GgufmergeError, ShapeError, nearest
 
 
 class TensorType(StrEnum):
@@ -81,9 +81,13 @@ class TensorType(StrEnum):
         return 8 * self.block_bytes / self.block_size
 
     def row_bytes(self, n: int) -> int:
-        """Bytes of a row of `n` values; `n` must be a multiple of `block_size`."""
+        """Bytes of a row of `n` values; ShapeError unless `n` is a multiple of `block_size`."""
         if n % self.block_size:
-            raise ValueError(f"{self}: a row of {n} values is not a whole number of blocks of {self.block_size}")
+            fitting = ", ".join(t for t in _COMMON if n % t.block_size == 0)
+            raise ShapeError(
+                f"{self}: a row of {n} values is not a whole number of blocks of {self.block_size}; types that fit: "
+                f"{fitting}"
+            )
         return n // self.block_size * self.block_bytes
 
     @classmethod
@@ -101,6 +105,7 @@ class TensorType(StrEnum):
 
 
 _BY_ID = {t.id: t for t in TensorType}
+_COMMON = [TensorType[name] for name in ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "F16", "F32")]  # of small blocks
 
 
 class FileType(StrEnum):

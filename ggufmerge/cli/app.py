@@ -17,13 +17,18 @@ from ggufmerge.cli.evaluate import HELP as EVAL_HELP
 from ggufmerge.cli.evaluate import evaluate
 from ggufmerge.cli.extract import HELP as EXTRACT_HELP
 from ggufmerge.cli.extract import extract_lora
+from ggufmerge.cli.facts import begin
 from ggufmerge.cli.front import Command, Group
 from ggufmerge.cli.inspect import HELP as INSPECT_HELP
 from ggufmerge.cli.inspect import inspect
+from ggufmerge.cli.merge import HELP as MERGE_HELP
+from ggufmerge.cli.merge import merge
 from ggufmerge.cli.methods import HELP as METHODS_HELP
 from ggufmerge.cli.methods import methods
 from ggufmerge.cli.models import HELP as MODELS_HELP
 from ggufmerge.cli.models import models
+from ggufmerge.cli.new import HELP as NEW_HELP
+from ggufmerge.cli.new import new
 from ggufmerge.cli.push import HELP as PUSH_HELP
 from ggufmerge.cli.push import push
 from ggufmerge.cli.quantize import HELP as QUANTIZE_HELP
@@ -46,12 +51,16 @@ app = typer.Typer(
 
 @app.callback()
 def _root(
+    context: typer.Context,
     told: Annotated[
         bool, typer.Option("--version", "-V", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
-) -> None: ...
+) -> None:
+    begin(context.invoked_subcommand or "")
 
 
+app.command(cls=Command, help=MERGE_HELP)(merge)
+app.command(cls=Command, help=NEW_HELP)(new)
 app.command(cls=Command, help=BUILD_HELP)(build)
 app.command(cls=Command, help=PLAN_HELP)(plan)
 app.command(cls=Command, help=QUANTIZE_HELP)(quantize)

@@ -16,6 +16,7 @@ from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
 from ggufmerge.cli.try_prompt import TryPrompt
 
 if TYPE_CHECKING:
+    from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.recipe import Recipe
 
 BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
@@ -215,9 +216,8 @@ def _show_plans(recipe: Recipe, wanted: Any, *, every: bool, json: bool, more: M
 
     plans = plan_stages(recipe, **wanted)
     if json:
-        facts = [plan.to_json() for plan in plans]
-        facts[-1] |= more or {}
-        print_json(facts if len(facts) > 1 else facts[0])
+        *stages, final = map(_planned, plans)
+        print_json(final | ({"stages": stages} if stages else {}) | dict(more or {}))
         return
     for number, plan in enumerate(plans):
         if len(plans) > 1:
@@ -225,15 +225,29 @@ def _show_plans(recipe: Recipe, wanted: Any, *, every: bool, json: bool, more: M
         show_plan(plan, every=every)
 
 
-def _report(report: Any) -> dict[str, Any]:
+def _planned(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON: as it is, with what its tensors are together, and the reason for a type as elsewhere."""
+    facts = plan.to_json()
+    for tensor, planned in zip(facts["tensors"], plan.tensors, strict=True):
+        tensor["why"] = tensor.pop("why_type")
+        tensor["nbytes"] = planned.nbytes
+    warnings = [*facts["warnings"], *facts.pop("expectations")]
+    return facts | {"nbytes": plan.nbytes, "parameters": plan.parameters, "warnings": warnings}
+
+
+def _report(report: BuildReport) -> dict[str, Any]:
     from dataclasses import asdict
 
     from ggufmerge.cli.terminal import kept_facts, survival_facts
+    from ggufmerge.engine.survival import total
 
-    return {
-        **asdict(report),
-        "output": str(report.output),
-        "files": [str(path) for path in report.files],
-        "survival": {name: survival_facts(s) for name, s in report.survival.items()},
+    survival = report.survival
+    facts = {**asdict(report), "output": str(report.output), "files": [str(path) for path in report.files]}
+    del facts["errors"]
+    return facts | {
+        "sources": [{"path": path, "sha256": digest} for path, digest in report.sources.items()],
+        "survival": total(survival.values()).share if survival else None,
         "kept": kept_facts(report.kept),
+        "tensors": [{"name": name, **survival_facts(of), "survival": of.share} for name, of in survival.items()],
+        "notes": [{"name": name, "note": note} for name, note in report.notes],
     }

@@ -28,6 +28,7 @@ On a terminal a page opens in a pager (q ends it). In a pipe it is plain Markdow
 """
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+_FOR_THE_SITE = re.compile(r"^::: .*\n(?:[ ]+.*\n)*", re.MULTILINE)  # where it puts docstrings
 _PAGE = re.compile(r"(?:([\w-]+)\.md)?(?:#[\w-]+)?")
 
 
@@ -115,4 +116,4 @@ def _for_terminal(text: str) -> str:
             return match[0]
         return f"{label} (`ggufmerge docs {page[1]}`)" if page[1] else label
 
-    return _LINK.sub(shown, text)
+    return _LINK.sub(shown, _FOR_THE_SITE.sub("", text))

@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from ggufmerge.cli.terminal import complain, console
 from ggufmerge.text import printable
@@ -39,12 +39,12 @@ class EvalProgress:
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
                 TaskProgressColumn(),
-                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[left]}"),
                 console=self._out,
                 transient=True,
                 expand=True,
             )
-            self._task = self._bar.add_task("", total=None)
+            self._task = self._bar.add_task("", total=None, left="")
 
     def __enter__(self) -> EvalProgress:
         if self._bar is not None:
@@ -76,7 +76,7 @@ class EvalProgress:
         self._since = now
         self._done += tokens
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done)
+            self._bar.update(self._task, completed=self._done, left=f"{duration(self._left())} left")
         if not self._estimated:
             self._estimated = True
             self._estimate()

@@ -24,8 +24,9 @@ BUILT_IN = "builtin"
 HELP = """Is it good? Measure models with llama.cpp: how well they predict texts, how far they are from a reference,
 what they say. Lower perplexity is better. Needs the optional extra: pip install 'ggufmerge\\[llama]'.
 
-Without --text they read texts that come with the program: English, French, German, Spanish, Chinese, Python. The
-models that a merge was made from are measured beside it, where they are on this machine.
+Without --text they read texts that come with the program, in five languages and Python.
+
+The models that a merge was made from are measured beside it, where they are found.
 
 A MODEL is a GGUF file, with LoRA adapters if wanted: base.gguf+adapter.gguf=0.5.
 
@@ -151,7 +152,7 @@ def evaluate(
                 "models": [{"model": entry.label, "role": entry.role} for entry in lineup.models],
                 "missing": {name: list(family.missing) for name, family in lineup.families.items() if family.missing},
                 "scores": scores,
-                "verdicts": [_verdict_facts(lineup, verdict) for verdict in verdicts],
+                "verdicts": [_verdict_facts(lineup, verdict, list(texts)) for verdict in verdicts],
                 "answers": answers,
             }
         )
@@ -206,7 +207,11 @@ def _lineup(names: Sequence[str], *, relatives: bool) -> _Lineup:
     """The named models; relatives: and beside each those that it was made from, in front of it unless it stands first
     among several, because changes are shown against the first of all.
     """
+    from rich.markup import escape
+
+    from ggufmerge.cli.terminal import console
     from ggufmerge.engine.parents import family
+    from ggufmerge.text import printable
 
     named = [_named(name) for name in names]
     lineup = _Lineup([], [entry.label for entry in named])
@@ -215,7 +220,8 @@ def _lineup(names: Sequence[str], *, relatives: bool) -> _Lineup:
     for place, entry in enumerate(named):
         added = []
         if relatives and not entry.adapters:
-            found = family(entry.path, folders)
+            with console(stderr=True).status(f"looking for the parents of {escape(printable(entry.label))}"):
+                found = family(entry.path, folders)
             lineup.families[entry.label] = found
             for role, relative in [*([] if found.base is None else [("base", found.base)])] + [
                 ("parent", parent) for parent in found.parents
@@ -266,13 +272,10 @@ def _texts(wanted: Sequence[str] | None) -> dict[str, str]:
 def _read(path: Path) -> str:
     from ggufmerge.errors import GgufmergeError
     from ggufmerge.evaluate import texts
-    from ggufmerge.files.small import open_regular
+    from ggufmerge.evaluate.scores import read_text
 
     try:
-        with open_regular(path) as file:
-            return file.read().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise GgufmergeError(f"{path}: not a UTF-8 text (byte {error.start}): convert it, or give another") from None
+        return read_text(path)
     except FileNotFoundError:
         built_in = ", ".join([BUILT_IN, *texts.NAMES])
         raise GgufmergeError(f"{path}: there is no such text, neither as a file nor among {built_in}") from None
@@ -342,9 +345,11 @@ def _require_better(lineup: _Lineup, scores: list[Facts]) -> None:
 
 
 def _verdicts(lineup: _Lineup, found: dict[str, dict[str, Perplexity]]) -> list[Verdict]:
-    """On each model that the user named, as far as there is something to say."""
+    """On each model that the user named, as far as there is something to say; texts without their folders."""
     from ggufmerge.evaluate.verdict import judge
 
+    short = _short_names(text for scores in found.values() for text in scores)
+    found = {label: {short[text]: score for text, score in scores.items()} for label, scores in found.items()}
     verdicts = []
     for label in lineup.named:
         base = lineup.base_of(label)
@@ -361,8 +366,9 @@ def _verdicts(lineup: _Lineup, found: dict[str, dict[str, Perplexity]]) -> list[
     return verdicts
 
 
-def _verdict_facts(lineup: _Lineup, verdict: Verdict) -> Facts:
-    """A verdict for JSON; gains are in nats a token."""
+def _verdict_facts(lineup: _Lineup, verdict: Verdict, texts: Sequence[str]) -> Facts:
+    """A verdict for JSON, with the texts as they were given; gains are in nats a token."""
+    given = {short: text for text, short in _short_names(texts).items()}
     return {
         "model": verdict.model,
         "sentence": verdict.sentence,
@@ -371,7 +377,7 @@ def _verdict_facts(lineup: _Lineup, verdict: Verdict) -> Facts:
         "parents": lineup.parents_of(verdict.model),
         "texts": [
             {
-                "text": on.text,
+                "text": given[on.text],
                 "gain": None if on.base is None else on.base.gain,
                 "gain_error": None if on.base is None else on.base.error,
                 "against_base": None if on.base is None else on.base.order,
@@ -400,7 +406,7 @@ def _show_verdicts(lineup: _Lineup, verdicts: Sequence[Verdict]) -> None:
         _show_paragraph("± is one standard error; what differs by less than two, token by token, is as good.")
     for name, family in lineup.families.items():
         if family.missing:
-            say(f"note: {_short_name(name)} was made from models that are not here; name them to compare")
+            say(f"note: not all models that {_short_name(name)} was made from are here; name them to compare")
             for line in family.missing:
                 say(f"  {line}")
 

@@ -39,12 +39,10 @@ def inspect(
     json: Json = False,
 ) -> None:
     from ggufmerge.cli.terminal import console, print_json, say, show_table
-    from ggufmerge.files import describe, open_gguf
-    from ggufmerge.sources.references import find
+    from ggufmerge.sources.inspect import inspect as facts_of
     from ggufmerge.text import printable
 
-    with open_gguf(find(file).path) as opened:
-        facts = describe(opened, full=full)
+    facts = facts_of(file, full=full)
     if json:
         print_json(facts if tensors is not False else {key: value for key, value in facts.items() if key != "tensors"})
         return
@@ -70,11 +68,11 @@ def _headline(facts: dict[str, Any]) -> str:
     parts = [" ".join(kind) or "no architecture", "no tensors", size(facts["nbytes"])]
     if facts["tensors"]:
         parts[1] = f"{count(facts['parameters'])} parameters in {len(facts['tensors'])} tensors"
-    if len(facts["files"]) > 1:
+    if len(facts["shards"]) > 1:
         parts[2] += f" in {len(facts['files'])} files"
     if facts["bits_per_weight"]:
         parts.append(f"{facts['bits_per_weight']:.2f} bits per weight")
-    return f"{facts['path']}: {', '.join(parts)} (GGUF version {facts['version']})"
+    return f"{facts['path']}: {', '.join(parts)} (GGUF version {facts['gguf_version']})"
 
 
 def _metadata_rows(facts: dict[str, Any], limit: int | None) -> Iterator[tuple[str, ...]]:

@@ -142,10 +142,10 @@ def facts_of(upload: Upload, url: str | None) -> dict[str, Any]:
     return {
         "repo": upload.repo,
         "new": not upload.exists,
-        "files": {name: str(path) for name, path in upload.files.items()},
+        "uploads": {name: str(path) for name, path in upload.files.items()},
         "nbytes": upload.nbytes,
         "card": upload.card,
-        "notes": list(upload.notes),
+        "warnings": list(upload.notes),
         "url": url,
     }
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ggufmerge.cli.facts import begin
 from ggufmerge.cli.front import Command, Group
 from ggufmerge.cli.options import Json
 
@@ -48,12 +49,17 @@ TENSOR is a filter as in recipes: a part of a name in GGUF's or Hugging Face's v
 recipe_app = typer.Typer(cls=Group, help=RECIPE_HELP)
 
 
+@recipe_app.callback()
+def _recipe(context: typer.Context) -> None:
+    begin(f"recipe {context.invoked_subcommand}")
+
+
 @recipe_app.command(cls=Command, help=SCHEMA_HELP)
 def schema() -> None:
-    from ggufmerge.cli.terminal import print_json
+    from ggufmerge.cli.terminal import print_plain_json
     from ggufmerge.recipe.json_schema import json_schema
 
-    print_json(json_schema())
+    print_plain_json(json_schema())
 
 
 @recipe_app.command(cls=Command, help=EXPLAIN_HELP)
@@ -70,7 +76,7 @@ def explain(
 
     explanations = explain_recipe(load_recipe(recipe), tensor)
     if json:
-        print_json([_facts(asdict(e)) for e in explanations])
+        print_json({"recipe": str(recipe), "tensors": [_facts(asdict(e)) for e in explanations]})
         return
     for e in explanations:
         how = "" if e.action == "merge" else " (the result is one of the models: copied)" * (e.action == "copy")
@@ -84,6 +90,8 @@ def explain(
 
 
 def _facts(explanation: dict[str, Any]) -> dict[str, Any]:
+    named = {"name": explanation.pop("tensor"), "why": explanation.pop("type_why")}
+    explanation = {"name": named["name"], **explanation, "why": named["why"]}
     for origin in explanation["origins"]:
         if not isinstance(origin["value"], (int, float, str, bool, type(None))):
             origin["value"] = None

@@ -76,10 +76,10 @@ def split(
         split_gguf(source, output, limit, overwrite=overwrite, threads=threads, progress=progress)
     shards = [(str(path), len(part), sum(t.nbytes for t in part)) for path, part in zip(paths, parts, strict=True)]
     if json:
-        facts = [dict(zip(("file", "tensors", "nbytes"), shard, strict=True)) for shard in shards]
+        facts = [dict(zip(("path", "tensor_count", "nbytes"), shard, strict=True)) for shard in shards]
         written = [] if dry_run else [str(path) for path in paths]
         output_facts = {"output": written[0] if written else None, "files": written}
-        print_json({"shards": facts, "written": not dry_run} | output_facts)
+        print_json({"shards": facts, "nbytes": sum(shard[2] for shard in shards)} | output_facts)
         return
     rows = [(file, str(tensors), size(nbytes)) for file, tensors, nbytes in shards]
     show_table(("file", "tensors", "data"), rows, numbers=2)
@@ -108,7 +108,8 @@ def join(
     join_gguf(first, output, overwrite=overwrite, threads=threads, progress=progress)
     nbytes = output.stat().st_size
     if json:
+        parts = [{"path": path} for path in shards]
         output_facts = {"output": str(output), "files": [str(output)]}
-        print_json(output_facts | {"file": str(output), "tensors": tensors, "nbytes": nbytes, "shards": shards})
+        print_json(output_facts | {"tensor_count": tensors, "nbytes": nbytes, "shards": parts})
     else:
         say(f"{output}: {tensors} tensors of {len(shards)} shards, {size(nbytes)}")

@@ -127,6 +127,34 @@ class ExtractReport:
     tensors: dict[str, Extracted]
 
 
+def extract_lora(
+    tune: ModelReference | str | os.PathLike[str],
+    base: ModelReference | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    rank: int = 16,
+    out_type: TensorType | str = TensorType.F32,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    embeddings: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> ExtractReport:
+    """Write the difference of `tune` to `base` as a LoRA adapter, the GGUF file `output`.
+
+    The arguments and errors are those of `plan_extract` and `extract`.
+    """
+    plan, sources = plan_extract(
+        tune, base, rank=rank, out_type=out_type, include=include, exclude=exclude, embeddings=embeddings
+    )
+    try:
+        return extract(plan, sources, output, overwrite=overwrite, threads=threads, progress=progress)
+    finally:
+        for source in sources:
+            source.close()
+
+
 def total(extracted: Sequence[Extracted]) -> Extracted:
     """Of several tensors together."""
     return Extracted(

@@ -13,15 +13,61 @@ from ggufmerge.engine.checks import check_donor
 from ggufmerge.engine.header import QUANTIZATION_VERSION
 from ggufmerge.engine.plan import Input, Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened, planned_source
+from ggufmerge.engine.progress import Progress
+from ggufmerge.engine.run import BuildReport, run
 from ggufmerge.engine.side_tensors import with_side_tensors
 from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_decided_types
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import open_gguf
+from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like
 from ggufmerge.recipe import ModelReference
 from ggufmerge.sources import Source, open_source
 from ggufmerge.sources.layers import count_key, layer_count
 from ggufmerge.types import FileType, TensorType
+
+
+def quantize_file(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    out_type: FileType | str | None = None,
+    *,
+    like: str | os.PathLike[str] | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
+    pure: bool = False,
+    tensor_types: Sequence[tuple[str, TensorType | str]] = (),
+    output_tensor_type: TensorType | str | None = None,
+    token_embedding_type: TensorType | str | None = None,
+    leave_output_tensor: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    split: SplitLimit | None = None,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Write the GGUF file `path` in another file type as `output`, tensor by tensor as llama-quantize would.
+
+    out_type: such as "Q4_K_M", or "COPY"; None with `like`.  tensor_types: (regular expression, type) pairs.
+    The others: see `plan_quantize` and `run`. The report's `errors` has the relative error of each tensor.
+    GgufmergeError (PlanError, FormatError, OutputError) says what does not fit.
+    """
+    plan, opened = plan_quantize(
+        path,
+        out_type,
+        like=like,
+        imatrix=imatrix,
+        include_weights=include_weights,
+        exclude_weights=exclude_weights,
+        pure=pure,
+        tensor_types=tensor_types,
+        output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type,
+        leave_output_tensor=leave_output_tensor,
+    )
+    options: dict[str, Any] = {"overwrite": overwrite, "threads": threads, "split": split, "progress": progress}
+    with opened:
+        return run(plan, opened, output, measure=True, **options)
 
 
 def plan_quantize(

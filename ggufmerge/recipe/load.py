@@ -10,7 +10,7 @@ import codecs
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import Base, Method, Parameter
 from ggufmerge.patterns import Budget, Pattern, PatternError
 from ggufmerge.recipe.document import Document, Location, parse, shown
+from ggufmerge.recipe.plain import plain, written
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Graft, Model, OutputSlice, Recipe, SliceSource, TokenEmbedding, Tokenizer
 from ggufmerge.recipe.settings import Scalar, Setting
@@ -59,17 +60,38 @@ _MOVED = {
 }
 
 
-def load_recipe(source: str | os.PathLike[str]) -> Recipe:
-    """A checked recipe from a path, or from YAML text (a str with a line break).
+def load_recipe(source: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe:
+    """A checked recipe from a path, from YAML text (a str with a line break), or from a mapping of the same content.
 
     Of several documents, the one that no other document names as a model is the recipe, the others are its `stages`.
-    Relative model paths start from the recipe file's folder (for text: the working folder). RecipeError lists what
-    is wrong in its `lines`, at most 20, as `file:line:column: what is wrong and what to do`.
+    Relative model paths start from the recipe file's folder (for text and mappings: the working folder). In a mapping
+    paths may be `Path` objects, tuples count as lists, and NumPy's numbers as Python's. A Recipe that was loaded comes
+    back as it is; one that was made by hand is checked. RecipeError lists what is wrong in its `lines`, at most 20, as
+    `file:line:column: what is wrong and what to do`.
     """
+    if isinstance(source, Recipe):
+        return source if source.text else _build(written([plain(source)]), "recipe", ".")
+    if isinstance(source, Mapping):
+        return _build(written([source]), "recipe", ".")
     if isinstance(source, str) and "\n" in source:
         return _build(source, "recipe", ".")
     path = Path(source)
     return _build(_text(path), printable(path.name), str(path.parent))
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """See `Recipe.with_changes`."""
+    recipe = load_recipe(recipe)
+    data = [_data(stage) for stage in recipe.stages]
+    final = {key: value for key, value in (_data(recipe) | dict(changes)).items() if value is not None}
+    name = recipe.origin if recipe.origin == "recipe" else f"{recipe.origin} (changed)"  # its lines are others
+    return _build(written([*data, final]), name, recipe.folder)
+
+
+def _data(recipe: Recipe) -> dict[str, Any]:
+    """What a document says."""
+    assert recipe._document is not None
+    return dict(recipe._document.data)
 
 
 def _text(path: Path) -> str:

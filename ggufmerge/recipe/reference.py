@@ -48,6 +48,15 @@ class ModelReference:
     def __str__(self) -> str:
         return "+".join([self.path, *map(str, self.adapters)])
 
+    def written(self) -> Any:
+        """As a recipe writes it: the short form if that reads back as the same, else a mapping."""
+        try:
+            if ModelReference.parse(str(self)) == self:
+                return str(self)
+        except ValueError:
+            pass
+        return {"model": self.path, "lora": [{"path": a.path, "strength": a.strength} for a in self.adapters]}
+
     @classmethod
     def parse(cls, value: Any) -> ModelReference:
         """From a recipe's value (string or dict form); ValueError says what is wrong with it."""

@@ -6,7 +6,9 @@ text-generation-webui where they usually are, and given ones.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +18,7 @@ from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import GGUFFile, ShardName, facts, open_gguf
 from ggufmerge.sources import choice, folders, hub_cache, ollama, programs
 from ggufmerge.sources.presets import preset_models
-from ggufmerge.sources.references import Located
+from ggufmerge.sources.references import SCHEMES, Located
 
 # a head may be tied to the embedding, and constants of the rotation are not merged
 _MAY_DIFFER = frozenset({"output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
@@ -55,17 +57,18 @@ class FoundModel:
     error: str = ""
 
 
-def find_models(extra: Sequence[Path] = ()) -> list[FoundModel]:
+def find_models(extra: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = ()) -> list[FoundModel]:
     """All GGUF files that the programs of this machine keep, and those below the folders `extra`; each file once.
 
     Files that cannot be read are among them, with the reason. PlanError when one of the folders does not exist.
     """
-    for folder in extra:
+    roots = [Path(folder) for folder in ([extra] if isinstance(extra, str | os.PathLike) else extra)]
+    for folder in roots:
         if not folder.is_dir():
             raise PlanError(f"{folder}: there is no such folder; give one that has GGUF files in it")
     found: dict[tuple[Path, ...], FoundModel] = {}
     failed: list[FoundModel] = []
-    for reference, origin, keeper, locate in _places(extra):
+    for reference, origin, keeper, locate in _places(roots):
         try:
             located = locate()
             files = (located.path.resolve(), *located.adapters)
@@ -91,6 +94,32 @@ def families(models: Iterable[FoundModel]) -> list[list[FoundModel]]:
         if model.family:
             grouped.setdefault(model.family, []).append(model)
     return sorted(grouped.values(), key=lambda group: (-len(group), group[0].architecture, group[0].parameters))
+
+
+def known_models(folders: Iterable[Path]) -> list[FoundModel]:
+    """The models in these folders and in the working folder, then all others of this machine; each once."""
+    near: dict[Path, FoundModel] = {}
+    for folder in dict.fromkeys([*folders, Path()]):
+        for path in sorted(folder.glob("*.gguf")):
+            if not path.name.startswith("."):
+                with contextlib.suppress(GgufmergeError, OSError):
+                    near.setdefault(path.resolve(), described(str(path), path))
+    for model in find_models():
+        if model.path is not None and not model.error:
+            if model.origin in SCHEMES:  # a name is shorter than the path that it leads to
+                near[model.path.resolve()] = model
+            near.setdefault(model.path.resolve(), model)
+    return list(near.values())
+
+
+def described(reference: str, path: Path) -> FoundModel:
+    """What there is to know of one GGUF file, which a recipe calls `reference`. FormatError when it cannot be read."""
+    return _described(reference, str(path.parent), programs.program_of(path.parent), Located(path))
+
+
+def family_of(file: GGUFFile) -> str:
+    """`FoundModel.family` of a file that is open."""
+    return _family(file)
 
 
 def _places(extra: Sequence[Path]) -> Iterator[tuple[str, str, str, Callable[[], Located]]]:

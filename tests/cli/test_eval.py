@@ -199,7 +199,7 @@ def test_missing_parents_are_named(folder: pathlib.Path) -> None:
         "merged.gguf": ["base.gguf: only another file of this name is here", "tuned.gguf: not found here"]
     }
     shown = CliRunner().invoke(app, ["eval", "merged.gguf", "--text", "prose.txt", "--threads=1"]).stdout
-    assert "note: merged.gguf was made from models that are not here" in shown
+    assert "note: not all models that merged.gguf was made from are here" in shown
     assert "tuned.gguf: not found here" in shown
 
 
@@ -219,6 +219,15 @@ def test_the_verdict_stands_below_the_table(folder: pathlib.Path) -> None:
     sentence = facts("merged.gguf", "--text", "prose.txt")["verdicts"][0]["sentence"]
     assert "its base on prose.txt" in sentence
     assert all(f"  {part}" in shown for part in sentence.split("; "))
+
+
+def test_a_verdict_calls_texts_by_their_file_names(folder: pathlib.Path) -> None:
+    """Without folders in its words; as they were given in its figures."""
+    (folder / "texts").mkdir()
+    (folder / "prose.txt").rename(folder / "texts/prose.txt")
+    (verdict,) = facts("base.gguf", "tuned.gguf", "--text", "texts/prose.txt")["verdicts"]
+    assert "base.gguf on prose.txt" in verdict["sentence"]
+    assert [on["text"] for on in verdict["texts"]] == ["texts/prose.txt"]
 
 
 def test_without_llama_cpp_one_line_says_what_to_install(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,7 @@ def test_a_terminal_gets_a_bar_that_moves_within_a_text(clock: Clock) -> None:
     shown = out.file.getvalue()  # type: ignore[attr-defined]
     assert "about 2 min for 2 models (1,000 tokens)" in shown
     assert "25%" in shown
+    assert "2 min left" in shown
 
 
 def test_durations_in_words() -> None:
