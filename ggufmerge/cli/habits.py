@@ -88,10 +88,7 @@ _OF: Mapping[str, Mapping[str, Habit]] = {
             Told("that stands in the recipe: ggufmerge methods METHOD shows one"),
         ),
     },
-    "plan": {
-        "--dry-run": Idle("a plan writes nothing"),
-        **dict.fromkeys(("--output", "-o"), Idle("a plan writes nothing", 1)),
-    },
+    "plan": {"--dry-run": Idle("a plan writes nothing")},
     "quantize": {
         "--allow-requantize": Idle("a file that is quantized already is taken, with a warning"),
         "--override-kv": Told(
