@@ -44,7 +44,8 @@ def _run() -> int:
         if end.code == 130:  # of an interruption typer says nothing
             return _fail("interrupted")
         if end.code:
-            _tell(_WRONG_USE if end.code == 2 else "interrupted: give the same command again to go on")
+            wrong = getattr(end, "__notes__", [_WRONG_USE])
+            _tell(*(wrong if end.code == 2 else ["interrupted: give the same command again to go on"]))
         code = 1 if end.code and wants_json(sys.argv[1:]) else _code(end.code)
         return output.closed_with(code) if output else code
     except GgufmergeError as error:

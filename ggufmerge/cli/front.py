@@ -117,7 +117,9 @@ class Group(TyperGroup):
         except UsageError as error:
             if sys.stderr is not None:
                 print(f"error: {message(str(error))}", file=sys.stderr)
-            sys.exit(2)
+            end = SystemExit(2)
+            end.add_note(str(error))  # who asked for JSON finds it there
+            raise end from None
         if not standalone_mode:
             return result
         sys.exit(result if isinstance(result, int) else 0)

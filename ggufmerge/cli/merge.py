@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from ggufmerge.cli.build import build
+from ggufmerge.cli.completion import complete_methods, complete_models
+from ggufmerge.cli.options import model_argument
 
 if TYPE_CHECKING:
     from ggufmerge.engine.propose import Proposal
@@ -37,7 +39,7 @@ result. Nothing is overwritten: without --output the file gets a free name.
 def merge(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Models and LoRA adapters, two or more.", show_default=False),
+        model_argument("MODEL...", "Models and LoRA adapters, two or more, each"),
     ],
     base: Annotated[
         str | None,
@@ -45,13 +47,21 @@ def merge(
             "--base",
             metavar="MODEL",
             help="The model that they were tuned from.",
+            autocompletion=complete_models,
             show_default="found among the models of this machine",
         ),
     ] = None,
     no_base: Annotated[bool, typer.Option("--no-base", help="Look for no base: average or interpolate.")] = False,
     method: Annotated[
         str | None,
-        typer.Option("--method", "-m", metavar="METHOD", help="A merge method.", show_default="by what is known"),
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="METHOD",
+            help="A merge method (ggufmerge methods lists them).",
+            show_default="by what is known",
+            autocompletion=complete_methods,
+        ),
     ] = None,
     weight: Annotated[
         list[str] | None,

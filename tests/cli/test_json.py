@@ -29,6 +29,9 @@ COMMANDS = {
     "inspect": ["inspect a.gguf", "inspect cut-00001-of-00003.gguf --no-tensors"],
     "diff": ["diff a.gguf b.gguf --base base.gguf"],
     "models": ["models ."],
+    "methods": ["methods", "methods ties"],
+    "types": ["types", "types q4_k_m", "types Q4_K_L"],
+    "version": ["version"],
     "recipe explain": ["recipe explain r.yaml attn_q"],
     "eval": ["eval a.gguf --text text.txt --tokens 40 --context 32"],
 }
