@@ -46,6 +46,8 @@ class Parameter:
 
     def argument(self) -> str:
         text = self.info.metavar or self.name.upper()
+        if text.startswith("["):
+            return text
         text = f"{text}..." if self.many and not text.endswith("...") else text
         return text if self.required else f"[{text}]"
 

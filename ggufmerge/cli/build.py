@@ -10,6 +10,7 @@ import typer
 
 from ggufmerge.cli.bake import Rounding
 from ggufmerge.cli.homes import LlamaCpp, LmStudio, To
+from ggufmerge.cli.options import All, Chunk, DryRun, Imatrix, Json, Output, Overwrite, Threads, type_option
 from ggufmerge.cli.push import Card, ForHub, PushDryRun, PushTo
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
 from ggufmerge.cli.try_prompt import TryPrompt
@@ -60,48 +61,28 @@ PLAN_HELP = """Show what building RECIPE would do to each tensor; reads headers 
 
 _Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in mergekit's YAML.", show_default=False)]
 _Type = Annotated[
-    str | None,
-    typer.Option(
-        "--type", "-t", metavar="TYPE", help="File type of the result, such as Q8_0; wins over the recipe's out_type."
-    ),
-]
-_Imatrix = Annotated[
-    list[Path] | None,
-    typer.Option("--imatrix", metavar="FILE", help="Importance matrix to quantize with; several add up."),
+    str | None, type_option("Type of the result, such as Q8_0 (ggufmerge types lists them); wins over the recipe's.")
 ]
 _Rounding = Annotated[
     Rounding | None,
     typer.Option(
         "--rounding",
+        metavar="nearest|stochastic",
         help="Of changes to weights that keep their type; wins over the recipe's.",
         show_default="stochastic where nearest would lose the change",
     ),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
-_All = Annotated[bool, typer.Option("--all", help="List every tensor, not one line per kind.")]
 
 
 def build(
     recipe: _Recipe,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The GGUF file to write.")
-    ] = None,
+    output: Output = None,
     out_type: _Type = None,
-    imatrix: _Imatrix = None,
+    imatrix: Imatrix = None,
     rounding: _Rounding = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
-    ] = None,
-    chunk: Annotated[
-        int | None,
-        typer.Option(
-            "--chunk",
-            min=1024,
-            metavar="VALUES",
-            help="Values of a tensor that a thread works on at a time; memory grows with it.",
-        ),
-    ] = None,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    chunk: Chunk = None,
     max_size: MaxSize = None,
     max_tensors: MaxTensors = None,
     metadata_first: MetadataFirst = False,
@@ -129,8 +110,8 @@ def build(
     push: PushTo = None,
     push_dry_run: PushDryRun = False,
     try_prompt: TryPrompt = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
-    json: _Json = False,
+    dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     from ggufmerge.cli import try_prompt as trial
     from ggufmerge.cli.home_sink import ForHomes, home_line
@@ -214,10 +195,10 @@ def build(
 def plan(
     recipe: _Recipe,
     out_type: _Type = None,
-    imatrix: _Imatrix = None,
+    imatrix: Imatrix = None,
     rounding: _Rounding = None,
-    all_tensors: _All = False,
-    json: _Json = False,
+    all_tensors: All = False,
+    json: Json = False,
 ) -> None:
     wanted = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
     from ggufmerge.recipe import load_recipe

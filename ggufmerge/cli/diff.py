@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from ggufmerge.cli.options import All, Json, Threads, model_argument, model_option
 
 if TYPE_CHECKING:
     from ggufmerge.engine.compare import Change, Comparison, Totals
@@ -27,16 +27,12 @@ they pull a weight in the same direction; the last lines say what that means for
 
 
 def diff(
-    first: Annotated[str, typer.Argument(metavar="A", help="A GGUF file, or base.gguf+adapter.gguf.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The model to compare it with.")],
-    base: Annotated[
-        str | None, typer.Option("--base", metavar="FILE", help="The model that both were tuned from.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
-    ] = None,
-    every: Annotated[bool, typer.Option("--all", help="List every tensor, not one line per kind.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
+    first: Annotated[str, model_argument("A", "A model, with adapters if wanted (base.gguf+adapter.gguf)")],
+    second: Annotated[str, model_argument("B", "The one to compare it with")],
+    base: Annotated[str | None, model_option("--base", "BASE", "The model that both were tuned from")] = None,
+    threads: Threads = None,
+    every: All = False,
+    json: Json = False,
 ) -> None:
     from dataclasses import asdict
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufmerge.cli.options import Json, Threads, model_argument, model_option
+
 if TYPE_CHECKING:
     from ggufmerge.engine.parents import Family
     from ggufmerge.evaluate import LlamaModel
@@ -45,7 +47,7 @@ A MODEL is a GGUF file, with LoRA adapters if wanted: base.gguf+adapter.gguf=0.5
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="GGUF files to compare.", show_default=False)],
+    models: Annotated[list[str], model_argument("MODEL...", "Each model")],
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,7 +69,7 @@ def evaluate(
         ),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", metavar="MODEL", help="Measure the KL divergence from this model.")
+        str | None, model_option("--reference", "MODEL", "Measure the KL divergence from this model")
     ] = None,
     context: Annotated[int, typer.Option("--context", min=2, metavar="N", help="Tokens of a window of text.")] = 256,
     tokens: Annotated[
@@ -93,10 +95,8 @@ def evaluate(
             "than its base.",
         ),
     ] = False,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads to compute with.", show_default="all cores")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
+    threads: Threads = None,
+    json: Json = False,
 ) -> None:
     from os import cpu_count
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ggufmerge.cli.options import All, Json, model_argument
+
 SHORT, LONG = 72, 160  # characters that are shown of a longer value: on a terminal, in a pipe
 HELP = """Show the metadata and tensors of a GGUF file: a model, adapter or imatrix.
 
@@ -25,9 +27,8 @@ Only the header is read, so it takes no time on a file of any size. Of a split m
 
 
 def inspect(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A .gguf file, or ollama:NAME.", show_default=False)],
-    json: Annotated[bool, typer.Option("--json", help="Print all facts as one JSON object.")] = False,
-    every: Annotated[bool, typer.Option("--all", help="List every tensor, too.")] = False,
+    file: Annotated[str, model_argument("FILE", "A model, adapter or imatrix")],
+    every: All = False,
     tensors: Annotated[
         bool | None,
         typer.Option(
@@ -35,6 +36,7 @@ def inspect(
         ),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Print long strings and arrays to their end.")] = False,
+    json: Json = False,
 ) -> None:
     from ggufmerge.cli.terminal import console, print_json, say, show_table
     from ggufmerge.sources.inspect import inspect as facts_of

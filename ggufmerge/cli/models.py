@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufmerge.cli.options import Json
+
 if TYPE_CHECKING:
     from ggufmerge.sources.inventory import FoundModel
 
@@ -31,7 +33,7 @@ def models(
     folder: Annotated[
         list[Path] | None, typer.Argument(metavar="FOLDER...", help="Further folders to look into.", show_default=False)
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print all facts as one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     from ggufmerge.cli.terminal import print_json
     from ggufmerge.sources.inventory import families, find_models

@@ -8,16 +8,29 @@ from typing import Annotated, Any
 import typer
 
 from ggufmerge.cli.facts import begin
+from ggufmerge.cli.front import Command, Group
+from ggufmerge.cli.options import Json
 
 SCHEMA_HELP = """Print the JSON schema of recipes, for editors that complete and check YAML.
 
 [bold]Examples[/bold]
 
-  ggufmerge schema > ggufmerge.schema.json
+  ggufmerge recipe schema > ggufmerge.schema.json
 
 With the line below at the top of a recipe, editors with a YAML language server (VS Code, Neovim, ...) use it:
 
   # yaml-language-server: $schema=ggufmerge.schema.json
+"""
+
+RECIPE_HELP = """Help with writing recipes.
+
+[bold]Examples[/bold]
+
+  ggufmerge recipe explain recipe.yaml blk.3.ffn_down
+
+  ggufmerge recipe schema > ggufmerge.schema.json
+
+Every method has a recipe to begin with: ggufmerge methods ties.
 """
 
 EXPLAIN_HELP = """Show for each tensor which rule of RECIPE gave each parameter its value.
@@ -33,7 +46,7 @@ TENSOR is a filter as in recipes: a part of a name in GGUF's or Hugging Face's v
   ggufmerge recipe explain recipe.yaml --json
 """
 
-recipe_app = typer.Typer(help="Help with writing recipes.", no_args_is_help=True)
+recipe_app = typer.Typer(cls=Group, help=RECIPE_HELP)
 
 
 @recipe_app.callback()
@@ -41,6 +54,7 @@ def _recipe(context: typer.Context) -> None:
     begin(f"recipe {context.invoked_subcommand}")
 
 
+@recipe_app.command(cls=Command, help=SCHEMA_HELP)
 def schema() -> None:
     from ggufmerge.cli.terminal import print_plain_json
     from ggufmerge.recipe.json_schema import json_schema
@@ -48,11 +62,11 @@ def schema() -> None:
     print_plain_json(json_schema())
 
 
-@recipe_app.command(help=EXPLAIN_HELP)
+@recipe_app.command(cls=Command, help=EXPLAIN_HELP)
 def explain(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe.", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in mergekit's YAML.", show_default=False)],
     tensor: Annotated[str, typer.Argument(metavar="TENSOR", help="Which tensors.", show_default="all")] = "*",
-    json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     from dataclasses import asdict
 

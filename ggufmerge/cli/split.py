@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ggufmerge.cli.options import DryRun, Json, Overwrite, Threads
+
 SPLIT_HELP = """Cut INPUT into shards OUTPUT-00001-of-0000N.gguf, as llama-gguf-split does.
 
 [bold]Examples[/bold]
@@ -39,11 +41,6 @@ MaxTensors = Annotated[
 MetadataFirst = Annotated[
     bool, typer.Option("--no-tensor-first-split", help="Leave the first shard to the metadata alone.")
 ]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
-_Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Threads to copy with.", show_default="all cores")
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
 
 
 def split(
@@ -52,10 +49,10 @@ def split(
     max_size: MaxSize = None,
     max_tensors: MaxTensors = None,
     metadata_first: MetadataFirst = False,
-    overwrite: _Overwrite = False,
-    threads: _Threads = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the shards and stop.")] = False,
-    json: _Json = False,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     from ggufmerge.cli.terminal import print_json, show_table, show_warnings
     from ggufmerge.files import open_gguf
@@ -93,16 +90,18 @@ def split(
 def join(
     first: Annotated[Path, typer.Argument(metavar="FIRST", help="The first shard.", show_default=False)],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The GGUF file to write.", show_default=False)],
-    overwrite: _Overwrite = False,
-    threads: _Threads = None,
-    json: _Json = False,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    json: Json = False,
 ) -> None:
+    from ggufmerge.cli.front import check_name
     from ggufmerge.cli.progress import ProgressDisplay
     from ggufmerge.cli.terminal import console, print_json, say
     from ggufmerge.files import open_gguf
     from ggufmerge.files.split import join_gguf
     from ggufmerge.text import size
 
+    check_name(output)
     with open_gguf(first) as opened:
         shards, tensors = [str(path) for path in opened.paths], len(opened.tensors)
     progress = ProgressDisplay(console(stderr=True))

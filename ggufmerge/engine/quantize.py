@@ -83,6 +83,7 @@ def plan_quantize(
     output_tensor_type: TensorType | str | None = None,
     token_embedding_type: TensorType | str | None = None,
     leave_output_tensor: bool = False,
+    keep_split: bool = False,
 ) -> tuple[Plan, Opened]:
     """The plan of quantizing `path` to a file type, and what it reads from, opened.
 
@@ -113,6 +114,7 @@ def plan_quantize(
                 "output_tensor_type": output_tensor_type,
                 "token_embedding_type": token_embedding_type,
                 "leave_output_tensor": leave_output_tensor,
+                "keep_split": keep_split,
             },
         )
         on_failure.pop_all()

@@ -38,6 +38,7 @@ class GGUFFile:
 
     path: the file that was opened.  paths: all its files, in order.  version, alignment, metadata: those of the first.
     tensors: name -> Tensor in file order (`Tensors`).  nbytes: size of all files together.
+        self.shard_counts = [len(header.tensors) for header in headers]
 
     Closing lets go of the files: metadata and tensors cannot be read any more, arrays taken from them stay valid.
     """
@@ -50,6 +51,7 @@ class GGUFFile:
         self.alignment = first.alignment
         self.metadata = first.metadata
         self.tensors = Tensors((t.name, t) for header in headers for t in header.tensors)
+        self.shard_counts = [len(header.tensors) for header in headers]
         self.nbytes = sum(header.size for header in headers)
         self._files = [header.file for header in headers]
 

@@ -416,6 +416,11 @@ class _Chooser:
             *((f'tensor type "{pattern}"', True) for pattern, _, _ in self.overrides),
         ]
         unused = [option for option, given in options if given and option not in self.used]
+        if unused == ["leave_output_tensor"] and self.facts.is_tied:
+            raise PlanError(
+                "leave_output_tensor: this model has no output.weight, its token embeddings are the output; "
+                "token_embedding_type sets their type"
+            )
         if unused:
             raise PlanError(f"{', '.join(unused)} applies to no tensor of this model in a {self.ftype} file")
 

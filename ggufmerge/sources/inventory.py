@@ -82,6 +82,11 @@ def find_models(extra: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     return [*found.values(), *failed]
 
 
+def names() -> Iterator[str]:
+    """What a recipe may write for each model that the programs of this machine keep; no file is opened."""
+    return (reference for reference, *_ in _places(()))
+
+
 def families(models: Iterable[FoundModel]) -> list[list[FoundModel]]:
     """The models (of `kind` "model", readable) by family, large families first."""
     grouped: dict[str, list[FoundModel]] = {}
