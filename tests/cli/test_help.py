@@ -27,7 +27,7 @@ def commands() -> dict[tuple[str, ...], Any]:
 
 
 def options(command: Any) -> list[Any]:
-    return [p for p in command.params if p.param_type_name == "option"]
+    return [p for p in command.params if p.param_type_name == "option" and not p.hidden]
 
 
 COMMANDS = commands()

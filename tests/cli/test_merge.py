@@ -119,7 +119,7 @@ def test_results_go_wherever_those_of_build_go(machine: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ((), "Missing argument"),
+        ((), "MODEL... is missing"),
         (("a.gguf",), "one model alone"),
         (("a.gguf", "b.gguf", "--weight", "1;2"), "weights are numbers"),
         (("a.gguf", "b.gguf", "--set", "density"), "a parameter is NAME=VALUE"),
