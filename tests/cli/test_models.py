@@ -142,7 +142,7 @@ def test_a_machine_without_models(home: Path) -> None:
     """Says what to do."""
     assert "ggufmerge models FOLDER" in run()
     facts = json.loads(run("--json"))
-    assert [facts[key] for key in ("models", "can_be_merged", "unreadable")] == [[], [], []]
+    assert [facts[key] for key in ("models", "can_be_merged", "unreadable", "unfinished")] == [[], [], [], []]
 
 
 def test_a_folder_that_is_not_there(home: Path) -> None:
