@@ -90,7 +90,6 @@ _OF: Mapping[str, Mapping[str, Habit]] = {
     },
     "plan": {
         "--dry-run": Idle("a plan writes nothing"),
-        **dict.fromkeys(("--output", "-o"), Idle("a plan writes nothing", 1)),
     },
     "quantize": {
         "--allow-requantize": Idle("a file that is quantized already is taken, with a warning"),
