@@ -14,7 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ggufmerge.cli import habits
+from ggufmerge.cli import facts, habits
 from ggufmerge.cli import help as pages
 from ggufmerge.cli.habits import UsageError
 from ggufmerge.errors import GgufmergeError
@@ -117,9 +117,9 @@ class Group(TyperGroup):
         except UsageError as error:
             if sys.stderr is not None:
                 print(f"error: {message(str(error))}", file=sys.stderr)
-            end = SystemExit(2)
-            end.add_note(str(error))  # who asked for JSON finds it there
-            raise end from None
+            if (told := facts.error(error.lines)) is not None:
+                typer.echo(told)
+            sys.exit(2)
         if not standalone_mode:
             return result
         sys.exit(result if isinstance(result, int) else 0)

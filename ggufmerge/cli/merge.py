@@ -71,7 +71,9 @@ def merge(
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method, such as density=0.4."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A parameter of the method, such as density=0.4, or a key of recipes."
+        ),
     ] = None,
     save_recipe: Annotated[
         Path | None, typer.Option("--save-recipe", metavar="FILE", help="Write the recipe that is used.")
@@ -84,7 +86,10 @@ def merge(
     from ggufmerge.engine.propose import propose_merge
     from ggufmerge.files import check_target
     from ggufmerge.files.writer import write_new
+    from ggufmerge.recipe import Recipe
 
+    given = settings(setting or ())
+    keys = {name: given.pop(name) for name in list(given) if name in Recipe.model_fields}
     if save_recipe is not None:
         check_target(save_recipe, overwrite=options["overwrite"])
     if base is not None and no_base:
@@ -96,7 +101,8 @@ def merge(
             find_base=not no_base,
             method=method,
             weights=numbers(weight or ()),
-            parameters=settings(setting or ()),
+            parameters=given,
+            options=keys,
             out_type=options["out_type"],
         )
     show_warnings(proposal.warnings)

@@ -33,7 +33,7 @@ def mapped(plan: Plan, opened: Opened, *, digests: bool) -> int:
     read = {(i.source, i.tensor) for t in plan.tensors for i in t.inputs}
     nbytes, whole = 0, set[Path]()
     for number, source in enumerate(opened.sources):
-        stored = [source.tensors[tensor] for of, tensor in read if of == number]
+        stored = [source.file.tensors[tensor] for of, tensor in read if of == number]
         own = sum(t.rows * t.type.row_bytes(t.n) for t in stored)
         files = [path for path in source.files() if path.is_file()]
         if digests and whole.isdisjoint(files):

@@ -70,6 +70,18 @@ def test_what_is_said_is_done(machine: Path, run: Run) -> None:
     assert recipe.parameters["density"].rules[0].value == 0.25
 
 
+def test_keys_of_recipes_can_be_set(machine: Path, run: Run) -> None:
+    """Models of other vocabularies are merged as a recipe would merge them."""
+    write_tiny_llama("c.gguf", layers=1, tune=(3, 0.05), words=("quite", "other", "words"))
+    code, _, err = run("merge", "a.gguf", "c.gguf", "--dry-run")
+    assert (code, "tokenizer_source" in err) == (1, True)
+    keys = ("--set", "tokenizer_source=union", "--set", "seed=7", "--set", "name=Both")
+    code, out, err = run("merge", "a.gguf", "c.gguf", "--dry-run", "--method", "linear", *keys, "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    assert (facts["vocabulary"]["source"], facts["seed"], facts["metadata"]["general.name"]) == ("union", 7, "Both")
+
+
 def test_a_dry_run_writes_the_recipe_at_most(machine: Path, run: Run) -> None:
     """The recipe is the one that a run would use, and is overwritten only if that is wanted."""
     before = set(machine.iterdir())
