@@ -25,7 +25,7 @@ _PANEL = "Messages"
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.", rich_help_panel=_PANEL)
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", help="A line for each tensor.", rich_help_panel=_PANEL)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for each tensor.", rich_help_panel=_PANEL)]
 Log = Annotated[
     Path | None,
     typer.Option("--log", metavar="FILE", help="Add all that is said to this file, too.", rich_help_panel=_PANEL),

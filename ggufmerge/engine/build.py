@@ -113,6 +113,8 @@ def build(
             began = time.process_time()
             for sink in sinks:
                 report = sink.finish(report, out)
-            progress.measured({finish_kind(plan, opened): Measured(1, time.process_time() - began)})
+            progress.measured(
+                {finish_kind(documents.final, documents.opened): Measured(1, time.process_time() - began)}
+            )
             out.complete()
     return report

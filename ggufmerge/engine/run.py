@@ -420,7 +420,9 @@ class _Build:
 
     def _advance(self, tensor: str, seconds: float) -> None:
         """Tell of work on a tensor, of no more than was planned for it."""
-        units = min(round(seconds * TICKS), self.left[tensor])
+        units = min(round(seconds * TICKS), self.left.get(tensor, 0))
+        if not units:
+            return
         self.left[tensor] -= units
         self.progress.advance(units)
 

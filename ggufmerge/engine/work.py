@@ -121,7 +121,7 @@ def merge_kind(tensor: PlannedTensor) -> str:
 def kernels_of(plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None) -> list[str]:
     """What kernels a plan needs, in the order in which `run` prepares them."""
     made = [t for t in plan.tensors if t.action != "copy"]
-    kinds = [f"read {sources[i.source].tensors[i.tensor].type}" for t in made for i in t.inputs]
+    kinds = [f"read {sources[i.source].file.tensors[i.tensor].type}" for t in made for i in t.inputs]
     kinds += [f"write {t.type}{' weighted' * (imatrix is not None and t.name in imatrix)}" for t in made]
     kinds += ["survey"]
     kinds += [f"merge {t.method}" for t in plan.tensors if t.action == "merge"]
@@ -173,7 +173,7 @@ def _reads(tensor: PlannedTensor, opened: Opened) -> Iterator[str]:
         return
     seen = set()
     for given in tensor.inputs:
-        stored = opened.sources[given.source].tensors[given.tensor]
+        stored = opened.sources[given.source].file.tensors[given.tensor]
         place = (stored.path, stored.name)
         if place not in seen:
             seen.add(place)

@@ -43,7 +43,7 @@ WORKS = (
     ("build recipe.yaml out.gguf", "out.gguf"),
     ("mergekit-yaml recipe.yaml out.gguf --cuda", "out.gguf"),
     ("build recipe.yaml out.gguf --lazy-unpickle --copy-tokenizer --allow-crimes", "out.gguf"),
-    ("build recipe.yaml -v -o out.gguf --trust-remote-code", "out.gguf"),
+    ("build recipe.yaml -o out.gguf --trust-remote-code", "out.gguf"),
     ("build recipe.yaml --out out.gguf --num-threads 2", "out.gguf"),
     ("build recipe.yaml -o out.gguf --transformers-cache /tmp --lora-merge-cache=/tmp", "out.gguf"),
     ("build recipe.yaml -o out.gguf --outtype q8_0 -f", "out.gguf"),

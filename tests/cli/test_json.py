@@ -33,9 +33,6 @@ COMMANDS = {
     "types": ["types", "types q4_k_m", "types Q4_K_L"],
     "version": ["version"],
     "recipe explain": ["recipe explain r.yaml attn_q"],
-    "methods": ["methods", "methods ties"],
-    "types": ["types", "types Q4_K", "types Q4_K_L"],
-    "version": ["version"],
     "eval": ["eval a.gguf --text text.txt --tokens 40 --context 32"],
 }
 WRITING = {"merge", "build", "plan", "quantize", "bake", "extract-lora", "split", "join"}
@@ -105,7 +102,7 @@ def test_facts_have_one_schema(line: str, folder: Path, run: Run) -> None:
     assert facts.get("survival") is None or 0 <= facts["survival"] < 2
     assert all("path" in source for source in facts.get("sources", ()))
     for stage in facts.get("stages", ()):
-        assert set(stage) | {"stages", "forecast", "schema", "command", "version"} >= set(facts)
+        assert set(stage) | {"stages", "schema", "command", "version", "forecast"} >= set(facts)
     assert "error" not in facts
 
 

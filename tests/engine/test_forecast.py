@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import ggufmerge
-from ggufmerge.engine import Progress, make_plan, run
+from ggufmerge.engine import Progress, build, make_plan, run
 from ggufmerge.engine.documents import documents_of, planned_documents
 from ggufmerge.engine.forecast import Forecast, check_output, forecast, result_sizes
 from ggufmerge.engine.quantize import plan_quantize
@@ -240,7 +240,7 @@ def test_a_place_is_refused_as_by_the_build(tmp_path: Path, place: str) -> None:
     with planned_documents(load_recipe(tmp_path / "r.yaml")) as documents, pytest.raises(GgufmergeError) as early:
         check_output(documents, output, split=None, overwrite=False, chunk=DEFAULT_CHUNK)
     with pytest.raises(GgufmergeError) as late:
-        ggufmerge.build(tmp_path / "r.yaml", output)
+        build(tmp_path / "r.yaml", output)
     assert str(early.value) == str(late.value)
 
 
@@ -253,7 +253,7 @@ def test_a_full_disk_is_refused_as_by_the_build(folder: Path, tmp_path: Path, mo
     with opened, pytest.raises(GgufmergeError) as early:
         check_output(documents_of(plan, opened), tmp_path / "out.gguf", split=None, overwrite=False, chunk=1 << 18)
     with pytest.raises(GgufmergeError) as late:
-        ggufmerge.build(folder / "r.yaml", tmp_path / "out.gguf")
+        build(folder / "r.yaml", tmp_path / "out.gguf")
     assert str(early.value) == str(late.value)
     assert "free" in str(early.value)
 
