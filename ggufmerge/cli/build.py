@@ -221,7 +221,7 @@ def _show_plans(
     more: Mapping[str, Any] | None = None,
     lines: Sequence[str] = (),
 ) -> None:
-    """The plan of a recipe, behind those of its stages, and what it will cost; as JSON a list if there are stages.
+    """The plan of a recipe, behind those of its stages, and what it will cost; in JSON those stand under "stages".
 
     wanted: the command line's part in it, as `make_plan` takes it.  must_fit: fail where the build would.
     more: facts beside those of the last plan in JSON; lines: the same in words.
