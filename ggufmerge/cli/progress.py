@@ -63,7 +63,7 @@ def progress_display(output: Path | None = None) -> Iterator[ProgressDisplay]:
         else:
             complain("interrupted: give the same command again (nothing was finished yet, nothing is kept)")
         for line in kept:
-            complain(f"interrupted: {line}")
+            complain(f"kept: {line}")
         raise typer.Exit(1) from None
     finally:
         progress.end()
@@ -73,9 +73,7 @@ def _what_is_kept(output: Path | None) -> Iterator[str]:
     from ggufmerge.cli.unfinished import how_to_drop, of_output
 
     for found in of_output(output) if output is not None else ():
-        folder = found.output.parent
-        names = ", ".join(path.name for path in found.files)
-        yield f"what is done is kept in {folder}: {names} ({size(found.nbytes)}); to drop it: {how_to_drop(found)}"
+        yield f"{size(found.nbytes)} in {found.output.parent}; to drop it: {how_to_drop(found)}"
 
 
 class ProgressDisplay(ProgressEvents):

@@ -54,11 +54,13 @@ class Across(Progress):
     def __init__(self, progress: Progress, works: Sequence[tuple[int, int]]) -> None:
         self._progress, self._works = progress, list(works)
         self._number = -1  # of the document under way
+        self._left = 0  # of its work
         self._begun = False
         for name in ("warn", "compiling", "phase", "tensor", "tensor_done", "measured"):
             setattr(self, name, getattr(progress, name))
 
     def begin(self, total: int, tensors: int) -> None:
+        self.advance(self._left)  # what was planned of the document before and did not come
         self._number += 1
         self._left = self._works[self._number][0]
         if not self._begun:
@@ -76,11 +78,10 @@ class Across(Progress):
         self._progress.taken_over(self._part(total), tensors)
 
     def advance(self, units: int) -> None:
-        self._progress.advance(self._part(units))
+        if units := self._part(units):
+            self._progress.advance(units)
 
     def end(self) -> None:
-        if self._left and self._begun:
-            self.advance(self._left)
         if self._number == len(self._works) - 1:
             self._progress.end()
 

@@ -71,12 +71,17 @@ def look(output: Path) -> Unfinished | None:
 
 def find_unfinished(folders: Iterable[Path], outputs: Iterable[Path] = ()) -> list[Unfinished]:
     """The unfinished builds in some folders (not below them), and those of these outputs, by their paths."""
-    wanted: dict[Path, None] = dict.fromkeys(Path(path).absolute() for path in outputs)
+    wanted: dict[Path, None] = dict.fromkeys(map(_plain, outputs))
     for folder in folders:
         with contextlib.suppress(OSError):
             for journal in sorted(Path(folder).glob(f".?*{_SUFFIX}")):
-                wanted[journal.with_name(journal.name[1 : -len(_SUFFIX)]).absolute()] = None
+                wanted[_plain(journal.with_name(journal.name[1 : -len(_SUFFIX)]))] = None
     return [found for path in sorted(wanted) if (found := look(path)) is not None]
+
+
+def _plain(path: Path) -> Path:
+    """From the root, without steps up; what is a link stays one."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def _shards(output: Path) -> list[Path]:

@@ -201,7 +201,7 @@ def test_an_interruption_says_what_is_kept(interrupted: str, folder: Path) -> No
     assert ".out.gguf.partial" in second
     assert ".out.gguf.journal" in second
     assert str(folder) in second
-    assert re.search(r"\d kB\)|\d MB\)", second)
+    assert re.match(r"kept: [\d.]+ [kM]B in ", second)
     assert "to drop it: " in second
 
 
