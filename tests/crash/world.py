@@ -110,6 +110,7 @@ class World:
         self._changed = {name: changed(root / "work" / name) for name in SOURCES}
         self._times = {name: (root / "work" / name).stat().st_mtime_ns for name in SOURCES}
         places = {"OLLAMA_MODELS": str(root / "store"), "OLLAMA_HOST": "", "TMPDIR": str(root / "tmp")}
+        places["GGUFMERGE_CACHE"] = os.devnull  # what is learned of the machine is no part of a build
         self.server = Server(root, root / "work", places)
         for recipe, options in (_KINDS[name] for name in _KINDS):
             self._empty()
