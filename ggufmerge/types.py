@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -97,7 +97,7 @@ class TensorType(StrEnum):
         try:
             return cls[name.upper()]
         except KeyError:
-            raise GgufmergeError(f'unknown tensor type "{name}": {nearest(name, cls)}') from None
+            raise GgufmergeError(f'unknown tensor type "{name}": {_nearest(name, cls)}') from None
 
 
 _BY_ID = {t.id: t for t in TensorType}
@@ -191,7 +191,13 @@ class FileType(StrEnum):
         try:
             return cls[key]
         except KeyError:
-            raise GgufmergeError(f'unknown type "{name}": {nearest(name, cls)}') from None
+            raise GgufmergeError(f'unknown type "{name}": {_nearest(name, cls)}') from None
+
+
+def _nearest(name: str, types: Iterable[str]) -> str:
+    """The type that was meant, or some: there are too many to list."""
+    hint = nearest(name, types)
+    return hint if hint.startswith("did") else "types are F16, Q8_0, Q6_K, Q5_K, Q4_K, IQ4_XS and so on"
 
 
 def block_number(name: str) -> int:

@@ -27,7 +27,8 @@ def main() -> None:
 
 def _run() -> int:
     """Carry out the command; gives the exit code."""
-    from ggufmerge.errors import GgufmergeError
+    from ggufmerge.cli.spelling import spelling
+    from ggufmerge.errors import GgufmergeError, spoken
 
     # numbers are looked at by the program itself; numpy's warnings are lines of source to a user
     warnings.simplefilter("ignore", RuntimeWarning)
@@ -35,7 +36,8 @@ def _run() -> int:
     try:
         from ggufmerge.cli.app import app
 
-        app()
+        with spoken(spelling):
+            app()
     except SystemExit as end:
         if end.code == 130:  # of an interruption typer says nothing
             return _fail("interrupted")

@@ -82,6 +82,7 @@ def evaluate(
     names = list(dict.fromkeys([*([] if reference is None else [reference]), *models]))
     if require_better and not (text and len(names) > 1):
         raise typer.BadParameter("needs a --text and models to compare", param_hint="--require-better")
+    _check_files(names, text or [])
     texts = {path: _read(path) for path in text or []}
     room = context if prompt is None else max(context, 512)
     scores: list[Facts] = []
@@ -108,6 +109,21 @@ def evaluate(
             _show_answer(answer)
     if require_better:
         _require_better(scores)
+
+
+def _check_files(models: Iterable[str], texts: Iterable[Path]) -> None:
+    """GgufmergeError that names all files that are not there."""
+    from ggufmerge.errors import GgufmergeError, collected
+    from ggufmerge.files.absent import absent
+    from ggufmerge.recipe import ModelReference
+    from ggufmerge.sources.references import check_found
+
+    missing: list[str] = []
+    with collected(missing):
+        check_found(("", path) for name in models for path in ModelReference.from_argument(name).paths)
+    missing += [f"--text: {path}: {absent(path, ('.txt', '.md'))}" for path in texts if not path.exists()]
+    if missing:
+        raise GgufmergeError(*missing)
 
 
 def _read(path: Path) -> str:

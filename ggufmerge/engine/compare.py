@@ -17,6 +17,7 @@ from ggufmerge.errors import PlanError
 from ggufmerge.kernels import kernel
 from ggufmerge.recipe import ModelReference
 from ggufmerge.sources import Source, open_source
+from ggufmerge.sources.references import check_found
 
 _CHUNK = 1 << 18  # values
 
@@ -64,6 +65,7 @@ def compare(
     one holds NaN or infinity, which have no distance.
     """
     paths = [first, second] if base is None else [first, second, base]
+    check_found(("", path) for reference in paths for path in ModelReference.from_argument(reference).paths)
     with ExitStack() as opened:
         sources = []
         for path in paths:

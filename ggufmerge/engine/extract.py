@@ -27,7 +27,7 @@ from ggufmerge.engine.checks import check_architectures, check_inputs, check_spa
 from ggufmerge.engine.low_rank import PASSES, LowRank, low_rank
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.scheduler import Job, drive
-from ggufmerge.errors import GgufmergeError, PlanError, nearest
+from ggufmerge.errors import GgufmergeError, PlanError, nearest, option
 from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output, Writer
@@ -39,6 +39,7 @@ from ggufmerge.recipe import ModelReference
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source, open_source
 from ggufmerge.sources.damage import place
+from ggufmerge.sources.references import check_found
 from ggufmerge.sources.stored import StoredTensor
 from ggufmerge.types import FileType, TensorType
 
@@ -157,7 +158,9 @@ def plan_extract(
         raise GgufmergeError(f"an adapter is written as F32, F16 or BF16, not {kind}: llama.cpp's own tools refuse it")
     if rank < 1:
         raise GgufmergeError(f"the rank is a whole number of at least 1, not {rank}")
-    sources = _opened(_reference(tune), _reference(base))
+    models = _reference(tune), _reference(base)
+    check_found(("", path) for reference in models for path in reference.paths)
+    sources = _opened(*models)
     try:
         check_architectures(sources)
         plan = _Selection(*sources, rank, kind, include, exclude, embeddings).plan()
@@ -421,7 +424,7 @@ def _write(plan: ExtractPlan, pair: PlannedPair, matrix: int, factors: LowRank, 
         if codec(half.type).damaged(raw) >= 0:
             raise GgufmergeError(
                 f"{half.name}: {half.type} cannot hold its values, up to {np.abs(x).max():.3g}; write the adapter as "
-                f"F32 (--type F32), or leave the tensor out (--exclude {pair.name})"
+                f"F32 ({option('out_type', 'F32')}), or leave the tensor out ({option('exclude', pair.name)})"
             )
         writer.write(half.name, matrix * raw.nbytes, raw)
 

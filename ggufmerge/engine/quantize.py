@@ -15,12 +15,14 @@ from ggufmerge.engine.plan import Input, Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened, planned_source
 from ggufmerge.engine.side_tensors import with_side_tensors
 from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_decided_types
-from ggufmerge.errors import GgufmergeError
+from ggufmerge.errors import GgufmergeError, RoleError, option
 from ggufmerge.files import open_gguf
 from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like
 from ggufmerge.recipe import ModelReference
 from ggufmerge.sources import Source, open_source
 from ggufmerge.sources.layers import count_key, layer_count
+from ggufmerge.sources.model import locate
+from ggufmerge.sources.references import check_found
 from ggufmerge.types import FileType, TensorType
 
 
@@ -47,9 +49,14 @@ def plan_quantize(
     GgufmergeError (PlanError, FormatError) says what does not fit.
     """
     if (ftype is None) == (like is None):
-        raise GgufmergeError("give either a type, such as Q4_K_M, or a file to follow with --like")
+        raise GgufmergeError(f"give either a type, such as Q4_K_M, or a file to follow with {option('like')}")
     reference = ModelReference(os.fspath(path))
-    source = open_source(reference)
+    named = [("", reference.path), *((option("imatrix"), os.fspath(file)) for file in imatrix)]
+    check_found([*named, *([] if like is None else [(option("like"), os.fspath(like))])])
+    try:
+        source = open_source(reference)
+    except RoleError as error:
+        raise error.to_do(f"bake it into one first: ggufmerge bake MODEL {reference.path}") from None
     with ExitStack() as on_failure:
         on_failure.callback(source.close)
         check_donor(source)
@@ -85,7 +92,7 @@ def _planned(
     mixture: dict[str, Any],
 ) -> tuple[Plan, Opened]:
     """The plan over a file that is open; see `plan_quantize`. mixture: further arguments of `decide_types`."""
-    matrix = combined_imatrix([os.fspath(p) for p in imatrix])
+    matrix = combined_imatrix([str(locate(os.fspath(p), ".")) for p in imatrix])
     if matrix is not None and (include_weights or exclude_weights):
         matrix = matrix.select(include_weights, exclude_weights)
     tensors = [
@@ -93,7 +100,7 @@ def _planned(
         for name, t in source.tensors.items()
     ]
     if like is not None:
-        with open_gguf(like) as other:
+        with open_gguf(locate(os.fspath(like), ".")) as other:
             tensors = with_decided_types(tensors, types_like(source, other))
         file_type = guess_file_type({t.name: t.type for t in tensors}, source)
     elif str(ftype).upper() == "COPY":

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.errors import GgufmergeError
+from ggufmerge.errors import GgufmergeError, option
 from ggufmerge.files.metadata import MetadataEditor
 from ggufmerge.files.shards import ShardName, SplitKeys
 from ggufmerge.files.small import file_name
@@ -70,7 +70,9 @@ class SplitLimit:
         """The limit of the command line's options, `max_size` as in `parse_size`; None when none of them is given."""
         if max_size is None and max_tensors is None:
             if metadata_first:
-                raise GgufmergeError("a first shard without tensors needs --split-max-size or --split-max-tensors")
+                raise GgufmergeError(
+                    f"a first shard without tensors needs {option('max_size')} or {option('max_tensors')}"
+                )
             return None
         return cls(None if max_size is None else parse_size(max_size), max_tensors, metadata_first)
 

@@ -29,6 +29,7 @@ class ArceeFusion(Method):
     summary = "take the elements that matter most from the other model"
     reference = "Arcee AI 2024"
     max_models = 1
+    pair = True
 
     def passes(self, p: Problem) -> Passes:
         """Statistics: divergence of each row, float64 [rows], and the threshold."""

@@ -25,7 +25,8 @@ class NearSwap(Method):
     summary = "move each element towards the other model, by a fixed step at most"
     reference = "https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
     max_models = 1
-    parameters = (Parameter("t", "shared", float, "the longest step an element may take", low=0),)
+    pair = True
+    parameters = (Parameter("t", "shared", float, "the longest step an element may take", low=0, example="0.001"),)
 
     def untouched(self, p: Problem) -> int | None:
         return 0 if p.shared["t"] == 0 else None

@@ -25,7 +25,7 @@ from ggufmerge.methods.combination import (
     weighted_columns,
     weighted_sum,
 )
-from ggufmerge.methods.spec import Base, Chunk, Parameter, Pass, Passes, Problem, Stack
+from ggufmerge.methods.spec import Base, Chunk, Clash, Parameter, Pass, Passes, Problem, Stack
 
 NO_WEIGHT = 1e-6  # a sum of weights this small gives t = 1/2
 NO_NORM = 1e-7  # norms below it count as this
@@ -47,7 +47,7 @@ class NuSlerp(Combination):
 
     def check(self, p: Problem) -> None:
         if p.shared["nuslerp_flatten"] and p.shared["nuslerp_row_wise"]:
-            raise ValueError("`nuslerp_row_wise` is read only with `nuslerp_flatten: false`")
+            raise Clash("`nuslerp_row_wise` is read only with `nuslerp_flatten: false`", "nuslerp_row_wise")
 
     def untouched(self, p: Problem) -> int | None:
         t = _fraction(p)

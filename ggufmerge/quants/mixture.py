@@ -18,7 +18,7 @@ from enum import Enum, StrEnum, auto
 from numbers import Integral
 from typing import Any, Protocol
 
-from ggufmerge.errors import FormatError, GgufmergeError, PlanError
+from ggufmerge.errors import FormatError, GgufmergeError, PlanError, option
 from ggufmerge.patterns import Budget, Pattern, PatternError
 from ggufmerge.types import FileType, TensorType, block_number, visiting_order
 
@@ -635,7 +635,7 @@ def _fitted(name: str, wanted: TensorType, n: int, rule: Rule, reason: str) -> D
     try:
         fitting = fallback_type(wanted, n)
     except FormatError as e:
-        raise PlanError(f"{name}: {e}; choose another type for it with --tensor-type") from None
+        raise PlanError(f"{name}: {e}; choose another type for it with {option('tensor_types')}") from None
     if fitting is wanted:
         return Decision(wanted, wanted, rule, reason)
     why = f"{reason}: {wanted}, but {n} values in a row are not a multiple of {wanted.block_size}"

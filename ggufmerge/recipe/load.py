@@ -10,7 +10,7 @@ import codecs
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import pydantic
 
 from ggufmerge.errors import RecipeError, nearest
+from ggufmerge.files.absent import RECIPES, absent
 from ggufmerge.files.small import open_regular
 from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
@@ -41,6 +42,7 @@ INERT = {
 _TASK_ONLY = {"density", "rescale"}  # accepted by mergekit for task_arithmetic, which sparsifies nothing
 
 MAX_BYTES = 1 << 20
+_ENTRY = '"- model: FILE.gguf"'
 MAX_COMPLAINTS = 20  # that are written out
 
 _KEYS: dict[str, type[pydantic.BaseModel]] = {
@@ -59,15 +61,18 @@ _MOVED = {
 }
 
 
-def load_recipe(source: str | os.PathLike[str]) -> Recipe:
+def load_recipe(source: str | os.PathLike[str], *, arguments: Collection[str] | None = None) -> Recipe:
     """A checked recipe from a path, or from YAML text (a str with a line break).
 
     Of several documents, the one that no other document names as a model is the recipe, the others are its `stages`.
     Relative model paths start from the recipe file's folder (for text: the working folder). RecipeError lists what
     is wrong in its `lines`, at most 20, as `file:line:column: what is wrong and what to do`.
+
+    arguments: for a text that a command made of its arguments: the keys that stand for arguments of these names.
+    Complaints then name an argument, or nothing, where they would name a line that nobody has written.
     """
     if isinstance(source, str) and "\n" in source:
-        return _build(source, "recipe", ".")
+        return _build(source, "recipe", ".", None if arguments is None else frozenset(arguments))
     path = Path(source)
     return _build(_text(path), printable(path.name), str(path.parent))
 
@@ -77,10 +82,17 @@ def _text(path: Path) -> str:
     try:
         with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: {absent(path, RECIPES)}") from None
+    except IsADirectoryError:
+        here = ", ".join(sorted(p.name for p in path.glob("*") if p.suffix.lower() in RECIPES)[:5])
+        raise RecipeError(
+            f"{path}: a folder, not a recipe; {f'it has {here}' if here else 'give a YAML file'}"
+        ) from None
     except OSError as error:
-        raise RecipeError(f"{printable(str(path))}: cannot read the recipe: {error.strerror}") from None
+        raise RecipeError(f"{path}: the recipe cannot be read: {error.strerror}") from None
     if data[:4] == b"GGUF":
-        raise RecipeError(f"{path}: a GGUF file, not a recipe; write a recipe (YAML) that names it under models:")
+        raise RecipeError(f'{path}: a GGUF file, not a recipe; name it under "models:" of a recipe (YAML)')
     if len(data) > MAX_BYTES:
         raise RecipeError(f"{path}: more than {MAX_BYTES >> 20} MiB, which is no recipe; give a YAML file")
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what `>` writes in Windows PowerShell
@@ -92,10 +104,10 @@ def _text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _build(text: str, name: str, folder: str) -> Recipe:
+def _build(text: str, name: str, folder: str, arguments: frozenset[str] | None = None) -> Recipe:
     recipes: list[Recipe] = []
     complaints: list[_Complaint] = []
-    for document in parse(text, name):
+    for document in _documents(text, name, arguments):
         report = _Report(document)
         recipe = None
         if isinstance(document.data, dict):
@@ -113,6 +125,18 @@ def _build(text: str, name: str, folder: str) -> Recipe:
     if complaints:
         raise RecipeError(*_lines(complaints))
     return recipes[0] if len(recipes) == 1 else _with_stages(recipes)
+
+
+def _documents(text: str, name: str, arguments: frozenset[str] | None) -> list[Document]:
+    """The documents of a recipe; a text that is none, such as a letter, is not corrected as if it were one."""
+    try:
+        documents = parse(text, name, arguments)
+        if any(isinstance(document.data, dict | list) for document in documents):
+            return documents
+    except RecipeError:
+        if re.search(rf"^\W*(?:{'|'.join(Recipe.model_fields)})\b", text, re.MULTILINE):
+            raise
+    raise RecipeError(f'{name}:1: this is no recipe, which has lines such as "merge_method: linear" and "models:"')
 
 
 def _with_stages(recipes: list[Recipe]) -> Recipe:
@@ -200,7 +224,10 @@ class _Complaint:
 def _lines(complaints: Iterable[_Complaint]) -> list[str]:
     """The complaints in the order of the file, as far as anybody reads them."""
     ordered = sorted(complaints, key=lambda complaint: complaint.position)
-    lines = [f"{c.where}: {c.what if isinstance(c.what, str) else c.what()}" for c in ordered[:MAX_COMPLAINTS]]
+    lines = [
+        f"{c.where}: " * bool(c.where) + (c.what if isinstance(c.what, str) else c.what())
+        for c in ordered[:MAX_COMPLAINTS]
+    ]
     return [*lines, *_rest(len(ordered))]
 
 
@@ -309,6 +336,10 @@ def _explain(item: Any, at: Location, data: dict[str, Any]) -> str:
             return f"{value} is not a valid {key}; it is one of {item['ctx']['expected']}"
         case "too_short":
             return f"{subject} needs at least one entry"
+        case "model_type" | "dict_type" if rooms[-1:] == ["models"] and isinstance(item["input"], str):
+            return f'{subject} has keys: write "- model: {printable(item["input"])}"'
+        case "list_type" if key == "models":
+            return f"{subject} is a list: below it, write a line such as {_as_entry(item['input'])} for each model"
         case "model_type" | "dict_type":
             return f"{subject} is a mapping of keys to values, not {value}"
         case "list_type" | "tuple_type":
@@ -317,6 +348,13 @@ def _explain(item: Any, at: Location, data: dict[str, Any]) -> str:
             return f"{subject} is a text, not {value}; write it in quotes"
         case _:
             return f"{subject} {item['msg'].removeprefix('Input ')}, not {value}"
+
+
+def _as_entry(value: Any) -> str:
+    """How a list entry is written for what stands there instead of a list."""
+    if isinstance(value, dict):
+        value = value.get("model", next(iter(value), None))
+    return f'"- model: {printable(value)}"' if isinstance(value, str) and "\n" not in value else _ENTRY
 
 
 def _parameter_hint(key: str, data: dict[str, Any]) -> str:
@@ -328,8 +366,11 @@ def _parameter_hint(key: str, data: dict[str, Any]) -> str:
 
 def _check(recipe: Recipe, report: _Report) -> None:
     """What the schema cannot see: methods, parameter names, scopes and values, which get the types of their method."""
-    if (recipe.models is None) == (recipe.slices is None):
-        report.problem((), 'a recipe has either "models" or "slices"')
+    if recipe.models is None and recipe.slices is None:
+        alone = "base_model alone makes no merge" if recipe.base_model else "the recipe names no models"
+        report.problem((), f"{alone}: add models:, and below it a line such as {_ENTRY} for each model")
+    elif recipe.models is not None and recipe.slices is not None:
+        report.problem(("slices",), 'a recipe has either "models" or "slices": remove one of them')
     if recipe.tokenizer is not None and recipe.tokenizer_source is not None:
         report.problem(("tokenizer",), 'a recipe has either "tokenizer" or "tokenizer_source"')
     if recipe.like is not None and recipe.out_type is not None:
@@ -343,17 +384,25 @@ def _check(recipe: Recipe, report: _Report) -> None:
     _warn_of_unreachable(("merge_method",), recipe.merge_method, report)
     for method in methods:
         if method.base is Base.REQUIRED and recipe.base_model is None and not _every_slice_has_base(recipe):
-            report.problem(
-                ("merge_method",),
-                f"{method.name} takes differences from a base: "
-                'add "base_model: FILE.gguf", the model that the others were tuned from',
-            )
+            report.problem(("merge_method",), _base_missing(method, recipe))
     for at, parameters, per_model in _parameter_places(recipe):
         is_base = per_model and all(method.base is not Base.MODEL for method in methods) and _is_base(recipe, at)
         for name, setting in parameters.items():
             # the method that reads the parameter here, else one that knows it, else any: its complaint is the user's
             order = sorted(methods, key=lambda m: _affinity(m, name, per_model), reverse=True)
             _check_parameter(order[0], (*at, name), parameters, setting, per_model, is_base, report)
+
+
+def _base_missing(method: Method, recipe: Recipe) -> str:
+    """What to do where a method has no base."""
+    if not method.pair:
+        add = 'add "base_model: FILE.gguf", the model that the others were tuned from'
+        return f"{method.name} takes differences from a base: {add}"
+    models = [str(entry.model) for entry in recipe.models or ()]
+    start, other = models if len(models) == 2 else ("one of them", "the other")
+    return (
+        f"{method.name} goes from base_model to one model: make {start} the base_model and list only {other} as model"
+    )
 
 
 def _check_patterns(recipe: Recipe, report: _Report) -> None:
@@ -408,6 +457,9 @@ def _check_parameter(
         if method.name == "task_arithmetic" and name in _TASK_ONLY:
             report.warn(at, f'"{name}" has no effect in task_arithmetic')
             return
+        if name.isdecimal() and (before := _decimal_comma(name, parameters)):
+            report.problem(at, f'numbers have a point: write "{before}.{name}", not "{before},{name}"')
+            return
         names = [q.name for q in method.parameters]
         hint = nearest(name, names) if names else f"{method.name} has no parameters"
         report.problem(at, f"{method.name} has no parameter {shown(name)}: {hint}")
@@ -422,9 +474,40 @@ def _check_parameter(
     except ValueError as error:
         report.problem(at, str(error))
         return
+    for odd in _unusual(spec, parameters[name]):
+        report.warn(at, odd)
     if is_base:
         report.warn(at, f'"{name}" has no effect on the base model')
     _warn_of_unreachable(at, setting, report)
+
+
+def _decimal_comma(name: str, parameters: dict[str, Setting]) -> str:
+    """`{weight: 0,5}` reads as weight 0 and a key 5: what stands before the comma, such as `weight: 0`."""
+    names = list(parameters)
+    previous = names[names.index(name) - 1] if names.index(name) else ""
+    values = [rule.value for key in (name, previous) if key for rule in parameters[key].rules]
+    whole = (
+        len(values) == 2 and values[0] is None and isinstance(values[1], (int, float)) and values[1] == int(values[1])
+    )
+    return f"{previous}: {int(values[1])}" if whole else ""  # type: ignore[arg-type]
+
+
+def _unusual(spec: Parameter, setting: Setting) -> Iterator[str]:
+    """What to ask about values that are allowed but make no sense."""
+    if spec.usual is None:
+        return
+    low, high = spec.usual
+    for rule in setting.rules:
+        for value in rule.value if isinstance(rule.value, tuple) else (rule.value,):
+            if isinstance(value, (int, float)) and not low <= value <= high:
+                meant = _meant(value, low, high) if value >= 10 else ""
+                yield f'"{spec.name}" is {value:g}, but makes sense from {low:g} to {high:g}: {spec.doc}{meant}'
+                return
+
+
+def _meant(value: float, low: float | None, high: float | None) -> str:
+    """For a percentage where a share is wanted: how it is written."""
+    return f"; for {value:g} % write {value / 100:g}" if (low, high) == (0, 1) and 1 < value <= 100 else ""
 
 
 def _warn_of_unreachable(at: Location, setting: Setting, report: _Report) -> None:
@@ -455,19 +538,25 @@ def _scalar(spec: Parameter, value: Scalar) -> Scalar:
     return _number(spec, value)
 
 
+def _as_number(value: Scalar) -> str:
+    """How a number is written that stands there in another way: 0,5 or 50%."""
+    found = re.fullmatch(r"\s*([-+]?\d*[.,]?\d+)\s*(%?)\s*", value) if isinstance(value, str) else None
+    return f": write {float(found[1].replace(',', '.')) / (100 if found[2] else 1):g}" if found else ""
+
+
 def _number(spec: Parameter, value: Scalar) -> float:
     try:
         if value is None or isinstance(value, bool):
             raise ValueError
         number = float(value)
     except (ValueError, OverflowError):
-        raise ValueError(f'"{spec.name}" is a number, not {shown(value)}') from None
+        raise ValueError(f'"{spec.name}" is a number, not {shown(value)}{_as_number(value)}') from None
     if not math.isfinite(number):
         raise ValueError(f'"{spec.name}" is a finite number, not {shown(value)}')
     low, high = spec.low, spec.high
     if (low is not None and number < low) or (high is not None and number > high):
         bounds = f"at least {low:g}" if high is None else f"at most {high:g}" if low is None else f"{low:g} to {high:g}"
-        raise ValueError(f'"{spec.name}" is {bounds}, not {shown(value)}')
+        raise ValueError(f'"{spec.name}" is {bounds}, not {shown(value)}{_meant(number, low, high)}')
     if spec.type is int:
         if number != int(number):
             raise ValueError(f'"{spec.name}" is a whole number, not {shown(value)}')

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,18 @@ class ModelReference:
     def __str__(self) -> str:
         return "+".join([self.path, *map(str, self.adapters)])
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the model, then of its adapters."""
+        return (self.path, *(adapter.path for adapter in self.adapters))
+
     @classmethod
     def parse(cls, value: Any) -> ModelReference:
         """From a recipe's value (string or dict form); ValueError says what is wrong with it."""
         if isinstance(value, ModelReference):
             return value
         if isinstance(value, str):
+            _check_escapes(value)
             path, *adapters = map(_tidy, value.split("+"))
             if not path or not all(adapters):
                 raise ValueError(f"{shown(value)} has an empty path; write base.gguf+adapter.gguf")
@@ -102,9 +109,20 @@ def _path(value: Any) -> str:
         if unknown := sorted(set(value) - {"path", "revision"}):
             raise ValueError(f'unknown key {shown(unknown[0])}; a path written as a mapping has the key "path"')
         value = value.get("path")
+    if isinstance(value, str):
+        _check_escapes(value)
     if not isinstance(value, str) or not _tidy(value):
         raise ValueError(f"the path of a model is a text, not {shown(value)}")
     return _tidy(value)
+
+
+def _check_escapes(path: str) -> None:
+    """ValueError for `"C:\\new"` in double quotes, where YAML makes a line break of the backslash and the letter."""
+    if any(character in path for character in "\a\b\t\n\v\f\r\x1b"):
+        raise ValueError(
+            f"the path {shown(path)} holds a control character: in double quotes a backslash begins an escape: "
+            "write the path with /, or in single quotes"
+        )
 
 
 def _tidy(path: str) -> str:
@@ -121,10 +139,21 @@ def _adapter(text: str) -> AdapterReference:
         try:
             number = float(strength)
         except ValueError:
-            pass  # the path itself has an equals sign
+            if meant := _NUMBER.fullmatch(strength):  # 50%, 0,5
+                number = float(meant[1].replace(",", ".")) / (100 if meant[2] else 1)
+                raise ValueError(f"{shown(text)}: an adapter's strength is a number: write {path}={number:g}") from None
+            if path.lower().endswith(_FILES):
+                raise ValueError(
+                    f"{shown(text)}: an adapter's strength is a number, not {shown(strength)}: write {path}=0.5"
+                ) from None
+            # else the path itself has an equals sign
         else:
             return AdapterReference(path, _finite(number))
     return AdapterReference(text)
+
+
+_NUMBER = re.compile(r"([-+]?\d*[.,]?\d+)\s*(%?)")  # as people write it
+_FILES = (".gguf", ".safetensors")
 
 
 def _finite(strength: float) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import GGUFFile, ShardName, facts, open_gguf
+from ggufmerge.files.absent import absent
 from ggufmerge.sources import folders, hub_cache, ollama
 from ggufmerge.sources.references import Located
 
@@ -52,9 +53,8 @@ def find_models(extra: Sequence[Path] = ()) -> list[FoundModel]:
 
     Files that cannot be read are among them, with the reason. PlanError when one of the folders does not exist.
     """
-    for folder in extra:
-        if not folder.is_dir():
-            raise PlanError(f"{folder}: there is no such folder; give one that has GGUF files in it")
+    if missing := [folder for folder in extra if not folder.is_dir()]:
+        raise PlanError(*(f"{folder}: {_no_folder(folder)}" for folder in missing))
     found: dict[tuple[Path, ...], FoundModel] = {}
     failed: list[FoundModel] = []
     for reference, origin, locate in _places(extra):
@@ -69,6 +69,12 @@ def find_models(extra: Sequence[Path] = ()) -> list[FoundModel]:
         except (GgufmergeError, OSError) as error:
             failed.append(FoundModel((reference,), origin, error=str(error)))
     return [*found.values(), *failed]
+
+
+def _no_folder(path: Path) -> str:
+    return (
+        f"a file, not a folder; give the folder that it is in: {path.parent}" if path.exists() else absent(path, ("/",))
+    )
 
 
 def families(models: Iterable[FoundModel]) -> list[list[FoundModel]]:
