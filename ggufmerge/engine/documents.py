@@ -19,6 +19,7 @@ from ggufmerge.engine import header, vocabulary
 from ggufmerge.engine.checks import watched
 from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
+from ggufmerge.engine.resolve import check_files
 from ggufmerge.engine.run import BuildReport, identity
 from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.atomic import remove_folder
@@ -63,6 +64,7 @@ def planned_documents(
     rounding: Rounding | None = None,
 ) -> Iterator[Documents]:
     """Plan all documents of a recipe; the options are the final one's. The block keeps the files open."""
+    check_files(recipe, imatrix)
     plans: list[Plan] = []
     states: list[str] = []
     inputs: dict[Path, None] = {}

@@ -16,7 +16,7 @@ from ggufmerge.engine.plan import Input, PlannedTensor
 from ggufmerge.engine.stored_form import stored_offset
 from ggufmerge.errors import PlanError, RecipeError, collected, option
 from ggufmerge.methods import method as find_method
-from ggufmerge.methods.spec import REQUIRED, Base, Clash, Method, Parameter, Problem, Value
+from ggufmerge.methods.spec import REQUIRED, Base, ClashError, Method, Parameter, Problem, Value
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import known_words, spellings
@@ -196,7 +196,7 @@ class Resolver:
         try:
             method.check(problem)
         except ValueError as error:
-            about = error.about if isinstance(error, Clash) else ""
+            about = error.about if isinstance(error, ClashError) else ""
             self._note_problem(self._place_of(method, slot, others, about), str(error), slot.name)
             return merged
         single = method.untouched(problem)
@@ -361,7 +361,7 @@ def _check_presence(filled: Sequence[Slot], sources: Sequence[Source], alignment
 
 def _check_filters(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
     """RecipeError for filters that match no tensor; a warning when the word would match in other models."""
-    names = {name for slot in filled for name in (slot.name, *slot.names) if name is not None}
+    names = dict.fromkeys(name for slot in filled for name in (slot.name, *slot.names) if name is not None)
     levels: list[tuple[Location, Mapping[str, Setting]]] = [(("parameters",), recipe.parameters)]
     for i, model in enumerate(recipe.models or ()):
         levels.append((("models", i, "parameters"), model.parameters))
@@ -384,8 +384,8 @@ def _check_filters(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
         if any(pattern in word or fnmatchcase(word, pattern) for word in words):
             warnings.append(recipe.complaint(place, f"{what} of these models"))
         else:
-            example = next((s for n in names for s in spellings(n)[1:]), "")
-            what += f"; filters are parts of names such as blk.0.ffn_down.weight or {example}"
+            example = next((s for n in names if n.startswith("blk.") for s in spellings(n)[1:]), "")
+            what += f"; filters are parts of names such as blk.0.ffn_down.weight{example and f' or {example}'}"
             problems.append(recipe.complaint(place, what))
     if problems:
         raise RecipeError(*problems)

@@ -42,10 +42,10 @@ def check_type(name: str) -> None:
     try:
         FileType.parse(name)
     except GgufmergeError as error:
+        what = str(error)
         if name.isdecimal():  # what -t means elsewhere
-            threads = option("threads", name)
-            error = GgufmergeError(f'"{name}" is no file type such as Q6_K; for a number of threads write {threads}')
-        raise error.at(option("out_type")) from None
+            what = f'"{name}" is no file type such as Q6_K; for a number of threads write {option("threads", name)}'
+        raise GgufmergeError(f"{option('out_type')}: {what}") from None
 
 
 def with_types(

@@ -59,11 +59,9 @@ def _listed(folder: Path, kinds: Sequence[str]) -> str:
 
 def _names(folder: Path, kinds: Sequence[str]) -> list[str]:
     """The entries of a folder that are of these kinds, sorted; hidden ones are left out."""
-    found = []
+    found: list[str] = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith(".") and _is_of(entry, kinds):
-                found.append(entry.name)
+        found += [entry.name for entry in entries if not entry.name.startswith(".") and _is_of(entry, kinds)]
     return sorted(found)
 
 

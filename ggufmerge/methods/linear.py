@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.methods.combination import Combination
-from ggufmerge.methods.spec import Base, Clash, Parameter, Passes, Problem
+from ggufmerge.methods.spec import Base, ClashError, Parameter, Passes, Problem
 from ggufmerge.methods.sums import exact_sum
 
 
@@ -41,10 +41,10 @@ class Linear(Combination):
 
 
 def check_divisible(weight: NDArray[np.float64], switch: str | None) -> None:
-    """Clash when the weights sum to zero, but for rounding. switch: the parameter that turns the division off."""
+    """ClashError when the weights sum to zero, but for rounding. switch: the parameter that turns the division off."""
     if abs(exact_sum(weight)) <= 1e-12 * np.abs(weight).sum():
         way_out = f" or set `{switch}: false`" if switch else ""
-        raise Clash(f"the weights sum to zero, so the average is undefined: change a weight{way_out}", "weight")
+        raise ClashError(f"the weights sum to zero, so the average is undefined: change a weight{way_out}", "weight")
 
 
 METHODS = {"linear": Linear()}

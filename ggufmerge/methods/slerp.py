@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.methods.combination import Combination, gram, inner_product
-from ggufmerge.methods.spec import Base, Clash, Parameter, Passes, Problem
+from ggufmerge.methods.spec import Base, ClashError, Parameter, Passes, Problem
 
 PARALLEL = 0.9995  # |cos θ| above this: lerp
 NO_NORM = 1e-8  # a vector this short has no direction
@@ -47,12 +47,12 @@ class Slerp(Combination):
         if p.shared["chain"]:
             return
         if p.others != 1:
-            raise Clash(
+            raise ClashError(
                 f"slerp goes from the base to one model, not to {p.others}: list only one, or set `chain: true` under "
                 "parameters to go on to each in turn"
             )
         if not np.isnan(p.models["chain_t"]).all():
-            raise Clash("`chain_t` is read only with `chain: true`; use `t`", "chain_t")
+            raise ClashError("`chain_t` is read only with `chain: true`; use `t`", "chain_t")
 
     def untouched(self, p: Problem) -> int | None:
         reached: int | None = 0

@@ -62,7 +62,7 @@ class Parameter:
     example: str = "1"
 
 
-class Clash(ValueError):
+class ClashError(ValueError):
     """Parameter values that cannot be used together. about: the parameter to blame, "" for the number of models."""
 
     def __init__(self, what: str, about: str = "") -> None:
@@ -143,7 +143,7 @@ class Method(ABC):
     parameters: tuple[Parameter, ...] = ()
 
     def check(self, p: Problem) -> None:  # noqa: B027 - most methods have nothing to refuse
-        """Raise Clash when these parameter values cannot be used together; called while planning."""
+        """Raise ClashError when these parameter values cannot be used together; called while planning."""
 
     def untouched(self, p: Problem) -> int | None:
         """Position in the stack of the input that the result equals exactly, whatever the weights; None if merged.

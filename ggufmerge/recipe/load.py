@@ -90,7 +90,7 @@ def _text(path: Path) -> str:
             f"{path}: a folder, not a recipe; {f'it has {here}' if here else 'give a YAML file'}"
         ) from None
     except OSError as error:
-        raise RecipeError(f"{path}: the recipe cannot be read: {error.strerror}") from None
+        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
     if data[:4] == b"GGUF":
         raise RecipeError(f'{path}: a GGUF file, not a recipe; name it under "models:" of a recipe (YAML)')
     if len(data) > MAX_BYTES:
@@ -129,13 +129,15 @@ def _build(text: str, name: str, folder: str, arguments: frozenset[str] | None =
 
 def _documents(text: str, name: str, arguments: frozenset[str] | None) -> list[Document]:
     """The documents of a recipe; a text that is none, such as a letter, is not corrected as if it were one."""
+    is_recipe = not text.strip() or re.search(rf"^\W*(?:{'|'.join(Recipe.model_fields)})\b", text, re.MULTILINE)
     try:
         documents = parse(text, name, arguments)
-        if any(isinstance(document.data, dict | list) for document in documents):
-            return documents
     except RecipeError:
-        if re.search(rf"^\W*(?:{'|'.join(Recipe.model_fields)})\b", text, re.MULTILINE):
+        if is_recipe:
             raise
+    else:
+        if is_recipe or any(isinstance(document.data, dict | list) for document in documents):
+            return documents
     raise RecipeError(f'{name}:1: this is no recipe, which has lines such as "merge_method: linear" and "models:"')
 
 

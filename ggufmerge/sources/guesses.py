@@ -99,8 +99,8 @@ def _repository(repo: str, file_type: str) -> str:
         return f"this looks like a Hugging Face repository: write hf:{repo}:{file_type or 'Q4_K_M'}"
     name = repo.partition("/")[2]
     return (
-        f"this looks like a Hugging Face repository: write hf:OWNER/{name}-GGUF:{file_type or 'Q4_K_M'} for one with GGUF "
-        "files, or download the checkpoint and give its folder"
+        f"this looks like a Hugging Face repository: write hf:OWNER/{name}-GGUF:{file_type or 'Q4_K_M'} for one with "
+        "GGUF files, or download the checkpoint and give its folder"
     )
 
 

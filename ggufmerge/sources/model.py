@@ -192,8 +192,8 @@ class Source:
 
     def _strong(self) -> list[str]:
         return [
-            f"{adapter.file.path}: applied at {adapter.strength:g} times its strength; for {adapter.strength:g} % write "
-            f"={adapter.strength / 100:g}"
+            f"{adapter.file.path}: applied at {adapter.strength:g} times its strength; "
+            f"for {adapter.strength:g} % write ={adapter.strength / 100:g}"
             for adapter in self.adapters
             if adapter.strength >= STRONG
         ]
