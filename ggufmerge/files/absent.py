@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _LISTED = 5  # names in a message
+_COMPARED = 5000  # names; more would take seconds
 MODELS = (".gguf",)
 RECIPES = (".yaml", ".yml")
 
@@ -36,7 +37,8 @@ def _meant(above: Path, missing: str, folder: Path, kinds: Sequence[str], otherw
     """The entry of `folder` that is called almost like the missing one, else `otherwise`."""
     # by what stands in front of the ending, which is the same everywhere
     names = {_stem(name, kinds): name for name in reversed(_names(folder, kinds))}
-    close = difflib.get_close_matches(_stem(missing, kinds), names, n=1, cutoff=0.75)
+    known = names if len(names) <= _COMPARED else ()
+    close = difflib.get_close_matches(_stem(missing, kinds), known, n=1, cutoff=0.75)
     return f'; did you mean "{above / names[close[0]]}"?' if close else otherwise
 
 

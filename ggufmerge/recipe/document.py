@@ -101,6 +101,15 @@ def shown(value: Any) -> str:
     return printable(_SHORT.repr(value))
 
 
+def human_number(text: str) -> float | None:
+    """The number that `0,5` or `50%` means, which YAML reads as a text; None for any other text."""
+    found = _HUMAN.fullmatch(text.strip())
+    return float(found[1].replace(",", ".")) / (100 if found[2] else 1) if found else None
+
+
+_HUMAN = re.compile(r"([-+]?(?:\d+(?:[.,]\d*)?|[.,]\d+))[ \t]*(%?)", re.ASCII)
+
+
 class _Short(reprlib.Repr):
     """Values within values are shown as `shown` does it."""
 
@@ -157,7 +166,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
-    _TAG + "float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$", re.ASCII), list("-+.0123456789")
+    _TAG + "float", re.compile(r"[-+]?(\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$", re.ASCII), list("-+.0123456789")
 )
 
 

@@ -25,7 +25,7 @@ from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import Base, Method, Parameter
 from ggufmerge.patterns import Budget, Pattern, PatternError
-from ggufmerge.recipe.document import Document, Location, parse, shown
+from ggufmerge.recipe.document import Document, Location, human_number, parse, shown
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Graft, Model, OutputSlice, Recipe, SliceSource, TokenEmbedding, Tokenizer
 from ggufmerge.recipe.settings import Scalar, Setting
@@ -129,7 +129,9 @@ def _build(text: str, name: str, folder: str, arguments: frozenset[str] | None =
 
 def _documents(text: str, name: str, arguments: frozenset[str] | None) -> list[Document]:
     """The documents of a recipe; a text that is none, such as a letter, is not corrected as if it were one."""
-    is_recipe = not text.strip() or re.search(rf"^\W*(?:{'|'.join(Recipe.model_fields)})\b", text, re.MULTILINE)
+    keys = "|".join(Recipe.model_fields)
+    pattern = rf"^[^\w\n]*(?:(?:merge_method|base_model|models|slices)\b|(?:{keys})[ \t]*:)"
+    is_recipe = not text.strip() or re.search(pattern, text, re.MULTILINE)
     try:
         documents = parse(text, name, arguments)
     except RecipeError:
@@ -542,8 +544,8 @@ def _scalar(spec: Parameter, value: Scalar) -> Scalar:
 
 def _as_number(value: Scalar) -> str:
     """How a number is written that stands there in another way: 0,5 or 50%."""
-    found = re.fullmatch(r"\s*([-+]?\d*[.,]?\d+)\s*(%?)\s*", value) if isinstance(value, str) else None
-    return f": write {float(found[1].replace(',', '.')) / (100 if found[2] else 1):g}" if found else ""
+    meant = human_number(value) if isinstance(value, str) else None
+    return "" if meant is None else f": write {meant:g}"
 
 
 def _number(spec: Parameter, value: Scalar) -> float:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggufmerge.errors import PlanError
-from ggufmerge.recipe.document import shown
+from ggufmerge.recipe.document import human_number, shown
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,8 @@ def _adapter(text: str) -> AdapterReference:
         try:
             number = float(strength)
         except ValueError:
-            if meant := _NUMBER.fullmatch(strength):  # 50%, 0,5
-                number = float(meant[1].replace(",", ".")) / (100 if meant[2] else 1)
-                raise ValueError(f"{shown(text)}: an adapter's strength is a number: write {path}={number:g}") from None
+            if (meant := human_number(strength)) is not None:
+                raise ValueError(f"{shown(text)}: an adapter's strength is a number: write {path}={meant:g}") from None
             if path.lower().endswith(_FILES):
                 raise ValueError(
                     f"{shown(text)}: an adapter's strength is a number, not {shown(strength)}: write {path}=0.5"
@@ -152,7 +150,6 @@ def _adapter(text: str) -> AdapterReference:
     return AdapterReference(text)
 
 
-_NUMBER = re.compile(r"([-+]?\d*[.,]?\d+)\s*(%?)")  # as people write it
 _FILES = (".gguf", ".safetensors")
 
 

@@ -10,7 +10,10 @@ import yaml
 
 from ggufmerge.text import quoted
 
-_KEY = re.compile(r"([^\s'\"{}\[\],&*#?|\-<>=!%@:][^:#]*?)\s*:(?:\s|$)")
+# of lines that may have a million letters, so nothing in them is gone through twice
+_KEY = re.compile(r"([^\s'\"{}\[\],&*#?|\-<>=!%@:][^:#]*):(?:\s|$)")
+_DASHES = re.compile(r" *((?:- +)*)")
+_MAX_LISTS = 20  # within each other on one line; the reader takes no more
 
 
 def explain(error: yaml.MarkedYAMLError, text: str) -> str:
@@ -72,14 +75,12 @@ def _levels(lines: Sequence[str], number: int) -> list[_Level]:
 
 def _of_line(line: str, at: int) -> list[_Level]:
     """The columns in which the lists and the mapping of one line begin."""
-    found = []
-    column = len(line) - len(line.lstrip(" "))
-    while line[column : column + 2] == "- ":
-        found.append(_Level(column, at, "-"))
-        column += 1
-        column += len(line[column:]) - len(line[column:].lstrip(" "))
-    if match := _KEY.match(line, column):
-        found.append(_Level(column, at, match[1]))
+    dashes = _DASHES.match(line)
+    assert dashes is not None, "the expression matches nothing, too"
+    columns = [dashes.start(1) + i for i, letter in enumerate(dashes[1]) if letter == "-"]
+    found = [_Level(column, at, "-") for column in columns[:_MAX_LISTS]]
+    if match := _KEY.match(line, dashes.end()):
+        found.append(_Level(dashes.end(), at, match[1].rstrip()))
     return found
 
 

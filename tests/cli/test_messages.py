@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from ggufmerge.engine.bake import plan_bake
 from ggufmerge.engine.quantize import plan_quantize
 from ggufmerge.errors import GgufmergeError, RecipeError
 from ggufmerge.recipe import load_recipe
+from ggufmerge.recipe.document import human_number
+from tests.hub_server import forget
 from tests.ollama_store import add_model
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
@@ -540,3 +543,26 @@ def test_the_library_speaks_of_arguments_and_the_command_line_of_options(run: Ru
         assert options in run(*arguments)[2]
     with pytest.raises(GgufmergeError, match="give one of the two as base=ARRAY, and only the other one in tensors"):
         ggufmerge.merge([[1.0], [2.0]], "slerp", {"t": 0.5})
+
+
+def test_what_uploads_nothing_needs_no_package(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`push --dry-run` shows names and card, and says what it could not ask."""
+    forget(monkeypatch)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    code, out, err = run("push", "base.gguf", "me/tiny", "--dry-run")
+    assert (code, "model card" in out) == (0, True)
+    assert "whether there is such a repository is not known" in err
+    code, _, err = run("push", "base.gguf", "me/tiny")
+    assert code == 1
+    assert "pip install 'ggufmerge[hub]'" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("text", ["- " * 20_000, "a" + " " * 200_000, "1" * 200_000 + "x", "\n" * 100_000])
+def test_hints_cost_no_time(text: str) -> None:
+    """Whatever a recipe holds beside its mistake, each of its letters is looked at a few times only: where hints went
+    through a text again for each of its letters, this would take hours.
+    """
+    for recipe in (f"models: |\n  {text}\nname: a: b\n", f"{text}\n]"):
+        with pytest.raises(RecipeError):
+            load_recipe(recipe)
+    assert human_number(text) is None
