@@ -3,68 +3,170 @@
     import ggufmerge
     model = ggufmerge.open("model.gguf")
     model.tensors["blk.0.attn_q.weight"].dequantize()
+    ggufmerge.merge_models(["a.gguf", "b.gguf"], "ab.gguf", base="base.gguf")
 
 The public names are imported when they are first used, so the command line answers `--help` without loading numba.
+What goes wrong and can be mended is a GgufmergeError, whose text speaks of the arguments that a Python program has.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import functools as _functools
+import importlib as _importlib
+import types as _types
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
-if TYPE_CHECKING:
-    from ggufmerge.engine import BuildReport
-    from ggufmerge.engine.build import build
+if _TYPE_CHECKING:
+    from ggufmerge.engine import BuildReport, Plan, Progress
+    from ggufmerge.engine.bake import bake
+    from ggufmerge.engine.build import build, plan
+    from ggufmerge.engine.compare import compare
+    from ggufmerge.engine.explain import explain
+    from ggufmerge.engine.extract import extract_lora
+    from ggufmerge.engine.merge import merge_models
+    from ggufmerge.engine.propose import Proposal, propose_merge
+    from ggufmerge.engine.quantize import quantize_file
+    from ggufmerge.errors import (
+        DamageError,
+        FormatError,
+        GgufmergeError,
+        OutputError,
+        PlanError,
+        RecipeError,
+        ShapeError,
+        UnknownTensorError,
+    )
+    from ggufmerge.evaluate.scores import evaluate
     from ggufmerge.files import open_gguf as open  # noqa: A004
+    from ggufmerge.files.sharded import SplitLimit
+    from ggufmerge.files.split import join_gguf as join_file
+    from ggufmerge.files.split import split_gguf as split_file
     from ggufmerge.methods.api import merge
     from ggufmerge.quants import dequantize, quantize
     from ggufmerge.quants.mixture import plan_types
     from ggufmerge.recipe import Recipe, load_recipe
+    from ggufmerge.recipe.json_schema import json_schema as recipe_schema
     from ggufmerge.sources.imatrix import load_imatrix
+    from ggufmerge.sources.inspect import inspect
+    from ggufmerge.sources.inventory import families
+    from ggufmerge.sources.inventory import find_models as models
 
     __version__: str
 
 _PUBLIC = {  # name -> where it is defined, under which name
-    "build": ("ggufmerge.engine", "build"),
-    "BuildReport": ("ggufmerge.engine", "BuildReport"),
-    "load_recipe": ("ggufmerge.recipe", "load_recipe"),
-    "Recipe": ("ggufmerge.recipe", "Recipe"),
-    "merge": ("ggufmerge.methods.api", "merge"),
-    "open": ("ggufmerge.files", "open_gguf"),
-    "quantize": ("ggufmerge.quants", "quantize"),
-    "dequantize": ("ggufmerge.quants", "dequantize"),
-    "plan_types": ("ggufmerge.quants.mixture", "plan_types"),
-    "load_imatrix": ("ggufmerge.sources.imatrix", "load_imatrix"),
+    "bake": ("engine.bake", "bake"),
+    "build": ("engine.build", "build"),
+    "compare": ("engine.compare", "compare"),
+    "dequantize": ("quants", "dequantize"),
+    "evaluate": ("evaluate.scores", "evaluate"),
+    "explain": ("engine.explain", "explain"),
+    "extract_lora": ("engine.extract", "extract_lora"),
+    "families": ("sources.inventory", "families"),
+    "inspect": ("sources.inspect", "inspect"),
+    "join_file": ("files.split", "join_gguf"),
+    "load_imatrix": ("sources.imatrix", "load_imatrix"),
+    "load_recipe": ("recipe", "load_recipe"),
+    "merge": ("methods.api", "merge"),
+    "merge_models": ("engine.merge", "merge_models"),
+    "models": ("sources.inventory", "find_models"),
+    "open": ("files", "open_gguf"),
+    "plan": ("engine.build", "plan"),
+    "plan_types": ("quants.mixture", "plan_types"),
+    "propose_merge": ("engine.propose", "propose_merge"),
+    "quantize": ("quants", "quantize"),
+    "quantize_file": ("engine.quantize", "quantize_file"),
+    "recipe_schema": ("recipe.json_schema", "json_schema"),
+    "split_file": ("files.split", "split_gguf"),
+    "BuildReport": ("engine", "BuildReport"),
+    "Plan": ("engine", "Plan"),
+    "Progress": ("engine", "Progress"),
+    "Proposal": ("engine.propose", "Proposal"),
+    "Recipe": ("recipe", "Recipe"),
+    "SplitLimit": ("files.sharded", "SplitLimit"),
+    "DamageError": ("errors", "DamageError"),
+    "FormatError": ("errors", "FormatError"),
+    "GgufmergeError": ("errors", "GgufmergeError"),
+    "OutputError": ("errors", "OutputError"),
+    "PlanError": ("errors", "PlanError"),
+    "RecipeError": ("errors", "RecipeError"),
+    "ShapeError": ("errors", "ShapeError"),
+    "UnknownTensorError": ("errors", "UnknownTensorError"),
 }
 
 __all__ = [
     "BuildReport",
+    "DamageError",
+    "FormatError",
+    "GgufmergeError",
+    "OutputError",
+    "Plan",
+    "PlanError",
+    "Progress",
+    "Proposal",
     "Recipe",
+    "RecipeError",
+    "ShapeError",
+    "SplitLimit",
+    "UnknownTensorError",
     "__version__",
+    "bake",
     "build",
+    "compare",
     "dequantize",
+    "evaluate",
+    "explain",
+    "extract_lora",
+    "families",
+    "inspect",
+    "join_file",
     "load_imatrix",
     "load_recipe",
     "merge",
+    "merge_models",
+    "models",
     "open",
+    "plan",
     "plan_types",
+    "propose_merge",
     "quantize",
+    "quantize_file",
+    "recipe_schema",
+    "split_file",
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _Any:
     if name == "__version__":
         from importlib.metadata import version
 
-        value: Any = version("ggufmerge")
+        value: _Any = version("ggufmerge")
     elif name in _PUBLIC:
         module, attribute = _PUBLIC[name]
-        value = getattr(importlib.import_module(module), attribute)
+        value = getattr(_importlib.import_module(f"ggufmerge.{module}"), attribute)
+        if isinstance(value, _types.FunctionType):
+            value = _for_python(value, name)
     else:
         raise AttributeError(f"module 'ggufmerge' has no attribute {name!r}")
     globals()[name] = value
     return value
 
 
+def _for_python(function: _Any, name: str) -> _Any:
+    """The same function, whose errors name arguments instead of the options of commands, as `ggufmerge.name`."""
+    from ggufmerge.errors import GgufmergeError
+
+    @_functools.wraps(function)
+    def call(*arguments: _Any, **options: _Any) -> _Any:
+        try:
+            return function(*arguments, **options)
+        except GgufmergeError as error:
+            error.speak_python()
+            raise
+
+    call.__module__, call.__name__, call.__qualname__ = "ggufmerge", name, name  # where pickle finds it, too
+    return call
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return list(__all__)

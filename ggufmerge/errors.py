@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
@@ -25,6 +26,11 @@ class GgufmergeError(Exception):
             self.args = ("\n".join(self.lines),)
         return self
 
+    def speak_python(self) -> None:
+        """Name Python's arguments instead of the command line's options, for a caller that is a Python program."""
+        self.lines = tuple(map(in_python, self.lines))
+        self.args = ("\n".join(self.lines),)
+
 
 class FormatError(GgufmergeError):
     """A file is not a GGUF file that llama.cpp would accept."""
@@ -32,6 +38,16 @@ class FormatError(GgufmergeError):
 
 class DamageError(GgufmergeError):
     """A file holds weights that are no finite numbers, or an adapter makes such of them."""
+
+
+class ShapeError(GgufmergeError, ValueError):
+    """An array or a row has a size that does not go with a type, or with another array."""
+
+
+class UnknownTensorError(GgufmergeError, KeyError):
+    """A file has no tensor of this name."""
+
+    __str__ = Exception.__str__  # a KeyError shows its text as Python writes it, with quotes around it
 
 
 class RecipeError(GgufmergeError):
@@ -72,11 +88,15 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     'did you mean "density"?'
     """
     choices = list(choices)
+    close = close_to(word, choices)
+    return f'did you mean "{close}"?' if close is not None else "known: " + ", ".join(choices)
+
+
+def close_to(word: str, choices: Iterable[str]) -> str | None:
+    """The choice closest to `word`, whatever the case of both; None when none is close."""
     folded = {c.lower(): c for c in choices}
     close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
-    if close:
-        return f'did you mean "{folded[close[0]]}"?'
-    return "known: " + ", ".join(choices)
+    return folded[close[0]] if close else None
 
 
 @contextmanager
@@ -88,30 +108,39 @@ def collected(lines: list[str]) -> Iterator[None]:
         lines += error.lines
 
 
-def option(name: str, value: object = None) -> str:
-    """How the caller writes an argument of the library: `overwrite=True` in Python, `--overwrite` on the command line.
+# what the command line calls otherwise than a Python function does
+_ARGUMENTS = {
+    "type": "out_type=...",
+    "tensor-type": "tensor_types=...",
+    "imatrix": "imatrix=[...]",
+    "include": "include=[...]",
+    "exclude": "exclude=[...]",
+    "like": "like=...",
+    "output": "output=...",
+    "base": "base=...",
+    "rank": "rank=...",
+    "rounding": "rounding=...",
+    "threads": "threads=...",
+    "chunk": "chunk=...",
+    "output-tensor-type": "output_tensor_type=...",
+    "token-embedding-type": "token_embedding_type=...",
+    "split-max-size": "split=SplitLimit(...)",
+    "split-max-tensors": "split=SplitLimit(...)",
+    "overwrite": "overwrite=True",
+    "embeddings": "embeddings=True",
+    "pure": "pure=True",
+    "leave-output-tensor": "leave_output_tensor=True",
+    "save-recipe": "save_recipe=...",
+    "weight": "weights=...",
+    "method": "method=...",
+}
+_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*[a-z])(?: (?:FILE|MODEL|TYPE|FILTER|NAME|BASE)\b)?(?![\w-])")
 
-    Messages name arguments through this, so that they say what can be typed where they are read.
 
-    >>> option("imatrix", "FILE")
-    'imatrix=FILE'
+def in_python(text: str) -> str:
+    """A message with the arguments of Python functions in the place of the command line's options.
+
+    >>> in_python("out.gguf: exists: use --overwrite to replace it")
+    'out.gguf: exists: use overwrite=True to replace it'
     """
-    return _spelling(name, value)
-
-
-@contextmanager
-def spoken(spelling: Callable[[str, object], str]) -> Iterator[None]:
-    """While the block runs, `option` spells arguments so."""
-    global _spelling
-    before, _spelling = _spelling, spelling
-    try:
-        yield
-    finally:
-        _spelling = before
-
-
-def _in_python(name: str, value: object) -> str:
-    return name if value is None else f"{name}={value}"
-
-
-_spelling: Callable[[str, object], str] = _in_python
+    return _OPTION.sub(lambda found: _ARGUMENTS.get(found[1], found[0]), text)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from ggufmerge.errors import GgufmergeError, nearest
+from ggufmerge.errors import GgufmergeError, ShapeError, nearest
 
 
 class TensorType(StrEnum):
@@ -81,9 +81,13 @@ class TensorType(StrEnum):
         return 8 * self.block_bytes / self.block_size
 
     def row_bytes(self, n: int) -> int:
-        """Bytes of a row of `n` values; `n` must be a multiple of `block_size`."""
+        """Bytes of a row of `n` values; ShapeError unless `n` is a multiple of `block_size`."""
         if n % self.block_size:
-            raise ValueError(f"{self}: a row of {n} values is not a whole number of blocks of {self.block_size}")
+            fitting = ", ".join(t for t in _COMMON if n % t.block_size == 0)
+            raise ShapeError(
+                f"{self}: a row of {n} values is not a whole number of blocks of {self.block_size}; types that fit: "
+                f"{fitting}"
+            )
         return n // self.block_size * self.block_bytes
 
     @classmethod
@@ -97,10 +101,11 @@ class TensorType(StrEnum):
         try:
             return cls[name.upper()]
         except KeyError:
-            raise GgufmergeError(f'unknown tensor type "{name}": {_nearest(name, cls)}') from None
+            raise GgufmergeError(f'unknown tensor type "{name}": {nearest(name, cls)}') from None
 
 
 _BY_ID = {t.id: t for t in TensorType}
+_COMMON = [TensorType[name] for name in ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "F16", "F32")]  # of small blocks
 
 
 class FileType(StrEnum):
@@ -185,19 +190,45 @@ class FileType(StrEnum):
     @classmethod
     def parse(cls, name: str) -> FileType:
         """The file type a user means: a name in any case, llama-quantize's aliases (Q4_K is Q4_K_M), or a tensor type
-        whose file type has another name (MXFP4). GgufmergeError suggests the nearest name.
+        whose file type has another name (MXFP4). GgufmergeError suggests the nearest name, or says in words what a
+        name of other programs' or a number stands for.
         """
         key = _ALIASES.get(name.upper(), name.upper())
         try:
             return cls[key]
         except KeyError:
-            raise GgufmergeError(f'unknown type "{name}": {_nearest(name, cls)}') from None
+            raise GgufmergeError(f'unknown type "{name}": {_what_is_meant(name)}') from None
+
+    @classmethod
+    def numbered(cls, number: str) -> FileType | None:
+        """The file type whose llama_ftype id these digits are; None for other texts."""
+        return cls.from_id(int(number)) if number.isascii() and number.isdigit() and int(number) < 1024 else None
 
 
-def _nearest(name: str, types: Iterable[str]) -> str:
-    """The type that was meant, or some: there are too many to list."""
-    hint = nearest(name, types)
-    return hint if hint.startswith("did") else "types are F16, Q8_0, Q6_K, Q5_K, Q4_K, IQ4_XS and so on"
+def community_name(name: str) -> str | None:
+    """What a name that people give to files stands for, in words; None for names that are types, or nobody's."""
+    key = name.upper()
+    if key in _LARGE:
+        return (
+            f"{_LARGE[key]} with Q8_0 for the output and the token embeddings: --output-tensor-type Q8_0 "
+            'and --token-embedding-type Q8_0 of quantize, or tensor_types: {"^output": Q8_0, "^token_embd": Q8_0} in a '
+            f"recipe, with type {_LARGE[key]}"
+        )
+    if key.startswith("UD-"):
+        return "a mixture that Unsloth makes for each model: quantize --like FILE takes over that of a file"
+    if key.startswith("I1-"):
+        return f"{name[3:]} made with an importance matrix: give --imatrix FILE"
+    return _MEANT.get(key)
+
+
+def _what_is_meant(name: str) -> str:
+    if (told := community_name(name)) is not None:
+        return told
+    if (numbered := FileType.numbered(name)) is not None:
+        return f"as a number of llama.cpp's it is {numbered}: give that name"
+    near = nearest(name, FileType)
+    few = 'usual are Q4_K_M, Q5_K_M, Q6_K, Q8_0 and F16; "ggufmerge types" lists all'
+    return near if near.startswith("did") else few
 
 
 def block_number(name: str) -> int:
@@ -218,4 +249,26 @@ _FILE_TYPE_OF = {
     TensorType.Q5_K: FileType.Q5_K_M,
     TensorType.MXFP4: FileType.MXFP4_MOE,
 }
-_ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
+_ALIASES = {
+    "Q3_K": "Q3_K_M",
+    "Q4_K": "Q4_K_M",
+    "Q5_K": "Q5_K_M",
+    "MXFP4": "MXFP4_MOE",
+    "FP16": "F16",
+    "FP32": "F32",
+    "FLOAT16": "F16",
+    "FLOAT32": "F32",
+    "BFLOAT16": "BF16",
+}
+_LARGE = {"Q2_K_L": "Q2_K", "Q3_K_XL": "Q3_K_L", "Q4_K_L": "Q4_K_M", "Q5_K_L": "Q5_K_M", "Q6_K_L": "Q6_K"}
+_REPACKED = "llama.cpp repacks Q4_0 by itself when it loads a model: give Q4_0"
+_MEANT = {
+    **dict.fromkeys(("Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8"), _REPACKED),
+    **dict.fromkeys(("Q2", "2BIT", "2-BIT", "INT2"), "the usual type of 2 bits is Q2_K"),
+    **dict.fromkeys(("Q3", "3BIT", "3-BIT", "INT3"), "the usual type of 3 bits is Q3_K_M"),
+    **dict.fromkeys(("Q4", "4BIT", "4-BIT", "INT4"), "the usual type of 4 bits is Q4_K_M"),
+    **dict.fromkeys(("Q5", "5BIT", "5-BIT", "INT5"), "the usual type of 5 bits is Q5_K_M"),
+    **dict.fromkeys(("Q6", "6BIT", "6-BIT", "INT6"), "the usual type of 6 bits is Q6_K"),
+    **dict.fromkeys(("Q8", "8BIT", "8-BIT", "INT8", "Q8_K"), "the usual type of 8 bits is Q8_0"),
+    **dict.fromkeys(("GPTQ", "AWQ", "EXL2", "FP8", "NF4", "BNB"), "GGUF has no such type; the usual one is Q4_K_M"),
+}

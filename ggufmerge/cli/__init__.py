@@ -12,6 +12,8 @@ import os
 import sys
 import warnings
 
+_WRONG_USE = "the command line is not one of ggufmerge's: standard error says where, and --help what is"
+
 
 def main() -> None:
     """Entry point of the console script: errors meant for the user become lines on stderr and exit code 1."""
@@ -27,21 +29,24 @@ def main() -> None:
 
 def _run() -> int:
     """Carry out the command; gives the exit code."""
-    from ggufmerge.cli.spelling import spelling
-    from ggufmerge.errors import GgufmergeError, spoken
+    from ggufmerge.cli.facts import begin, wants_json
+    from ggufmerge.errors import GgufmergeError
 
+    begin()
     # numbers are looked at by the program itself; numpy's warnings are lines of source to a user
     warnings.simplefilter("ignore", RuntimeWarning)
     output = _Output.in_place_of_stdout()
     try:
         from ggufmerge.cli.app import app
 
-        with spoken(spelling):
-            app()
+        app()
     except SystemExit as end:
         if end.code == 130:  # of an interruption typer says nothing
             return _fail("interrupted")
-        return output.closed_with(_code(end.code)) if output else _code(end.code)
+        if end.code:
+            _tell(_WRONG_USE if end.code == 2 else "interrupted: give the same command again to go on")
+        code = 1 if end.code and wants_json(sys.argv[1:]) else _code(end.code)
+        return output.closed_with(code) if output else code
     except GgufmergeError as error:
         notes = getattr(error, "__notes__", [])  # what is left of the work
         *before, last = error.lines or ("it did not say what was wrong",)
@@ -124,4 +129,15 @@ def _fail(*lines: str) -> int:
     if sys.stderr is not None:
         for line in lines:
             print(f"error: {message(line)}", file=sys.stderr)
+    _tell(*lines)
     return 1
+
+
+def _tell(*lines: str) -> None:
+    """The same as JSON on standard output, if that is asked for."""
+    from ggufmerge.cli.facts import error
+
+    told = error(lines)
+    if told is not None and sys.stdout is not None:
+        with contextlib.suppress(OSError):
+            print(told)

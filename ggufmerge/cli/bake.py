@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ggufmerge.cli.completion import complete_models
+from ggufmerge.cli.options import (
+    All,
+    DryRun,
+    Imatrix,
+    Json,
+    Output,
+    Overwrite,
+    Threads,
+    model_argument,
+    type_option,
+)
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
@@ -35,38 +47,36 @@ class Rounding(StrEnum):
 
 
 def bake(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The GGUF model.", show_default=False)],
+    base: Annotated[str, model_argument("BASE", "The model")],
     adapters: Annotated[
         list[str],
-        typer.Argument(metavar="ADAPTER[=STRENGTH]...", help="LoRA adapters to apply.", show_default=False),
+        typer.Argument(
+            metavar="ADAPTER[=STRENGTH]...",
+            help="LoRA adapters to apply: GGUF files or PEFT folders.",
+            show_default=False,
+            autocompletion=complete_models,
+        ),
     ],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The GGUF file to write.")
-    ] = None,
+    output: Output = None,
     out_type: Annotated[
         str | None,
-        typer.Option(
-            "--type", "-t", metavar="TYPE", help="File type of the result.", show_default="the types of the base"
-        ),
+        type_option("Type of the result (ggufmerge types lists them).", show_default="the types of the base"),
     ] = None,
-    imatrix: Annotated[
-        list[Path] | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix; several add up.")
-    ] = None,
+    imatrix: Imatrix = None,
     rounding: Annotated[
         Rounding | None,
         typer.Option(
             "--rounding",
+            metavar="nearest|stochastic",
             help="Of weights that keep their type: nearest loses what is smaller than its steps.",
             show_default="stochastic where nearest would lose the change",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done and stop.")] = False,
-    every: Annotated[bool, typer.Option("--all", help="List every tensor, not one line per kind.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    every: All = False,
+    json: Json = False,
 ) -> None:
     from ggufmerge.cli.terminal import print_json, show_warnings
     from ggufmerge.engine.bake import plan_bake

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ggufmerge.cli.bake import Rounding
+from ggufmerge.cli.homes import LlamaCpp, LmStudio, To
+from ggufmerge.cli.options import All, Chunk, DryRun, Imatrix, Json, Output, Overwrite, Threads, type_option
 from ggufmerge.cli.push import Card, ForHub, PushDryRun, PushTo
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
+from ggufmerge.cli.try_prompt import TryPrompt
+
+if TYPE_CHECKING:
+    from ggufmerge.engine import BuildReport, Plan
+    from ggufmerge.recipe import Recipe
 
 BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
 
@@ -23,7 +31,17 @@ BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
 
   ggufmerge build recipe.yaml --ollama merged
 
+  ggufmerge build recipe.yaml --lmstudio me/merged
+
+  ggufmerge build recipe.yaml --to ~/koboldcpp
+
+  ggufmerge build recipe.yaml --to ~/text-generation-webui --type Q4_K_M
+
+  ggufmerge build recipe.yaml -o merged.gguf --to ~/llama/models.ini --llama-cpp
+
   ggufmerge build recipe.yaml -o merged.gguf --push me/merged-GGUF
+
+  ggufmerge build recipe.yaml -o merged.gguf --try "Why is the sky blue?"
 
   ggufmerge build recipe.yaml --dry-run
 
@@ -43,48 +61,28 @@ PLAN_HELP = """Show what building RECIPE would do to each tensor; reads headers 
 
 _Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in mergekit's YAML.", show_default=False)]
 _Type = Annotated[
-    str | None,
-    typer.Option(
-        "--type", "-t", metavar="TYPE", help="File type of the result, such as Q8_0; wins over the recipe's out_type."
-    ),
-]
-_Imatrix = Annotated[
-    list[Path] | None,
-    typer.Option("--imatrix", metavar="FILE", help="Importance matrix to quantize with; several add up."),
+    str | None, type_option("Type of the result, such as Q8_0 (ggufmerge types lists them); wins over the recipe's.")
 ]
 _Rounding = Annotated[
     Rounding | None,
     typer.Option(
         "--rounding",
+        metavar="nearest|stochastic",
         help="Of changes to weights that keep their type; wins over the recipe's.",
         show_default="stochastic where nearest would lose the change",
     ),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
-_All = Annotated[bool, typer.Option("--all", help="List every tensor, not one line per kind.")]
 
 
 def build(
     recipe: _Recipe,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The GGUF file to write.")
-    ] = None,
+    output: Output = None,
     out_type: _Type = None,
-    imatrix: _Imatrix = None,
+    imatrix: Imatrix = None,
     rounding: _Rounding = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
-    ] = None,
-    chunk: Annotated[
-        int | None,
-        typer.Option(
-            "--chunk",
-            min=1024,
-            metavar="VALUES",
-            help="Values of a tensor that a thread works on at a time; memory grows with it.",
-        ),
-    ] = None,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    chunk: Chunk = None,
     max_size: MaxSize = None,
     max_tensors: MaxTensors = None,
     metadata_first: MetadataFirst = False,
@@ -94,6 +92,9 @@ def build(
             "--ollama", metavar="NAME[:TAG]", help="Make it a model of Ollama's, with or without --output beside it."
         ),
     ] = None,
+    lmstudio: LmStudio = None,
+    to: To = None,
+    llama_cpp: LlamaCpp = False,
     modelfile: Annotated[
         bool, typer.Option("--modelfile/--no-modelfile", help="Write a Modelfile for Ollama beside the output.")
     ] = True,
@@ -108,9 +109,12 @@ def build(
     card: Card = None,
     push: PushTo = None,
     push_dry_run: PushDryRun = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
-    json: _Json = False,
+    try_prompt: TryPrompt = None,
+    dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
+    from ggufmerge.cli import try_prompt as trial
+    from ggufmerge.cli.home_sink import ForHomes, home_line
     from ggufmerge.cli.ollama import ForOllama, check_recipe
     from ggufmerge.cli.projector import ForProjector
     from ggufmerge.cli.terminal import print_json, say, show_build, show_warnings
@@ -124,69 +128,96 @@ def build(
         raise typer.BadParameter("Ollama's store takes one file: leave out --split-max-size and the like")
     if mmproj is not None and ollama is not None:
         raise typer.BadParameter("--mmproj needs --output instead of --ollama; ollama create takes the Modelfile then")
+    loaded = load_recipe(recipe)
     for_projector = ForProjector(mmproj, None if dry_run else output, overwrite=overwrite)
+    for_homes = ForHomes(
+        loaded,
+        wanted,
+        output,
+        lmstudio=lmstudio,
+        to=to or (),
+        llama_cpp=llama_cpp,
+        split=split,
+        projector=mmproj,
+        overwrite=overwrite,
+    )
     if dry_run:
         if ollama is not None:
-            check_recipe(load_recipe(recipe), ollama, wanted, overwrite=overwrite)
-        _show_plans(recipe, wanted, every=False, json=json)
+            check_recipe(loaded, ollama, wanted, overwrite=overwrite)
+        warnings = for_homes.try_out(loaded, wanted)
+        _show_plans(loaded, wanted, every=False, json=json, more=for_homes.planned())
+        if not json:
+            show_warnings(warnings)
+            for home in for_homes.homes:
+                say(home_line(home))
         return
-    if output is None and ollama is None:
+    built = for_homes.output
+    if built is None and ollama is None:
         raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
-    if output is None and (push is not None or card is not None):
-        raise typer.BadParameter("--push and --card need --output beside --ollama", param_hint="--output")
+    if built is None and (push is not None or card is not None or llama_cpp):
+        raise typer.BadParameter("--push, --card and --llama-cpp need --output beside --ollama", param_hint="--output")
     from ggufmerge.cli.progress import progress_display
     from ggufmerge.engine import build as carry_out
 
-    loaded = load_recipe(recipe)
     for_hub = ForHub(card, push, dry_run=push_dry_run, overwrite=overwrite)
-    for_ollama = ForOllama(output, ollama, modelfile=modelfile, overwrite=overwrite, projector=for_projector.path)
+    modelfile = modelfile and output is not None  # no program wants one in its folder
+    for_ollama = ForOllama(built, ollama, modelfile=modelfile, overwrite=overwrite, projector=for_projector.path)
     options: dict[str, Any] = {"threads": threads} | ({"chunk": chunk} if chunk else {})
-    with progress_display() as progress:
+    with for_homes.folders(), progress_display() as progress:
         report = carry_out(
             loaded,
             for_ollama.output,
             **wanted,
             overwrite=for_ollama.overwrite,
             split=split,
-            sinks=[for_projector, for_ollama, for_hub],
+            sinks=[for_projector, for_homes, for_ollama, for_hub],
             progress=progress,
             **options,
         )
     show_warnings(advice(report.kept))
     if json:
-        print_json(_report(report) | for_projector.facts | for_ollama.facts | for_hub.facts)
+        print_json(
+            _report(report)
+            | for_projector.facts
+            | for_homes.facts
+            | for_ollama.facts
+            | for_hub.facts
+            | trial.asked(report.output, try_prompt)
+        )
     else:
         show_build(report)
-        for line in (*for_projector.lines(), *for_ollama.lines()):
+        for line in (*for_projector.lines(), *for_homes.lines(), *for_ollama.lines()):
             say(line)
         for_hub.show()
+        trial.show(report.output, try_prompt)
 
 
 def plan(
     recipe: _Recipe,
     out_type: _Type = None,
-    imatrix: _Imatrix = None,
+    imatrix: Imatrix = None,
     rounding: _Rounding = None,
-    all_tensors: _All = False,
-    json: _Json = False,
+    all_tensors: All = False,
+    json: Json = False,
 ) -> None:
     wanted = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
-    _show_plans(recipe, wanted, every=all_tensors, json=json)
+    from ggufmerge.recipe import load_recipe
+
+    _show_plans(load_recipe(recipe), wanted, every=all_tensors, json=json)
 
 
-def _show_plans(recipe: Path, wanted: Any, *, every: bool, json: bool) -> None:
+def _show_plans(recipe: Recipe, wanted: Any, *, every: bool, json: bool, more: Mapping[str, Any] | None = None) -> None:
     """The plan of a recipe, behind those of its stages; as JSON a list if there are stages.
 
-    wanted: the command line's part in it, as `make_plan` takes it.
+    wanted: the command line's part in it, as `make_plan` takes it.  more: facts beside those of the last plan in JSON.
     """
     from ggufmerge.cli.terminal import print_json, say, show_plan
     from ggufmerge.engine.documents import plan_stages
-    from ggufmerge.recipe import load_recipe
 
-    plans = plan_stages(load_recipe(recipe), **wanted)
+    plans = plan_stages(recipe, **wanted)
     if json:
-        facts = [plan.to_json() for plan in plans]
-        print_json(facts if len(facts) > 1 else facts[0])
+        *stages, final = map(_planned, plans)
+        print_json(final | ({"stages": stages} if stages else {}) | dict(more or {}))
         return
     for number, plan in enumerate(plans):
         if len(plans) > 1:
@@ -194,15 +225,29 @@ def _show_plans(recipe: Path, wanted: Any, *, every: bool, json: bool) -> None:
         show_plan(plan, every=every)
 
 
-def _report(report: Any) -> dict[str, Any]:
+def _planned(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON: as it is, with what its tensors are together, and the reason for a type as elsewhere."""
+    facts = plan.to_json()
+    for tensor, planned in zip(facts["tensors"], plan.tensors, strict=True):
+        tensor["why"] = tensor.pop("why_type")
+        tensor["nbytes"] = planned.nbytes
+    warnings = [*facts["warnings"], *facts.pop("expectations")]
+    return facts | {"nbytes": plan.nbytes, "parameters": plan.parameters, "warnings": warnings}
+
+
+def _report(report: BuildReport) -> dict[str, Any]:
     from dataclasses import asdict
 
     from ggufmerge.cli.terminal import kept_facts, survival_facts
+    from ggufmerge.engine.survival import total
 
-    return {
-        **asdict(report),
-        "output": str(report.output),
-        "files": [str(path) for path in report.files],
-        "survival": {name: survival_facts(s) for name, s in report.survival.items()},
+    survival = report.survival
+    facts = {**asdict(report), "output": str(report.output), "files": [str(path) for path in report.files]}
+    del facts["errors"]
+    return facts | {
+        "sources": [{"path": path, "sha256": digest} for path, digest in report.sources.items()],
+        "survival": total(survival.values()).share if survival else None,
         "kept": kept_facts(report.kept),
+        "tensors": [{"name": name, **survival_facts(of), "survival": of.share} for name, of in survival.items()],
+        "notes": [{"name": name, "note": note} for name, note in report.notes],
     }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from ggufmerge.cli.options import All, Json, Threads, model_argument, model_option
+
+if TYPE_CHECKING:
+    from ggufmerge.engine.compare import Change, Comparison, Totals
 
 HELP = """Compare the weights of two models, tensor by tensor.
 
@@ -18,41 +22,183 @@ HELP = """Compare the weights of two models, tensor by tensor.
   ggufmerge diff base.gguf base.gguf+adapter.gguf --all --json
 
 With a base, cosine and signs are those of the two models' changes of it: how alike two fine-tunes are, and how often
-they pull a weight in the same direction.
+they pull a weight in the same direction; the last lines say what that means for merging them.
 """
 
 
 def diff(
-    first: Annotated[str, typer.Argument(metavar="A", help="A GGUF file, or base.gguf+adapter.gguf.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The model to compare it with.")],
-    base: Annotated[
-        str | None, typer.Option("--base", metavar="FILE", help="The model that both were tuned from.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
-    ] = None,
-    every: Annotated[bool, typer.Option("--all", help="List every tensor, not one line per kind.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
+    first: Annotated[str, model_argument("A", "A model, with adapters if wanted (base.gguf+adapter.gguf)")],
+    second: Annotated[str, model_argument("B", "The one to compare it with")],
+    base: Annotated[str | None, model_option("--base", "BASE", "The model that both were tuned from")] = None,
+    threads: Threads = None,
+    every: All = False,
+    json: Json = False,
 ) -> None:
     from dataclasses import asdict
-    from math import isfinite
 
-    from ggufmerge.cli.terminal import print_json, say, show_table
+    from ggufmerge.cli.terminal import print_json
     from ggufmerge.engine.compare import compare
 
     result = compare(first, second, base=base, threads=threads)
     if json:
-        facts = asdict(result)
-        for tensor in facts["tensors"]:
-            tensor.update({k: None for k, v in tensor.items() if isinstance(v, float) and not isfinite(v)})
-        print_json(facts)
-        return
-    heads = ["tensor", "difference", "largest", "equal", "cosine", *(["signs"] if base is not None else [])]
-    show_table(heads, _rows(result.tensors, base is not None, every), numbers=len(heads) - 1)
-    for names, path in ((result.only_first, first), (result.only_second, second)):
+        print_json({"identical": result.identical, **asdict(result)})
+    else:
+        _show(result, every)
+
+
+def _show(result: Comparison, every: bool) -> None:
+    """The models, the table, where in the depth of the model they differ, and what all of it means."""
+    from ggufmerge.cli.terminal import say, show_table
+
+    with_base = result.base is not None
+    say(f"A     {result.first}", f"B     {result.second}", *([f"base  {result.base}"] if with_base else []))
+    if not result.identical:
+        heads = ["tensor", "difference", "largest", "equal", "cosine", *(["signs"] if with_base else [])]
+        show_table(heads, _rows(result.tensors, with_base, every), numbers=len(heads) - 1)
+        _wrapped(
+            "difference: RMS of A - B over that of A; largest: absolute; equal: share of the weights; "
+            + (
+                "cosine: of the changes of the base (1 the same, 0 unrelated, -1 opposite); signs: share of the "
+                "weights changed by both that move in the same direction (50 % is chance)"
+                if with_base
+                else "cosine: 1 is the same direction"
+            )
+        )
+        _show_layers(result)
+    for line in summary(result):
+        _wrapped(line)
+    for names, which in ((result.only_first, result.first), (result.only_second, result.second)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            say(f"only in {Path(path).name}: {names[0]}{more}")
+            say(f"only in {Path(which).name}: {names[0]}{more}")
+
+
+def _wrapped(line: str) -> None:
+    """A line of running text, folded between words on a terminal."""
+    from ggufmerge.cli.terminal import console
+    from ggufmerge.text import printable
+
+    out = console()
+    out.print(printable(line), markup=False, soft_wrap=not out.is_terminal)
+
+
+def _show_layers(result: Comparison) -> None:
+    """A letter for each layer: how much it differs, or how much each of the two changed the base there."""
+    if len(result.layers) < 2:
+        return
+    views: list[tuple[str, Callable[[Totals], Change | None]]] = [("", lambda t: t.difference)]
+    if result.base is not None:
+        views = [(", A", lambda t: t.first), (", B", lambda t: t.second)]
+    for name, view in views:
+        values = {number: change.relative for number, t in result.layers.items() if (change := view(t)) is not None}
+        top = max(values, key=lambda number: values[number])
+        if values[top] == 0:
+            _wrapped(f"by layer{name}: nothing changed")
+            continue
+        low, high = (f"{100 * choose(values.values()):.2f}" for choose in (min, max))
+        line = sparkline(list(values.values()), blocks=_has_blocks())
+        _wrapped(f"by layer{name}: {line} {low} to {high} %, most in {top}")
+
+
+_BLOCKS, _ASCII = "▁▂▃▄▅▆▇█", "_.:-=+*#"
+
+
+def sparkline(values: Sequence[float], *, blocks: bool = True) -> str:
+    """A letter for each value, from nothing to the largest one; blocks: of Unicode, else of ASCII.
+
+    >>> sparkline([0, 1, 2, 4]), sparkline([0, 1, 2, 4], blocks=False)
+    ('▁▃▅█', '_:=#')
+    """
+    from math import isfinite
+
+    letters = _BLOCKS if blocks else _ASCII
+    top = max((v for v in values if isfinite(v)), default=0.0) or 1.0
+    last = len(letters) - 1
+    return "".join(letters[round(last * min(v / top, 1.0))] if isfinite(v) else letters[-1] for v in values)
+
+
+def _has_blocks() -> bool:
+    """Whether standard output can show the blocks."""
+    import sys
+
+    try:
+        _BLOCKS.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def summary(result: Comparison) -> list[str]:
+    """What the figures mean, in a few sentences."""
+    from math import isnan
+
+    from ggufmerge.text import count
+
+    total = result.total
+    lines = []
+    if not result.tensors:
+        return ["A and B have no tensor in common"]
+    types = sum(t.types[0] != t.types[1] for t in result.tensors)
+    kinds = f"; {types} are stored in another type" if types else ""
+    if result.identical:
+        lines.append(f"identical: all {count(total.values)} weights of {len(result.tensors)} tensors are equal{kinds}")
+    else:
+        same = sum(t.identical for t in result.tensors)
+        lines.append(
+            f"in sum: B differs from A by {_percent(total.difference.relative)} of A's size, in "
+            f"{_percent(total.difference.changed)} of {count(total.values)} weights; "
+            f"{same} of {len(result.tensors)} tensors are identical{kinds}"
+        )
+    if total.first is not None and total.second is not None:
+        lines += [
+            f"{name} changes the base by {_percent(change.relative)}, in {_percent(change.changed)} of the weights"
+            for name, change in (("A", total.first), ("B", total.second))
+        ]
+        lines += _meaning(total)
+        # rounding to another type is the same in both where they are alike, so it looks like a common part
+        rounded = [t for t in result.tensors if t.types[0] == t.types[1] != t.base_type and not isnan(t.cosine)]
+        if rounded and total.cosine >= _UNRELATED:
+            lines.append(
+                f"careful: A and B are {rounded[0].types[0]} and the base is {rounded[0].base_type}, so both changes "
+                f"hold the same rounding and look more alike than they are; compare with a base in their type "
+                f"(ggufmerge quantize makes it)"
+            )
+    keys = ", ".join(result.metadata[:5]) + (", ..." if len(result.metadata) > 5 else "")
+    lines.append(f"metadata: {len(result.metadata)} different ({keys})" if keys else "metadata: the same")
+    return lines
+
+
+def _meaning(total: Totals) -> list[str]:
+    """What the cosine of two changes says about merging them."""
+    from math import isnan
+
+    if isnan(total.cosine):
+        return ["one of the two is the base itself, so there are no two changes to relate"]
+    if abs(total.cosine) < _UNRELATED:
+        found = "are unrelated: they will add up without conflict"
+    elif total.cosine < 0:
+        found = "pull against each other: each takes a part of the other away"
+    elif total.cosine < _ALIKE:
+        found = "have a part in common, which counts twice when they are added: use ties, or weights below 1"
+    else:
+        found = "are largely the same: take one of the two, or weights that sum to 1"
+    return [f"the two changes {found} (cosine {total.cosine:.3f}, {100 * total.same_sign:.1f} % of signs agree)"]
+
+
+_UNRELATED, _ALIKE = 0.1, 0.6  # cosines
+
+
+def _percent(share: float) -> str:
+    """A share with as many digits as show that it is neither nothing nor all.
+
+    >>> [_percent(x) for x in (0, 0.5, 0.00001, 0.99999)]
+    ['0 %', '50.0 %', '0.001 %', '99.999 %']
+    """
+    percent = 100 * share
+    if percent in (0, 100):
+        return f"{percent:.0f} %"
+    edge = min(percent, abs(100 - percent))
+    return f"{percent:.1f} %" if edge >= 0.05 else f"{percent:.3f} %" if edge >= 0.0005 else f"{percent:.2g} %"
 
 
 def _rows(tensors: Any, with_base: bool, every: bool) -> list[list[str]]:
@@ -65,17 +211,23 @@ def _rows(tensors: Any, with_base: bool, every: bool) -> list[list[str]]:
     rows = []
     for kind, group in groups.items():
         name = group[0].name if len(group) == 1 else f"{len(group)} x {kind}"
-        row = [name, _share(group, "relative"), f"{max(t.largest for t in group):.3g}", _share(group, "equal")]
-        row.append(_mean(group, "cosine"))
-        if with_base:
-            row.append(_share(group, "same_sign"))
+        if all(t.identical for t in group):
+            row = [name, "identical", "", "", "", *([""] if with_base else [])]
+        else:
+            row = [name, _share(group, "relative"), f"{max(t.largest for t in group):.3g}", _share(group, "equal")]
+            row.append(_mean(group, "cosine"))
+            if with_base:
+                row.append(_share(group, "same_sign"))
         rows.append(row)
     return rows
 
 
 def _mean(group: list[Any], figure: str) -> str:
     values = [v for t in group if (v := getattr(t, figure)) == v]
-    return f"{sum(values) / len(values):.3f}" if values else "-"
+    if not values:
+        return "-"
+    mean = sum(values) / len(values)
+    return f"{mean:.3f}" if abs(mean) < 0.999 else f"{mean:.6f}"  # 1.000 would look like the same
 
 
 def _share(group: list[Any], figure: str) -> str:

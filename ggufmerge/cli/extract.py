@@ -7,6 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufmerge.cli.options import (
+    All,
+    DryRun,
+    Json,
+    Overwrite,
+    Threads,
+    model_argument,
+    model_option,
+    type_option,
+)
+
 if TYPE_CHECKING:
     from ggufmerge.engine.extract import ExtractPlan, ExtractReport, PlannedPair
 
@@ -26,11 +37,11 @@ randomized SVD. How much of each change the adapter holds is shown.
 
 
 def extract_lora(
-    tune: Annotated[str, typer.Argument(metavar="TUNE", help="The fine-tuned GGUF model.", show_default=False)],
-    base: Annotated[str, typer.Option("--base", metavar="BASE", help="The model it was made from.")],
+    tune: Annotated[str, model_argument("TUNE", "The fine-tune")],
+    base: Annotated[str, model_option("--base", "BASE", "The model it was made from")],
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The adapter to write.")] = None,
-    rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Rank of the adapter.")] = 16,
-    out_type: Annotated[str, typer.Option("--type", "-t", metavar="TYPE", help="F32, F16 or BF16.")] = "F32",
+    rank: Annotated[int, typer.Option("--rank", "-r", min=1, metavar="N", help="Rank of the adapter.")] = 16,
+    out_type: Annotated[str, type_option("Type of the adapter: F32, F16 or BF16.")] = "F32",
     include: Annotated[
         list[str] | None, typer.Option("--include", metavar="FILTER", help="Take only tensors that match.")
     ] = None,
@@ -38,13 +49,11 @@ def extract_lora(
         list[str] | None, typer.Option("--exclude", metavar="FILTER", help="Leave out tensors that match.")
     ] = None,
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Take the token embedding too.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be extracted and stop.")] = False,
-    every: Annotated[bool, typer.Option("--all", help="List every tensor, not one line per kind.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    every: All = False,
+    json: Json = False,
 ) -> None:
     from ggufmerge.cli.progress import progress_display
     from ggufmerge.cli.terminal import print_json, show_warnings

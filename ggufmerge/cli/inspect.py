@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ggufmerge.cli.options import All, Json, model_argument
+
 SHORT, LONG = 72, 160  # characters that are shown of a longer value: on a terminal, in a pipe
 HELP = """Show the metadata and tensors of a GGUF file: a model, adapter or imatrix.
 
@@ -16,7 +18,7 @@ Only the header is read, so it takes no time on a file of any size. Of a split m
 
   ggufmerge inspect model.gguf
 
-  ggufmerge inspect model.gguf --no-tensors
+  ggufmerge inspect model.gguf --all
 
   ggufmerge inspect model.gguf --json | jq '.metadata["llama.block_count"].value'
 
@@ -25,29 +27,37 @@ Only the header is read, so it takes no time on a file of any size. Of a split m
 
 
 def inspect(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A .gguf file, or ollama:NAME.", show_default=False)],
-    json: Annotated[bool, typer.Option("--json", help="Print all facts as one JSON object.")] = False,
-    tensors: Annotated[bool, typer.Option("--tensors/--no-tensors", help="List every tensor.")] = True,
+    file: Annotated[str, model_argument("FILE", "A model, adapter or imatrix")],
+    every: All = False,
+    tensors: Annotated[
+        bool | None,
+        typer.Option(
+            "--tensors/--no-tensors", help="The same; --no-tensors also leaves them out of --json.", hidden=True
+        ),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Print long strings and arrays to their end.")] = False,
+    json: Json = False,
 ) -> None:
-    from ggufmerge.cli.terminal import console, print_json, show_table
-    from ggufmerge.files import describe, open_gguf
-    from ggufmerge.sources.references import find
+    from ggufmerge.cli.terminal import console, print_json, say, show_table
+    from ggufmerge.sources.inspect import inspect as facts_of
     from ggufmerge.text import printable
 
-    with open_gguf(find(file).path) as opened:
-        facts = describe(opened, full=full)
+    facts = facts_of(file, full=full)
     if json:
-        print_json(facts if tensors else {key: value for key, value in facts.items() if key != "tensors"})
+        print_json(facts if tensors is not False else {key: value for key, value in facts.items() if key != "tensors"})
         return
     out = console()
     out.print(printable(_headline(facts)), markup=False, soft_wrap=not out.is_terminal)
     limit = None if full else SHORT if out.is_terminal else LONG
-    show_table(("key", "type", "value"), _metadata_rows(facts, limit))
-    if tensors and facts["tensors"]:
-        show_table(("tensor", "shape", "type", "bytes"), _tensor_rows(facts), numbers=1)
     if facts["types"]:
         show_table(("type", "tensors", "values", "bytes", "bits/weight", "share"), _type_rows(facts), numbers=5)
+    show_table(("key", "type", "value"), _metadata_rows(facts, limit))
+    if not facts["tensors"]:
+        return
+    if every if tensors is None else tensors:
+        show_table(("tensor", "shape", "type", "bytes"), _tensor_rows(facts), numbers=1)
+    else:
+        say(f"{len(facts['tensors'])} tensors: --all lists them")
 
 
 def _headline(facts: dict[str, Any]) -> str:
@@ -58,11 +68,11 @@ def _headline(facts: dict[str, Any]) -> str:
     parts = [" ".join(kind) or "no architecture", "no tensors", size(facts["nbytes"])]
     if facts["tensors"]:
         parts[1] = f"{count(facts['parameters'])} parameters in {len(facts['tensors'])} tensors"
-    if len(facts["files"]) > 1:
+    if len(facts["shards"]) > 1:
         parts[2] += f" in {len(facts['files'])} files"
     if facts["bits_per_weight"]:
         parts.append(f"{facts['bits_per_weight']:.2f} bits per weight")
-    return f"{facts['path']}: {', '.join(parts)} (GGUF version {facts['version']})"
+    return f"{facts['path']}: {', '.join(parts)} (GGUF version {facts['gguf_version']})"
 
 
 def _metadata_rows(facts: dict[str, Any], limit: int | None) -> Iterator[tuple[str, ...]]:

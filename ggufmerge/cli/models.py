@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufmerge.cli.options import Json
+
 if TYPE_CHECKING:
     from ggufmerge.sources.inventory import FoundModel
 
 HELP = """List the models on this machine, as recipes name them, and which can be merged with which.
 
-Looks into Ollama's store, the cache of the Hugging Face Hub, the folders of LM Studio and llama.cpp, and FOLDERs.
+Looks into Ollama's store, the cache of the Hugging Face Hub, the folders of LM Studio and llama.cpp (also those that
+LLAMA_ARG_MODELS_DIR and LLAMA_ARG_MODELS_PRESET name), ~/koboldcpp, ~/text-generation-webui, and FOLDERs.
 Models with the same letter can be merged with each other as they are: architecture, shapes and vocabulary are the same.
 
 [bold]Examples[/bold]
@@ -30,7 +33,7 @@ def models(
     folder: Annotated[
         list[Path] | None, typer.Argument(metavar="FOLDER...", help="Further folders to look into.", show_default=False)
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print all facts as one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     from ggufmerge.cli.terminal import print_json
     from ggufmerge.sources.inventory import families, find_models
@@ -57,13 +60,15 @@ def _facts(found: Sequence[FoundModel], grouped: Sequence[Sequence[FoundModel]])
 
 
 def _show(found: Sequence[FoundModel], grouped: Sequence[Sequence[FoundModel]]) -> None:
-    from ggufmerge.cli.terminal import show_table
+    from ggufmerge.cli.terminal import console, show_table
 
     letters = {id(model): _letter(i) for i, group in enumerate(grouped) if len(group) > 1 for model in group}
     usable = [model for group in grouped for model in group] + [m for m in found if not m.family and not m.error]
-    if usable:
-        heads = ("model", "architecture", "parameters", "type", "size", "with")
-        show_table(heads, [_row(model, letters.get(id(model), "")) for model in usable], numbers=0)
+    rows = [_row(model, letters.get(id(model), "")) for model in usable]
+    if console().is_terminal:
+        _show_blocks(rows)
+    elif rows:
+        show_table(("model", "kept by", "architecture", "parameters", "type", "size", "notes", "with"), rows)
     if letters:
         typer.echo("models with the same letter can be merged with each other")
     elif usable:
@@ -75,12 +80,24 @@ def _show(found: Sequence[FoundModel], grouped: Sequence[Sequence[FoundModel]]) 
         typer.echo("no GGUF files were found; give the folders where they are: ggufmerge models FOLDER")
 
 
+def _show_blocks(rows: Sequence[tuple[str, ...]]) -> None:
+    """Two lines a model, since names are long: the letter and the name, and below it what it is."""
+    from ggufmerge.cli.terminal import say
+
+    width = max((len(row[-1]) for row in rows), default=0)
+    for name, keeper, what, parameters, file_type, nbytes, notes, letter in rows:
+        facts = ", ".join(fact for fact in (what, f"{parameters} parameters", file_type, nbytes) if fact)
+        say(f"{letter:{width}}  {name}", " " * (width + 4) + "; ".join(part for part in (keeper, facts, notes) if part))
+
+
 def _row(model: FoundModel, letter: str) -> tuple[str, ...]:
     from ggufmerge.text import count, size
 
     what = model.architecture if model.kind == "model" else f"{model.architecture} {model.kind}".strip()
     more = f" (also {', '.join(model.references[1:])})" if len(model.references) > 1 else ""
-    return model.references[0] + more, what, count(model.parameters), model.file_type, size(model.nbytes), letter
+    notes = [f"needs {need}" for need in model.needs] + ([f"has {model.projector}"] if model.projector else [])
+    name, parameters = model.references[0] + more, count(model.parameters)
+    return name, model.keeper, what, parameters, model.file_type, size(model.nbytes), ", ".join(notes), letter
 
 
 def _letter(index: int) -> str:

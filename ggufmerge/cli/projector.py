@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufmerge.errors import option
 from ggufmerge.files.writer import same_file
 from ggufmerge.sinks.projector import check_projector, copy_projector, projector_path, projector_warnings
 from ggufmerge.sources.references import check_found, find
@@ -26,7 +25,7 @@ class ForProjector:
 
     def __init__(self, projector: Path | None, output: Path | None, *, overwrite: bool) -> None:
         if projector is not None:
-            check_found([(option("mmproj"), str(projector))])
+            check_found([("--mmproj", str(projector))])
             projector = find(str(projector)).path
             check_projector(projector)
         self._projector, self._output, self._overwrite = projector, output, overwrite

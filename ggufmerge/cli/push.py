@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufmerge.cli.options import DryRun, Json, Overwrite
+
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.engine.planner import Opened
@@ -38,9 +40,9 @@ def push(
         bool, typer.Option("--private", help="If the repository is new, let nobody else see it.")
     ] = False,
     message: Annotated[str | None, typer.Option("--message", metavar="TEXT", help="Title of the commit.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show names and card and stop.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     from ggufmerge.cli.terminal import print_json
     from ggufmerge.report.model_card import read_evaluation
@@ -141,10 +143,10 @@ def facts_of(upload: Upload, url: str | None) -> dict[str, Any]:
     return {
         "repo": upload.repo,
         "new": not upload.exists,
-        "files": {name: str(path) for name, path in upload.files.items()},
+        "uploads": {name: str(path) for name, path in upload.files.items()},
         "nbytes": upload.nbytes,
         "card": upload.card,
-        "notes": list(upload.notes),
+        "warnings": list(upload.notes),
         "url": url,
     }
 

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufmerge.cli.completion import complete_tensor_types, complete_types_and_files
+from ggufmerge.cli.options import (
+    All,
+    DryRun,
+    Imatrix,
+    Json,
+    Output,
+    Overwrite,
+    Threads,
+    model_argument,
+    type_option,
+)
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
+    from ggufmerge.files.sharded import SplitLimit
 
 HELP = """Write INPUT in another file type, tensor by tensor as llama-quantize would.
 
@@ -24,23 +39,33 @@ HELP = """Write INPUT in another file type, tensor by tensor as llama-quantize w
 
   ggufmerge quantize model-f16.gguf mine.gguf --like someone-elses.gguf
 
-The source may be quantized already; tensors that keep their type are copied. TYPE is a llama.cpp file type such as
-Q4_K_M, or COPY.
+  ggufmerge quantize model-f16.gguf Q4_K_M
+
+TYPE is one that ggufmerge types lists, its number (15 is Q4_K_M), or COPY. Without OUTPUT the result stands beside
+INPUT under its name, with the type at the end: model-Q4_K_M.gguf. The source may be quantized already; tensors that
+keep their type are copied.
 """
 
 _Texts = list[str] | None
 
 
 def quantize(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="The GGUF file to read.", show_default=False)],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The GGUF file to write.", show_default=False)],
-    ftype: Annotated[str | None, typer.Argument(metavar="TYPE", help="File type.", show_default=False)] = None,
+    source: Annotated[str, model_argument("INPUT", "The model to read")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OUTPUT] TYPE [THREADS]",
+            help="As for llama-quantize: the file to write, its type, threads to work with.",
+            show_default=False,
+            autocompletion=complete_types_and_files,
+        ),
+    ] = None,
+    output: Output = None,
+    out_type: Annotated[str | None, type_option("Type of the result.")] = None,
     like: Annotated[
         Path | None, typer.Option("--like", metavar="FILE", help="Take the types of this file's tensors instead.")
     ] = None,
-    imatrix: Annotated[
-        list[Path] | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix; several add up.")
-    ] = None,
+    imatrix: Imatrix = None,
     include_weights: Annotated[
         _Texts, typer.Option("--include-weights", metavar="TEXT", help="Use only these entries of the matrix.")
     ] = None,
@@ -51,57 +76,183 @@ def quantize(
     tensor_type: Annotated[
         _Texts, typer.Option("--tensor-type", metavar="REGEX=TYPE", help="Type of the tensors whose names match.")
     ] = None,
+    tensor_type_file: Annotated[
+        Path | None,
+        typer.Option("--tensor-type-file", metavar="FILE", help="A text of such pairs, between blanks or line breaks."),
+    ] = None,
     output_tensor_type: Annotated[
-        str | None, typer.Option("--output-tensor-type", metavar="TYPE", help="Type of output.weight.")
+        str | None,
+        typer.Option(
+            "--output-tensor-type",
+            metavar="TYPE",
+            help="Type of output.weight.",
+            autocompletion=complete_tensor_types,
+        ),
     ] = None,
     token_embedding_type: Annotated[
-        str | None, typer.Option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight.")
+        str | None,
+        typer.Option(
+            "--token-embedding-type",
+            metavar="TYPE",
+            help="Type of token_embd.weight.",
+            autocompletion=complete_tensor_types,
+        ),
     ] = None,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Leave output.weight as it is.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads to work with.", show_default="all cores")
-    ] = None,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
     max_size: MaxSize = None,
     max_tensors: MaxTensors = None,
     metadata_first: MetadataFirst = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show types and sizes and stop.")] = False,
-    every: Annotated[bool, typer.Option("--all", help="List every tensor, not one line per kind.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
+    keep_split: Annotated[bool, typer.Option("--keep-split", help="Write the shards that INPUT has.")] = False,
+    dry_run: DryRun = False,
+    every: All = False,
+    json: Json = False,
 ) -> None:
+    from ggufmerge.cli.front import check_name
     from ggufmerge.cli.terminal import print_json, show_warnings
     from ggufmerge.engine.quantize import plan_quantize
     from ggufmerge.files.sharded import SplitLimit
     from ggufmerge.quants.mixture import parse_tensor_type
 
+    wanted = _wanted(words or [], output, out_type, threads, like=like is not None)
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
+    if wanted.output is not None:
+        check_name(wanted.output, shards=split is not None or keep_split)
+    if keep_split:
+        if split is not None:
+            raise typer.BadParameter("give either this or --split-max-size and the like", param_hint="--keep-split")
+        split = _shards_of(source)
+    overrides = [*(tensor_type or ()), *(_pairs(tensor_type_file) if tensor_type_file else ())]
     plan, opened = plan_quantize(
         source,
-        ftype,
+        wanted.type,
         like=like,
         imatrix=imatrix or (),
         include_weights=include_weights or (),
         exclude_weights=exclude_weights or (),
         pure=pure,
-        tensor_types=[parse_tensor_type(text) for text in tensor_type or ()],
+        tensor_types=[parse_tensor_type(text) for text in overrides],
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
         leave_output_tensor=leave_output_tensor,
+        keep_split=keep_split,
     )
     report = None
     show_warnings([*plan.warnings, *(split.warnings(plan.tensors) if split else ())])
     if not dry_run:
         from ggufmerge.cli.progress import run_with_progress
 
+        target = wanted.output or _beside(source, str(wanted.type or plan.file_type))
         report = run_with_progress(
-            plan, opened, output, overwrite=overwrite, threads=threads, measure=True, split=split
+            plan, opened, target, overwrite=overwrite, threads=wanted.threads, measure=True, split=split
         )
     if json:
         print_json(_facts(plan, report))
     else:
         _show(plan, report, every=every)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    output: Path | None
+    type: str | None
+    threads: int | None
+
+
+def _wanted(
+    words: Sequence[str], output: Path | None, out_type: str | None, threads: int | None, *, like: bool
+) -> _Wanted:
+    """What the words behind the input say, by llama-quantize's rule: a first word that is a type is the type, and the
+    output is left out. BadParameter for words that have no place.
+    """
+    rest = list(words)
+    kind = _type(out_type) if out_type is not None else None
+    asked = kind is None and not like  # the words have to name a type
+    if asked and rest and (_is_type(rest[0]) or output is not None or (len(rest) == 1 and _is_no_file(rest[0]))):
+        kind = _type(rest.pop(0))
+        if rest and output is None and rest[0].lower().endswith(".gguf"):
+            output = Path(rest.pop(0))
+    elif rest and output is None:
+        output = Path(rest.pop(0))
+        if asked and rest:
+            kind = _type(rest.pop(0))
+    if rest and threads is None and rest[0].isascii() and rest[0].isdigit() and 0 < len(rest[0]) < 6:
+        threads = max(int(rest.pop(0)), 1)
+    if rest:
+        raise typer.BadParameter(f'there is no place for "{rest[0]}" behind the type: {_USAGE}')
+    if kind is None and not like:
+        raise typer.BadParameter(f"which type? {_USAGE}, or --like FILE; ggufmerge types lists the types")
+    return _Wanted(output, kind, threads)
+
+
+_USAGE = "ggufmerge quantize INPUT OUTPUT Q4_K_M"
+
+
+def _is_type(word: str) -> bool:
+    from ggufmerge.errors import GgufmergeError
+
+    try:
+        _type(word)
+    except GgufmergeError:
+        return False
+    return True
+
+
+def _is_no_file(word: str) -> bool:
+    """Whether a word that stands where an output or a type may stand can only be meant as a type."""
+    return not any(letter in word for letter in "./\\")
+
+
+def _type(word: str) -> str:
+    """The name of a type that is given by its name or its number."""
+    from ggufmerge.types import FileType
+
+    return "COPY" if word.upper() == "COPY" else str(FileType.numbered(word) or FileType.parse(word))
+
+
+def _beside(source: str, kind: str) -> Path:
+    """Where the result stands when nobody says: beside the input under its name, with the new type in place of the
+    old one; that of a model with a name (ollama:...) in the current folder.
+    """
+    from ggufmerge.files import ShardName
+    from ggufmerge.sources.references import SCHEMES
+
+    scheme, colon, name = source.partition(":")
+    if colon and scheme in SCHEMES:
+        folder, stem = Path(), name.rpartition("/")[2].removesuffix(".gguf").replace(":", "-").replace("@", "-")
+    else:
+        path = Path(source)
+        shard = ShardName.parse(path.name)
+        folder, stem = path.parent, shard.prefix if shard is not None else path.stem
+    base, dash, last = stem.rpartition("-") if "-" in stem else stem.rpartition(".")
+    if dash and _is_type(last) and not last.isdigit():
+        stem = base
+    return folder / f"{stem}-{'copy' if kind == 'COPY' else kind}.gguf"
+
+
+def _shards_of(source: str) -> SplitLimit | None:
+    """A limit that cuts the result as the input is cut; None when that is one file."""
+    from ggufmerge.files import open_gguf
+    from ggufmerge.files.sharded import SameShards
+    from ggufmerge.sources.references import find
+
+    with open_gguf(find(source).path) as opened:
+        counts = opened.shard_counts
+    return SameShards(counts=tuple(counts)) if len(counts) > 1 else None
+
+
+def _pairs(path: Path) -> list[str]:
+    """NAME=TYPE pairs of a text file."""
+    from ggufmerge.errors import GgufmergeError
+    from ggufmerge.files.small import read_small
+
+    try:
+        return read_small(path, 1 << 20).decode().split()
+    except UnicodeDecodeError:
+        raise GgufmergeError(f"{path}: not a UTF-8 text of NAME=TYPE pairs") from None
 
 
 def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:

@@ -7,15 +7,30 @@ from typing import Annotated, Any
 
 import typer
 
+from ggufmerge.cli.facts import begin
+from ggufmerge.cli.front import Command, Group
+from ggufmerge.cli.options import Json
+
 SCHEMA_HELP = """Print the JSON schema of recipes, for editors that complete and check YAML.
 
 [bold]Examples[/bold]
 
-  ggufmerge schema > ggufmerge.schema.json
+  ggufmerge recipe schema > ggufmerge.schema.json
 
 With the line below at the top of a recipe, editors with a YAML language server (VS Code, Neovim, ...) use it:
 
   # yaml-language-server: $schema=ggufmerge.schema.json
+"""
+
+RECIPE_HELP = """Help with writing recipes.
+
+[bold]Examples[/bold]
+
+  ggufmerge recipe explain recipe.yaml blk.3.ffn_down
+
+  ggufmerge recipe schema > ggufmerge.schema.json
+
+Every method has a recipe to begin with: ggufmerge methods ties.
 """
 
 EXPLAIN_HELP = """Show for each tensor which rule of RECIPE gave each parameter its value.
@@ -31,21 +46,27 @@ TENSOR is a filter as in recipes: a part of a name in GGUF's or Hugging Face's v
   ggufmerge recipe explain recipe.yaml --json
 """
 
-recipe_app = typer.Typer(help="Help with writing recipes.", no_args_is_help=True)
+recipe_app = typer.Typer(cls=Group, help=RECIPE_HELP)
 
 
+@recipe_app.callback()
+def _recipe(context: typer.Context) -> None:
+    begin(f"recipe {context.invoked_subcommand}")
+
+
+@recipe_app.command(cls=Command, help=SCHEMA_HELP)
 def schema() -> None:
-    from ggufmerge.cli.terminal import print_json
+    from ggufmerge.cli.terminal import print_plain_json
     from ggufmerge.recipe.json_schema import json_schema
 
-    print_json(json_schema())
+    print_plain_json(json_schema())
 
 
-@recipe_app.command(help=EXPLAIN_HELP)
+@recipe_app.command(cls=Command, help=EXPLAIN_HELP)
 def explain(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe.", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in mergekit's YAML.", show_default=False)],
     tensor: Annotated[str, typer.Argument(metavar="TENSOR", help="Which tensors.", show_default="all")] = "*",
-    json: Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     from dataclasses import asdict
 
@@ -55,7 +76,7 @@ def explain(
 
     explanations = explain_recipe(load_recipe(recipe), tensor)
     if json:
-        print_json([_facts(asdict(e)) for e in explanations])
+        print_json({"recipe": str(recipe), "tensors": [_facts(asdict(e)) for e in explanations]})
         return
     for e in explanations:
         how = "" if e.action == "merge" else " (the result is one of the models: copied)" * (e.action == "copy")
@@ -69,6 +90,8 @@ def explain(
 
 
 def _facts(explanation: dict[str, Any]) -> dict[str, Any]:
+    named = {"name": explanation.pop("tensor"), "why": explanation.pop("type_why")}
+    explanation = {"name": named["name"], **explanation, "why": named["why"]}
     for origin in explanation["origins"]:
         if not isinstance(origin["value"], (int, float, str, bool, type(None))):
             origin["value"] = None

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ggufmerge.cli.options import DryRun, Json, Overwrite, Threads
+
 SPLIT_HELP = """Cut INPUT into shards OUTPUT-00001-of-0000N.gguf, as llama-gguf-split does.
 
 [bold]Examples[/bold]
@@ -39,11 +41,6 @@ MaxTensors = Annotated[
 MetadataFirst = Annotated[
     bool, typer.Option("--no-tensor-first-split", help="Leave the first shard to the metadata alone.")
 ]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
-_Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Threads to copy with.", show_default="all cores")
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
 
 
 def split(
@@ -52,10 +49,10 @@ def split(
     max_size: MaxSize = None,
     max_tensors: MaxTensors = None,
     metadata_first: MetadataFirst = False,
-    overwrite: _Overwrite = False,
-    threads: _Threads = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the shards and stop.")] = False,
-    json: _Json = False,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     from ggufmerge.cli.terminal import print_json, show_table, show_warnings
     from ggufmerge.files import open_gguf
@@ -81,10 +78,10 @@ def split(
         split_gguf(source, output, limit, overwrite=overwrite, threads=threads, progress=progress)
     shards = [(str(path), len(part), sum(t.nbytes for t in part)) for path, part in zip(paths, parts, strict=True)]
     if json:
-        facts = [dict(zip(("file", "tensors", "nbytes"), shard, strict=True)) for shard in shards]
+        facts = [dict(zip(("path", "tensor_count", "nbytes"), shard, strict=True)) for shard in shards]
         written = [] if dry_run else [str(path) for path in paths]
         output_facts = {"output": written[0] if written else None, "files": written}
-        print_json({"shards": facts, "written": not dry_run} | output_facts)
+        print_json({"shards": facts, "nbytes": sum(shard[2] for shard in shards)} | output_facts)
         return
     rows = [(file, str(tensors), size(nbytes)) for file, tensors, nbytes in shards]
     show_table(("file", "tensors", "data"), rows, numbers=2)
@@ -95,10 +92,11 @@ def split(
 def join(
     first: Annotated[Path, typer.Argument(metavar="FIRST", help="The first shard.", show_default=False)],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The GGUF file to write.", show_default=False)],
-    overwrite: _Overwrite = False,
-    threads: _Threads = None,
-    json: _Json = False,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    json: Json = False,
 ) -> None:
+    from ggufmerge.cli.front import check_name
     from ggufmerge.cli.progress import ProgressDisplay
     from ggufmerge.cli.terminal import console, print_json, say
     from ggufmerge.files import open_gguf
@@ -106,6 +104,7 @@ def join(
     from ggufmerge.sources.references import find
     from ggufmerge.text import size
 
+    check_name(output)
     first = find(str(first)).path
     with open_gguf(first) as opened:
         shards, tensors = [str(path) for path in opened.paths], len(opened.tensors)
@@ -113,7 +112,8 @@ def join(
     join_gguf(first, output, overwrite=overwrite, threads=threads, progress=progress)
     nbytes = output.stat().st_size
     if json:
+        parts = [{"path": path} for path in shards]
         output_facts = {"output": str(output), "files": [str(output)]}
-        print_json(output_facts | {"file": str(output), "tensors": tensors, "nbytes": nbytes, "shards": shards})
+        print_json(output_facts | {"tensor_count": tensors, "nbytes": nbytes, "shards": parts})
     else:
         say(f"{output}: {tensors} tensors of {len(shards)} shards, {size(nbytes)}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -15,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ggufmerge.cli.facts import facts, plain_json
 from ggufmerge.text import count, message, printable, size
 
 if TYPE_CHECKING:
@@ -35,25 +34,14 @@ def say(*lines: str) -> None:
         typer.echo(printable(line))
 
 
-def print_json(value: Any) -> None:
-    """Print facts as JSON that every reader takes: numbers that are none (NaN) or have no end are null, and characters
-    that do not print are escapes.
-    """
-    encoding = getattr(sys.stdout, "encoding", None) or ""  # a pipe on Windows may not take every letter
-    text = json.dumps(_finite(value), indent=2, ensure_ascii="utf" not in encoding.lower(), allow_nan=False)
-    typer.echo("\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n")))
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print the facts of a command as JSON, behind those that stand in front everywhere (`cli.facts`)."""
+    typer.echo(facts(value))
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _escaped(line: str) -> str:
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
+def print_plain_json(value: Any) -> None:
+    """Print JSON that is no facts of a command."""
+    typer.echo(plain_json(value))
 
 
 def show_table(heads: Row, rows: Iterable[Row], numbers: int = 0) -> None:

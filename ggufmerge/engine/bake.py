@@ -8,23 +8,48 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import yaml
 
 from ggufmerge.engine import header
 from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
+from ggufmerge.engine.progress import Progress
+from ggufmerge.engine.run import BuildReport, run
 from ggufmerge.engine.survival import Survival, total
 from ggufmerge.engine.tensor_types import check_type
-from ggufmerge.errors import GgufmergeError, RoleError, option
+from ggufmerge.errors import GgufmergeError, RoleError
 from ggufmerge.recipe import ModelReference, load_recipe
+from ggufmerge.recipe.load import OPTIONS
 from ggufmerge.recipe.reference import AdapterReference
 from ggufmerge.sources import Source, open_source
 from ggufmerge.sources.model import is_model
 from ggufmerge.sources.references import check_found
 from ggufmerge.text import printable, utf8
 from ggufmerge.types import FileType
+
+
+def bake(
+    base: str | os.PathLike[str],
+    adapters: Sequence[AdapterReference | str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    out_type: FileType | str | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    rounding: Rounding | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Write `base` with LoRA `adapters` applied as the GGUF file `output`.
+
+    adapters: "path", or "path=strength" such as "style.gguf=0.5"; GGUF files or PEFT folders, whose changes add up.
+    The others: see `plan_bake` and `run`. The report's `errors` and `survival` are of all weights.
+    GgufmergeError (PlanError, FormatError, OutputError) says what does not fit.
+    """
+    plan, opened = plan_bake(base, adapters, out_type=out_type, imatrix=imatrix, rounding=rounding)
+    with opened:
+        return run(plan, opened, output, overwrite=overwrite, threads=threads, progress=progress, measure=True)
 
 
 def plan_bake(
@@ -45,6 +70,8 @@ def plan_bake(
         another type are always rounded to the nearest.
     GgufmergeError (PlanError, FormatError) says what does not fit.
     """
+    if isinstance(adapters, str | os.PathLike):
+        raise GgufmergeError("the adapters are a list, also when there is one: [adapter]")
     try:
         parsed = [a if isinstance(a, AdapterReference) else AdapterReference.parse(os.fspath(a)) for a in adapters]
     except ValueError as error:
@@ -54,9 +81,7 @@ def plan_bake(
     if not parsed:
         raise GgufmergeError("name at least one adapter to bake into the base")
     reference = ModelReference(os.fspath(base), tuple(parsed))
-    check_found(
-        [*(("", path) for path in reference.paths), *((option("imatrix"), os.fspath(path)) for path in imatrix)]
-    )
+    check_found([*(("", path) for path in reference.paths), *(("--imatrix", os.fspath(path)) for path in imatrix)])
     source = _opened(reference)
     try:
         name = header.display_name(source)
@@ -65,13 +90,13 @@ def plan_bake(
     recipe = {
         "name": utf8(name),
         "merge_method": "passthrough",
-        "models": [{"model": _written(reference)}],
+        "models": [{"model": reference.written()}],
         **({"out_type": str(out_type)} if out_type else {}),
         **({"imatrix": [os.fspath(path) for path in imatrix]} if imatrix else {}),
         **({"rounding": rounding} if rounding else {}),
     }
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    return make_plan(load_recipe(text, arguments=("out_type", "imatrix", "rounding")))
+    return make_plan(load_recipe(text, arguments=OPTIONS))
 
 
 def _opened(reference: ModelReference) -> Source:
@@ -91,13 +116,3 @@ def _opened(reference: ModelReference) -> Source:
 def total_survival(survival: Mapping[str, Survival]) -> Survival:
     """Of all tensors together; `BuildReport.survival` has it for each."""
     return total(survival.values())
-
-
-def _written(reference: ModelReference) -> Any:
-    """A reference as a recipe writes it: short if that reads back as the same, else as a mapping."""
-    try:
-        if ModelReference.parse(str(reference)) == reference:
-            return str(reference)
-    except ValueError:
-        pass
-    return {"model": reference.path, "lora": [{"path": a.path, "strength": a.strength} for a in reference.adapters]}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ggufmerge.engine.checks import check_space, check_targets, output_files
-from ggufmerge.engine.documents import build_stages, planned_documents
+from ggufmerge.engine.documents import build_stages, plan_stages, planned_documents
 from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.progress import Progress
@@ -39,8 +39,23 @@ class Sink(Protocol):
         """Do it, after `output.claim` of every name it writes; the report, with the place where the file is now."""
 
 
+def plan(
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    out_type: str | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    rounding: Rounding | None = None,
+) -> Plan:
+    """What building `recipe` would do to each tensor; only headers are read, and no file stays open.
+
+    The arguments and errors are those of `build`. Of a recipe of several documents it is the plan of the final one;
+    all are checked (`engine.documents.plan_stages` gives all).
+    """
+    return plan_stages(load_recipe(recipe), out_type=out_type, imatrix=imatrix, rounding=rounding)[-1]
+
+
 def build(
-    recipe: Recipe | str | os.PathLike[str],
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
     out_type: str | None = None,
@@ -53,7 +68,7 @@ def build(
     split: SplitLimit | None = None,
     sinks: Sequence[Sink] = (),
 ) -> BuildReport:
-    """Merge the models of `recipe` (a Recipe, a path, or YAML text) into the GGUF file `output`.
+    """Merge the models of `recipe` (a Recipe, a path, YAML text, or a mapping of the same) into the GGUF file `output`.
 
     out_type: file type that wins over the recipe's, such as "Q8_0".  imatrix: files that win over the recipe's.
     rounding: "stochastic" or "nearest", wins over the recipe's (see `make_plan`).
@@ -65,8 +80,7 @@ def build(
     GgufmergeError (RecipeError, FormatError, PlanError) before work starts when something does not fit. What an
     interruption or an error of the machine leaves beside the output, the same call goes on with (`files.output`).
     """
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe)
+    recipe = load_recipe(recipe)
     progress = progress or Progress()
     with planned_documents(recipe, out_type=out_type, imatrix=imatrix, rounding=rounding) as documents:
         files = output_files(documents.final, Path(output), split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,12 +15,15 @@ from numpy.typing import NDArray
 from ggufmerge.engine import checks
 from ggufmerge.engine.scheduler import Job, Stage, drive
 from ggufmerge.errors import PlanError
+from ggufmerge.files.metadata import KeyValues
 from ggufmerge.kernels import kernel
 from ggufmerge.recipe import ModelReference
 from ggufmerge.sources import Source, open_source
 from ggufmerge.sources.references import check_found
 
 _CHUNK = 1 << 18  # values
+_SUMS = 12  # numbers that the figures of a tensor are made of: those of `_measure`, and how many values it has
+_LAYER = re.compile(r"blk\.(\d{1,5})\.", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class TensorDifference:
     equal: share of the values that are the same.
     cosine: of the two tensors, or of their differences from a base if there is one; NaN when one of them is zero.
     same_sign: share of the values that both changed which they changed in the same direction; NaN without a base.
+    base_type: of the base's tensor; None without a base.
     """
 
     name: str
@@ -41,15 +46,69 @@ class TensorDifference:
     equal: float
     cosine: float
     same_sign: float
+    base_type: str | None = None
+
+    @property
+    def identical(self) -> bool:
+        """Whether all values are the same."""
+        return self.equal == 1 or 0 in self.shape
+
+
+_Found = dict[str, tuple[TensorDifference, NDArray[np.float64]]]  # the figures of a tensor and what they are made of
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far a model is from another over many weights.
+
+    relative: RMS of the difference over the RMS of the other, infinite when that is zero. changed: share of the weights
+    that are not the same.
+    """
+
+    relative: float
+    changed: float
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of all common tensors, or of those of a layer, together.
+
+    values: how many weights.  difference: from the first model to the second.
+    first, second: from the base to each of the models; None without one.
+    cosine, same_sign: as of a tensor.
+    """
+
+    values: int
+    difference: Change
+    first: Change | None
+    second: Change | None
+    largest: float
+    cosine: float
+    same_sign: float
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every common tensor in the order of the first model, and the names that only one of the two has."""
+    """Every common tensor in the order of the first model, and the names that only one of the two has.
+
+    first, second, base: the files.  total: of all common tensors.  layers: of the common tensors of each layer that has
+    some, by its number.  metadata: the keys that only one of the two has, or with another value.
+    """
 
     tensors: tuple[TensorDifference, ...]
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
+    first: str
+    second: str
+    base: str | None
+    total: Totals
+    layers: dict[int, Totals]
+    metadata: tuple[str, ...]
+
+    @property
+    def identical(self) -> bool:
+        """Whether the two have the same tensors with the same values; types and metadata may differ."""
+        return not self.only_first and not self.only_second and all(t.identical for t in self.tensors)
 
 
 def compare(
@@ -84,26 +143,68 @@ def _compared(sources: Sequence[Source], threads: int | None) -> Comparison:
         if len(shapes) > 1:
             listed = ", ".join(f"{s.label} {list(s.tensors[name].shape)}" for s in sources)
             raise PlanError(f"{name}: the shapes differ ({listed}); only models of one shape can be compared")
-    found: dict[str, TensorDifference] = {}
+    found: _Found = {}
     drive(_jobs(sources, common, found), threads or os.cpu_count() or 1)
+    layers: dict[int, list[str]] = {}
+    for name in common:
+        if match := _LAYER.match(name):
+            layers.setdefault(int(match[1]), []).append(name)
+    with_base = len(sources) == 3
+
+    def totals(names: Sequence[str]) -> Totals:
+        largest = max((found[name][0].largest for name in names), default=0.0)
+        return _totals(sum((found[name][1] for name in names), np.zeros(_SUMS)), largest, with_base)
+
     return Comparison(
-        tuple(found[name] for name in common),
-        tuple(name for name in a.tensors if name not in b.tensors),
-        tuple(name for name in b.tensors if name not in a.tensors),
+        tensors=tuple(found[name][0] for name in common),
+        only_first=tuple(name for name in a.tensors if name not in b.tensors),
+        only_second=tuple(name for name in b.tensors if name not in a.tensors),
+        first=a.label,
+        second=b.label,
+        base=sources[2].label if with_base else None,
+        total=totals(common),
+        layers={number: totals(layers[number]) for number in sorted(layers)},
+        metadata=tuple(sorted(_differing(a.metadata, b.metadata))),
     )
 
 
-def _jobs(sources: Sequence[Source], names: Sequence[str], found: dict[str, TensorDifference]) -> Iterator[Job]:
+def _differing(a: KeyValues, b: KeyValues) -> Iterator[str]:
+    """Keys that only one of the two has, or with another value."""
+    return (key for key in {*a, *b} if key not in a or key not in b or a.raw(key) != b.raw(key))
+
+
+def _totals(sums: NDArray[np.float64], largest: float, with_base: bool) -> Totals:
+    error, energy, equal, dot, first, second, agreeing, both, base, moved_first, moved_second, values = sums
+    return Totals(
+        values=int(values),
+        difference=_change(error, energy, values - equal, values),
+        first=_change(first, base, moved_first, values) if with_base else None,
+        second=_change(second, base, moved_second, values) if with_base else None,
+        largest=largest,
+        cosine=_ratio(dot, math.sqrt(first * second)),
+        same_sign=_ratio(agreeing, both) if with_base else math.nan,
+    )
+
+
+def _change(error: float, energy: float, moved: float, values: float) -> Change:
+    return Change(math.sqrt(error / energy) if energy else (0.0 if not error else math.inf), moved / max(values, 1.0))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else math.nan
+
+
+def _jobs(sources: Sequence[Source], names: Sequence[str], found: _Found) -> Iterator[Job]:
     for name in names:
         yield _job(sources, name, found)
 
 
-def _job(sources: Sequence[Source], name: str, found: dict[str, TensorDifference]) -> Job:
+def _job(sources: Sequence[Source], name: str, found: _Found) -> Job:
     inputs = [source.open_tensor(name) for source in sources]
     n, rows = inputs[0].n, inputs[0].rows
     step = max(1, _CHUNK // max(n, 1))
     starts = range(0, rows, step)
-    sums = np.zeros(8)
+    sums = np.zeros(_SUMS)
     largest = 0.0
 
     def task(i: int) -> tuple[NDArray[np.float64], float]:
@@ -111,7 +212,7 @@ def _job(sources: Sequence[Source], name: str, found: dict[str, TensorDifference
         x = np.zeros((3, count, n), np.float32)  # without a base, its row of zeros is one
         for k, source in enumerate(inputs):
             source.read(starts[i], x[k])
-        totals = np.zeros(8)
+        totals = np.zeros(_SUMS)
         return totals, _measure(x, totals)
 
     def fold(partial: tuple[NDArray[np.float64], float]) -> None:
@@ -120,9 +221,10 @@ def _job(sources: Sequence[Source], name: str, found: dict[str, TensorDifference
         largest = max(largest, partial[1])
 
     yield Stage(len(starts), task, fold)
-    error, energy, equal, dot, first, second, agreeing, both = sums
+    sums[-1] = rows * n
+    error, energy, equal, dot, first, second, agreeing, both, *_ = sums
     tensors = [source.tensors[name] for source in sources]
-    found[name] = TensorDifference(
+    difference = TensorDifference(
         name,
         tensors[0].shape,
         (str(tensors[0].type), str(tensors[1].type)),
@@ -131,7 +233,9 @@ def _job(sources: Sequence[Source], name: str, found: dict[str, TensorDifference
         equal / max(rows * n, 1),
         dot / math.sqrt(first * second) if first and second else math.nan,
         agreeing / both if len(sources) == 3 and both else math.nan,
+        str(tensors[2].type) if len(sources) == 3 else None,
     )
+    found[name] = difference, sums
 
 
 @kernel
@@ -153,5 +257,8 @@ def _measure(x, sums):  # type: ignore[no-untyped-def]
             sums[5] += q * q
             sums[6] += (p * q) > 0
             sums[7] += (p != 0) & (q != 0)
+            sums[8] += base * base
+            sums[9] += p != 0
+            sums[10] += q != 0
             largest = max(largest, abs(a - b))
     return largest

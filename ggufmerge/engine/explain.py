@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ggufmerge.engine.layout import Slot
 from ggufmerge.engine.plan import Plan, PlannedTensor
@@ -12,7 +14,7 @@ from ggufmerge.engine.resolve import Found, Resolver, lay_out, stack_order, uses
 from ggufmerge.errors import RecipeError
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import Parameter, Value
-from ggufmerge.recipe import Recipe
+from ggufmerge.recipe import Recipe, load_recipe
 from ggufmerge.recipe.settings import matches
 
 
@@ -43,8 +45,12 @@ class Explanation:
     origins: tuple[Origin, ...]
 
 
-def explain(recipe: Recipe, pattern: str = "*") -> list[Explanation]:
-    """An explanation of each tensor that `pattern` (a filter as in recipes) means; RecipeError when it means none."""
+def explain(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], pattern: str = "*") -> list[Explanation]:
+    """An explanation of each tensor that `pattern` (a filter as in recipes) means; RecipeError when it means none.
+
+    recipe: as `load_recipe` takes it.
+    """
+    recipe = load_recipe(recipe)
     plan, opened = make_plan(recipe)
     opened.close()
     planned: Mapping[str, PlannedTensor] = {t.name: t for t in plan.tensors}

@@ -27,7 +27,7 @@ from ggufmerge.engine.checks import check_architectures, check_inputs, check_spa
 from ggufmerge.engine.low_rank import PASSES, LowRank, low_rank
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.scheduler import Job, drive
-from ggufmerge.errors import GgufmergeError, PlanError, nearest, option
+from ggufmerge.errors import GgufmergeError, PlanError, nearest
 from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output, Writer
@@ -126,6 +126,34 @@ class ExtractReport:
     nbytes: int
     seconds: float
     tensors: dict[str, Extracted]
+
+
+def extract_lora(
+    tune: ModelReference | str | os.PathLike[str],
+    base: ModelReference | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    rank: int = 16,
+    out_type: TensorType | str = TensorType.F32,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    embeddings: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> ExtractReport:
+    """Write the difference of `tune` to `base` as a LoRA adapter, the GGUF file `output`.
+
+    The arguments and errors are those of `plan_extract` and `extract`.
+    """
+    plan, sources = plan_extract(
+        tune, base, rank=rank, out_type=out_type, include=include, exclude=exclude, embeddings=embeddings
+    )
+    try:
+        return extract(plan, sources, output, overwrite=overwrite, threads=threads, progress=progress)
+    finally:
+        for source in sources:
+            source.close()
 
 
 def total(extracted: Sequence[Extracted]) -> Extracted:
@@ -424,7 +452,7 @@ def _write(plan: ExtractPlan, pair: PlannedPair, matrix: int, factors: LowRank, 
         if codec(half.type).damaged(raw) >= 0:
             raise GgufmergeError(
                 f"{half.name}: {half.type} cannot hold its values, up to {np.abs(x).max():.3g}; write the adapter as "
-                f"F32 ({option('out_type', 'F32')}), or leave the tensor out ({option('exclude', pair.name)})"
+                f"F32 (--type F32), or leave the tensor out (--exclude {pair.name})"
             )
         writer.write(half.name, matrix * raw.nbytes, raw)
 

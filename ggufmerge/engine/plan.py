@@ -11,6 +11,7 @@ from math import prod
 from typing import Any, Literal
 
 from ggufmerge.methods.spec import Value
+from ggufmerge.text import size
 from ggufmerge.types import FileType, TensorType
 
 Action = Literal["copy", "convert", "merge"]
@@ -139,6 +140,12 @@ class Plan:
     def parameters(self) -> int:
         """Number of weights in the result."""
         return sum(prod(t.shape) for t in self.tensors)
+
+    def __repr__(self) -> str:
+        models = f"{len(self.sources)} model{'s' * (len(self.sources) != 1)}"
+        facts = f"{self.file_type}, {len(self.tensors)} tensors, {size(self.nbytes)}"
+        warned = f", {len(self.warnings)} warning{'s' * (len(self.warnings) > 1)}" if self.warnings else ""
+        return f"<Plan {self.method or 'copy'} of {models} ({self.architecture}): {facts}{warned}>"
 
     def count(self, action: Action) -> int:
         return sum(t.action == action for t in self.tensors)

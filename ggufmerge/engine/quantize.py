@@ -13,10 +13,13 @@ from ggufmerge.engine.checks import check_donor
 from ggufmerge.engine.header import QUANTIZATION_VERSION
 from ggufmerge.engine.plan import Input, Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened, planned_source
+from ggufmerge.engine.progress import Progress
+from ggufmerge.engine.run import BuildReport, run
 from ggufmerge.engine.side_tensors import with_side_tensors
 from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_decided_types
-from ggufmerge.errors import GgufmergeError, RoleError, option
+from ggufmerge.errors import GgufmergeError, RoleError
 from ggufmerge.files import open_gguf
+from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like
 from ggufmerge.recipe import ModelReference
 from ggufmerge.sources import Source, open_source
@@ -24,6 +27,49 @@ from ggufmerge.sources.layers import count_key, layer_count
 from ggufmerge.sources.model import locate
 from ggufmerge.sources.references import check_found
 from ggufmerge.types import FileType, TensorType
+
+
+def quantize_file(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    out_type: FileType | str | None = None,
+    *,
+    like: str | os.PathLike[str] | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
+    pure: bool = False,
+    tensor_types: Sequence[tuple[str, TensorType | str]] = (),
+    output_tensor_type: TensorType | str | None = None,
+    token_embedding_type: TensorType | str | None = None,
+    leave_output_tensor: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    split: SplitLimit | None = None,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Write the GGUF file `path` in another file type as `output`, tensor by tensor as llama-quantize would.
+
+    out_type: such as "Q4_K_M", or "COPY"; None with `like`.  tensor_types: (regular expression, type) pairs.
+    The others: see `plan_quantize` and `run`. The report's `errors` has the relative error of each tensor.
+    GgufmergeError (PlanError, FormatError, OutputError) says what does not fit.
+    """
+    plan, opened = plan_quantize(
+        path,
+        out_type,
+        like=like,
+        imatrix=imatrix,
+        include_weights=include_weights,
+        exclude_weights=exclude_weights,
+        pure=pure,
+        tensor_types=tensor_types,
+        output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type,
+        leave_output_tensor=leave_output_tensor,
+    )
+    options: dict[str, Any] = {"overwrite": overwrite, "threads": threads, "split": split, "progress": progress}
+    with opened:
+        return run(plan, opened, output, measure=True, **options)
 
 
 def plan_quantize(
@@ -39,6 +85,7 @@ def plan_quantize(
     output_tensor_type: TensorType | str | None = None,
     token_embedding_type: TensorType | str | None = None,
     leave_output_tensor: bool = False,
+    keep_split: bool = False,
 ) -> tuple[Plan, Opened]:
     """The plan of quantizing `path` to a file type, and what it reads from, opened.
 
@@ -49,10 +96,10 @@ def plan_quantize(
     GgufmergeError (PlanError, FormatError) says what does not fit.
     """
     if (ftype is None) == (like is None):
-        raise GgufmergeError(f"give either a type, such as Q4_K_M, or a file to follow with {option('like')}")
+        raise GgufmergeError("give either a type, such as Q4_K_M, or a file to follow with --like")
     reference = ModelReference(os.fspath(path))
-    named = [("", reference.path), *((option("imatrix"), os.fspath(file)) for file in imatrix)]
-    check_found([*named, *([] if like is None else [(option("like"), os.fspath(like))])])
+    named = [("", reference.path), *(("--imatrix", os.fspath(file)) for file in imatrix)]
+    check_found([*named, *([] if like is None else [("--like", os.fspath(like))])])
     try:
         source = open_source(reference)
     except RoleError as error:
@@ -74,6 +121,7 @@ def plan_quantize(
                 "output_tensor_type": output_tensor_type,
                 "token_embedding_type": token_embedding_type,
                 "leave_output_tensor": leave_output_tensor,
+                "keep_split": keep_split,
             },
         )
         on_failure.pop_all()

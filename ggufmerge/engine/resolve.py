@@ -14,7 +14,7 @@ from ggufmerge.engine import checks, vocabulary
 from ggufmerge.engine.layout import Slice, Slot, slices, slots
 from ggufmerge.engine.plan import Input, PlannedTensor
 from ggufmerge.engine.stored_form import stored_offset
-from ggufmerge.errors import PlanError, RecipeError, collected, option
+from ggufmerge.errors import PlanError, RecipeError, collected
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import REQUIRED, Base, ClashError, Method, Parameter, Problem, Value
 from ggufmerge.recipe import ModelReference, Recipe
@@ -81,7 +81,7 @@ def check_files(recipe: Recipe, imatrix: Sequence[str | os.PathLike[str]] = ()) 
         with collected(problems):
             check_found(((document.where(place), path) for place, path in places), document.folder)
     with collected(problems):
-        check_found((option("imatrix"), os.fspath(path)) for path in imatrix)
+        check_found(("--imatrix", os.fspath(path)) for path in imatrix)
     if problems:
         raise PlanError(*problems)
 

@@ -48,6 +48,7 @@ from ggufmerge.quants import codec
 from ggufmerge.quants.imatrix import Imatrix
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
+from ggufmerge.text import count, size
 from ggufmerge.types import TensorType
 
 DEFAULT_CHUNK = 1 << 18  # values; a chunk of each input and of the result stay in a core's cache
@@ -78,6 +79,13 @@ class BuildReport:
     file_type: str = ""
     parameters: int = 0
     source_bytes: int = 0  # size of the source files together
+
+    def __repr__(self) -> str:
+        made = (("merged", self.merged), ("converted", self.converted), ("copied", self.copied))
+        what = ", ".join(f"{number} {verb}" for verb, number in made if number)
+        facts = f"{self.file_type}, {count(self.parameters)} parameters, {size(self.nbytes)}; {what}; "
+        warned = f"; {len(self.warnings)} warning{'s' * (len(self.warnings) > 1)}" if self.warnings else ""
+        return f"<BuildReport {self.output}: {facts}{self.seconds:.1f} s{warned}>"
 
 
 def run(
@@ -158,6 +166,30 @@ def run(
     )
 
 
+def foresee(plan: Plan, opened: Opened, tensors: Sequence[PlannedTensor]) -> list[TypeSurvival]:
+    """What writing these tensors of a plan would leave of their changes, by type as in `BuildReport.kept`; nothing is
+    written. A tensor is read as far as its method needs it to make a sample of its rows, and of a stack of experts the
+    first.
+    """
+    build = _Build(plan, opened, Watch([], []), None, Progress(), DEFAULT_CHUNK, False)
+    for tensor in tensors:
+        inputs, encoder = opened.inputs(tensor), build._encoder(tensor)
+        if tensor.action == "convert":
+            job = build._convert(tensor, inputs[0], encoder, [], lambda _: None)
+        else:
+            job = build._merge(tensor, inputs, encoder, 0, lambda _: None)
+        for stage in job:
+            if tensor.name in build.findings:
+                break  # this stage would write
+            for i in range(stage.count):
+                stage.fold(stage.task(i))
+        job.close()
+    found = {name: total(f.survival for f in findings) for name, findings in build.findings.items()}
+    stochastic = [name for name, findings in build.findings.items() if findings[0].rounding == "stochastic"]
+    wider = {name: dict(findings[0].wider) for name, findings in build.findings.items()}
+    return by_type(tensors, found, stochastic, wider)
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a run found out, as its journal keeps it for the report of a run that goes on after everything was written.
@@ -203,14 +235,17 @@ class _Build:
         plan: Plan,
         opened: Opened,
         watch: Watch,
-        output: Output,
+        output: Output | None,
         progress: Progress,
         chunk: int,
         measure: bool,
     ) -> None:
+        """output: None to write nothing (`foresee`)."""
         self.plan, self.opened, self.fingerprints = plan, opened, opened.fingerprints()
         self.sources, self.imatrix = opened.sources, opened.imatrix
-        self.watch, self.output, self.progress = watch, output, progress
+        self.watch, self.progress = watch, progress
+        if output is not None:
+            self.output = output
         self.chunk, self.measure = chunk, measure
         self.figures: dict[str, Figures] = {}  # of tensors that were measured
         self.findings: dict[str, list[Finding]] = {}  # of tensors that were surveyed, one for each expert

@@ -11,7 +11,7 @@ from typing import Any
 from ggufmerge.engine.plan import PlannedTensor, Rounding
 from ggufmerge.engine.rounding import UNIFORM
 from ggufmerge.engine.vocabulary import is_moved
-from ggufmerge.errors import GgufmergeError, PlanError, RecipeError, option
+from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from ggufmerge.files import open_gguf
 from ggufmerge.patterns import Budget, Pattern
 from ggufmerge.quants import codec
@@ -42,10 +42,7 @@ def check_type(name: str) -> None:
     try:
         FileType.parse(name)
     except GgufmergeError as error:
-        what = str(error)
-        if name.isdecimal():  # what -t means elsewhere
-            what = f'"{name}" is no file type such as Q6_K; for a number of threads write {option("threads", name)}'
-        raise GgufmergeError(f"{option('out_type')}: {what}") from None
+        raise error.at("--type") from None
 
 
 def with_types(
@@ -170,13 +167,13 @@ def check_writable(tensors: Sequence[PlannedTensor], file_type: FileType, imatri
         if t.action == "copy":
             continue
         if not codec(t.type).writable:
-            raise PlanError(f"{t.name}: {t.type} can be read but not written; choose another {option('out_type')}")
+            raise PlanError(f"{t.name}: {t.type} can be read but not written; choose another --type")
         weights = imatrix.get(t.name, t.n, t.matrices) if imatrix else None
         if weights is None and (codec(t.type).needs_imatrix or needs_imatrix(t.name, t.type, file_type)):
-            remedy = "one made for this model" if imatrix else f"one with {option('imatrix', 'FILE')}"
+            remedy = "one made for this model" if imatrix else "one with --imatrix FILE"
             raise PlanError(
                 f"{t.name}: {t.type} cannot be written without an importance matrix: give {remedy}, "
-                f"or choose a wider {option('out_type')}"
+                f"or choose a wider --type"
             )
         if imatrix and weights is None and t.name.startswith("blk.") and codec(t.type).quantize_weighted is not None:
             uncovered.append(t.name)

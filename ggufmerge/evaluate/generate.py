@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge.chat.jinja import Message
+from ggufmerge.chat.of_file import chat_format
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.evaluate.llama import LlamaModel
+from ggufmerge.files import open_gguf
 
 
 def generate(
@@ -46,9 +49,14 @@ def generate(
 def chat_prompt(model: LlamaModel, question: str) -> str:
     """The question as the user's turn of a chat, in the model's own format; the plain question when it has none.
 
-    llama.cpp writes the well-known formats itself without running the template, so what a template adds on its own (a
-    default system message, tools, dates) is left out. GgufmergeError when it does not recognize the format.
+    The format is what the file's chat template was found to write (`ggufmerge.chat`), a default system message
+    included. Of a template that writes in a way of its own, llama.cpp recognizes the kind; GgufmergeError when it does
+    not.
     """
+    with open_gguf(model.path) as file:
+        found = chat_format(file.metadata)
+    if found is not None:
+        return found.write([Message("user", question)])
     rendered = model.format_chat([("user", question)])
     return question if rendered is None else rendered
 

@@ -165,6 +165,7 @@ def _declare(lib: C.CDLL) -> None:
         "llama_model_get_vocab": (pointer, pointer),
         "llama_model_load_from_file": (pointer, string, ModelParams),
         "llama_set_adapters_lora": (i32, pointer, C.POINTER(pointer), C.c_size_t, floats),
+        "llama_set_n_threads": (None, pointer, i32, i32),
         "llama_tokenize": (i32, pointer, string, i32, i32s, i32, C.c_bool, C.c_bool),
         "llama_vocab_bos": (i32, pointer),
         "llama_vocab_get_add_bos": (C.c_bool, pointer),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as C
 import os
 import pathlib
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -24,13 +25,15 @@ from ggufmerge.evaluate.libllama import (
 )
 from ggufmerge.files.small import open_regular
 
+_LONG = 0.5  # seconds of one computation that tell how busy the processors are
+
 
 class LlamaModel:
     """A GGUF model in llama.cpp on the CPU, with one sequence in its memory. Use it as a context manager, or close it.
 
     path: a model file, or the first shard of a split model.
     context: the most tokens one sequence can have.
-    threads: computing threads; all processors when None.
+    threads: computing threads; None for all processors, or fewer while other programs keep these busy.
     adapters: LoRA adapters (GGUF files) with their strengths, applied at run time as `llama-cli --lora-scaled` does.
 
     Raises GgufmergeError when llama.cpp is not installed or refuses a file, with what llama.cpp said.
@@ -47,6 +50,8 @@ class LlamaModel:
         self.path = pathlib.Path(path)
         self.context = context
         self._length = 0
+        self._fixed = threads is not None
+        self.threads = min(threads or os.cpu_count() or 1, os.cpu_count() or 1)  # ggml ends the process for 513
         self._model: int | None = None
         self._context: int | None = None
         lib = library()
@@ -57,7 +62,7 @@ class LlamaModel:
             self._vocab = lib.llama_model_get_vocab(self._model)
             self.vocabulary_size: int = lib.llama_vocab_n_tokens(self._vocab)
             self._context = _checked(
-                lib.llama_init_from_model(self._model, _context_params(lib, context, threads or os.cpu_count() or 1)),
+                lib.llama_init_from_model(self._model, _context_params(lib, context, self.threads)),
                 f"llama.cpp has no memory for {path} with a context of {context} tokens",
             )
             self._set_adapters(adapters)
@@ -164,11 +169,22 @@ class LlamaModel:
         # positions and the sequence's number are left to llama.cpp, which continues what is in the memory
         batch = Batch(ids.size, ids.ctypes.data, None, None, None, None, wanted.ctypes.data if every else None)
         forget_log()
+        wall, busy = time.monotonic(), time.process_time()
         code = library().llama_decode(self._context, batch)
         if code:
             raise GgufmergeError(f"llama.cpp cannot compute {self.path} (code {code}){last_words()}")
         self._length = length
+        self._make_room(time.monotonic() - wall, time.process_time() - busy)
         return ids.size
+
+    def _make_room(self, wall: float, busy: float) -> None:
+        """Take fewer threads when they got less than half of their processors: llama.cpp's threads wait for each other
+        all the time without sleeping, so those that are waited for get even less.
+        """
+        if self._fixed or self.threads == 1 or wall < _LONG or busy > 0.5 * wall * self.threads:
+            return
+        self.threads = max(1, round(busy / wall))
+        library().llama_set_n_threads(self._context, self.threads, self.threads)
 
     def _copied(self, pointer: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
         if not pointer:
@@ -215,7 +231,7 @@ def _context_params(lib: C.CDLL, context: int, threads: int) -> ContextParams:
     params = lib.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = context
     params.n_outputs_max = params.n_outputs_max_per_seq = context
-    params.n_threads = params.n_threads_batch = min(threads, os.cpu_count() or 1)  # ggml ends the process for 513
+    params.n_threads = params.n_threads_batch = threads
     return params
 
 

@@ -20,6 +20,7 @@ def describe(file: GGUFFile, *, full: bool = False) -> dict[str, Any]:
     metadata: key -> {"kind", "value"}, for arrays also {"of", "count"}. Of an array longer than 64 only the first 64
     elements stand in "value", beside {"shortened": true}, unless `full`. Numbers that JSON does not know are strings
     ("nan", "inf"), and bytes that are not UTF-8 become U+FFFD.
+    shards: {"path"} of each of its files; an unsplit model has one.
     file_type: as in `facts.file_type`.
     tensors: [{"name", "shape", "type", "nbytes", "file", "offset"}] in file order; shape in numpy's order.
     types: type -> {"tensors", "values", "nbytes", "bits_per_weight"}, by falling size.
@@ -29,9 +30,9 @@ def describe(file: GGUFFile, *, full: bool = False) -> dict[str, Any]:
     data = sum(tensor.nbytes for tensor in file.tensors.values())
     return {
         "path": _text(str(file.path)),
-        "files": [_text(path.name) for path in file.paths],
+        "shards": [{"path": _text(str(path))} for path in file.paths],
         "nbytes": file.nbytes,
-        "version": file.version,
+        "gguf_version": file.version,
         "alignment": file.alignment,
         "type": _text(file.metadata.text("general.type") or "") or None,
         "name": _text(file.metadata.text("general.name") or "") or None,

@@ -22,7 +22,7 @@ from ggufmerge.files import shards
 from ggufmerge.files.absent import absent
 from ggufmerge.files.metadata import MAX_ARRAY, MAX_STRING, Metadata, ValueKind
 from ggufmerge.files.small import open_regular
-from ggufmerge.files.tensor import MappedFile, Tensor, TensorInfo
+from ggufmerge.files.tensor import MappedFile, Tensor, TensorInfo, Tensors
 from ggufmerge.types import TensorType
 
 MAGIC = b"GGUF"
@@ -37,7 +37,8 @@ class GGUFFile:
     """A model, adapter or imatrix in one GGUF file or several shards, open for reading. Made by `open_gguf`.
 
     path: the file that was opened.  paths: all its files, in order.  version, alignment, metadata: those of the first.
-    tensors: name -> Tensor in file order.  nbytes: size of all files together.
+    tensors: name -> Tensor in file order (`Tensors`).  nbytes: size of all files together.
+        self.shard_counts = [len(header.tensors) for header in headers]
 
     Closing lets go of the files: metadata and tensors cannot be read any more, arrays taken from them stay valid.
     """
@@ -49,7 +50,8 @@ class GGUFFile:
         self.version = first.version
         self.alignment = first.alignment
         self.metadata = first.metadata
-        self.tensors: dict[str, Tensor] = {t.name: t for header in headers for t in header.tensors}
+        self.tensors = Tensors((t.name, t) for header in headers for t in header.tensors)
+        self.shard_counts = [len(header.tensors) for header in headers]
         self.nbytes = sum(header.size for header in headers)
         self._files = [header.file for header in headers]
 

@@ -11,6 +11,7 @@ gives up when the very first tensor is larger than the limit; here that tensor h
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.errors import GgufmergeError, option
+from ggufmerge.errors import GgufmergeError
 from ggufmerge.files.metadata import MetadataEditor
 from ggufmerge.files.shards import ShardName, SplitKeys
 from ggufmerge.files.small import file_name
@@ -70,9 +71,7 @@ class SplitLimit:
         """The limit of the command line's options, `max_size` as in `parse_size`; None when none of them is given."""
         if max_size is None and max_tensors is None:
             if metadata_first:
-                raise GgufmergeError(
-                    f"a first shard without tensors needs {option('max_size')} or {option('max_tensors')}"
-                )
+                raise GgufmergeError("a first shard without tensors needs --split-max-size or --split-max-tensors")
             return None
         return cls(None if max_size is None else parse_size(max_size), max_tensors, metadata_first)
 
@@ -106,6 +105,26 @@ class SplitLimit:
     def paths(self, output: str | os.PathLike[str], tensors: Iterable[Sized]) -> list[Path]:
         """The files that these tensors are written to; `output` as in `split_prefix`."""
         return _paths(Path(output), len(self.cut(tensors)))
+
+
+@dataclass(frozen=True)
+class SameShards(SplitLimit):
+    """Shards as another model has them: `counts`, how many tensors each holds, in order."""
+
+    counts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """There is no limit to check."""
+
+    def cut(self, tensors: Iterable[_Sized]) -> list[list[_Sized]]:
+        """The tensors of each shard, in order. GgufmergeError when there are more or fewer than in the other model."""
+        every = list(tensors)
+        if len(every) != sum(self.counts):
+            raise GgufmergeError(
+                f"{len(every)} tensors cannot be cut as {sum(self.counts)} are: leave out --keep-split"
+            )
+        rest = iter(every)
+        return [list(itertools.islice(rest, count)) for count in self.counts]
 
 
 class ShardedWriter:

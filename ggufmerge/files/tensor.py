@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge.errors import UnknownTensorError, close_to
 from ggufmerge.types import TensorType
 
 
@@ -132,3 +133,19 @@ class Tensor(TensorInfo):
         if not self.size:
             return np.zeros(self.shape, np.float32)
         return dequantize(self.raw_rows(0, self.rows), self.type, self.n).reshape(self.shape)
+
+
+class Tensors(dict[str, Tensor]):
+    """The tensors of a file by name, in file order. A name that is none gives an UnknownTensorError (a KeyError) that
+    says which one is close to it; shown, it is one line however many there are.
+    """
+
+    def __missing__(self, name: str) -> Tensor:
+        close = close_to(name, self)
+        hint = f'did you mean "{close}"?' if close else f"there are {len(self)}; list(tensors) has their names"
+        raise UnknownTensorError(f'there is no tensor "{name}": {hint}')
+
+    def __repr__(self) -> str:
+        some = list(self)[:2]
+        names = ", ".join(some) + (", ..." if len(self) > len(some) else "")
+        return f"<{len(self)} tensor{'' if len(self) == 1 else 's'}{': ' if some else ''}{names}>"

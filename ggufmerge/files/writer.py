@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.errors import GgufmergeError, OutputError, PlanError, option
+from ggufmerge.errors import GgufmergeError, OutputError, PlanError
 from ggufmerge.files import shards
 from ggufmerge.files.atomic import fsync_folder, remove_file, write_file
 from ggufmerge.files.lock import open_locked
@@ -371,7 +371,7 @@ def check_regular(path: Path) -> None:
 
 def exists(path: Path) -> OutputError:
     """The error for a target that is there and must not be replaced."""
-    return OutputError(f"{path}: exists: use {option('overwrite', True)} to replace it")
+    return OutputError(f"{path}: exists: use --overwrite to replace it")
 
 
 def write_new(path: Path, data: bytes, *, overwrite: bool = False) -> None:

@@ -28,6 +28,8 @@ class ArceeFusion(Method):
     name = "arcee_fusion"
     summary = "take the elements that matter most from the other model"
     reference = "Arcee AI 2024"
+    advice = "One fine-tune into another model, only where it differs most; there is nothing to set."
+    example_models = 1
     max_models = 1
     pair = True
 

@@ -35,6 +35,8 @@ METHODS = {
         "Model breadcrumbs, arXiv:2312.06795",
         WithoutOutliers(),
         rescale=False,
+        advice="Fine-tunes of which a few very large changes spoil the sum: those go, and the smallest, too.",
+        example=(("weight", 0.5), ("density", 0.9)),
     ),
     "breadcrumbs_ties": TaskVectors(
         "breadcrumbs_ties",
@@ -43,5 +45,7 @@ METHODS = {
         WithoutOutliers(),
         vote=True,
         rescale=False,
+        advice="As breadcrumbs, where the fine-tunes pull in different directions.",
+        example=(("weight", 0.5), ("density", 0.9)),
     ),
 }

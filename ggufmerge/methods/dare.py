@@ -59,6 +59,8 @@ METHODS = {
         "DARE, arXiv:2311.03099",
         AtRandom(),
         rescale=True,
+        advice="Fine-tunes from F16 or Q8_0 files with many small changes. From 4 bits keep density at 0.5 or above.",
+        example=(("weight", 0.5), ("density", 0.5)),
     ),
     "dare_ties": TaskVectors(
         "dare_ties",
@@ -67,5 +69,7 @@ METHODS = {
         AtRandom(),
         vote=True,
         rescale=True,
+        advice="As dare_linear, where the fine-tunes pull in different directions.",
+        example=(("weight", 0.5), ("density", 0.5)),
     ),
 }

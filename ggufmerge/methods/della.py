@@ -139,6 +139,8 @@ METHODS = {
         vote=True,
         normalize=True,
         rescale=True,
+        advice="As dare_ties, with more care: large changes are kept rather than small ones.",
+        example=(("weight", 0.5), ("density", 0.5)),
     ),
     "della_linear": TaskVectors(
         "della_linear",
@@ -146,5 +148,7 @@ METHODS = {
         "DELLA-merging, arXiv:2406.11617",
         AtRandomByRank(),
         rescale=True,
+        advice="As dare_linear, with more care: large changes are kept rather than small ones.",
+        example=(("weight", 0.5), ("density", 0.5)),
     ),
 }

@@ -27,6 +27,7 @@ class Karcher(Combination):
     name = "karcher"
     summary = "Riemannian mean of the models on the sphere"
     reference = "Functionality-oriented LLM merging on the Fisher-Rao manifold, arXiv:2603.04972"
+    advice = "Three or more models to blend without a base, when they are far apart and linear weakens them."
     base = Base.MODEL
     parameters = (
         Parameter("max_iter", "shared", int, "iterations at most", 10, low=1),

@@ -17,6 +17,8 @@ class Linear(Combination):
     name = "linear"
     summary = "weighted average of the models"
     reference = "Model soups, arXiv:2203.05482"
+    advice = "Fine-tunes of one base without the base at hand, or checkpoints of one training. The safest first try."
+    example = (("weight", 0.5),)
     base = Base.MODEL
     parameters = (
         Parameter("weight", "model", float, "share of this model; may be negative", 1.0, together=True),

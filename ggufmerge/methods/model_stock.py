@@ -29,6 +29,9 @@ class ModelStock(Combination):
     name = "model_stock"
     summary = "as far from the base towards the models' average as their agreement allows"
     reference = "Model stock, arXiv:2403.19522"
+    advice = (
+        "Several fine-tunes of one base on the same task: their average, drawn back to the base where they disagree."
+    )
     min_models = 2
     parameters = (Parameter("filter_wise", "shared", bool, "a t for each row instead of one for the tensor", False),)
 

@@ -28,6 +28,8 @@ class MultiSlerp(Combination):
     name = "multislerp"
     summary = "average of models on the sphere, by one step from their straight average"
     reference = "https://goddard.blog/posts/multislerp-wow-what-a-cool-idea"
+    advice = "Three or more models to blend on the sphere without a base; linear is the simpler first try."
+    example = (("weight", 0.5),)
     base = Base.OPTIONAL
     parameters = (
         Parameter("weight", "model", float, "share of this model", 1.0, together=True),

@@ -24,6 +24,12 @@ class NearSwap(Method):
     name = "nearswap"
     summary = "move each element towards the other model, by a fixed step at most"
     reference = "https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
+    advice = (
+        "A model that shall stay itself and take over only what lies close by in another. t is a step in the "
+        "weights' own units."
+    )
+    example = (("t", 0.0001),)
+    example_models = 1
     max_models = 1
     pair = True
     parameters = (Parameter("t", "shared", float, "the longest step an element may take", low=0, example="0.001"),)

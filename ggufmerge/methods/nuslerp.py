@@ -36,6 +36,10 @@ class NuSlerp(Combination):
     name = "nuslerp"
     summary = "spherical interpolation of two models, or of their differences from a base"
     reference = "mergekit"
+    advice = (
+        "As slerp, for two models that are nearly equal, or with their base for blending what each of them learned."
+    )
+    example = (("weight", 0.5),)
     base = Base.OPTIONAL
     min_models = 2
     max_models = 2

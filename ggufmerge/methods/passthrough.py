@@ -11,6 +11,10 @@ from ggufmerge.methods.spec import Base, Parameter, Passes, Problem
 class Passthrough(Combination):
     name = "passthrough"
     summary = "one model's weights, unchanged or scaled"
+    advice = (
+        "Layers to stack, leave out or repeat (slices), or a model that a recipe only changes the types or metadata of."
+    )
+    example_models = 1
     base = Base.MODEL
     max_models = 1
     parameters = (Parameter("scale", "model", float, "factor on the weights; none leaves them alone", None),)

@@ -27,6 +27,10 @@ class Ram(Method):
     name = "ram"
     summary = "keep what one model changed, average what several changed"
     reference = "Behavior knowledge merge in reinforced agentic models, arXiv:2601.13572"
+    advice = (
+        "Fine-tunes that changed few weights, such as those of reinforcement learning, from F16 or F32 files; between "
+        "quantized files set epsilon above the step of the type."
+    )
     parameters: tuple[Parameter, ...] = (_EPSILON,)
 
     def passes(self, p: Problem) -> Passes:
@@ -41,6 +45,7 @@ class Ram(Method):
 class RamPlus(Ram):
     name = "ramplus_tl"
     summary = "as ram, with what one model alone changed strengthened by what it shares"
+    advice = "As ram, when it leaves too little of what single models learned."
     parameters = (
         _EPSILON,
         Parameter("r", "shared", float, "strength of the reinforcement", 0.1),

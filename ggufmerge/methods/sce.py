@@ -29,6 +29,8 @@ class Sce(Method):
     name = "sce"
     summary = "weigh the differences by their energy where the models differ most, erase minority signs"
     reference = "FuseChat, arXiv:2408.07990"
+    advice = "Fine-tunes of one base when nobody knows their weights: the method finds them tensor by tensor."
+    example = (("select_topk", 0.5),)
     parameters = (
         Parameter(
             "select_topk", "shared", float, "share of the elements with the largest variance", 1.0, low=0, high=1

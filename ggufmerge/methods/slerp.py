@@ -33,6 +33,12 @@ class Slerp(Combination):
     name = "slerp"
     summary = "spherical interpolation from the base to another model"
     reference = "Shoemake 1985"
+    advice = (
+        "Two models to blend smoothly: t 0.3 stays near base_model, 0.7 near the other. Fine-tunes of one base "
+        "are so alike that it equals linear."
+    )
+    example = (("t", 0.5),)
+    example_models = 1
     base = Base.REQUIRED
     pair = True
     parameters = (

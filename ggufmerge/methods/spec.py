@@ -136,6 +136,9 @@ class Method(ABC):
     name: str
     summary: str  # one line
     reference: str = ""  # paper or origin
+    advice: str = ""  # when to use it, a sentence or two for people
+    example: tuple[tuple[str, Value], ...] = ()  # parameters of a first recipe, beside those that are required
+    example_models: int = 2  # models of a first recipe that are not the base
     base: Base = Base.REQUIRED
     min_models: int = 1  # models that are not the base (for Base.MODEL: all inputs)
     max_models: int | None = None

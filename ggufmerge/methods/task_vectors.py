@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ggufmerge.kernels import kernel
 from ggufmerge.methods.combination import weighted_sum
 from ggufmerge.methods.selection import row_groups
-from ggufmerge.methods.spec import Base, Chunk, Method, Parameter, Pass, Passes, Problem, Stack
+from ggufmerge.methods.spec import Base, Chunk, Method, Parameter, Pass, Passes, Problem, Stack, Value
 from ggufmerge.methods.sums import LANES, add_rows, exact_sum, lane_total
 
 NO_DIVISOR = 1e-8  # a sum of all weights this small does not divide
@@ -88,8 +88,12 @@ class TaskVectors(Method):
         vote: bool = False,
         normalize: bool = False,
         rescale: bool | None = None,
+        *,
+        advice: str,
+        example: tuple[tuple[str, Value], ...],
     ) -> None:
         self.name, self.summary, self.reference = name, summary, reference
+        self.advice, self.example = advice, example
         self.pruner = pruner or Pruner()
         self.vote = vote
         parameters = [
@@ -295,5 +299,8 @@ METHODS = {
         "task_arithmetic",
         "add the weighted differences from the base",
         "Editing models with task arithmetic, arXiv:2212.04089",
+        advice="Two or more fine-tunes of one base, and the base: the first method to try. lambda near 0.5 "
+        "keeps the sum in bounds.",
+        example=(("weight", 1.0), ("lambda", 0.5)),
     )
 }

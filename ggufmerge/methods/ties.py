@@ -105,5 +105,8 @@ METHODS = {
         vote=True,
         normalize=True,
         rescale=False,
+        advice="Fine-tunes of one base that pull in different directions: small changes are left out, then "
+        "the majority decides.",
+        example=(("weight", 0.5), ("density", 0.5)),
     )
 }

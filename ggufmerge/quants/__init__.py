@@ -7,7 +7,7 @@ import importlib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ggufmerge.errors import GgufmergeError
+from ggufmerge.errors import GgufmergeError, ShapeError
 from ggufmerge.quants.codec import Codec
 from ggufmerge.types import TensorType
 
@@ -38,9 +38,16 @@ def codec(type: TensorType) -> Codec:  # noqa: A002
 
 
 def dequantize(raw: NDArray[np.uint8], type: TensorType | str, n: int) -> NDArray[np.float32]:  # noqa: A002
-    """uint8 [rows, row_bytes] of a type to float32 [rows, n], bit-equal to ggml."""
+    """uint8 [rows, row_bytes] of a type to float32 [rows, n], bit-equal to ggml.
+
+    GgufmergeError for an unknown type; ShapeError (one of them, and a ValueError) when rows of n values are no whole
+    blocks, or the bytes no whole rows.
+    """
     kind = TensorType.parse(type)
-    raw = np.ascontiguousarray(raw, np.uint8).reshape(-1, kind.row_bytes(n))
+    raw, width = np.ascontiguousarray(raw, np.uint8), kind.row_bytes(n)
+    if raw.size % max(width, 1):
+        raise ShapeError(f"{kind}: {raw.size} bytes are not a whole number of rows of {n} values ({width} bytes)")
+    raw = raw.reshape(-1, width)
     out = np.empty((raw.shape[0], n), np.float32)
     codec(kind).dequantize(raw, out)
     return out
@@ -50,6 +57,8 @@ def quantize(x: ArrayLike, type: TensorType | str, imatrix: ArrayLike | None = N
     """float32 [rows, n] to uint8 [rows, row_bytes] of a type, byte-equal to `ggml_quantize_chunk` on x86-64.
 
     imatrix: float32 [n], the mean squared activation of each column; ignored by the types that ggml ignores it for.
+    GgufmergeError for a type that is unknown or cannot be written; ShapeError (one of them, and a ValueError) when a
+    row is no whole number of blocks, with types that fit, or the matrix has another length.
     """
     kind = TensorType.parse(type)
     rows = np.ascontiguousarray(np.atleast_2d(np.asarray(x, np.float32)))
@@ -57,6 +66,6 @@ def quantize(x: ArrayLike, type: TensorType | str, imatrix: ArrayLike | None = N
     out = np.empty((rows.shape[0], kind.row_bytes(n)), np.uint8)
     weights = None if imatrix is None else np.ascontiguousarray(imatrix, np.float32)
     if weights is not None and weights.shape != (n,):
-        raise ValueError(f"imatrix has shape {weights.shape}, expected ({n},): one value per column")
+        raise ShapeError(f"imatrix has shape {weights.shape}, expected ({n},): one value per column")
     codec(kind).encode(rows, out, weights)
     return out

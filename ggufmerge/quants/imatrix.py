@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.errors import FormatError, GgufmergeError, PlanError, nearest, option
+from ggufmerge.errors import FormatError, GgufmergeError, PlanError, nearest
 
 _DEFAULT_CHUNK = 512  # tokens in a chunk of llama-imatrix, for files that do not say
 
@@ -141,7 +141,7 @@ class Imatrix(Collection[str]):
         are given, or a text is found in no name.
         """
         if include and exclude:
-            raise GgufmergeError(f"{option('include_weights')} and {option('exclude_weights')} cannot be used together")
+            raise GgufmergeError("--include-weights and --exclude-weights cannot be used together")
         for part in (*include, *exclude):
             if not any(part in name for name in self):
                 raise GgufmergeError(f'"{part}" is found in no name of {self.file}: {nearest(part, self.names[:8])}')

@@ -18,7 +18,7 @@ from enum import Enum, StrEnum, auto
 from numbers import Integral
 from typing import Any, Protocol
 
-from ggufmerge.errors import FormatError, GgufmergeError, PlanError, option
+from ggufmerge.errors import FormatError, GgufmergeError, PlanError
 from ggufmerge.patterns import Budget, Pattern, PatternError
 from ggufmerge.types import FileType, TensorType, block_number, visiting_order
 
@@ -172,7 +172,7 @@ def require_imatrix(
         return
     types = sorted({str(decisions[n].type) for n in lacking})
     shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
-    remedy = f"give one with {option('imatrix', 'FILE')}"
+    remedy = "give one with --imatrix FILE"
     if imatrix:
         remedy = "use an importance matrix that was collected for this model"
     raise PlanError(
@@ -418,6 +418,11 @@ class _Chooser:
             *((f'tensor type "{pattern}"', True) for pattern, _, _ in self.overrides),
         ]
         unused = [option for option, given in options if given and option not in self.used]
+        if unused == ["leave_output_tensor"] and self.facts.is_tied:
+            raise PlanError(
+                "leave_output_tensor: this model has no output.weight, its token embeddings are the output; "
+                "token_embedding_type sets their type"
+            )
         if unused:
             raise PlanError(f"{', '.join(unused)} applies to no tensor of this model in a {self.ftype} file")
 
@@ -637,7 +642,7 @@ def _fitted(name: str, wanted: TensorType, n: int, rule: Rule, reason: str) -> D
     try:
         fitting = fallback_type(wanted, n)
     except FormatError as e:
-        raise PlanError(f"{name}: {e}; choose another type for it with {option('tensor_types')}") from None
+        raise PlanError(f"{name}: {e}; choose another type for it with --tensor-type") from None
     if fitting is wanted:
         return Decision(wanted, wanted, rule, reason)
     why = f"{reason}: {wanted}, but {n} values in a row are not a multiple of {wanted.block_size}"

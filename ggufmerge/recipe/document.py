@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import yaml
 
-from ggufmerge.errors import RecipeError, option
+from ggufmerge.errors import RecipeError
 from ggufmerge.recipe.slips import explain
 from ggufmerge.text import one_line, printable, quoted
 
@@ -38,18 +38,18 @@ class Document:
 
     Keys of mappings are always texts, as they are written.
     arguments: None for what the user has written. A recipe that a command made of its arguments has no lines to speak
-    of; these of its keys stand for the arguments of their names, which complaints name instead.
+    of; complaints about these of its keys name the options that stand for them.
     """
 
     data: Any
     marks: dict[Location, tuple[int, int]] = field(default_factory=dict)
     name: str = "recipe"
-    arguments: frozenset[str] | None = None
+    arguments: Mapping[str, str] | None = None
 
     def where(self, location: Location) -> str:
         """`recipe.yaml:7:5`, for the closest place known on the way to `location`; "" when there is none."""
         if self.arguments is not None:
-            return option(str(location[0])) if location and location[0] in self.arguments else ""
+            return self.arguments.get(str(location[0]), "") if location else ""
         line, column = self.position(location)
         return f"{self.name}:{line}:{column}"
 
@@ -63,7 +63,7 @@ class Document:
         return next(self.marks[location[:end]] for end in range(len(location), -1, -1) if location[:end] in self.marks)
 
 
-def parse(text: str, name: str = "recipe", arguments: frozenset[str] | None = None) -> list[Document]:
+def parse(text: str, name: str = "recipe", arguments: Mapping[str, str] | None = None) -> list[Document]:
     """The YAML documents in `text`; RecipeError names line and column of what a recipe may not hold."""
     try:
         loader = _Loader(text)

@@ -10,7 +10,7 @@ import codecs
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import Base, Method, Parameter
 from ggufmerge.patterns import Budget, Pattern, PatternError
 from ggufmerge.recipe.document import Document, Location, human_number, parse, shown
+from ggufmerge.recipe.plain import plain, written
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Graft, Model, OutputSlice, Recipe, SliceSource, TokenEmbedding, Tokenizer
 from ggufmerge.recipe.settings import Scalar, Setting
@@ -42,6 +43,7 @@ INERT = {
 _TASK_ONLY = {"density", "rescale"}  # accepted by mergekit for task_arithmetic, which sparsifies nothing
 
 MAX_BYTES = 1 << 20
+OPTIONS = {"out_type": "--type", "imatrix": "--imatrix", "rounding": "--rounding"}  # of the commands that make recipes
 _ENTRY = '"- model: FILE.gguf"'
 MAX_COMPLAINTS = 20  # that are written out
 
@@ -61,20 +63,43 @@ _MOVED = {
 }
 
 
-def load_recipe(source: str | os.PathLike[str], *, arguments: Collection[str] | None = None) -> Recipe:
-    """A checked recipe from a path, or from YAML text (a str with a line break).
+def load_recipe(
+    source: Recipe | Mapping[str, Any] | str | os.PathLike[str], *, arguments: Mapping[str, str] | None = None
+) -> Recipe:
+    """A checked recipe from a path, from YAML text (a str with a line break), or from a mapping of the same content.
 
     Of several documents, the one that no other document names as a model is the recipe, the others are its `stages`.
-    Relative model paths start from the recipe file's folder (for text: the working folder). RecipeError lists what
-    is wrong in its `lines`, at most 20, as `file:line:column: what is wrong and what to do`.
+    Relative model paths start from the recipe file's folder (for text and mappings: the working folder). In a mapping
+    paths may be `Path` objects, tuples count as lists, and NumPy's numbers as Python's. A Recipe that was loaded comes
+    back as it is; one that was made by hand is checked. RecipeError lists what is wrong in its `lines`, at most 20, as
+    `file:line:column: what is wrong and what to do`.
 
-    arguments: for a text that a command made of its arguments: the keys that stand for arguments of these names.
-    Complaints then name an argument, or nothing, where they would name a line that nobody has written.
+    arguments: for a text that a command made of its arguments: the options that stand for keys. Complaints then name an
+    option, or nothing, where they would name a line that nobody has written.
     """
+    if isinstance(source, Recipe):
+        return source if source.text else _build(written([plain(source)]), "recipe", ".")
+    if isinstance(source, Mapping):
+        return _build(written([source]), "recipe", ".", arguments)
     if isinstance(source, str) and "\n" in source:
-        return _build(source, "recipe", ".", None if arguments is None else frozenset(arguments))
+        return _build(source, "recipe", ".", arguments)
     path = Path(source)
     return _build(_text(path), printable(path.name), str(path.parent))
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """See `Recipe.with_changes`."""
+    recipe = load_recipe(recipe)
+    data = [_data(stage) for stage in recipe.stages]
+    final = {key: value for key, value in (_data(recipe) | dict(changes)).items() if value is not None}
+    name = recipe.origin if recipe.origin == "recipe" else f"{recipe.origin} (changed)"  # its lines are others
+    return _build(written([*data, final]), name, recipe.folder)
+
+
+def _data(recipe: Recipe) -> dict[str, Any]:
+    """What a document says."""
+    assert recipe._document is not None
+    return dict(recipe._document.data)
 
 
 def _text(path: Path) -> str:
@@ -104,7 +129,7 @@ def _text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _build(text: str, name: str, folder: str, arguments: frozenset[str] | None = None) -> Recipe:
+def _build(text: str, name: str, folder: str, arguments: Mapping[str, str] | None = None) -> Recipe:
     recipes: list[Recipe] = []
     complaints: list[_Complaint] = []
     for document in _documents(text, name, arguments):
@@ -127,7 +152,7 @@ def _build(text: str, name: str, folder: str, arguments: frozenset[str] | None =
     return recipes[0] if len(recipes) == 1 else _with_stages(recipes)
 
 
-def _documents(text: str, name: str, arguments: frozenset[str] | None) -> list[Document]:
+def _documents(text: str, name: str, arguments: Mapping[str, str] | None) -> list[Document]:
     """The documents of a recipe; a text that is none, such as a letter, is not corrected as if it were one."""
     keys = "|".join(Recipe.model_fields)
     pattern = rf"^[^\w\n]*(?:(?:merge_method|base_model|models|slices)\b|(?:{keys})[ \t]*:)"

@@ -53,6 +53,15 @@ class ModelReference:
         """Of the model, then of its adapters."""
         return (self.path, *(adapter.path for adapter in self.adapters))
 
+    def written(self) -> Any:
+        """As a recipe writes it: the short form if that reads back as the same, else a mapping."""
+        try:
+            if ModelReference.parse(str(self)) == self:
+                return str(self)
+        except ValueError:
+            pass
+        return {"model": self.path, "lora": [{"path": a.path, "strength": a.strength} for a in self.adapters]}
+
     @classmethod
     def parse(cls, value: Any) -> ModelReference:
         """From a recipe's value (string or dict form); ValueError says what is wrong with it."""

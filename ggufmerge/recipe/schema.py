@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import Parameter, Signature
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PrivateAttr
@@ -232,6 +233,28 @@ class Recipe(_Node):
         """The other documents of the recipe's file, each behind those that it is made from; all have names."""
         return self._stages
 
+    def with_changes(self, **changes: Any) -> Recipe:
+        """A checked recipe in which these keys have other values; None leaves a key out.
+
+            recipe.with_changes(out_type="Q6_K", parameters={"weight": 0.3})
+
+        A value takes the place of all that stood under its key, and is written as in `load_recipe` of a mapping. The
+        recipe keeps its folder, its name, and the documents that it is made from. RecipeError says what does not fit.
+        """
+        from ggufmerge.recipe.load import changed
+
+        return changed(self, changes)
+
+    def __repr__(self) -> str:
+        models = [str(reference) for reference in self.references() if reference != self.base_model]
+        base = f", base {self.base_model}" if self.base_model is not None else ""
+        kind = f", {self.out_type}" if self.out_type else ""
+        shown_models = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
+        return f"<Recipe {' + '.join(self.methods)}: {shown_models}{base}{kind}>"
+
+    def __str__(self) -> str:
+        return repr(self)
+
     def with_files(self, files: Mapping[str, str]) -> Recipe:
         """The same recipe, with GGUF files in the place of the stages of these names."""
         copy = self.model_copy()
@@ -302,3 +325,12 @@ class Recipe(_Node):
         if self.slices is None:
             return [(list(self.models or ()), self.base_model, {})]
         return [(list(s.sources), s.base_model or self.base_model, s.parameters) for s in self.slices]
+
+
+# what pydantic would show has the validators of all fields in it
+Recipe.__signature__ = Signature(
+    [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=Parameter.empty if field.is_required() else field.get_default())
+        for name, field in Recipe.model_fields.items()
+    ]
+)

@@ -204,7 +204,7 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
     rows = [
         [
             _cell(Path(str(score["text"])).name),
-            _cell(Path(str(score["model"])).name),
+            _cell("+".join(Path(part).name for part in str(score["model"]).split("+"))),
             f"{_figure(score['perplexity'], 3)} ± {_figure(score['perplexity_error'], 3)}",
             _figure(score["kl_divergence"], 4) if "kl_divergence" in score else "",
         ]

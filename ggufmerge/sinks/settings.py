@@ -185,6 +185,14 @@ def check_file(file: GGUFFile) -> None:
     """PlanError when Ollama would refuse a file."""
     if len(file.paths) > 1:
         raise PlanError(f"{file.path}: is split into {len(file.paths)} shards; Ollama takes one file: write it in one")
+    kind = file.metadata.text("general.type") or "model"
+    if kind == "adapter":
+        raise PlanError(
+            f"{file.path}: is an adapter, which Ollama runs on a model: write a Modelfile with the lines FROM BASE and "
+            f"ADAPTER ./{file.path.name}, then ollama create NAME -f Modelfile; or bake it into its base"
+        )
+    if kind != "model":
+        raise PlanError(f"{file.path}: is no model but of type {kind!r}; give the file with the model's weights")
     check_content({n: t.type for n, t in file.tensors.items()}, file.metadata)
 
 

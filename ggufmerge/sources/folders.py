@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ggufmerge.errors import PlanError, nearest
 from ggufmerge.files.small import read_json, read_small
-from ggufmerge.sources import choice
+from ggufmerge.sources import choice, programs
 from ggufmerge.sources.references import Located
 
 _MAX_SETTINGS = 1 << 20  # bytes
+_SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/[^/]+/(.+)", re.DOTALL)
 
 
 def find_lmstudio(name: str) -> Located:
@@ -28,18 +30,57 @@ def find_lmstudio(name: str) -> Located:
 
 def find_llama_cpp(name: str) -> Located:
     """The file of a model in llama.cpp's cache; PlanError when there is none or several."""
-    return _find("llama.cpp", name, [llama_cpp_folder()])
+    return _find("llama.cpp", name, llama_cpp_folders())
 
 
 def lmstudio_folders() -> list[Path]:
     """Where its settings say, then where it puts models by default, now and in early versions."""
-    home = _lmstudio_home()
-    folders = [home / "models", Path.home() / ".cache" / "lm-studio" / "models"]
-    with contextlib.suppress(OSError, ValueError):
-        settings = read_json(home / "settings.json", _MAX_SETTINGS)
-        if isinstance(chosen := settings.get("downloadsFolder"), str) and chosen:
-            folders.insert(0, Path(chosen))
-    return list(dict.fromkeys(folders))
+    chosen = _lmstudio_setting()
+    folders = [_lmstudio_home() / "models", Path.home() / ".cache" / "lm-studio" / "models"]
+    return list(dict.fromkeys([chosen, *folders] if chosen is not None else folders))
+
+
+def lmstudio_folder() -> tuple[Path, str]:
+    """The folder that LM Studio has its models in now, which is there, and how that is known, for people.
+
+    PlanError when there is none.
+    """
+    chosen = _lmstudio_setting()
+    if chosen is not None:
+        if not chosen.is_dir():
+            raise PlanError(f"{chosen}: LM Studio's settings name this folder, which is not there: create it")
+        return chosen, "its settings name the folder"
+    known = [folder for folder in lmstudio_folders() if folder.is_dir()]
+    if not known:
+        raise PlanError(
+            f"there is no LM Studio here, which has its models in {lmstudio_folders()[0]}: start it once, or use --to"
+        )
+    return known[0], "it is the folder that LM Studio uses by default"
+
+
+def _lmstudio_setting() -> Path | None:
+    """The folder that LM Studio's settings name; early versions kept them with the system's other settings."""
+    for place in (_lmstudio_home(), _application_settings() / "LM Studio"):
+        with contextlib.suppress(OSError, ValueError):
+            settings = read_json(place / "settings.json", _MAX_SETTINGS)
+            if isinstance(chosen := settings.get("downloadsFolder"), str) and chosen:
+                return Path(chosen)
+    return None
+
+
+def _application_settings() -> Path:
+    """As `getUserAppDataPath` of lms has it."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+
+
+def llama_cpp_folders() -> list[Path]:
+    """llama.cpp's cache, and the models folder of its server where the environment names one."""
+    named = programs.models_dir()
+    return [llama_cpp_folder(), *([named] if named is not None else [])]
 
 
 def llama_cpp_folder() -> Path:
@@ -60,6 +101,13 @@ def gguf_files(root: Path) -> Iterator[Path]:
         for name in sorted(names):
             if name.lower().endswith(".gguf") and not name.startswith("."):
                 yield Path(folder) / name
+
+
+def shown(root: Path, path: Path) -> str:
+    """What a recipe writes for a file below a program's folder; as the Hub's own names in caches of its layout."""
+    model = path.relative_to(root).as_posix()
+    match = _SNAPSHOT.fullmatch(model)
+    return f"{match[1].replace('--', '/')}/{match[2]}" if match else model
 
 
 def models_below(root: Path) -> list[str]:
@@ -102,8 +150,10 @@ def _parts(name: str) -> tuple[str, str | None]:
 def _means(wanted: str, model: str) -> bool:
     """Whether a name leads to a model: to the file itself, or to a folder that it is in."""
     wanted, model = wanted.lower(), model.lower()
+    there = model
+    model = shown(Path(), Path(model))
     ends = (model, model.removesuffix(".gguf"), model.rpartition("/")[0])
     if any(end == wanted or end.endswith("/" + wanted) for end in ends):
         return True
     # llama.cpp, older: owner_repo_file.gguf; newer: as huggingface_hub
-    return model.startswith((wanted.replace("/", "_") + "_", f"models--{wanted.replace('/', '--')}/"))
+    return model.startswith(wanted + "/" if model != there else wanted.replace("/", "_") + "_")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.errors import GgufmergeError, PlanError, RoleError, option
+from ggufmerge.errors import GgufmergeError, PlanError, RoleError
 from ggufmerge.files import GGUFFile, open_gguf
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.tensor import MappedFile
@@ -281,7 +281,7 @@ def _check_model(file: StoredFile, reference: Any, folder: str | os.PathLike[str
         what, todo = f"{file.path}: a LoRA adapter, not a model", f"write {written}"
         raise RoleError(what, todo, wanted="model", found="adapter")
     if kind == "imatrix":
-        raise PlanError(f"{file.path}: an importance matrix, not a model; give it as {option('imatrix')}")
+        raise PlanError(f"{file.path}: an importance matrix, not a model; give it as --imatrix")
     if not file.tensors:
         raise PlanError(f"{file.path}: holds no tensors, so there is nothing to merge")
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ggufmerge.cli.app import app
+from ggufmerge.cli.diff import sparkline
 from ggufmerge.engine.compare import compare
 from ggufmerge.errors import PlanError
 from tests.tiny import write_tiny_llama
@@ -92,3 +96,109 @@ def test_figures_without_a_value_are_null_in_json(tmp_path: Path) -> None:
     (found,) = [t for t in facts["tensors"] if t["name"] == "blk.0.attn_q.weight"]
     assert found["relative"] is None
     assert found["largest"] > 0
+
+
+def shown(*arguments: str | Path) -> str:
+    return CliRunner().invoke(app, ["diff", *map(str, arguments)], catch_exceptions=False).stdout
+
+
+def test_totals_are_those_of_all_weights_together(models: tuple[Path, dict[str, dict[str, np.ndarray]]]) -> None:
+    """Not means over tensors; of each layer, too."""
+    folder, weights = models
+    found = compare(folder / "a.gguf", folder / "b.gguf", base=folder / "base.gguf")
+
+    def joined(prefix: str) -> list[np.ndarray]:
+        names = [name for name in weights["a"] if name.startswith(prefix)]
+        return [np.concatenate([weights[m][n].ravel() for n in names]).astype(np.float64) for m in ("a", "b", "base")]
+
+    for total, prefix in ((found.total, ""), (found.layers[1], "blk.1.")):
+        a, b, base = joined(prefix)
+        assert total.values == a.size
+        assert total.difference.relative == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(a))
+        assert total.difference.changed == pytest.approx(np.mean(a != b))
+        assert total.first is not None
+        assert total.second is not None
+        assert total.first.relative == pytest.approx(np.linalg.norm(a - base) / np.linalg.norm(base))
+        assert total.second.changed == pytest.approx(np.mean(b != base))
+        p, q = a - base, b - base
+        assert total.cosine == pytest.approx(p @ q / np.linalg.norm(p) / np.linalg.norm(q))
+    assert list(found.layers) == [0, 1]
+
+
+def test_equal_models_are_called_identical(models: tuple[Path, dict[str, dict[str, np.ndarray]]]) -> None:
+    """In one line and in JSON, also when only metadata differ; one tensor among others in its row."""
+    folder, _ = models
+    a = folder / "a.gguf"
+    same = shown(a, a)
+    assert "identical: all " in same
+    assert "cosine" not in same
+    assert "metadata: the same" in same
+    write_tiny_llama(folder / "c.gguf", tune=TUNES["a"], metadata={"general.name": "other"})
+    renamed = shown(a, folder / "c.gguf")
+    assert "identical: all " in renamed
+    assert "metadata: 1 different (general.name)" in renamed
+    assert json.loads(shown(a, folder / "c.gguf", "--json"))["identical"] is True
+    weights = write_tiny_llama(folder / "d.gguf", tune=TUNES["a"])
+    up = "blk.1.ffn_up.weight"
+    write_tiny_llama(folder / "d.gguf", tune=TUNES["a"], replace={up: weights[up] * 1.5})
+    rows = {line.split()[0]: line.split()[1:] for line in shown(a, folder / "d.gguf", "--all").splitlines() if line}
+    assert rows["blk.0.ffn_up.weight"] == ["identical"]
+    assert rows[up][0] == "50.00"
+
+
+def test_files_are_named_and_headings_explained(models: tuple[Path, dict[str, dict[str, np.ndarray]]]) -> None:
+    """So that the figures can be read without the docs."""
+    folder, _ = models
+    text = shown(folder / "a.gguf", folder / "b.gguf", "--base", folder / "base.gguf")
+    assert [line.split()[0] for line in text.splitlines()[:3]] == ["A", "B", "base"]
+    assert "b.gguf" in text.splitlines()[1]
+    assert "difference: RMS of A - B" in text
+    assert "by layer, A: " in text
+    facts = json.loads(shown(folder / "a.gguf", folder / "b.gguf", "--json"))
+    assert (Path(facts["first"]).name, Path(facts["second"]).name, facts["base"]) == ("a.gguf", "b.gguf", None)
+    assert facts["total"]["difference"]["changed"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ((2, 0.05), "unrelated: they will add up without conflict"),
+        ((1, 0.05), "largely the same"),
+        ((1, -0.05), "pull against each other"),
+        (None, "one of the two is the base itself"),
+    ],
+)
+def test_with_a_base_a_sentence_says_what_it_means(
+    second: tuple[int, float] | None, said: str, models: tuple[Path, dict[str, dict[str, np.ndarray]]]
+) -> None:
+    """For merging the two: by the cosine of their changes."""
+    folder, _ = models
+    write_tiny_llama(folder / "c.gguf", tune=second)
+    assert said in shown(folder / "a.gguf", folder / "c.gguf", "--base", folder / "base.gguf")
+
+
+def test_rounding_that_both_share_is_pointed_out(tmp_path: Path) -> None:
+    """Two models in a coarse type have their rounding in common against a base in another."""
+    write_tiny_llama(tmp_path / "base.gguf")
+    for name, tune in (("a", (1, 0.01)), ("b", (2, 0.01))):
+        write_tiny_llama(tmp_path / f"{name}.gguf", tune=tune, type="Q4_0")
+    text = shown(tmp_path / "a.gguf", tmp_path / "b.gguf", "--base", tmp_path / "base.gguf")
+    assert "careful: A and B are Q4_0 and the base is F32" in text
+
+
+def test_a_sparkline_has_a_letter_for_each_layer() -> None:
+    """Of Unicode, or of ASCII where the terminal has no other; nothing is the lowest letter."""
+    values = [0.0, 1.0, 2.0, 4.0]
+    assert sparkline(values) == "▁▃▅█"
+    assert sparkline(values, blocks=False) == "_:=#"
+    assert sparkline([0.0, 0.0]) == "▁▁"
+    assert sparkline([1.0, math.inf]) == "██"
+
+
+def test_a_terminal_without_unicode_gets_ascii(models: tuple[Path, dict[str, dict[str, np.ndarray]]]) -> None:
+    """No question marks and no escapes."""
+    folder, _ = models
+    command = [sys.executable, "-m", "ggufmerge", "diff", str(folder / "a.gguf"), str(folder / "b.gguf")]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=True)
+    (line,) = [line for line in done.stdout.decode("ascii").splitlines() if line.startswith("by layer")]
+    assert "##" in line

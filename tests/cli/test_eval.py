@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
+import ggufmerge
 from ggufmerge.cli.app import app
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.evaluate import LlamaModel, chat_prompt, generate, kl_divergence, perplexity
+from ggufmerge.evaluate import LlamaModel, chat_prompt, generate, kl_divergence, libllama, perplexity, texts
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 TEXT = "the history of the wind and that which was in it, as he said to the others with his hat on. " * 4
@@ -116,12 +118,125 @@ def test_require_better_fails_for_a_worse_model(folder: pathlib.Path) -> None:
         facts(better["model"], worse["model"], "--text", "prose.txt", "--require-better")
 
 
-@pytest.mark.parametrize("options", ["", "--prompt Why? --reference base.gguf", "--require-better --text prose.txt"])
-def test_nothing_to_do_is_a_usage_error(folder: pathlib.Path, options: str) -> None:
-    """Without a text or a prompt, a text for the reference, or models to compare, the command says what to give."""
-    result = CliRunner().invoke(app, ["eval", "base.gguf", *options.split()])
+def test_require_better_needs_models_to_compare(folder: pathlib.Path) -> None:
+    """A single model without a base that is known has nothing to be better than; the command says what to give."""
+    result = CliRunner().invoke(app, ["eval", "base.gguf", "--require-better", "--text", "prose.txt"])
     assert result.exit_code == 2
-    assert "--text" in result.output
+    assert "name the base" in result.output
+
+
+def test_without_a_text_the_built_in_ones_are_read(folder: pathlib.Path) -> None:
+    """All of them, and no more of each than --quick allows."""
+    scores = facts("base.gguf", "--tokens", "8")["scores"]
+    assert tuple(s["text"] for s in scores) == texts.NAMES
+    assert {s["tokens"] for s in facts("base.gguf", "--quick", "--text", "english")["scores"]} == {texts.QUICK - 1}
+
+
+def test_built_in_texts_stand_beside_files(folder: pathlib.Path) -> None:
+    """`builtin` means all of them, a name one; a file of that name is that file."""
+    both = facts("base.gguf", "--text", "builtin", "--text", "prose.txt", "--tokens", "8")["scores"]
+    assert [s["text"] for s in both] == [*texts.NAMES, "prose.txt"]
+    (folder / "german").write_text("the wind", encoding="utf-8")
+    (found,) = facts("base.gguf", "--text", "german")["scores"]
+    assert found["tokens"] < 10
+    with pytest.raises(GgufmergeError, match=r"frensh: there is no such text, .* french"):
+        CliRunner().invoke(app, ["eval", "base.gguf", "--text", "frensh"], catch_exceptions=False)
+
+
+def test_questions_alone_read_no_text(folder: pathlib.Path) -> None:
+    """Nobody asked how well the model predicts."""
+    found = facts("base.gguf", "--prompt", "Why?", "--answer-tokens", "2")
+    assert (found["scores"], found["verdicts"]) == ([], [])
+
+
+MERGE = """
+merge_method: task_arithmetic
+base_model: base.gguf
+models:
+  - {model: tuned.gguf, parameters: {weight: 0.5}}
+"""
+
+
+def test_parents_stand_beside_a_merge(folder: pathlib.Path) -> None:
+    """The base first, then the models it was made from, then the merge; not when they are not wanted."""
+    ggufmerge.build(MERGE, "merged.gguf")
+    found = facts("merged.gguf", "--text", "prose.txt")
+    roles = [("base.gguf", "base"), ("tuned.gguf", "parent"), ("merged.gguf", "model")]
+    assert [(m["model"], m["role"]) for m in found["models"]] == roles
+    (verdict,) = found["verdicts"]
+    assert (verdict["base"], verdict["parents"]) == ("base.gguf", ["tuned.gguf"])
+    score = {s["model"]: s["nll"] for s in found["scores"]}
+    assert verdict["texts"][0]["gain"] == pytest.approx(score["base.gguf"] - score["merged.gguf"])
+    assert [m["model"] for m in facts("merged.gguf", "--text", "prose.txt", "--no-parents")["models"]] == [
+        "merged.gguf"
+    ]
+
+
+def test_a_named_model_keeps_its_place(folder: pathlib.Path) -> None:
+    """Changes are shown against the first named model; parents that are named are measured once."""
+    ggufmerge.build(MERGE, "merged.gguf")
+    first = facts("tuned.gguf", "merged.gguf", "--text", "prose.txt", "--tokens", "8")["models"]
+    assert [m["model"] for m in first] == ["tuned.gguf", "base.gguf", "merged.gguf"]
+    first = facts("merged.gguf", "base.gguf", "--text", "prose.txt", "--tokens", "8")["models"]
+    assert [m["model"] for m in first] == ["merged.gguf", "tuned.gguf", "base.gguf"]
+
+
+def test_a_reference_and_questions_leave_parents_out(folder: pathlib.Path) -> None:
+    """They ask something else."""
+    ggufmerge.build(MERGE, "merged.gguf")
+    for options in ("--reference tuned.gguf --text prose.txt", "--prompt Why? --answer-tokens 1"):
+        assert "base.gguf" not in {m["model"] for m in facts("merged.gguf", *options.split())["models"]}
+
+
+def test_missing_parents_are_named(folder: pathlib.Path) -> None:
+    """With the reason; another file of the same name is not taken for them."""
+    ggufmerge.build(MERGE, "merged.gguf")
+    (folder / "tuned.gguf").unlink()
+    write_tiny_llama(folder / "base.gguf", tokenizer="bpe", seed=5)
+    found = facts("merged.gguf", "--text", "prose.txt")
+    assert [m["model"] for m in found["models"]] == ["merged.gguf"]
+    assert found["missing"] == {
+        "merged.gguf": ["base.gguf: only another file of this name is here", "tuned.gguf: not found here"]
+    }
+    shown = CliRunner().invoke(app, ["eval", "merged.gguf", "--text", "prose.txt", "--threads=1"]).stdout
+    assert "note: not all models that merged.gguf was made from are here" in shown
+    assert "tuned.gguf: not found here" in shown
+
+
+def test_a_single_merge_must_be_better_than_its_base(folder: pathlib.Path) -> None:
+    """--require-better takes the base that the file names."""
+    ggufmerge.build(MERGE, "merged.gguf")
+    found = {s["model"]: s["perplexity"] for s in facts("merged.gguf", "--text", "prose.txt")["scores"]}
+    arguments = ["eval", "merged.gguf", "--text", "prose.txt", "--require-better", "--threads=1"]
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code == 0) == (found["merged.gguf"] < found["base.gguf"])
+
+
+def test_the_verdict_stands_below_the_table(folder: pathlib.Path) -> None:
+    """In words, for the models that the user named."""
+    ggufmerge.build(MERGE, "merged.gguf")
+    shown = CliRunner().invoke(app, ["eval", "merged.gguf", "--text", "prose.txt", "--threads=1"]).stdout
+    sentence = facts("merged.gguf", "--text", "prose.txt")["verdicts"][0]["sentence"]
+    assert "its base on prose.txt" in sentence
+    assert all(f"  {part}" in shown for part in sentence.split("; "))
+
+
+def test_a_verdict_calls_texts_by_their_file_names(folder: pathlib.Path) -> None:
+    """Without folders in its words; as they were given in its figures."""
+    (folder / "texts").mkdir()
+    (folder / "prose.txt").rename(folder / "texts/prose.txt")
+    (verdict,) = facts("base.gguf", "tuned.gguf", "--text", "texts/prose.txt")["verdicts"]
+    assert "base.gguf on prose.txt" in verdict["sentence"]
+    assert [on["text"] for on in verdict["texts"]] == ["texts/prose.txt"]
+
+
+def test_without_llama_cpp_one_line_says_what_to_install(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is read."""
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    monkeypatch.setitem(sys.modules, "xllamacpp.xllamacpp", None)
+    libllama.library.cache_clear()
+    with pytest.raises(GgufmergeError, match=r"pip install 'ggufmerge\[llama\]'"):
+        CliRunner().invoke(app, ["eval", "base.gguf"], catch_exceptions=False)
 
 
 def test_bad_input_is_one_clear_error(folder: pathlib.Path) -> None:

@@ -93,7 +93,7 @@ def test_json_without_tensors(path: pathlib.Path) -> None:
 
 def test_a_pipe_gets_one_line_for_each_fact(path: pathlib.Path) -> None:
     """Plain text without escape sequences or folding; long values are shortened."""
-    lines = inspect(path).splitlines()
+    lines = inspect(path, "--all").splitlines()
     assert re.search(
         r"größe 1\.gguf: llama model Q4_K_M, 263 parameters in 2 tensors, 3\.2 kB, .* bits per weight", lines[0]
     )
@@ -115,17 +115,19 @@ def test_full_shows_long_values_to_their_end(path: pathlib.Path) -> None:
     assert shown.count("{% for x in y %}") == 50
 
 
-def test_no_tensors_leaves_out_their_list(path: pathlib.Path) -> None:
-    """The summary of types stays."""
-    shown = inspect(path, "--no-tensors")
+@pytest.mark.parametrize("options", [[], ["--no-tensors"]])
+def test_types_come_first_and_tensors_only_when_asked_for(options: list[str], path: pathlib.Path) -> None:
+    """The summary, then the metadata, then how to see the rest."""
+    shown = inspect(path, *options)
     assert "n" * 63 not in shown
-    assert "bits/weight" in shown
+    assert shown.index("bits/weight") < shown.index("general.architecture") < shown.index("2 tensors: --all lists them")
+    assert "n" * 63 in inspect(path, "--all")
 
 
 @pytest.mark.parametrize("options", [[], ["--full"]])
 def test_a_terminal_gets_tables_within_its_width(options: list[str], path: pathlib.Path) -> None:
     """80 columns hold everything: long names are folded, nothing is cut off."""
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", inspect(path, *options, env=TERMINAL))
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", inspect(path, "--all", *options, env=TERMINAL))
     assert max(map(len, shown.splitlines())) <= 80
     assert "\x1b" not in shown
     assert "n" * 63 in re.sub(r"n *2 x 4 x 32 .*\n *", "n", shown)
@@ -150,7 +152,7 @@ def test_a_tensor_without_values_has_no_bits_per_weight(tmp_path: pathlib.Path) 
 def test_help_has_examples() -> None:
     """Of every way to call it."""
     shown = inspect("--help")
-    assert "ggufmerge inspect model.gguf --no-tensors" in shown
+    assert "ggufmerge inspect model.gguf --all" in shown
     assert "--json --full" in shown
 
 

@@ -71,7 +71,7 @@ def test_a_card_is_written_beside(folder: Path, monkeypatch: pytest.MonkeyPatch)
     card.write_text("mine", encoding="utf-8")
     (folder / "out.gguf").unlink()
     refused = build(folder, "--card", str(card))
-    assert "CARD.md: exists: use overwrite=True" in str(refused.exception)
+    assert "CARD.md: exists: use --overwrite" in str(refused.exception)
     assert card.read_text(encoding="utf-8") == "mine"
     assert not (folder / "out.gguf").exists()
 

@@ -64,3 +64,60 @@ def test_bad_input_gets_one_line(folder: Path, arguments: tuple[str, ...], compl
     assert complaint in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert sorted(p.name for p in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "result"),
+    [
+        ("model.gguf", "Q8_0", "model-Q8_0.gguf"),
+        ("in/model-f16.gguf", "Q8_0", "in/model-Q8_0.gguf"),
+        ("model.F16.gguf", "Q4_K_M", "model-Q4_K_M.gguf"),
+        ("llama-3-8b.gguf", "Q8_0", "llama-3-8b-Q8_0.gguf"),
+        ("model-q4_k_m-00001-of-00003.gguf", "Q8_0", "model-Q8_0.gguf"),
+        ("model.gguf", "COPY", "model-copy.gguf"),
+        ("ollama:llama3.2:3b", "Q8_0", "llama3.2-3b-Q8_0.gguf"),
+        ("hf:me/tuned-GGUF/tuned-F16.gguf", "Q8_0", "tuned-Q8_0.gguf"),
+    ],
+)
+def test_a_result_without_a_name_stands_beside_its_input(source: str, kind: str, result: str) -> None:
+    """Under its name, with the new type in place of the old one."""
+    from ggufmerge.cli.quantize import _beside
+
+    assert _beside(source, kind) == Path(result)
+
+
+def test_keep_split_writes_the_shards_of_the_input(folder: Path) -> None:
+    """As many, each with the tensors it had, and the same weights as without."""
+    from ggufmerge.files import open_gguf
+    from ggufmerge.files.sharded import SplitLimit
+    from ggufmerge.files.split import split_gguf
+
+    split_gguf(folder / "model.gguf", folder / "part", SplitLimit(max_tensors=8))
+    for output, options in (("kept.gguf", ("--keep-split",)), ("one.gguf", ())):
+        done = ggufmerge_quantize(folder, "part-00001-of-00003.gguf", output, "Q8_0", *options)
+        assert done.returncode == 0, done.stderr
+    with open_gguf(folder / "part-00001-of-00003.gguf") as was, open_gguf(folder / "kept-00001-of-00003.gguf") as kept:
+        assert kept.shard_counts == was.shard_counts == [8, 8, 5]
+        assert list(kept.tensors) == list(was.tensors)
+        with open_gguf(folder / "one.gguf") as one:
+            assert all((t.raw == one.tensors[name].raw).all() for name, t in kept.tensors.items())
+
+
+def test_types_of_tensors_come_from_a_file_too(folder: Path) -> None:
+    """One pair a word; those on the command line come first."""
+    (folder / "types.txt").write_text("attn_q=Q4_0\nffn_up=F16 ffn_down=F16\n")
+    done = ggufmerge_quantize(
+        folder, "model.gguf", "o.gguf", "Q8_0", "--tensor-type-file", "types.txt", "--tensor-type", "attn_q=Q5_0"
+    )
+    assert done.returncode == 0, done.stderr
+    tensors = ggufmerge.open(folder / "o.gguf").tensors
+    assert {tensors[f"blk.0.{n}.weight"].type for n in ("ffn_up", "ffn_down")} == {"F16"}
+    assert tensors["blk.0.attn_q.weight"].type == "Q5_0"
+
+
+def test_a_tied_model_has_no_output_to_leave(folder: Path) -> None:
+    """The line says what its output is."""
+    write_tiny_llama(folder / "tied.gguf", tied=True)
+    done = ggufmerge_quantize(folder, "tied.gguf", "out.gguf", "Q8_0", "--leave-output-tensor")
+    assert done.returncode == 1
+    assert "no output.weight, its token embeddings are the output; token_embedding_type sets their type" in done.stderr

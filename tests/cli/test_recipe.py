@@ -44,8 +44,8 @@ def invoke(*arguments: str | Path) -> str:
 
 def test_explain_names_rule_and_line(recipe: Path) -> None:
     """For each parameter of each tensor that the filter means, in either vocabulary."""
-    explained = json.loads(invoke("recipe", "explain", recipe, "layers.1.self_attn.q_proj", "--json"))
-    assert [e["tensor"] for e in explained] == ["blk.1.attn_q.weight"]
+    explained = json.loads(invoke("recipe", "explain", recipe, "layers.1.self_attn.q_proj", "--json"))["tensors"]
+    assert [e["name"] for e in explained] == ["blk.1.attn_q.weight"]
     [t] = [o for o in explained[0]["origins"] if o["parameter"] == "t"]
     assert (t["value"], t["where"]) == (0.4, "r.yaml:7:3")
     assert t["rule"] == 'filter "self_attn", gradient [0, 0.4] at 1'

@@ -41,13 +41,13 @@ def test_json_and_dry_run(folder: Path) -> None:
     """The same facts whether or not files are written; 128 tensors a shard when nothing is said."""
     planned = json.loads(ggufmerge(folder, "split", "model.gguf", "cut", "--dry-run", "--json").stdout)
     assert [path.name for path in folder.iterdir()] == ["model.gguf"]
-    assert not planned["written"]
+    assert planned["files"] == []
     done = json.loads(ggufmerge(folder, "split", "model.gguf", "cut", "--json").stdout)
     name = "cut-00001-of-00001.gguf"
-    assert done == {**planned, "written": True, "output": name, "files": [name]}
-    assert [(shard["file"], shard["tensors"]) for shard in done["shards"]] == [("cut-00001-of-00001.gguf", 7)]
+    assert done == {**planned, "output": name, "files": [name]}
+    assert [(shard["path"], shard["tensor_count"]) for shard in done["shards"]] == [("cut-00001-of-00001.gguf", 7)]
     joined = json.loads(ggufmerge(folder, "join", "cut-00001-of-00001.gguf", "joined.gguf", "--json").stdout)
-    assert joined["shards"] == ["cut-00001-of-00001.gguf"]
+    assert joined["shards"] == [{"path": "cut-00001-of-00001.gguf"}]
     assert joined["nbytes"] == (folder / "joined.gguf").stat().st_size
 
 

@@ -46,6 +46,7 @@ WAYS = (
     *CHANGES,  # it is killed, and a source gets other weights: see `World.change_source`
 )
 CHUNK = 4096  # values: the largest tensor has three chunks
+_ROOT = b"<root>"  # in place of a world's folder
 SLACK = 300 * 32 * 4 + 2 * 32 * 32 * 4 + 12000  # bytes: the largest tensor, those begun beside it, journal and header
 WAITS = 3.0  # seconds that a second build is given before it counts as one that waits for the first
 
@@ -79,6 +80,8 @@ _KINDS = {
     "shards": (SINGLE, ["-o", "../out/m.gguf", "--split-max-tensors", "4"]),
     "stages": (STAGES, ["-o", "../out/m.gguf"]),
     "ollama": (SINGLE, ["--ollama", "m"]),
+    "homes": (SINGLE, ["-o", "../store/m.gguf", "--to", "../out", "--to", "../out/models.ini", "--no-modelfile"]),
+    "home": (SINGLE, ["--to", "../out", "--llama-cpp", "--split-max-tensors", "4"]),  # built in a folder that is made
 }
 BUILDS = [Build(name, *kind, overwrite) for name, kind in _KINDS.items() for overwrite in (False, True)]
 BUILDS.append(Build("stages-ollama", STAGES, ["--ollama", "m"], False))
@@ -183,7 +186,9 @@ class World:
             run = self.server.run(Build("", OLD, build.options, False).arguments)
             assert run.code == 0, run.err
             paths = {p: self.root / p for p in self.results()}
-            self._known.old[build.name] = {name: None if p.is_dir() else p.read_bytes() for name, p in paths.items()}
+            self._known.old[build.name] = {
+                name: None if p.is_dir() else _portable(p.read_bytes(), self.root) for name, p in paths.items()
+            }
             self.reset(build)
         return self._known.old[build.name]
 
@@ -197,7 +202,7 @@ class World:
             if data is None:
                 (self.root / name).mkdir(exist_ok=True)
             else:
-                (self.root / name).write_bytes(data)
+                (self.root / name).write_bytes(data.replace(_ROOT, os.fsencode(self.root)))
 
     def _put(self, name: str, data: bytes, time: int) -> None:
         """Write an input unless it is as it should be."""
@@ -327,7 +332,7 @@ def _again(world: World, build: Build, change: str = "", kept: int = 0) -> list[
     problems = [f"the same command again: {p}" for p in complaints(run)]
     found = world.results()
     if run.code:
-        return problems + list(refusal(world, build, run, found))
+        return problems + list(refusal(world, build, run, found, change))
     if change:  # Ollama removes blobs when nothing refers to them
         found = {path: text for path, text in found.items() if path in wanted or not _is_blob(path, text)}
     if kept and not named:
@@ -358,10 +363,14 @@ def complaints(run: Run) -> Iterator[str]:
             yield f"it raised {name}"
 
 
-def refusal(world: World, build: Build, run: Run, found: Tree) -> Iterator[str]:
-    """What is wrong with a command that fails because the result is there already."""
+def refusal(world: World, build: Build, run: Run, found: Tree, change: str = "") -> Iterator[str]:
+    """What is wrong with a command that fails because the result is there already.
+
+    change: of a source since the first run; the result is then an old one, which is linked nowhere any more."""
     wanted = world.wanted(build)
     complete = {path for path in wanted if path.startswith("store/") or path.endswith(".gguf")}
+    if change and build.name == "homes":
+        complete = {path for path in complete if path.startswith("store/")}
     if build.overwrite or any(found.get(path) != wanted[path] for path in complete):
         yield f"the same command again failed: {run.lines}"
     yield from _differences(found, {p: t for p, t in wanted.items() if p in found})
@@ -429,8 +438,13 @@ def _tree(root: Path, folder: str) -> Tree:
                     tree[path] = "folder"
                     waiting.append(path)
                 else:
-                    tree[path] = _digest(Path(entry.path).read_bytes())
+                    tree[path] = _digest(_portable(Path(entry.path).read_bytes(), root))
     return tree
+
+
+def _portable(data: bytes, root: Path) -> bytes:
+    """What a file holds, whatever the folder of its world."""
+    return data.replace(os.fsencode(root), _ROOT)
 
 
 def _digest(data: bytes) -> str:

@@ -245,7 +245,7 @@ def test_extracting_and_comparing_refuse_damaged_models(folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("value", "kind", "complaint"), [(1e37, "F32", "row 3, column 5 is 1e.37"), (1e11, "F16", "out_type=F32")]
+    ("value", "kind", "complaint"), [(1e37, "F32", "row 3, column 5 is 1e.37"), (1e11, "F16", "--type F32")]
 )
 def test_adapters_that_are_no_numbers_are_not_written(
     folder: Path, tmp_path: Path, value: float, kind: str, complaint: str

@@ -58,6 +58,20 @@ def test_chat_prompt_writes_the_models_format(tiny: LlamaModel) -> None:
     assert chat_prompt(tiny, "Why?") == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_chat_prompt_writes_formats_that_llama_cpp_does_not_know(tmp_path: pathlib.Path) -> None:
+    """What the template in the file writes, with a system message of its own."""
+    template = (
+        "{% if messages[0]['role'] != 'system' %}~~system~~ Be brief.\n{% endif %}"
+        "{% for m in messages %}~~{{ m['role'] }}~~ {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}~~assistant~~ {% endif %}"
+    )
+    write_tiny_llama(tmp_path / "own.gguf", tokenizer="bpe", metadata={"tokenizer.chat_template": template})
+    with LlamaModel(tmp_path / "own.gguf") as model:
+        with pytest.raises(GgufmergeError):
+            model.format_chat([("user", "Why?")])
+        assert chat_prompt(model, "Why?") == "~~system~~ Be brief.\n~~user~~ Why?\n~~assistant~~ "
+
+
 def test_chat_prompt_without_a_template_is_the_question(tmp_path: pathlib.Path) -> None:
     """A base model gets the plain text."""
     write_tiny_llama(tmp_path / "spm.gguf", tokenizer="spm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 import numpy as np
@@ -136,3 +137,17 @@ def test_a_closed_model_is_not_used(tiny_path: pathlib.Path) -> None:
     for use in (lambda: model.logits([1]), lambda: model.tokenize("x"), lambda: model.extend([1])):
         with pytest.raises(ValueError, match="is closed"):
             use()
+
+
+def test_a_busy_machine_gets_fewer_threads(tiny_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as got processors; the figures stay. Not when the user has said how many."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    with LlamaModel(tiny_path, context=16) as model, LlamaModel(tiny_path, context=16, threads=4) as fixed:
+        before = model.logits([1, 2, 3])
+        model._make_room(wall=2.0, busy=14.0)
+        assert model.threads == 8
+        model._make_room(wall=2.0, busy=4.2)
+        assert model.threads == 2
+        np.testing.assert_allclose(model.logits([1, 2, 3]), before, rtol=1e-4, atol=1e-4)
+        fixed._make_room(wall=2.0, busy=0.2)
+        assert fixed.threads == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -110,3 +111,23 @@ def test_a_real_model_understands_english() -> None:
     with LlamaModel(smollm2()) as model:
         found = perplexity(model, (pathlib.Path(__file__).parents[2] / "LICENSE").read_text(), limit=512)
     assert 1.5 < found.value < 30
+
+
+def test_a_reader_hears_of_every_token(tiny: LlamaModel) -> None:
+    """Window by window, whatever is measured."""
+    text = "the history of the wind " * 10
+    size = len(tiny.tokenize(text))
+    for measure in (perplexity, partial(kl_divergence, reference=tiny)):
+        heard: list[int] = []
+        measure(tiny, text=text, context=32, advance=heard.append)
+        assert sum(heard) == size
+        assert max(heard) == 32
+
+
+def test_a_perplexity_knows_its_losses_and_tokens(tiny: LlamaModel) -> None:
+    """For comparisons token by token."""
+    found = perplexity(tiny, "the wind and the history", context=16)
+    assert found.losses.shape == (found.tokens,)
+    assert found.nll == found.losses.mean()
+    assert found.fingerprint == perplexity(tiny, "the wind and the history", context=8).fingerprint
+    assert found.fingerprint != perplexity(tiny, "the wind and the story", context=16).fingerprint

@@ -103,7 +103,7 @@ def test_a_complete_file_is_not_replaced_by_another_build(target: Path) -> None:
     """Though the journal of the one that made it is still there."""
     with pytest.raises(KeyboardInterrupt):
         make(target, stop="complete")
-    with pytest.raises(OutputError, match="exists: use overwrite=True"):
+    with pytest.raises(OutputError, match="exists: use --overwrite"):
         make(target, "other")
     assert_whole(target)
     make(target, "other", overwrite=True)
@@ -126,7 +126,7 @@ def test_a_refused_build_leaves_the_work_of_another(target: Path) -> None:
         make(target, stop="b")
     target.write_bytes(b"precious")
     before = {name: (target.parent / name).read_bytes() for name in files(target.parent)}
-    with pytest.raises(OutputError, match="exists: use overwrite=True"):
+    with pytest.raises(OutputError, match="exists: use --overwrite"):
         make(target)
     assert {name: (target.parent / name).read_bytes() for name in files(target.parent)} == before
     assert make(target, overwrite=True) is Move.RESUME

@@ -128,7 +128,7 @@ def test_what_exists_is_kept(model: pathlib.Path) -> None:
     """A single shard in the way stops the split, unless it may be overwritten; nothing else appears."""
     in_the_way = model.parent / "cut-00002-of-00003.gguf"
     in_the_way.write_bytes(b"precious")
-    with pytest.raises(PlanError, match=r"cut-00002-of-00003\.gguf: exists: use overwrite=True"):
+    with pytest.raises(PlanError, match=r"cut-00002-of-00003\.gguf: exists: use --overwrite"):
         split_gguf(model, model.parent / "cut", SplitLimit(max_tensors=3))
     assert sorted(model.parent.iterdir()) == [model, in_the_way]
     assert in_the_way.read_bytes() == b"precious"
@@ -177,7 +177,7 @@ def test_limits_that_say_nothing_are_refused() -> None:
     for size, tensors in (("1G", 3), (None, 0), (None, -1)):
         with pytest.raises(GgufmergeError, match="give "):
             SplitLimit.parse(size, tensors)
-    with pytest.raises(GgufmergeError, match="needs max_size"):
+    with pytest.raises(GgufmergeError, match="needs --split-max-size"):
         SplitLimit.parse(metadata_first=True)
 
 

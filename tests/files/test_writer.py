@@ -328,7 +328,7 @@ def test_a_target_that_appears_meanwhile_is_not_lost(target: pathlib.Path, metad
         write_all(writer)
         writer.patch("digest", "cafebabe")
         target.write_bytes(b"somebody else's")
-        with pytest.raises(PlanError, match="exists: use overwrite=True"):
+        with pytest.raises(PlanError, match="exists: use --overwrite"):
             writer.commit()
     assert target.read_bytes() == b"somebody else's"
     with GGUFWriter(target, metadata, TENSORS, overwrite=True, resume=True) as writer:
@@ -400,7 +400,7 @@ def test_targets_that_cannot_be_are_refused(target: pathlib.Path, monkeypatch: p
     with pytest.raises(PlanError, match=r"there is no folder .*nowhere: create it first"):
         check_target(target.parent / "nowhere" / "model.gguf")
     target.write_bytes(b"")
-    with pytest.raises(PlanError, match="exists: use overwrite=True"):
+    with pytest.raises(PlanError, match="exists: use --overwrite"):
         check_target(target)
     check_target(target, overwrite=True)
     monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write everywhere

@@ -20,6 +20,9 @@ from typing import Any
 
 import gguf
 
+from ggufmerge.chat.templates import TEMPLATES
+from ggufmerge.errors import FormatError
+from ggufmerge.files import open_gguf
 from tests.ollama_store import CONFIG, IMAGE, MANIFEST
 
 GRACE = 3600  # seconds that a blob is left alone when nothing refers to it
@@ -222,10 +225,14 @@ class Ollama:
         return self._blob(digest).exists()
 
     def _detected(self, digest: str) -> list[dict[str, Any]]:
-        """The layers that the server adds when it knows the chat template of a file: none, as for a template that it
-        does not know. Whoever needs them writes them here.
-        """
-        return []
+        """The layers that the server adds when it knows the chat template of a file; this one knows ChatML's."""
+        known = False
+        with suppress(FormatError), open_gguf(self._blob(digest)) as file:  # tests send other things, too
+            known = file.metadata.text("tokenizer.chat_template") == TEMPLATES["chatml"]
+        if not known:
+            return []
+        stops = {"stop": ["<|im_start|>", "<|im_end|>"]}
+        return [self._layer(b"{{ .Prompt }}", IMAGE + "template"), self._layer(_json(stops), IMAGE + "params")]
 
     def _layers_of(self, parent: str) -> list[dict[str, Any]]:
         """FROM another model: its name is taken letter by letter."""

@@ -110,7 +110,7 @@ def test_the_command_shows_then_uploads(hub: HubServer, model: Path) -> None:
     assert hub.repos == {}
     done = CliRunner().invoke(app, ["push", str(model), "me/tiny", "--json"], catch_exceptions=False)
     facts = json.loads(done.stdout)
-    assert facts["files"] == {NAME: str(model)}
+    assert facts["uploads"] == {NAME: str(model)}
     assert facts["url"].endswith(hub_server.COMMIT)
     assert NAME in hub.repos["me/tiny"].revisions["main"]
 

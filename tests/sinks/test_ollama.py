@@ -369,3 +369,12 @@ def test_the_workplace_is_in_the_store_and_no_blob(store: Path) -> None:
     """Its name is the same for the same model, so a build goes on there, and has no colon, which Windows lacks."""
     path = Store(store, OllamaName.parse("localhost:5000/a/b")).workplace()
     assert path == store / "blobs" / "ggufmerge-localhost-5000-a-b-latest.gguf"
+
+
+@pytest.mark.parametrize(("kind", "said"), [("adapter", "FROM BASE and ADAPTER ./m.gguf"), ("mmproj", "is no model")])
+def test_only_models_are_installed(store: Path, tmp_path: Path, kind: str, said: str) -> None:
+    """An adapter needs a base, which its Modelfile names."""
+    write_tiny_llama(tmp_path / "m.gguf", layers=1, embed=32, ff=32, metadata={"general.type": kind})
+    with pytest.raises(PlanError, match=said):
+        install(tmp_path / "m.gguf", "m")
+    assert not list(store.iterdir())

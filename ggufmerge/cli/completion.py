@@ -1,0 +1,88 @@
+"""What a shell completes: types, methods, models. Quick, and silent when anything goes wrong."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+_MOST = 200  # candidates that are looked at or shown
+
+Candidates = list[tuple[str, str]]  # what is typed, what it is
+
+
+def _quiet(find: Callable[[str], Iterable[tuple[str, str]]], incomplete: str) -> Candidates:
+    """Those that begin with what was typed; none when they cannot be found."""
+    try:
+        return list(itertools.islice(find(incomplete), _MOST))
+    except Exception:  # a shell has no use for a reason
+        return []
+
+
+def complete_types(incomplete: str) -> Candidates:
+    """File types."""
+    return _quiet(_types, incomplete)
+
+
+def complete_tensor_types(incomplete: str) -> Candidates:
+    """Types of tensors that weights may have."""
+    return _quiet(_tensor_types, incomplete)
+
+
+def complete_methods(incomplete: str) -> Candidates:
+    """Merge methods."""
+    return _quiet(_methods, incomplete)
+
+
+def complete_models(incomplete: str) -> Candidates:
+    """Names that `ggufmerge models` lists, and files; no header is read."""
+    return _quiet(_models, incomplete)
+
+
+def complete_types_and_files(incomplete: str) -> Candidates:
+    """The words behind the input of `quantize`: an output or a type."""
+    return complete_types(incomplete) + _quiet(_files, incomplete)
+
+
+def _types(incomplete: str) -> Iterator[tuple[str, str]]:
+    from ggufmerge.types import FileType
+
+    return ((name, "") for name in _in_case(FileType, incomplete) if name.startswith(incomplete))
+
+
+def _tensor_types(incomplete: str) -> Iterator[tuple[str, str]]:
+    from ggufmerge.types import TensorType
+
+    usable = (t for t in TensorType if (t.is_float or t.is_quantized) and t not in ("Q8_1", "Q8_K"))
+    return ((name, "") for name in _in_case(usable, incomplete) if name.startswith(incomplete))
+
+
+def _in_case(names: Iterable[str], incomplete: str) -> Iterator[str]:
+    """The names in the case in which somebody began to write one."""
+    return (name.lower() if incomplete[:1].islower() else str(name) for name in names)
+
+
+def _methods(incomplete: str) -> Iterator[tuple[str, str]]:
+    from ggufmerge.methods import NAMES
+
+    return ((name, "") for name in NAMES if name.startswith(incomplete.lower()))
+
+
+def _models(incomplete: str) -> Iterator[tuple[str, str]]:
+    from ggufmerge.sources.inventory import names
+
+    known = ((name, "") for name in itertools.islice(names(), 10 * _MOST) if name.startswith(incomplete))
+    return itertools.chain(_files(incomplete), known)
+
+
+def _files(incomplete: str) -> Iterator[tuple[str, str]]:
+    """GGUF files and folders that begin with what was typed."""
+    folder, _, begin = incomplete.rpartition("/")
+    place = Path(f"{folder}/" if incomplete.startswith("/") or folder else ".").expanduser()
+    before = f"{folder}/" if "/" in incomplete else ""
+    for path in sorted(itertools.islice(place.iterdir(), 10 * _MOST)):
+        if path.name.startswith(begin) and (begin or not path.name.startswith(".")):
+            if path.is_dir():
+                yield f"{before}{path.name}/", ""
+            elif path.name.lower().endswith(".gguf"):
+                yield f"{before}{path.name}", ""

@@ -1,0 +1,119 @@
+"""`ggufmerge docs`: the pages of the documentation, read on a terminal.
+
+The pages are those of docs/ in the repository. A wheel carries them in `ggufmerge/docs` (force-include in
+pyproject.toml); in a checkout they are read where they are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HELP = """Read the documentation; without TOPIC, list the pages.
+
+On a terminal a page opens in a pager (q ends it). In a pipe it is plain Markdown.
+
+[bold]Examples[/bold]
+
+  ggufmerge docs
+
+  ggufmerge docs first-merge
+
+  ggufmerge docs methods | grep -A 12 "### slerp"
+"""
+
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+_FOR_THE_SITE = re.compile(r"^::: .*\n(?:[ ]+.*\n)*", re.MULTILINE)  # where it puts docstrings
+_PAGE = re.compile(r"(?:([\w-]+)\.md)?(?:#[\w-]+)?")
+
+
+def docs(
+    topic: Annotated[
+        str | None, typer.Argument(metavar="TOPIC", help="The name of a page, such as recipes.", show_default=False)
+    ] = None,
+) -> None:
+    from ggufmerge.cli.terminal import console, say, show_table
+
+    pages = _pages()
+    if topic is None:
+        show_table(("topic", "page"), [(name, _title(path)) for name, path in pages.items()])
+        say("ggufmerge docs TOPIC shows a page.")
+        return
+    text = _read(_found(topic, pages))
+    if console().is_terminal:
+        _show(text)
+    else:
+        typer.echo(text, nl=False)
+
+
+def _pages() -> dict[str, Path]:
+    """Pages by topic, in the order in which the start page names them; what it does not name comes last."""
+    from ggufmerge.errors import GgufmergeError
+
+    package = Path(__file__).parents[1]
+    # a checkout comes first: it may have been installed as a wheel before, whose pages are older
+    folders = [folder for folder in (package.parent / "docs", package / "docs") if (folder / "index.md").is_file()]
+    if not folders:
+        raise GgufmergeError(f"{package / 'docs'}: the pages are missing: install ggufmerge again")
+    found = {path.stem: path for path in sorted(folders[0].glob("*.md"))}
+    named = [match[1] for _, _, target in _LINK.findall(_read(found["index"])) if (match := _PAGE.fullmatch(target))]
+    order = dict.fromkeys(["index", *(name for name in named if name in found), *found])
+    return {name: found[name] for name in order}
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _title(path: Path) -> str:
+    return _read(path).partition("\n")[0].removeprefix("# ")
+
+
+def _found(topic: str, pages: dict[str, Path]) -> Path:
+    """The page that a user means, however its name is spelt.
+
+    GgufmergeError names the nearest page, and those with a heading that has the word.
+    """
+    from ggufmerge.errors import GgufmergeError, nearest
+    from ggufmerge.text import quoted
+
+    name = Path(topic).name.lower().removesuffix(".md").replace("_", "-").replace(" ", "-")
+    if name in pages:
+        return pages[name]
+    word = re.compile(rf"^#+ .*\b{re.escape(name)}\b", re.MULTILINE | re.IGNORECASE)
+    about = [page for page, path in pages.items() if word.search(_read(path))]
+    hint = f"see: ggufmerge docs {about[0]}" if about else nearest(name, pages)
+    raise GgufmergeError(f"no page is called {quoted(topic)}: {hint}")
+
+
+def _show(text: str) -> None:
+    """A page with its headings, tables and code set for the terminal, in the user's pager."""
+    from rich.markdown import Markdown
+
+    from ggufmerge.cli.terminal import console
+
+    # less shows colours, and ends by itself when the page fits the screen; a user's own setting wins
+    os.environ.setdefault("LESS", "-FRX")
+    out = console()
+    with out.pager(styles=sys.platform != "win32"):  # more of Windows shows colours as codes
+        out.print(Markdown(_for_terminal(text), hyperlinks=False))
+
+
+def _for_terminal(text: str) -> str:
+    """Markdown in which links to other pages say how to read them here, and pictures are left out."""
+
+    def shown(match: re.Match[str]) -> str:
+        picture, label, target = match.groups()
+        if picture:
+            return ""
+        page = _PAGE.fullmatch(target)
+        if page is None:
+            return match[0]
+        return f"{label} (`ggufmerge docs {page[1]}`)" if page[1] else label
+
+    return _LINK.sub(shown, _FOR_THE_SITE.sub("", text))

@@ -1,0 +1,220 @@
+"""How a command line becomes a call: our own commands and those that other programs have in their place, one line for
+each mistake, and pages of help.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from ggufmerge.cli import habits
+from ggufmerge.cli import help as pages
+from ggufmerge.cli.habits import UsageError
+from ggufmerge.errors import GgufmergeError
+from ggufmerge.text import message
+
+_Misuse: type[Any] = typer.BadParameter.__mro__[1]  # typer brings its own click, or uses the one that is there
+
+
+class Command(TyperCommand):
+    """A command: takes other programs' words for its options, and answers wrong ones in a line."""
+
+    @property
+    def more_words(self) -> tuple[str, ...]:
+        """Arguments of the line of usage that are no parameters."""
+        return ("[OUTPUT]",) if self.name in habits.OUTPUT_AT else ()
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        switches: dict[str, bool] = {}
+        for parameter in self.get_params(ctx):
+            if parameter.param_type_name == "option":
+                value = not getattr(parameter, "is_flag", False)
+                switches |= dict.fromkeys((*parameter.opts, *parameter.secondary_opts), value)
+        words = habits.translate(self.name or "", args, habits.Switches(switches), _note)
+        try:
+            rest = super().parse_args(ctx, words)
+        except _Misuse as error:
+            raise UsageError(_line(error, self, ctx, switches)) from None
+        _check_type(ctx.params.get("out_type"))
+        if "--output" in switches and isinstance(output := ctx.params.get("output"), Path):
+            check_name(output, shards=any(ctx.params.get(name) for name in ("max_size", "max_tensors", "keep_split")))
+        return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except _Misuse as error:
+            raise UsageError(_line(error, self, ctx, {})) from None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(pages.page(self, ctx))
+
+
+class Group(TyperGroup):
+    """Commands below a word, those of the program below none."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help())
+            ctx.exit(0)
+        try:
+            return super().parse_args(ctx, args)
+        except _Misuse as error:
+            raise UsageError(_line(error, self, ctx, {"--help": False, "--version": False})) from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        word = args[0]
+        if self.get_command(ctx, word) is not None or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        place = "" if ctx.parent is None else str(self.name)
+        if place == "" and word == "help":
+            return self._help(ctx, args[1:])
+        small = word.lower()
+        if self.get_command(ctx, small) is not None:
+            return super().resolve_command(ctx, [small, *args[1:]])
+        told = habits.TOLD_COMMAND.get(place, {})
+        if small in told:
+            raise UsageError(f"there is no command {small}: {told[small]}")
+        if place == "" and (same := habits.SAME_COMMAND.get(small)):
+            return super().resolve_command(ctx, [*same, *args[1:]])
+        raise UsageError(_no_command(self, ctx, word))
+
+    def _help(self, ctx: Any, words: Sequence[str]) -> Any:
+        """`help`, and `help COMMAND`, which is `COMMAND --help`."""
+        if not words:
+            typer.echo(ctx.get_help())
+            ctx.exit(0)
+        return self.resolve_command(ctx, [*words, "--help"])
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        if ctx.parent is not None:
+            formatter.write(pages.page(self, ctx))
+            return
+        shown = {name for name, command in self.commands.items() if not command.hidden}
+        formatter.write(pages.front_page(shown, homepage()))
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """As typer's, except that a mistake of usage is an error as any other."""
+        try:
+            result = super().main(args, "ggufmerge", complete_var, False, windows_expand_args, **extra)
+        except UsageError as error:
+            if sys.stderr is not None:
+                print(f"error: {message(str(error))}", file=sys.stderr)
+            sys.exit(2)
+        if not standalone_mode:
+            return result
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def check_name(output: Path, *, shards: bool = False) -> None:
+    """GgufmergeError when a result, which is one GGUF file, is asked for as a folder or as a file of another format.
+
+    shards: several files are asked for, of which `output` may be what their names begin with.
+    """
+    if output.is_dir():
+        raise GgufmergeError(f"{output}: this is a folder, and the result is one file: -o {output / 'merged.gguf'}")
+    suffix = output.suffix.lower()
+    if not output.name or shards or suffix == ".gguf" or (suffix and suffix not in _OTHER_FORMATS):
+        return
+    better = output.with_suffix(".gguf") if suffix else output.with_name(f"{output.name}.gguf")
+    raise GgufmergeError(f"{output}: the result is one GGUF file, and its name ends in .gguf: -o {better}")
+
+
+_OTHER_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".ggml", ".onnx", ".yaml", ".yml")
+
+
+def _check_type(kind: str | None) -> None:
+    """GgufmergeError for a number, which most people mean as one of threads."""
+    if kind is None or not (kind.isascii() and kind.isdigit()):
+        return
+    from ggufmerge.types import FileType
+
+    found = FileType.numbered(kind)
+    meant = f"; the type with this number is {found}: -t {found}" if found is not None else ""
+    raise UsageError(f"-t {kind}: -t is --type, the type of the result; for threads: --threads {kind}{meant}")
+
+
+def homepage() -> list[str]:
+    """The addresses that the installed package names."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        urls = metadata("ggufmerge").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return []
+    return [url.partition(", ")[2] for url in urls][:1]
+
+
+def _note(line: str) -> None:
+    from ggufmerge.cli.terminal import complain
+
+    complain(f"note: {line}")
+
+
+def _line(error: Any, command: Any, ctx: Any, switches: dict[str, bool]) -> str:
+    """What is wrong with a command line, and what to type instead."""
+    kind = type(error).__name__
+    see = f"see {ctx.command_path} --help"
+    if kind == "NoSuchOption":
+        near = _close(error.option_name, switches)
+        return f"{command.name} has no option {error.option_name}: {f'did you mean {near}?' if near else see}"
+    if kind == "MissingParameter" and error.param is not None:
+        example = pages.first_example(command)
+        what = error.param.metavar or error.param.opts[0]
+        return f"{what} is missing" + (f", as in: {example}" if example else f"; {see}")
+    if isinstance(error, typer.BadParameter):
+        hint = error.param_hint or (error.param.opts[-1] if error.param is not None else "")
+        if error.param is not None and error.param.param_type_name == "argument":
+            hint = error.param.metavar or error.param.name.upper()
+        return f"{hint}: {error.message}" if hint else str(error.message)
+    if extra := re.search(r"unexpected extra argument\S* \((.*)\)", error.message):
+        return _too_many(extra[1], command, ctx)
+    return f"{error.message.rstrip('.')}; {see}"
+
+
+def _close(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The choice that `word` is a misspelling of."""
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)), None)
+
+
+def _too_many(words: str, command: Any, ctx: Any) -> str:
+    if ".gguf" in words and command.name in ("build", "plan"):
+        merge = "merge" in getattr(ctx.parent.command, "commands", {})
+        instead = "ggufmerge merge a.gguf b.gguf -o merged.gguf" if merge else "ggufmerge methods linear shows one"
+        return f"{command.name} takes one recipe, which names the models: {instead}"
+    return f'there is no place for "{words}": {pages.usage(command, ctx)}'
+
+
+def _no_command(group: Any, ctx: Any, word: str) -> str:
+    from ggufmerge.methods import NAMES
+
+    if word.lower().endswith((".yaml", ".yml")):
+        return f"say what to do with {word}: ggufmerge build {word} -o merged.gguf"
+    if word.lower().endswith(".gguf"):
+        return f"say what to do with {word}: ggufmerge inspect {word}"
+    if word.lower() in NAMES and ctx.parent is None:
+        return f"{word} is a method, which stands in a recipe: ggufmerge methods {word.lower()} shows one"
+    names = [name for name, command in group.commands.items() if not command.hidden]
+    own = _close(word.lower(), names)
+    if own is None and ctx.parent is None:
+        known = _close(word.lower(), habits.SAME_COMMAND, 0.75)
+        own = " ".join(habits.SAME_COMMAND[known]) if known else None
+    path = ctx.command_path
+    return f'there is no command "{word}": ' + (f"did you mean {path} {own}?" if own else f"{path} --help lists them")

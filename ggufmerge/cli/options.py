@@ -1,0 +1,54 @@
+"""Options and arguments that several commands have: the same name, meaning and words everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ggufmerge.cli.completion import complete_models, complete_types
+
+NAMES_WORK = "a GGUF file, or a name: ollama:llama3.2:3b, hf:owner/repo:Q4_K_M, lmstudio:..., llama.cpp:..."
+
+
+def model_argument(metavar: str, what: str) -> Any:
+    """An argument that is a model: `what` it is, then how it may be named."""
+    return typer.Argument(
+        metavar=metavar, help=f"{what}: {NAMES_WORK}", show_default=False, autocompletion=complete_models
+    )
+
+
+def model_option(name: str, metavar: str, what: str) -> Any:
+    """An option that is a model."""
+    return typer.Option(name, metavar=metavar, help=f"{what}: {NAMES_WORK}", autocompletion=complete_models)
+
+
+def type_option(text: str, **more: Any) -> Any:
+    """`--type`: a type that `ggufmerge types` lists; `text` says of what."""
+    return typer.Option("--type", "-t", metavar="TYPE", help=text, autocompletion=complete_types, **more)
+
+
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The GGUF file to write.")]
+Imatrix = Annotated[
+    list[Path] | None,
+    typer.Option("--imatrix", metavar="FILE", help="Importance matrix to quantize with; several add up."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and stop.")]
+All = Annotated[bool, typer.Option("--all", help="List every tensor.")]
+Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on standard output.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, metavar="N", help="Threads to work with.", show_default="all cores"),
+]
+Chunk = Annotated[
+    int | None,
+    typer.Option(
+        "--chunk",
+        min=1024,
+        metavar="VALUES",
+        help="Values of a tensor that a thread works on at a time; memory grows with it.",
+        show_default="262144",  # engine.run.DEFAULT_CHUNK, which a test compares
+    ),
+]

@@ -1,0 +1,542 @@
+"""A recipe for some models, when all that is known is which: the base, a method and a type, each with its reason.
+
+Nothing is guessed where a file records it or a few rows tell it, and nothing is hidden: each choice is a line that says
+what was taken and why, and every one can be given instead.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ggufmerge.engine import relatives
+from ggufmerge.engine.plan import Plan, PlannedTensor
+from ggufmerge.engine.planner import Opened, make_plan
+from ggufmerge.engine.relatives import Base
+from ggufmerge.engine.run import foresee
+from ggufmerge.engine.survival import LOW_SURVIVAL, TypeSurvival
+from ggufmerge.errors import GgufmergeError, PlanError
+from ggufmerge.files import GGUFFile, facts, open_gguf
+from ggufmerge.methods import method as find_method
+from ggufmerge.methods.spec import REQUIRED, Method
+from ggufmerge.methods.spec import Base as MethodBase
+from ggufmerge.recipe import AdapterReference, ModelReference, Recipe, load_recipe
+from ggufmerge.recipe.load import OPTIONS
+from ggufmerge.recipe.plain import written
+from ggufmerge.sources import Source, inventory, open_source
+from ggufmerge.sources.inventory import FoundModel
+from ggufmerge.sources.peft import CONFIG, open_adapter
+from ggufmerge.sources.references import find
+from ggufmerge.text import printable
+from ggufmerge.types import FileType, TensorType
+
+DENSITY = 0.5  # where a method prunes
+_PRUNING = ("ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
+_TRIED = 2  # tensors of each type that are tried out
+_LONGEST = 60  # letters of a file's name
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing that was decided: `what` ("base", "method", "type"), the `value` taken, and why, in words."""
+
+    what: str
+    value: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.value}, {self.why}" if self.why else f"{self.what}: {self.value}"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe for some models, and why it is this one.
+
+    output: a name for the result that no file has.  warnings: what the user should know, one line each.
+    """
+
+    recipe: Recipe
+    choices: tuple[Choice, ...]
+    output: Path
+    warnings: tuple[str, ...] = ()
+
+    def find(self, what: str) -> Choice | None:
+        """The choice of "base", "method" or "type"; None where nothing was chosen."""
+        return next((choice for choice in self.choices if choice.what == what), None)
+
+    def choice(self, what: str) -> Choice:
+        """The same of what is always chosen."""
+        found = self.find(what)
+        assert found is not None
+        return found
+
+    def text(self, folder: str | os.PathLike[str] | None = None) -> str:
+        """The recipe as YAML, with a comment for each choice; for a file in `folder`, where paths start from there."""
+        recipe = self.recipe.text if folder is None else _moved(self.recipe, Path(folder))
+        return "".join(f"# {printable(str(choice))}\n" for choice in self.choices) + recipe
+
+
+@dataclass
+class _Given:
+    """The models and adapters that were named."""
+
+    models: list[ModelReference] = field(default_factory=list)
+    adapters: list[AdapterReference] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)  # "model" or "adapter", as they were named
+
+
+def propose_merge(
+    models: Sequence[str | os.PathLike[str]],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    find_base: bool = True,
+    method: str | None = None,
+    weights: Sequence[float] = (),
+    parameters: Mapping[str, Any] | None = None,
+    out_type: FileType | str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Proposal:
+    """A recipe that merges some models, with a reason for all that was not said.
+
+    models: paths and names as in recipes; LoRA adapters among them, with "=0.5" behind them for a strength, belong to
+        the base, or to the only model there is.
+    base: the model that the others were tuned from. Without it the models that `ggufmerge models` lists and those in
+        the folders of the given ones are looked at, unless find_base is False: what the files record decides, else the
+        weights (`engine.relatives`), for about five seconds.
+    method: of `ggufmerge.methods.NAMES`. Without it: adapters alone are written into their model; with a base
+        task_arithmetic, two models without one slerp, more linear.
+    weights: one for each model in the order given, 1 for each by default; for methods with `t` it is the share of the
+        second model. With task_arithmetic and weights of one's own lambda is 1.
+    parameters: further ones of the method, such as {"density": 0.4}.
+    out_type: file type. Without it that of the models, or a wider one if a trial on a few tensors says that too little
+        of the change would survive in it.
+    options: further keys of the recipe, such as {"name": "both", "seed": 3}.
+    GgufmergeError (PlanError, FormatError, RecipeError) says what does not fit.
+    """
+    if isinstance(models, str | os.PathLike):
+        models = [models]
+    given = _sorted_out(models)
+    if len(given.kinds) == 1 and given.models and base is None:
+        raise PlanError(f"{given.models[0]}: one model alone makes nothing new: give another one, or an adapter")
+    choices: list[Choice] = []
+    warnings: list[str] = []
+    with ExitStack() as stack:
+        sources = [_opened(stack, reference) for reference in given.models]
+        content: dict[str, Any]
+        if base is not None:
+            reference = _base_reference(base)
+            _opened(stack, reference)
+            given.models = [model for model in given.models if not _same_file(model, reference)]
+            choices.append(Choice("base", str(reference), "as you say"))
+        elif len(given.models) == 1 and given.adapters:
+            reference = given.models.pop()
+            choices.append(Choice("base", str(reference), "the model that the adapters are for"))
+        elif not given.models:
+            chosen = _base_of_adapters(given.adapters)
+            reference = ModelReference(chosen.reference)
+            choices.append(Choice("base", chosen.reference, chosen.why))
+        else:
+            chosen_base = None
+            if find_base and _wants_base(method, given):
+                chosen_base, note = _find_base(given, sources)
+                warnings += note
+            if chosen_base is None and given.adapters:
+                raise PlanError(
+                    f"{given.adapters[0].path}: an adapter, and it is not known for which model: write "
+                    f"MODEL.gguf+{Path(given.adapters[0].path).name}, or give the base with --base MODEL"
+                )
+            reference = ModelReference(chosen_base.reference) if chosen_base else None  # type: ignore[assignment]
+            if chosen_base:
+                given.models = [m for m in given.models if not _same_file(m, reference)]
+                choices.append(Choice("base", chosen_base.reference, chosen_base.why))
+            apart = relatives.distance(sources)
+            if relatives.are_strangers(apart):
+                warnings.append(
+                    f"these models differ by {100 * (apart or 0):.0f} % of their weights, as models of different "
+                    "origin do: a merge of such models talks nonsense"
+                )
+        content = _content(given, reference, method, weights, dict(parameters or {}), choices)
+    content |= {key: value for key, value in (options or {}).items() if value is not None}
+    recipe = _with_type(content, out_type, choices)
+    return Proposal(recipe, tuple(choices), _free_name(given, reference), tuple(warnings))
+
+
+def _sorted_out(models: Sequence[str | os.PathLike[str]]) -> _Given:
+    """What was named, models and adapters apart; PlanError when there is too little, or one does not exist."""
+    given = _Given()
+    for text in [os.fspath(model) for model in models]:
+        adapter = _as_adapter(text)
+        if adapter is not None:
+            given.adapters.append(adapter)
+            given.kinds.append("adapter")
+        else:
+            reference = ModelReference.from_argument(text)
+            if reference in given.models:
+                raise PlanError(f"{text}: stands twice; a model merged with itself is itself: give it once")
+            given.models.append(reference)
+            given.kinds.append("model")
+    if not given.models and not given.adapters:
+        raise PlanError("name the models to merge, two or more")
+    return given
+
+
+def _as_adapter(text: str) -> AdapterReference | None:
+    """What was named if it is a LoRA adapter; None for a model."""
+    if "+" in text and not Path(text).exists():
+        return None
+    try:
+        reference = AdapterReference(text) if Path(text).exists() else AdapterReference.parse(text)
+    except ValueError as error:
+        raise PlanError(str(error)) from None
+    path = find(reference.path).path
+    if path.is_dir():
+        return reference if (path / CONFIG).is_file() else None
+    if path.suffix == ".safetensors":
+        return reference if (path.parent / CONFIG).is_file() else None
+    with open_gguf(path) as file:
+        return reference if file.metadata.text("general.type") == "adapter" else None
+
+
+def _opened(stack: ExitStack, reference: ModelReference) -> Source:
+    source = open_source(reference)
+    stack.callback(source.close)
+    return source
+
+
+def _base_reference(base: str | os.PathLike[str]) -> ModelReference:
+    text = os.fspath(base)
+    if _as_adapter(text) is not None:
+        raise PlanError(f"{text}: a LoRA adapter, which is no base; give the model that it is for")
+    return ModelReference.from_argument(text)
+
+
+def _same_file(a: ModelReference, b: ModelReference) -> bool:
+    if a.adapters or b.adapters:
+        return a == b
+    return a.path == b.path or find(a.path).path.resolve() == find(b.path).path.resolve()
+
+
+def _wants_base(method: str | None, given: _Given) -> bool:
+    """Whether a base is looked for: one that the method takes differences from, and that is not one of two models."""
+    if method is None or given.adapters:
+        return True
+    chosen = find_method(method)
+    return chosen.base is MethodBase.REQUIRED and chosen.max_models is None and method != "slerp"
+
+
+def _find_base(given: _Given, sources: Sequence[Source]) -> tuple[Base | None, list[str]]:
+    """The base of some models, and what to tell the user of the search."""
+    known = inventory.known_models(source.file.path.parent for source in sources)
+    families = {inventory.family_of(source.file) for source in sources if isinstance(source.file, GGUFFile)}
+    candidates = [model for model in known if {model.family} == families]
+    paths = {source.file.path.resolve() for source in sources}
+    others = [model for model in candidates if model.path is None or model.path.resolve() not in paths]
+    if (base := relatives.recorded_base(sources, others)) is not None:
+        return base, []
+    if len(sources) > 2 and (base := _among(given, sources)) is not None:
+        return base, []
+    base, measured = relatives.measured_base(sources, others)
+    if base is None and measured < len(others):
+        missed = f"{len(others) - measured} of {len(others)} models that could be the base were not looked at"
+        return None, [f"{missed}, for lack of time: give it with --base MODEL"]
+    return base, []
+
+
+def _among(given: _Given, sources: Sequence[Source]) -> Base | None:
+    """The given model that the others were tuned from, by what they record or by their weights."""
+    for i, reference in enumerate(given.models):
+        others = [source for j, source in enumerate(sources) if j != i]
+        if reference.adapters or sources[i].is_checkpoint:
+            continue
+        found = inventory.described(reference.path, sources[i].file.path)
+        base = relatives.recorded_base(others, [found]) or relatives.measured_base(others, [found])[0]
+        if base is not None:
+            return base
+    return None
+
+
+def _base_of_adapters(adapters: Sequence[AdapterReference]) -> Base:
+    """The model that some adapters are for: the only known one that they fit, or the one that they name."""
+    known = inventory.known_models(find(adapter.path).path.parent for adapter in adapters)
+    fitting = [model for model in known if model.kind == "model" and _fit(adapters, model)]
+    names = _names_of_bases(adapters)
+    named = [model for model in fitting if relatives.word(model.name) in names]
+    if len(named or fitting) == 1:
+        [model] = named or fitting
+        why = "the model that the adapters name" if named else "the only model here that the adapters fit"
+        return Base(model.references[0], why)
+    if not fitting:
+        raise PlanError("none of the models on this machine fits these adapters: give theirs with --base MODEL")
+    listed = ", ".join(model.references[0] for model in (named or fitting)[:5])
+    raise PlanError(f"the adapters fit several models ({listed}): give theirs with --base MODEL")
+
+
+def _fit(adapters: Sequence[AdapterReference], model: FoundModel) -> bool:
+    with suppress(GgufmergeError, OSError, ValueError), open_gguf(model.path or "") as file:
+        for adapter in adapters:
+            open_adapter(find(adapter.path).path, file).file.close()
+        return True
+    return False
+
+
+def _names_of_bases(adapters: Sequence[AdapterReference]) -> set[str]:
+    """The names by which GGUF adapters call the model they are for."""
+    names = set()
+    for adapter in adapters:
+        path = find(adapter.path).path
+        if path.suffix == ".gguf":
+            with open_gguf(path) as file:
+                names.add(relatives.word(file.metadata.text("general.base_model.0.name") or ""))
+    return names - {""}
+
+
+def _content(
+    given: _Given,
+    base: ModelReference | None,
+    method: str | None,
+    weights: Sequence[float],
+    parameters: dict[str, Any],
+    choices: list[Choice],
+) -> dict[str, Any]:
+    """The recipe but for its type."""
+    merged = [kind for kind in given.kinds if kind == "adapter" or given.models]
+    count = len(given.models) + len(given.adapters)
+    if weights and len(weights) != count:
+        raise PlanError(f"{len(weights)} weights for {count} models to merge ({_listed(given)}): give one for each")
+    if base is not None and not given.models and method is None:
+        return _baked(given, base, weights, choices)
+    order = _in_order(given, merged, base)
+    name, why = _method(method, order, base)
+    chosen = find_method(name)
+    choices.append(Choice("method", name, why))
+    if base is not None and chosen.base is MethodBase.MODEL:
+        raise PlanError(f"{name} averages its models and takes no differences from a base: leave the base out")
+    if base is None and chosen.base is MethodBase.REQUIRED:
+        if chosen.max_models is None and name != "slerp":
+            raise PlanError(f"{name} takes differences from a base, and none was found: give it with --base MODEL")
+        if len(order) < 2:
+            raise PlanError(f"{name} goes from one model to another: give two")
+        base, order = order[0], order[1:]
+        weights = _steps(chosen, weights, parameters)
+    elif len(order) < 2 and not (weights or parameters):
+        raise PlanError("one model and its base make nothing new: give another model, or --weight 0.5 to go half way")
+    return _recipe(chosen, base, order, weights, parameters)
+
+
+def _listed(given: _Given) -> str:
+    return ", ".join([*map(str, given.models), *map(str, given.adapters)])
+
+
+def _baked(given: _Given, base: ModelReference, weights: Sequence[float], choices: list[Choice]) -> dict[str, Any]:
+    """Adapters alone: the model with all of them."""
+    factors = weights or [1.0] * len(given.adapters)
+    adapters = [
+        AdapterReference(a.path, a.strength * factor) for a, factor in zip(given.adapters, factors, strict=True)
+    ]
+    reference = ModelReference(base.path, (*base.adapters, *adapters))
+    choices.append(Choice("method", "bake", "since adapters alone are written into their model"))
+    return {"merge_method": "passthrough", "models": [{"model": reference.written()}]}
+
+
+def _in_order(given: _Given, kinds: Sequence[str], base: ModelReference | None) -> list[ModelReference]:
+    """Everything that is merged, in the order it was named; an adapter as the base with it."""
+    models, adapters = iter(given.models), iter(given.adapters)
+    order = []
+    for kind in kinds:
+        if kind == "adapter":
+            assert base is not None
+            order.append(ModelReference(base.path, (*base.adapters, next(adapters))))
+        elif (model := next(models, None)) is not None:
+            order.append(model)
+    return order
+
+
+def _method(method: str | None, order: Sequence[ModelReference], base: ModelReference | None) -> tuple[str, str]:
+    """The method, and why."""
+    if method is not None:
+        return method, "as you say"
+    if base is not None:
+        return "task_arithmetic", "since the base is known: what each model learned is added to it"
+    if len(order) == 2:
+        return "slerp", "since no base is known: from one model half way to the other"
+    return "linear", "since no base is known: the average"
+
+
+def _steps(method: Method, weights: Sequence[float], parameters: dict[str, Any]) -> Sequence[float]:
+    """For methods that go from one model to another: `t` out of the weights, which are used up by that."""
+    if method.parameter("t") is None:
+        return weights
+    if weights:
+        if "t" in parameters:
+            raise PlanError(f"{method.name}: weights say how far to go from the first model, and so does t: give one")
+        if not sum(weights):
+            raise PlanError("the weights sum to zero: give others")
+        if len(weights) > 2:
+            raise PlanError(f"{method.name} goes from one model to another, not to {len(weights) - 1}")
+        parameters["t"] = weights[1] / sum(weights)
+    elif method.name == "slerp":
+        parameters.setdefault("t", 0.5)
+    return ()
+
+
+def _recipe(
+    method: Method,
+    base: ModelReference | None,
+    order: Sequence[ModelReference],
+    weights: Sequence[float],
+    parameters: dict[str, Any],
+) -> dict[str, Any]:
+    shared = dict(parameters)
+    if weights and method.parameter("weight") is None:
+        raise PlanError(f"{method.name} has no weights: leave them out")
+    entries: list[dict[str, Any]] = [{"model": reference.written()} for reference in order]
+    if weights:
+        for entry, weight in zip(entries, weights, strict=True):
+            entry["parameters"] = {"weight": weight}
+    elif (weight_of := method.parameter("weight")) is not None and weight_of.default is REQUIRED:
+        shared.setdefault("weight", 1)
+        if method.name == "task_arithmetic" and len(order) > 1:
+            # unrelated changes of one size then sum up to a change of that size; docs/merge.md has figures
+            shared.setdefault("lambda", round(1 / math.sqrt(len(order)), 2))
+    if method.name in _PRUNING:
+        shared.setdefault("density", DENSITY)
+    content: dict[str, Any] = {"merge_method": method.name}
+    if base is not None:
+        content["base_model"] = base.written()
+    content["models"] = entries
+    if shared:
+        content["parameters"] = shared
+    return content
+
+
+def _with_type(content: dict[str, Any], out_type: FileType | str | None, choices: list[Choice]) -> Recipe:
+    """The recipe with its type: the one asked for, that of the models, or a wider one that keeps their changes."""
+    if any(key in content for key in ("like", "dtype", "out_dtype", "out_type")):
+        return load_recipe(content, arguments=OPTIONS)
+    if out_type is not None:
+        choices.append(Choice("type", str(FileType.parse(str(out_type))), "as you say"))
+        return load_recipe(content | {"out_type": str(FileType.parse(str(out_type)))}, arguments=OPTIONS)
+    with ExitStack() as stack:
+        plan, opened = make_plan(load_recipe(content, arguments=OPTIONS))
+        stack.callback(opened.close)
+        wanted = _type_of_models(plan, opened)
+        if wanted is not None:
+            content = content | {"out_type": str(wanted)}
+            plan, opened = make_plan(load_recipe(content, arguments=OPTIONS))
+            stack.callback(opened.close)
+        kept = foresee(plan, opened, _to_try(plan))
+    found = [one for one in kept if _is_lost(one) and one.wider]
+    donor = "that of the models" if wanted is not None else f"as in {plan.sources[0].path}"
+    if not found:
+        choices.append(Choice("type", str(plan.file_type), f"{donor}{_remains(kept, plan.file_type)}"))
+        return load_recipe(content, arguments=OPTIONS)
+    worst = min(found, key=lambda one: one.survival.share)
+    wider = next((n for n, s in worst.wider.items() if s.share >= LOW_SURVIVAL), list(worst.wider)[-1])
+    share, better = worst.survival.share, worst.wider[wider].share
+    choices.append(
+        Choice(
+            "type",
+            wider,
+            f"since only {100 * share:.0f} % of the change would survive in {worst.type}, and {100 * better:.0f} % "
+            f"does in it; type {plan.file_type} would keep the size",
+        )
+    )
+    return load_recipe(content | {"out_type": wider}, arguments=OPTIONS)
+
+
+def _is_lost(kept: TypeSurvival) -> bool:
+    """Whether too little of a change survives; a few tensors are no more than a sample."""
+    return kept.survival.share + 2 * kept.survival.uncertainty < LOW_SURVIVAL
+
+
+def _remains(kept: Sequence[TypeSurvival], file_type: FileType) -> str:
+    """What a trial found of the changes, in words."""
+    if not kept:
+        return ""
+    noise = max(one.survival.noise for one in kept)
+    beside = f", beside noise {noise:.2g} times as large" if noise > 1 else ""
+    if beside and file_type.default.bits_per_weight < TensorType.Q8_0.bits_per_weight:
+        beside += ", of which type Q8_0 has less"
+    if any(one.stochastic for one in kept):
+        return f": the change survives in it, since it is rounded stochastically{beside}"
+    worst = min(kept, key=lambda one: one.survival.share)
+    share = min(100, round(100 * worst.survival.share))
+    return f": about {share} % of the change survives in it{beside}"
+
+
+def _type_of_models(plan: Plan, opened: Opened) -> FileType | None:
+    """The file type that the models have, the widest if they differ; None when that is what the plan has anyway."""
+    inputs = {i.source for t in plan.tensors for i in t.inputs}
+    merged = [s for n, s in enumerate(opened.sources) if n in inputs and not s.is_checkpoint]
+    base = {opened.sources[t.inputs[0].source].file.path for t in plan.tensors if t.has_base}
+    models = [s for s in merged if s.file.path not in base] or merged
+    kinds = {kind for source in models if (kind := facts.file_type(source.file)) is not None}
+    if not kinds:
+        return None
+    widest = max(kinds, key=lambda kind: (kind.default.bits_per_weight, kind.id))
+    return None if widest == facts.file_type(opened.sources[0].file) else widest
+
+
+def _to_try(plan: Plan) -> list[PlannedTensor]:
+    """A few tensors of each quantized type that change, out of the middle of the model."""
+    found: list[PlannedTensor] = []
+    for kind in plan.types():
+        changing = [t for t in plan.tensors if t.type == kind and t.action != "copy" and t.name.startswith("blk.")]
+        if kind.is_quantized and changing:
+            found += changing[len(changing) // 2 :][:_TRIED]
+    return found
+
+
+def _free_name(given: _Given, base: ModelReference | None) -> Path:
+    """A name for the result in the working folder that neither a file nor a Modelfile has."""
+    parts = [_short(reference.path) for reference in given.models] or [_short(base.path) if base else ""]
+    parts += [_short(a.path) for m in given.models for a in m.adapters] + [_short(a.path) for a in given.adapters]
+    stem = "-".join(dict.fromkeys(part for part in parts if part))
+    if len(stem) > _LONGEST or not stem:
+        stem = f"{parts[0][:_LONGEST]}-and-{max(len(parts) - 1, 1)}-more" if parts and parts[0] else "models"
+    for number in range(1, 10_000):
+        name = f"{stem}-merged{f'-{number}' if number > 1 else ''}"
+        if not any(os.path.lexists(f"{name}{suffix}") for suffix in (".gguf", ".Modelfile")):
+            return Path(f"{name}.gguf")
+    raise PlanError(f"{stem}-merged.gguf: this name is taken, with all numbers: give one with --output FILE")
+
+
+def _short(path: str) -> str:
+    """What a model is called within a file's name."""
+    scheme, colon, name = path.partition(":")
+    last = (name if colon and len(scheme) > 1 else path).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    plain = re.sub(r"\.(gguf|safetensors)$", "", last, flags=re.IGNORECASE)
+    kinds = "|".join(re.escape(kind) for kind in FileType)
+    untyped = re.sub(rf"[-._:]({kinds})$", "", plain, flags=re.IGNORECASE)
+    return re.sub(r"[^\w.-]+", "-", untyped).strip("-.")
+
+
+def _moved(recipe: Recipe, folder: Path) -> str:
+    """The text of a recipe of the working folder for a file in another one: local paths are written whole there."""
+    if folder.resolve() == Path().resolve():
+        return recipe.text
+
+    def path(text: str) -> str:
+        return str(Path(text).absolute()) if Path(text).expanduser().exists() and not text.startswith("~") else text
+
+    def reference(model: ModelReference) -> Any:
+        adapters = tuple(AdapterReference(path(a.path), a.strength) for a in model.adapters)
+        return ModelReference(path(model.path), adapters).written()
+
+    assert recipe._document is not None
+    data = dict(recipe._document.data)
+    if recipe.base_model is not None:
+        data["base_model"] = reference(recipe.base_model)
+    data["models"] = [
+        entry | {"model": reference(model.model)}
+        for entry, model in zip(data["models"], recipe.models or (), strict=True)
+    ]
+    if recipe.imatrix:
+        data["imatrix"] = [path(name) for name in recipe.imatrix]
+    return written([data])
