@@ -399,7 +399,7 @@ def _recipe(
     if weights:
         for entry, weight in zip(entries, weights, strict=True):
             entry["parameters"] = {"weight": weight}
-    elif (weight_of := method.parameter("weight")) is not None and weight_of.default is REQUIRED:
+    elif (weight_of := method.parameter("weight")) is not None and (weight_of.together or weight_of.default is REQUIRED):
         shared.setdefault("weight", 1)
         if method.name == "task_arithmetic" and len(order) > 1:
             # unrelated changes of one size then sum up to a change of that size; docs/merge.md has figures
