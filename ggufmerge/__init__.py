@@ -47,6 +47,7 @@ if _TYPE_CHECKING:
     from ggufmerge.quants.mixture import plan_types
     from ggufmerge.recipe import Recipe, load_recipe
     from ggufmerge.recipe.json_schema import json_schema as recipe_schema
+    from ggufmerge.sinks.hub import plan_upload, push
     from ggufmerge.sources.imatrix import load_imatrix
     from ggufmerge.sources.inspect import inspect
     from ggufmerge.sources.inventory import families
@@ -72,8 +73,10 @@ _PUBLIC = {  # name -> where it is defined, under which name
     "models": ("sources.inventory", "find_models"),
     "open": ("files", "open_gguf"),
     "plan": ("engine.build", "plan"),
+    "plan_upload": ("sinks.hub", "plan_upload"),
     "plan_types": ("quants.mixture", "plan_types"),
     "propose_merge": ("engine.propose", "propose_merge"),
+    "push": ("sinks.hub", "push"),
     "quantize": ("quants", "quantize"),
     "quantize_file": ("engine.quantize", "quantize_file"),
     "recipe_schema": ("recipe.json_schema", "json_schema"),
@@ -128,7 +131,9 @@ __all__ = [
     "open",
     "plan",
     "plan_types",
+    "plan_upload",
     "propose_merge",
+    "push",
     "quantize",
     "quantize_file",
     "recipe_schema",

@@ -130,7 +130,6 @@ _ARGUMENTS = {
     "embeddings": "embeddings=True",
     "pure": "pure=True",
     "leave-output-tensor": "leave_output_tensor=True",
-    "save-recipe": "save_recipe=...",
     "weight": "weights=...",
     "method": "method=...",
 }

@@ -16,13 +16,15 @@ import functools
 import hashlib
 import os
 import pickle
+import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numba
 import platformdirs
 from numba import config, njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, UserProvidedCacheLocator
@@ -30,6 +32,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 _compiled: Callable[..., Any] = njit(nogil=True, error_model="numpy")
 _KEPT = 30 * 24 * 3600  # seconds that the kernels of another version are kept after their last use
 _CHECKSUM = 32  # bytes
+_NOTES = "prepared.txt"  # the kinds of kernels that are in the cache, a line each
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,6 +47,33 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
             compiled._cache = _KernelCache(function)
     result: Callable[..., Any] = compiled
     return result
+
+
+def is_prepared(kind: str) -> bool:
+    """Whether kernels of this kind ("write Q6_K") were compiled here by this state of the program and are kept."""
+    return bool(getattr(config, "DISABLE_JIT", 0)) or kind in _prepared()
+
+
+def note_prepared(kinds: Iterable[str]) -> None:
+    """Note that they are. Nothing happens where there is no place for a cache."""
+    lines = "".join(f"{_compiler()} {kind}\n" for kind in kinds)
+    with contextlib.suppress(OSError):
+        if lines:
+            with (_folder() / _NOTES).open("a", encoding="utf-8") as file:
+                file.write(lines)
+
+
+def _prepared() -> set[str]:
+    try:
+        lines = (_folder() / _NOTES).read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return set()
+    return {line.removeprefix(f"{_compiler()} ") for line in lines if line.startswith(f"{_compiler()} ")}
+
+
+def _compiler() -> str:
+    """What else than the sources the machine code depends on."""
+    return f"{numba.__version__}-{platform.machine()}"
 
 
 class _Locator(UserProvidedCacheLocator):

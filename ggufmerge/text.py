@@ -34,6 +34,28 @@ def message(text: str) -> str:
     return text if len(text) <= _ENDLESS else f"{text[: _ENDLESS // 2]} ... {text[-_ENDLESS // 2 :]}"
 
 
+def shortened(text: str, width: int) -> str:
+    """A name without its middle, so that its beginning and its end, which tell names apart, fit into `width`.
+
+    >>> shortened("models/base-Q4_K_M.gguf", 16)
+    'models/...M.gguf'
+    """
+    if len(text) <= width or width < 5:
+        return text
+    end = (width - 3) // 2
+    return f"{text[: width - 3 - end]}...{text[len(text) - end :]}"
+
+
+def duration(seconds: float) -> str:
+    """A time as one says it, no more exact than an estimate is: 12 s, 3 min, 2 h 10 min."""
+    if seconds < 9.5:
+        return f"{seconds:.1f} s" if seconds < 1 else f"{seconds:.0f} s"
+    if seconds < 90:
+        return f"{5 * round(seconds / 5)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def one_line(text: str, limit: int = 500) -> str:
     """Running text, such as another program's message: all blanks and line breaks as one space, cut after `limit`."""
     words = " ".join(text[: 4 * limit].split())

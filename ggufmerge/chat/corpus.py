@@ -45,3 +45,9 @@ CORPUS = (
     _chat("?", "!", "?", system=_RULES),
     _chat('{"tool": "search", "arguments": {"q": "x"}}', "[]", "null"),
 )
+
+# For templates that write long conversations or texts otherwise, such as the last messages only.
+LARGE = (
+    _chat(*map(str, range(101)), system="Count on."),
+    _chat(_LONG * 8, _LONG * 8, "Sum it up.", system=_LONG * 8),
+)

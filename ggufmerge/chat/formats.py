@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ggufmerge.chat.corpus import CORPUS
+from ggufmerge.chat.corpus import CORPUS, LARGE
 from ggufmerge.chat.jinja import Conversation, Message
 
 Render = Callable[[Sequence[Conversation]], Sequence[str | None] | None]
@@ -81,13 +81,14 @@ def learn(render: Render, bos: str = "") -> ChatFormat | None:
     be run.  bos: the text of the token that begins a prompt where the tokenizer adds that; what the template writes of
     it in the beginning is no part of the format then.
     """
-    texts = render([*_PROBES, *(Conversation(messages) for messages in CORPUS)])
+    others = (*CORPUS, *LARGE)
+    texts = render([*_PROBES, *map(Conversation, others)])
     if texts is None:
         return None
     plain = [text.removeprefix(bos) if text is not None else None for text in texts]
-    corpus = plain[len(_PROBES) :]
+    written = plain[len(_PROBES) :]
     for found in _candidates(plain[: len(_PROBES)]):
-        if all(_agrees(found, messages, text) for messages, text in zip(CORPUS, corpus, strict=True)):
+        if all(_agrees(found, messages, text) for messages, text in zip(others, written, strict=True)):
             return found
     return None
 

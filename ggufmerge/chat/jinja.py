@@ -46,7 +46,7 @@ def render(
 def _render(
     template: str, conversations: tuple[Conversation, ...], words: tuple[tuple[str, str | bool], ...]
 ) -> tuple[str | None, ...] | None:
-    if len(template) > _MAX_TEMPLATE:
+    if len(template) > _MAX_TEMPLATE or not sys.executable:  # a program that has Python inside may name none
         return None
     asked = [{"messages": [m._asdict() for m in c.messages], "add_generation_prompt": c.answer} for c in conversations]
     request = json.dumps({"template": template, "words": dict(words), "conversations": asked, "seconds": _SECONDS})

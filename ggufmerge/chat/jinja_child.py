@@ -16,7 +16,8 @@ import json
 import sys
 from typing import Any
 
-_MEMORY, _MAX_TEXT = 1 << 30, 1 << 20  # bytes, characters of a rendered text
+_MEMORY = 1 << 30  # bytes
+_MAX_TEXT = 1 << 18  # characters of a rendered text; all of them together are what the parent has to hold
 
 
 def main() -> None:

@@ -38,13 +38,14 @@ def chat_format(metadata: KeyValues) -> ChatFormat | None:
     A beginning-of-sequence token that the tokenizer adds is no part of it. Thinking is switched on, as in llama.cpp.
     """
     template = metadata.text(TEMPLATE)
-    if not template or template.encode("utf-8", "replace").decode() != template:  # bytes that are no text
+    if not template:
         return None
     bos, eos = (_special(metadata, what) for what in ("bos", "eos"))
     words: dict[str, str | bool] = {"bos_token": bos, "eos_token": eos, "enable_thinking": True}
 
     def rendered(conversations: Sequence[Conversation]) -> list[str | None] | None:
-        return render(template, conversations, words)
+        texts = render(template, conversations, words)
+        return texts and [text if text is not None and _is_text(text) else None for text in texts]
 
     return learn(rendered, bos if adds_bos(metadata) else "")
 
@@ -75,7 +76,12 @@ def stops(metadata: KeyValues, form: ChatFormat | None) -> list[str]:
         end = form.assistant.after.strip()
         token = max((t for t in special if t and end.startswith(t)), key=len, default="")
         found.append(token or end or form.user.before.strip())
-    return [text for text in dict.fromkeys(found) if text.strip()]
+    return [text for text in dict.fromkeys(found) if text.strip() and _is_text(text)]
+
+
+def _is_text(text: str) -> bool:
+    """Whether no bytes that are no UTF-8 are in it, which can stand neither in a template of Ollama's nor in a stop."""
+    return text.encode("utf-8", "replace").decode() == text
 
 
 def _special(metadata: KeyValues, what: str) -> str:

@@ -12,8 +12,6 @@ import os
 import sys
 import warnings
 
-_WRONG_USE = "the command line is not one of ggufmerge's: standard error says where, and --help what is"
-
 
 def main() -> None:
     """Entry point of the console script: errors meant for the user become lines on stderr and exit code 1."""
@@ -44,7 +42,7 @@ def _run() -> int:
         if end.code == 130:  # of an interruption typer says nothing
             return _fail("interrupted")
         if end.code:
-            _tell(_WRONG_USE if end.code == 2 else "interrupted: give the same command again to go on")
+            _tell("interrupted: give the same command again to go on")  # all else was told where it was found
         code = 1 if end.code and wants_json(sys.argv[1:]) else _code(end.code)
         return output.closed_with(code) if output else code
     except GgufmergeError as error:

@@ -39,6 +39,7 @@ from ggufmerge.cli.types import HELP as TYPES_HELP
 from ggufmerge.cli.types import types
 from ggufmerge.cli.version import HELP as VERSION_HELP
 from ggufmerge.cli.version import show_version, version
+from ggufmerge.cli.voice import voiced
 
 app = typer.Typer(
     name="ggufmerge",
@@ -59,13 +60,13 @@ def _root(
     begin(context.invoked_subcommand or "")
 
 
-app.command(cls=Command, help=MERGE_HELP)(merge)
+app.command(cls=Command, help=MERGE_HELP)(voiced(merge))
 app.command(cls=Command, help=NEW_HELP)(new)
-app.command(cls=Command, help=BUILD_HELP)(build)
+app.command(cls=Command, help=BUILD_HELP)(voiced(build))
 app.command(cls=Command, help=PLAN_HELP)(plan)
-app.command(cls=Command, help=QUANTIZE_HELP)(quantize)
-app.command(cls=Command, help=BAKE_HELP)(bake)
-app.command("extract-lora", cls=Command, help=EXTRACT_HELP)(extract_lora)
+app.command(cls=Command, help=QUANTIZE_HELP)(voiced(quantize))
+app.command(cls=Command, help=BAKE_HELP)(voiced(bake))
+app.command("extract-lora", cls=Command, help=EXTRACT_HELP)(voiced(extract_lora))
 app.command(cls=Command, help=SPLIT_HELP)(split)
 app.command(cls=Command, help=JOIN_HELP)(join)
 app.command(cls=Command, help=PUSH_HELP)(push)

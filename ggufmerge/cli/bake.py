@@ -93,10 +93,15 @@ def bake(
         from ggufmerge.cli.progress import run_with_progress
 
         report = run_with_progress(plan, opened, output, overwrite=overwrite, threads=threads, measure=True)
-    if json:
+    if json and report is not None:
         print_json(_facts(plan, report))
-    else:
+    elif not json:
         _show(plan, report, every=every)
+    if report is None:
+        from ggufmerge.cli.outlook import Place
+
+        place = Place(output, None, overwrite, None, threads, measure=True)
+        place.of_plan(plan, opened, _facts(plan, report) if json else None)
     if report is not None:
         show_warnings(advice(report.kept))
 

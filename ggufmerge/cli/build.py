@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,7 @@ import typer
 from ggufmerge.cli.bake import Rounding
 from ggufmerge.cli.homes import LlamaCpp, LmStudio, To
 from ggufmerge.cli.options import All, Chunk, DryRun, Imatrix, Json, Output, Overwrite, Threads, type_option
+from ggufmerge.cli.outlook import Place, show_forecast
 from ggufmerge.cli.push import Card, ForHub, PushDryRun, PushTo
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
 from ggufmerge.cli.try_prompt import TryPrompt
@@ -145,11 +146,11 @@ def build(
         if ollama is not None:
             check_recipe(loaded, ollama, wanted, overwrite=overwrite)
         warnings = for_homes.try_out(loaded, wanted)
-        _show_plans(loaded, wanted, every=False, json=json, more=for_homes.planned())
-        if not json:
-            show_warnings(warnings)
-            for home in for_homes.homes:
-                say(home_line(home))
+        show_warnings(() if json else warnings)
+        place = Place(output, split, overwrite, chunk, threads)
+        homes = [home_line(home) for home in for_homes.homes]
+        more = for_homes.planned()
+        _show_plans(loaded, wanted, every=False, json=json, place=place, must_fit=True, more=more, lines=homes)
         return
     built = for_homes.output
     if built is None and ollama is None:
@@ -163,7 +164,7 @@ def build(
     modelfile = modelfile and output is not None  # no program wants one in its folder
     for_ollama = ForOllama(built, ollama, modelfile=modelfile, overwrite=overwrite, projector=for_projector.path)
     options: dict[str, Any] = {"threads": threads} | ({"chunk": chunk} if chunk else {})
-    with for_homes.folders(), progress_display() as progress:
+    with for_homes.folders(), progress_display(for_ollama.output) as progress:
         report = carry_out(
             loaded,
             for_ollama.output,
@@ -194,6 +195,9 @@ def build(
 
 def plan(
     recipe: _Recipe,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where it would go: look what is there.")
+    ] = None,
     out_type: _Type = None,
     imatrix: Imatrix = None,
     rounding: _Rounding = None,
@@ -203,26 +207,44 @@ def plan(
     wanted = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
     from ggufmerge.recipe import load_recipe
 
-    _show_plans(load_recipe(recipe), wanted, every=all_tensors, json=json)
+    _show_plans(load_recipe(recipe), wanted, every=all_tensors, json=json, place=Place(output))
 
 
-def _show_plans(recipe: Recipe, wanted: Any, *, every: bool, json: bool, more: Mapping[str, Any] | None = None) -> None:
-    """The plan of a recipe, behind those of its stages; as JSON a list if there are stages.
+def _show_plans(
+    recipe: Recipe,
+    wanted: Any,
+    *,
+    every: bool,
+    json: bool,
+    place: Place,
+    must_fit: bool = False,
+    more: Mapping[str, Any] | None = None,
+    lines: Sequence[str] = (),
+) -> None:
+    """The plan of a recipe, behind those of its stages, and what it will cost; in JSON those stand under "stages".
 
-    wanted: the command line's part in it, as `make_plan` takes it.  more: facts beside those of the last plan in JSON.
+    wanted: the command line's part in it, as `make_plan` takes it.  must_fit: fail where the build would.
+    more: facts beside those of the last plan in JSON; lines: the same in words.
     """
     from ggufmerge.cli.terminal import print_json, say, show_plan
-    from ggufmerge.engine.documents import plan_stages
+    from ggufmerge.engine.documents import planned_documents
 
-    plans = plan_stages(recipe, **wanted)
-    if json:
-        *stages, final = map(_planned, plans)
-        print_json(final | ({"stages": stages} if stages else {}) | dict(more or {}))
-        return
-    for number, plan in enumerate(plans):
-        if len(plans) > 1:
-            say(*[""][:number], f"{number + 1} of {len(plans)}: {plan.metadata['general.name']}")
-        show_plan(plan, every=every)
+    with planned_documents(recipe, **wanted) as documents:
+        forecast = place.forecast(documents)
+        plans = documents.plans
+        if json:
+            *stages, final = map(_planned, plans)
+            before = {"stages": stages} if stages else {}
+            print_json(final | before | dict(more or {}) | {"forecast": forecast.to_json()})
+        else:
+            for number, plan in enumerate(plans):
+                if len(plans) > 1:
+                    say(*[""][:number], f"{number + 1} of {len(plans)}: {plan.metadata['general.name']}")
+                show_plan(plan, every=every)
+            say(*lines)
+            show_forecast(forecast, documents.final, place)
+        if must_fit:
+            place.check(documents)
 
 
 def _planned(plan: Plan) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def extract_lora(
     report = None
     show_warnings(plan.warnings)
     if not dry_run and output is not None:
-        with progress_display() as progress:
+        with progress_display(output) as progress:
             report = extract(plan, sources, output, overwrite=overwrite, threads=threads, progress=progress)
     if json:
         print_json(_facts(plan, report))

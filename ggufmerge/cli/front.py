@@ -14,7 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ggufmerge.cli import habits
+from ggufmerge.cli import facts, habits
 from ggufmerge.cli import help as pages
 from ggufmerge.cli.habits import UsageError
 from ggufmerge.errors import GgufmergeError
@@ -117,6 +117,8 @@ class Group(TyperGroup):
         except UsageError as error:
             if sys.stderr is not None:
                 print(f"error: {message(str(error))}", file=sys.stderr)
+            if (told := facts.error(error.lines)) is not None:
+                typer.echo(told)
             sys.exit(2)
         if not standalone_mode:
             return result

@@ -88,10 +88,7 @@ _OF: Mapping[str, Mapping[str, Habit]] = {
             Told("that stands in the recipe: ggufmerge methods METHOD shows one"),
         ),
     },
-    "plan": {
-        "--dry-run": Idle("a plan writes nothing"),
-        **dict.fromkeys(("--output", "-o"), Idle("a plan writes nothing", 1)),
-    },
+    "plan": {"--dry-run": Idle("a plan writes nothing")},
     "quantize": {
         "--allow-requantize": Idle("a file that is quantized already is taken, with a warning"),
         "--override-kv": Told(
@@ -230,6 +227,7 @@ SAME_COMMAND: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("quant", "quantise", "requantize", "llama-quantize"), ("quantize",)),
     **dict.fromkeys(("apply-lora", "bake-lora", "merge-lora", "export-lora", "llama-export-lora"), ("bake",)),
     **dict.fromkeys(("extract", "extract_lora", "lora-extract", "mergekit-extract-lora"), ("extract-lora",)),
+    **dict.fromkeys(("mix", "blend", "combine"), ("merge",)),
     **dict.fromkeys(("mergekit-yaml", "mergekit", "make"), ("build",)),
     **dict.fromkeys(("unsplit", "merge-shards", "concat"), ("join",)),
     **dict.fromkeys(("upload", "publish"), ("push",)),
@@ -244,7 +242,7 @@ _GET = (
 )
 _FILES = 'models are files: "rm FILE.gguf", or "ollama rm NAME" for those of Ollama; "ggufmerge models" lists them'
 _CHECK = 'a recipe is checked by "ggufmerge plan RECIPE", which writes nothing'
-_BEGIN = 'a recipe to begin with is printed by "ggufmerge methods linear", or another method'
+_BEGIN = '"ggufmerge new" asks and writes a recipe, "ggufmerge methods METHOD" prints one to begin with'
 # first words that mean none of ours, and what to do; "recipe" is what stands behind that command
 TOLD_COMMAND: Mapping[str, Mapping[str, str]] = {
     "": {

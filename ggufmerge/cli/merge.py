@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from ggufmerge.cli.build import build
+from ggufmerge.cli.completion import complete_methods, complete_models
+from ggufmerge.cli.options import model_argument
 
 if TYPE_CHECKING:
     from ggufmerge.engine.propose import Proposal
@@ -37,7 +39,7 @@ result. Nothing is overwritten: without --output the file gets a free name.
 def merge(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Models and LoRA adapters, two or more.", show_default=False),
+        model_argument("MODEL...", "Models and LoRA adapters, two or more, each"),
     ],
     base: Annotated[
         str | None,
@@ -45,13 +47,21 @@ def merge(
             "--base",
             metavar="MODEL",
             help="The model that they were tuned from.",
+            autocompletion=complete_models,
             show_default="found among the models of this machine",
         ),
     ] = None,
     no_base: Annotated[bool, typer.Option("--no-base", help="Look for no base: average or interpolate.")] = False,
     method: Annotated[
         str | None,
-        typer.Option("--method", "-m", metavar="METHOD", help="A merge method.", show_default="by what is known"),
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="METHOD",
+            help="A merge method (ggufmerge methods lists them).",
+            show_default="by what is known",
+            autocompletion=complete_methods,
+        ),
     ] = None,
     weight: Annotated[
         list[str] | None,
@@ -61,7 +71,9 @@ def merge(
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method, such as density=0.4."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A parameter of the method, such as density=0.4, or a key of recipes."
+        ),
     ] = None,
     save_recipe: Annotated[
         Path | None, typer.Option("--save-recipe", metavar="FILE", help="Write the recipe that is used.")
@@ -74,7 +86,10 @@ def merge(
     from ggufmerge.engine.propose import propose_merge
     from ggufmerge.files import check_target
     from ggufmerge.files.writer import write_new
+    from ggufmerge.recipe import Recipe
 
+    given = settings(setting or ())
+    keys = {name: given.pop(name) for name in list(given) if name in Recipe.model_fields}
     if save_recipe is not None:
         check_target(save_recipe, overwrite=options["overwrite"])
     if base is not None and no_base:
@@ -86,7 +101,8 @@ def merge(
             find_base=not no_base,
             method=method,
             weights=numbers(weight or ()),
-            parameters=settings(setting or ()),
+            parameters=given,
+            options=keys,
             out_type=options["out_type"],
         )
     show_warnings(proposal.warnings)

@@ -20,7 +20,7 @@ HELP = """List the merge methods, or tell of one: when to use it, its parameters
 
   ggufmerge methods ties
 
-  ggufmerge methods ties --json | jq -r .recipe > recipe.yaml
+  ggufmerge methods ties --json | jq -r ".methods[].recipe"
 
 Which to begin with: task_arithmetic for fine-tunes of one base that you have, linear without the base, slerp for two
 models, passthrough to stack layers.
@@ -40,7 +40,7 @@ def methods(
     if name is not None:
         found = method(name.lower())
         if json:
-            print_json(_facts(found))
+            print_json({"methods": [_facts(found)]})
         else:
             _show(found)
         return

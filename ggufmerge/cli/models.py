@@ -35,15 +35,18 @@ def models(
     ] = None,
     json: Json = False,
 ) -> None:
+    from ggufmerge.cli import unfinished
     from ggufmerge.cli.terminal import print_json
     from ggufmerge.sources.inventory import families, find_models
 
     found = find_models(folder or ())
     grouped = families(found)
+    left = unfinished.unfinished_builds(folder or ())
     if json:
-        print_json(_facts(found, grouped))
+        print_json(_facts(found, grouped) | {"unfinished": unfinished.facts(left)})
     else:
         _show(found, grouped)
+        unfinished.show(left)
 
 
 def _facts(found: Sequence[FoundModel], grouped: Sequence[Sequence[FoundModel]]) -> dict[str, Any]:

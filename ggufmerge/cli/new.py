@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from ggufmerge.cli.options import Overwrite
+
 if TYPE_CHECKING:
     from ggufmerge.engine.propose import Proposal
     from ggufmerge.sources.inventory import FoundModel
@@ -36,7 +38,7 @@ def new(
         list[Path] | None,
         typer.Option("--folder", metavar="FOLDER", help="Offer the models in this folder, too; may be repeated."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the recipe if it exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     from ggufmerge.cli.terminal import console, say, show_warnings
     from ggufmerge.engine.propose import propose_merge

@@ -149,10 +149,15 @@ def quantize(
         report = run_with_progress(
             plan, opened, target, overwrite=overwrite, threads=wanted.threads, measure=True, split=split
         )
-    if json:
+    if json and report is not None:
         print_json(_facts(plan, report))
-    else:
+    elif not json:
         _show(plan, report, every=every)
+    if report is None:
+        from ggufmerge.cli.outlook import Place
+
+        place = Place(output, split, overwrite, None, threads, measure=True)
+        place.of_plan(plan, opened, _facts(plan, report) if json else None)
 
 
 @dataclass(frozen=True)

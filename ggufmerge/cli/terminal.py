@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ggufmerge.cli import voice
 from ggufmerge.cli.facts import facts, plain_json
-from ggufmerge.text import count, message, printable, size
+from ggufmerge.text import count, message, printable, shortened, size
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from ggufmerge.engine.survival import Survival, TypeSurvival
 
 Row = Sequence[str]
+_NARROW = 12  # characters that are left of a name
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -44,16 +47,41 @@ def print_plain_json(value: Any) -> None:
     typer.echo(plain_json(value))
 
 
-def show_table(heads: Row, rows: Iterable[Row], numbers: int = 0) -> None:
+def tell(lines: Iterable[str], indent: str = "") -> None:
+    """Print sentences: each as one line in a file or pipe, on a terminal folded between words, the rest indented."""
+    out = console()
+    for line in lines:
+        if out.is_terminal:
+            say(*(textwrap.wrap(printable(line), max(20, out.width - 1), subsequent_indent=indent) or [""]))
+        else:
+            say(line)
+
+
+def show_table(heads: Row, rows: Iterable[Row], numbers: int = 0, names: Sequence[int] = ()) -> None:
     """Rows under heads, the last `numbers` columns set to the right: a table that fits the terminal, or, in a file or
     pipe, one line a row with columns aligned by spaces and nothing folded.
+
+    names: columns whose cells lose their middle, and stay in one line, where the table would be too wide.
     """
     lines = [[printable(cell) for cell in row] for row in rows]
     out = console()
     if out.is_terminal:
+        if names:
+            lines = _fitted(heads, lines, names, out.width)
         _show_folded(out, heads, lines, numbers)
     else:
         _show_plain(heads, lines, numbers)
+
+
+def _fitted(heads: Row, lines: list[list[str]], names: Sequence[int], width: int) -> list[list[str]]:
+    """The lines, with the widest of the columns `names` shortened until all columns have room."""
+    widths = [max(len(line[column]) for line in [list(heads), *lines]) for column in range(len(heads))]
+    while sum(widths) + 2 * len(widths) + 1 > width:
+        widest = max(names, key=lambda column: widths[column])
+        if widths[widest] <= _NARROW:
+            break
+        widths[widest] -= 1
+    return [[shortened(c, widths[i]) if i in names else c for i, c in enumerate(line)] for line in lines]
 
 
 def _show_folded(out: Console, heads: Row, lines: Sequence[Row], numbers: int) -> None:
@@ -91,6 +119,7 @@ def show_warnings(warnings: Iterable[str]) -> None:
 
 def complain(line: str) -> None:
     """Print a line on standard error, as one line whatever it holds; nothing when that is closed."""
+    voice.current().log(line)
     if sys.stderr is not None:
         print(message(line), file=sys.stderr)
 
@@ -103,21 +132,23 @@ def show_plan(plan: Plan, *, every: bool = False) -> None:
 
     say(
         f"{plan.method} of {len(plan.sources)} {plan.architecture} models into one {plan.file_type} file: "
-        f"{count(plan.parameters)} parameters, {size(plan.nbytes)}"
+        f"{count(plan.parameters)} parameters"
     )
-    sources = [(str(i), s.label, s.name, s.file_type, size(s.nbytes)) for i, s in enumerate(plan.sources)]
-    show_table(("", "model", "name", "type", "size"), sources, numbers=1)
+    sources = [(f"#{i}", s.label, s.name, s.file_type, size(s.nbytes)) for i, s in enumerate(plan.sources)]
+    if len(sources) > 1:
+        sources.append(("", "together", "", "", size(sum(s.nbytes for s in plan.sources))))
+    show_table(("", "model", "name", "type", "size"), sources, numbers=1, names=(1, 2))
     merged = [t for t in plan.tensors if t.action == "merge"]
     told = _told(merged)
     common = {k: text for k, text in _ranges(merged, told).items() if len({_values(t).get(k) for t in merged}) == 1}
     if common:
-        say("everywhere: " + ", ".join(f"{k} {v}" for k, v in common.items()))
+        tell(["everywhere: " + ", ".join(f"{k} {v}" for k, v in common.items())], "  ")
     several = len({t.method for t in merged}) > 1
     groups: dict[Row, list[PlannedTensor]] = {}
     for tensor in plan.tensors:
         name = tensor.name if every else kind_of(tensor.name)
         shape = " x ".join(map(str, tensor.shape))
-        verb = _verb(tensor, len(sources), several=several)
+        verb = _verb(tensor, len(plan.sources), several=several)
         # tensors that stand in one line have the same models, so their parameters can be set side by side
         counts = "/".join(f"{k} {len(v)}" for k, v in _values(tensor).items())
         groups.setdefault((name, shape, str(tensor.type), verb, counts), []).append(tensor)
@@ -129,13 +160,13 @@ def show_plan(plan: Plan, *, every: bool = False) -> None:
     show_table(("tensor", "shape", "type", "what happens"), rows)
     show_notes((t.name, decision) for t in plan.tensors for decision in t.decisions)
     if line := unknown(plan.tensors, plan.sources):
-        typer.echo(f"note: {line}")
+        tell([f"note: {line}"], "  ")
     show_warnings([*plan.warnings, *plan.expectations])
 
 
 def _verb(tensor: PlannedTensor, models: int, *, several: bool) -> str:
     """What happens to a tensor and to which models' tensors; `several`: by which of the recipe's methods, too."""
-    origins = " ".join(str(i.source) for i in tensor.inputs)
+    origins = " ".join(f"#{i.source}" for i in tensor.inputs)
     if tensor.action == "merge":
         merged = f"merged by {tensor.method}" if several else "merged"
         return merged if {i.source for i in tensor.inputs} == set(range(models)) else f"{merged} from {origins}"
@@ -163,15 +194,19 @@ def _told(merged: Sequence[PlannedTensor]) -> set[str]:
 
 
 def _ranges(tensors: Sequence[PlannedTensor], told: set[str]) -> dict[str, str]:
-    """For each parameter that says something its value for these tensors: one per model unless they agree, from-to
-    where tensors differ.
+    """For each parameter that says something its value for these tensors: one per model, with the model's number,
+    unless they agree; from-to where tensors differ.
     """
     seen: dict[str, list[tuple[Any, ...]]] = {}
+    models: dict[str, tuple[int, ...]] = {}
     for tensor in tensors:
         if tensor.action == "merge":
             for key, value in _values(tensor).items():
                 if key in told:
                     seen.setdefault(key, []).append(value)
+                    if key in tensor.models:
+                        of = tuple(i.source for i in tensor.inputs)[len(tensor.inputs) - len(value) :]
+                        models[key] = of if models.get(key, of) == of else ()
     out = {}
     for key, values in seen.items():
         if len({len(value) for value in values}) > 1:
@@ -179,7 +214,10 @@ def _ranges(tensors: Sequence[PlannedTensor], told: set[str]) -> dict[str, str]:
         columns = [list(dict.fromkeys(column)) for column in zip(*values, strict=True)]
         if all(column == columns[0] for column in columns):
             columns = columns[:1]
-        out[key] = " ".join(map(_range_text, columns))
+        texts = list(map(_range_text, columns))
+        if len(texts) > 1 and len(models.get(key, ())) == len(texts):
+            texts = [f"#{source} {text}" for source, text in zip(models[key], texts, strict=True)]
+        out[key] = " ".join(texts)
     return out
 
 
@@ -256,12 +294,10 @@ def show_notes(notes: Iterable[tuple[str, str]], tensors: int | None = None) -> 
         figures = [_span(column) for column in zip(*(figures for _, figures in noted), strict=True)]
         note = "".join(word + figure for word, figure in zip(words, [*figures, ""], strict=True))
         name, count = noted[0][0], len(noted)
-        if count == 1:
-            say(f"note: {name}: {note}")
-        elif tensors is None:
-            say(f"note: {name} and {count - 1} more: {note}")
-        else:
-            say(f"note: {count} of {tensors} tensors ({name}, ...): {note}")
+        where = name
+        if count > 1:
+            where = f"{name} and {count - 1} more" if tensors is None else f"{count} of {tensors} tensors ({name}, ...)"
+        tell([f"note: {where}: {note}"], "  ")
 
 
 _FIGURE = re.compile(r"[-+]?\d+\.\d+")

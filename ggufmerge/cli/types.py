@@ -64,7 +64,7 @@ def _one(name: str, *, json: bool) -> None:
 
     if (told := community_name(name)) is not None:
         if json:
-            print_json({"name": name, "told": told})
+            print_json({"file_types": [], "tensor_types": [], "meaning": told})
         else:
             say(f"{name}: {told}")
         return
@@ -80,8 +80,8 @@ def _one(name: str, *, json: bool) -> None:
     if json:
         print_json(
             {
-                "file_type": _file_facts(kind) if kind is not None else None,
-                "tensor_type": _tensor_facts(tensor) if tensor is not None else None,
+                "file_types": [_file_facts(kind)] if kind is not None else [],
+                "tensor_types": [_tensor_facts(tensor)] if tensor is not None else [],
             }
         )
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,10 @@ from ggufmerge.engine.checks import check_space, check_targets, output_files
 from ggufmerge.engine.documents import build_stages, plan_stages, planned_documents
 from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
-from ggufmerge.engine.progress import Progress
+from ggufmerge.engine.progress import Across, Progress
+from ggufmerge.engine.rates import Measured
 from ggufmerge.engine.run import DEFAULT_CHUNK, BuildReport, run
+from ggufmerge.engine.work import finish_kind
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit
@@ -98,15 +101,20 @@ def build(
             plan, opened = documents.final, documents.opened
             if recipe.stages and move in (Move.START, Move.RESUME):
                 check_space(files, documents.nbytes)
+                progress = across = Across(progress, documents.works(chunk))
                 runner = partial(run, threads=threads, chunk=chunk, progress=progress)
-                final = build_stages(recipe, out, runner)
+                final = build_stages(recipe, out, runner, across.skip)
                 plan, opened = make_plan(final, out_type=out_type, imatrix=imatrix, rounding=rounding)
             try:
                 report = run(plan, opened, out, threads=threads, chunk=chunk, progress=progress, split=split)
             finally:
                 if opened is not documents.opened:
                     opened.close()
+            began = time.process_time()
             for sink in sinks:
                 report = sink.finish(report, out)
+            progress.measured(
+                {finish_kind(documents.final, documents.opened): Measured(1, time.process_time() - began)}
+            )
             out.complete()
     return report

@@ -14,6 +14,7 @@ from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.watch import Watch
 from ggufmerge.files.writer import check_regular, partial_path, same_file
 from ggufmerge.sources import Source
+from ggufmerge.text import size
 
 ARCHITECTURE = "general.architecture"
 _TOKENS = "tokenizer.ggml.tokens"
@@ -136,7 +137,7 @@ def check_space(outputs: Sequence[Path], nbytes: int) -> None:
             free += partial.stat().st_blocks * 512 if hasattr(partial.stat(), "st_blocks") else partial.stat().st_size
     if free < nbytes:
         raise OutputError(
-            f"{folder}: the result needs {nbytes / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free; "
+            f"{folder}: the result needs {size(nbytes)} but only {size(free)} are free; "
             "free some space or choose another folder"
         )
 

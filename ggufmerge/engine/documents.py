@@ -19,8 +19,10 @@ from ggufmerge.engine import header, vocabulary
 from ggufmerge.engine.checks import watched
 from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
+from ggufmerge.engine.rates import Rates
 from ggufmerge.engine.resolve import check_files
 from ggufmerge.engine.run import BuildReport, identity
+from ggufmerge.engine.work import digested, work_of
 from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.atomic import remove_folder
 from ggufmerge.files.output import Output, explained
@@ -34,20 +36,34 @@ Runner = Callable[[Plan, Opened, Path], BuildReport]
 class Documents:
     """The documents of a recipe, planned.
 
-    plans: of all, the final one last.  opened: what the final one reads from; a stage is there without its data.
+    plans: of all, the final one last.  sources: what each reads from; a stage is there without its data.
     inputs: every file that any document reads, but for stages.
     identity: a hash of all that the bytes of the result depend on, and of the state of the inputs (see `run.identity`).
     """
 
-    recipe: Recipe
+    recipe: Recipe | None
     plans: tuple[Plan, ...]
-    opened: Opened
+    sources: tuple[Opened, ...]
     inputs: tuple[Path, ...]
     identity: str
 
     @property
     def final(self) -> Plan:
         return self.plans[-1]
+
+    @property
+    def opened(self) -> Opened:
+        """What the final one reads from."""
+        return self.sources[-1]
+
+    def works(self, chunk: int) -> list[tuple[int, int]]:
+        """The work of each document, in units of progress, and its tensors."""
+        rates = Rates.load()
+        found = []
+        for plan, opened in zip(self.plans, self.sources, strict=True):
+            work = work_of(plan, opened, rates, chunk=chunk, digests=digested(plan, opened))
+            found.append((work.ticks, len(plan.tensors)))
+        return found
 
     @property
     def nbytes(self) -> int:
@@ -66,6 +82,7 @@ def planned_documents(
     """Plan all documents of a recipe; the options are the final one's. The block keeps the files open."""
     check_files(recipe, imatrix)
     plans: list[Plan] = []
+    sources: list[Opened] = []
     states: list[str] = []
     inputs: dict[Path, None] = {}
     with ExitStack() as stack:
@@ -74,6 +91,7 @@ def planned_documents(
         def note(plan: Plan, opened: Opened) -> None:
             stack.callback(opened.close)
             plans.append(plan)
+            sources.append(opened)
             kept = [s for s in opened.sources if str(s.file.path) not in files.values()]
             watch = watched(kept)
             inputs.update(dict.fromkeys([*watch.paths, *opened.others]))
@@ -93,7 +111,13 @@ def planned_documents(
         plan, opened = make_plan(recipe.with_files(files), out_type=out_type, imatrix=imatrix, rounding=rounding)
         note(plan, opened)
         whole = states[0] if len(states) == 1 else hashlib.sha256("/".join(states).encode()).hexdigest()
-        yield Documents(recipe, tuple(plans), opened, tuple(inputs), whole)
+        yield Documents(recipe, tuple(plans), tuple(sources), tuple(inputs), whole)
+
+
+def documents_of(plan: Plan, opened: Opened) -> Documents:
+    """A plan that was made without a recipe (`quantize`), or of one document, as `planned_documents` gives it."""
+    watch = watched(opened.sources)
+    return Documents(None, (plan,), (opened,), (*watch.paths, *opened.others), identity(plan, opened, watch))
 
 
 def plan_stages(
@@ -108,10 +132,10 @@ def plan_stages(
         return list(documents.plans)
 
 
-def build_stages(recipe: Recipe, output: Output, runner: Runner) -> Recipe:
+def build_stages(recipe: Recipe, output: Output, runner: Runner, skip: Callable[[], None] = lambda: None) -> Recipe:
     """Build the stages of a recipe beside an output, which owns them; gives the final document with their files.
 
-    Stages that an interrupted build has finished from the same inputs are taken over.
+    Stages that an interrupted build has finished from the same inputs are taken over; `skip` is called for each.
     """
     files: dict[str, str] = {}
     for stage in recipe.stages:
@@ -122,12 +146,20 @@ def build_stages(recipe: Recipe, output: Output, runner: Runner) -> Recipe:
             place = folder / identity(plan, opened, watched(opened.sources))[:32]
             place.mkdir(exist_ok=True)
             path = place / _file_name(len(files), stage)
-            if not path.exists():
+            if path.exists():
+                skip()
+            else:
                 runner(plan, opened, path)
         finally:
             opened.close()
         files[str(stage.name)] = str(path.absolute())
     return recipe.with_files(files)
+
+
+def header_of(plan: Plan, opened: Opened) -> tuple[MetadataEditor, list[TensorInfo]]:
+    """What stands in the header of a plan's result: its metadata and its tensors."""
+    editor = vocabulary.apply(opened.alignment, MetadataEditor(opened.sources[0].file.metadata))
+    return header.apply(plan.metadata, editor), [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
 
 
 def _temporary_folder() -> Path:
@@ -144,9 +176,7 @@ def _file_name(number: int, stage: Recipe) -> str:
 
 def _write_header(plan: Plan, opened: Opened, path: Path) -> None:
     """A GGUF file of the planned size whose tensors are holes."""
-    editor = vocabulary.apply(opened.alignment, MetadataEditor(opened.sources[0].file.metadata))
-    editor = header.apply(plan.metadata, editor)
-    layout = Layout(editor, [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors])
+    layout = Layout(*header_of(plan, opened))
     try:
         with path.open("wb") as f:
             f.write(layout.header)

@@ -27,6 +27,7 @@ def merge_models(
     weights: Sequence[float] = (),
     parameters: Mapping[str, Any] | None = None,
     out_type: FileType | str | None = None,
+    options: Mapping[str, Any] | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     overwrite: bool = False,
@@ -41,7 +42,7 @@ def merge_models(
         ggufmerge.merge_models(["storyteller.gguf", "coder.gguf"], "both.gguf", base="base.gguf", weights=[0.6, 0.4])
 
     output: None for a name made of theirs, which no file has; the report says which.
-    models to out_type, and the errors: see `propose_merge`, which tells what it chose and why; its warnings are among
+    models to options, and the errors: see `propose_merge`, which tells what it chose and why; its warnings are among
         the report's.  imatrix and the rest: see `build`.
     """
     proposal = propose_merge(
@@ -52,6 +53,7 @@ def merge_models(
         weights=weights,
         parameters=parameters,
         out_type=out_type,
+        options=options,
     )
     report = build(
         proposal.recipe,

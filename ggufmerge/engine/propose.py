@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +82,26 @@ class Proposal:
         return "".join(f"# {printable(str(choice))}\n" for choice in self.choices) + recipe
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Given:
-    """The models and adapters that were named."""
+    """The models and adapters that were named, in their order."""
 
-    models: list[ModelReference] = field(default_factory=list)
-    adapters: list[AdapterReference] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)  # "model" or "adapter", as they were named
+    items: tuple[ModelReference | AdapterReference, ...]
+
+    @property
+    def models(self) -> list[ModelReference]:
+        return [item for item in self.items if isinstance(item, ModelReference)]
+
+    @property
+    def adapters(self) -> list[AdapterReference]:
+        return [item for item in self.items if isinstance(item, AdapterReference)]
+
+    def without(self, base: ModelReference) -> _Given:
+        """All but the base."""
+        return _Given(tuple(i for i in self.items if isinstance(i, AdapterReference) or not _same_file(i, base)))
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.items))
 
 
 def propose_merge(
@@ -122,45 +135,39 @@ def propose_merge(
     if isinstance(models, str | os.PathLike):
         models = [models]
     given = _sorted_out(models)
-    if len(given.kinds) == 1 and given.models and base is None:
+    if len(given.items) == 1 and given.models and base is None:
         raise PlanError(f"{given.models[0]}: one model alone makes nothing new: give another one, or an adapter")
     choices: list[Choice] = []
     warnings: list[str] = []
+    reference: ModelReference | None = None
     with ExitStack() as stack:
-        sources = [_opened(stack, reference) for reference in given.models]
-        content: dict[str, Any]
+        sources = [_opened(stack, model) for model in given.models]
         if base is not None:
-            reference = _base_reference(base)
+            reference, why = _base_reference(base), "as you say"
             _opened(stack, reference)
-            given.models = [model for model in given.models if not _same_file(model, reference)]
-            choices.append(Choice("base", str(reference), "as you say"))
         elif len(given.models) == 1 and given.adapters:
-            reference = given.models.pop()
-            choices.append(Choice("base", str(reference), "the model that the adapters are for"))
+            reference, why = given.models[0], "the model that the adapters are for"
         elif not given.models:
-            chosen = _base_of_adapters(given.adapters)
-            reference = ModelReference(chosen.reference)
-            choices.append(Choice("base", chosen.reference, chosen.why))
+            reference, why = _base_of_adapters(given.adapters)
         else:
-            chosen_base = None
             if find_base and _wants_base(method, given):
-                chosen_base, note = _find_base(given, sources)
+                reference, why, note = _find_base(given, sources)
                 warnings += note
-            if chosen_base is None and given.adapters:
+            if reference is None and given.adapters:
+                adapter = given.adapters[0]
                 raise PlanError(
-                    f"{given.adapters[0].path}: an adapter, and it is not known for which model: write "
-                    f"MODEL.gguf+{Path(given.adapters[0].path).name}, or give the base with --base MODEL"
+                    f"{adapter.path}: an adapter, and it is not known for which model: write "
+                    f"MODEL.gguf+{Path(adapter.path).name}, or give the base with --base MODEL"
                 )
-            reference = ModelReference(chosen_base.reference) if chosen_base else None  # type: ignore[assignment]
-            if chosen_base:
-                given.models = [m for m in given.models if not _same_file(m, reference)]
-                choices.append(Choice("base", chosen_base.reference, chosen_base.why))
             apart = relatives.distance(sources)
             if relatives.are_strangers(apart):
                 warnings.append(
                     f"these models differ by {100 * (apart or 0):.0f} % of their weights, as models of different "
                     "origin do: a merge of such models talks nonsense"
                 )
+        if reference is not None:
+            given = given.without(reference)
+            choices.append(Choice("base", str(reference), why))
         content = _content(given, reference, method, weights, dict(parameters or {}), choices)
     content |= {key: value for key, value in (options or {}).items() if value is not None}
     recipe = _with_type(content, out_type, choices)
@@ -168,22 +175,16 @@ def propose_merge(
 
 
 def _sorted_out(models: Sequence[str | os.PathLike[str]]) -> _Given:
-    """What was named, models and adapters apart; PlanError when there is too little, or one does not exist."""
-    given = _Given()
+    """What was named, as models and adapters; PlanError when there is nothing, or one does not exist."""
+    items: list[ModelReference | AdapterReference] = []
     for text in [os.fspath(model) for model in models]:
-        adapter = _as_adapter(text)
-        if adapter is not None:
-            given.adapters.append(adapter)
-            given.kinds.append("adapter")
-        else:
-            reference = ModelReference.from_argument(text)
-            if reference in given.models:
-                raise PlanError(f"{text}: stands twice; a model merged with itself is itself: give it once")
-            given.models.append(reference)
-            given.kinds.append("model")
-    if not given.models and not given.adapters:
+        item = _as_adapter(text) or ModelReference.from_argument(text)
+        if item in items:
+            raise PlanError(f"{text}: stands twice; a model merged with itself is itself: give it once")
+        items.append(item)
+    if not items:
         raise PlanError("name the models to merge, two or more")
-    return given
+    return _Given(tuple(items))
 
 
 def _as_adapter(text: str) -> AdapterReference | None:
@@ -227,25 +228,29 @@ def _wants_base(method: str | None, given: _Given) -> bool:
     if method is None or given.adapters:
         return True
     chosen = find_method(method)
-    return chosen.base is MethodBase.REQUIRED and chosen.max_models is None and method != "slerp"
+    return chosen.base is MethodBase.REQUIRED and not _goes_from_one(chosen)
 
 
-def _find_base(given: _Given, sources: Sequence[Source]) -> tuple[Base | None, list[str]]:
-    """The base of some models, and what to tell the user of the search."""
+def _find_base(given: _Given, sources: Sequence[Source]) -> tuple[ModelReference | None, str, list[str]]:
+    """The base of some models, why it is that, and what to tell the user of the search."""
     known = inventory.known_models(source.file.path.parent for source in sources)
     families = {inventory.family_of(source.file) for source in sources if isinstance(source.file, GGUFFile)}
     candidates = [model for model in known if {model.family} == families]
     paths = {source.file.path.resolve() for source in sources}
     others = [model for model in candidates if model.path is None or model.path.resolve() not in paths]
-    if (base := relatives.recorded_base(sources, others)) is not None:
-        return base, []
-    if len(sources) > 2 and (base := _among(given, sources)) is not None:
-        return base, []
+    base = relatives.recorded_base(sources, others)
+    if base is None and len(sources) > 2:
+        base = _among(given, sources)
+    if base is not None:
+        return ModelReference(base.reference), base.why, []
     base, measured = relatives.measured_base(sources, others)
-    if base is None and measured < len(others):
-        missed = f"{len(others) - measured} of {len(others)} models that could be the base were not looked at"
-        return None, [f"{missed}, for lack of time: give it with --base MODEL"]
-    return base, []
+    if base is not None:
+        return ModelReference(base.reference), base.why, []
+    missed = len(others) - measured
+    if not missed:
+        return None, "", []
+    what = f"{missed} of {len(others)} models that could be the base were not looked at"
+    return None, "", [f"{what}, for lack of time or because they cannot be read: give it with --base MODEL"]
 
 
 def _among(given: _Given, sources: Sequence[Source]) -> Base | None:
@@ -261,8 +266,8 @@ def _among(given: _Given, sources: Sequence[Source]) -> Base | None:
     return None
 
 
-def _base_of_adapters(adapters: Sequence[AdapterReference]) -> Base:
-    """The model that some adapters are for: the only known one that they fit, or the one that they name."""
+def _base_of_adapters(adapters: Sequence[AdapterReference]) -> tuple[ModelReference, str]:
+    """The model that some adapters are for: the only known one that they fit, or the one that they name; and why."""
     known = inventory.known_models(find(adapter.path).path.parent for adapter in adapters)
     fitting = [model for model in known if model.kind == "model" and _fit(adapters, model)]
     names = _names_of_bases(adapters)
@@ -270,7 +275,7 @@ def _base_of_adapters(adapters: Sequence[AdapterReference]) -> Base:
     if len(named or fitting) == 1:
         [model] = named or fitting
         why = "the model that the adapters name" if named else "the only model here that the adapters fit"
-        return Base(model.references[0], why)
+        return ModelReference(model.references[0]), why
     if not fitting:
         raise PlanError("none of the models on this machine fits these adapters: give theirs with --base MODEL")
     listed = ", ".join(model.references[0] for model in (named or fitting)[:5])
@@ -305,32 +310,32 @@ def _content(
     choices: list[Choice],
 ) -> dict[str, Any]:
     """The recipe but for its type."""
-    merged = [kind for kind in given.kinds if kind == "adapter" or given.models]
-    count = len(given.models) + len(given.adapters)
-    if weights and len(weights) != count:
-        raise PlanError(f"{len(weights)} weights for {count} models to merge ({_listed(given)}): give one for each")
+    if weights and len(weights) != len(given.items):
+        raise PlanError(f"{len(weights)} weights for {len(given.items)} models to merge ({given}): give one for each")
     if base is not None and not given.models and method is None:
         return _baked(given, base, weights, choices)
-    order = _in_order(given, merged, base)
+    order = [_as_model(item, base) for item in given.items]
     name, why = _method(method, order, base)
     chosen = find_method(name)
     choices.append(Choice("method", name, why))
     if base is not None and chosen.base is MethodBase.MODEL:
         raise PlanError(f"{name} averages its models and takes no differences from a base: leave the base out")
     if base is None and chosen.base is MethodBase.REQUIRED:
-        if chosen.max_models is None and name != "slerp":
+        if not _goes_from_one(chosen):
             raise PlanError(f"{name} takes differences from a base, and none was found: give it with --base MODEL")
         if len(order) < 2:
             raise PlanError(f"{name} goes from one model to another: give two")
         base, order = order[0], order[1:]
-        weights = _steps(chosen, weights, parameters)
     elif len(order) < 2 and not (weights or parameters):
         raise PlanError("one model and its base make nothing new: give another model, or --weight 0.5 to go half way")
+    if _goes_from_one(chosen):
+        weights = _steps(chosen, weights, parameters)
     return _recipe(chosen, base, order, weights, parameters)
 
 
-def _listed(given: _Given) -> str:
-    return ", ".join([*map(str, given.models), *map(str, given.adapters)])
+def _goes_from_one(method: Method) -> bool:
+    """Whether a method goes from one model, its "base", to another, so that two models are enough for it."""
+    return method.base is MethodBase.REQUIRED and (method.name == "slerp" or method.max_models == 1)
 
 
 def _baked(given: _Given, base: ModelReference, weights: Sequence[float], choices: list[Choice]) -> dict[str, Any]:
@@ -344,17 +349,12 @@ def _baked(given: _Given, base: ModelReference, weights: Sequence[float], choice
     return {"merge_method": "passthrough", "models": [{"model": reference.written()}]}
 
 
-def _in_order(given: _Given, kinds: Sequence[str], base: ModelReference | None) -> list[ModelReference]:
-    """Everything that is merged, in the order it was named; an adapter as the base with it."""
-    models, adapters = iter(given.models), iter(given.adapters)
-    order = []
-    for kind in kinds:
-        if kind == "adapter":
-            assert base is not None
-            order.append(ModelReference(base.path, (*base.adapters, next(adapters))))
-        elif (model := next(models, None)) is not None:
-            order.append(model)
-    return order
+def _as_model(item: ModelReference | AdapterReference, base: ModelReference | None) -> ModelReference:
+    """What is merged: a model as it is, an adapter as the base with it."""
+    if isinstance(item, ModelReference):
+        return item
+    assert base is not None
+    return ModelReference(base.path, (*base.adapters, item))
 
 
 def _method(method: str | None, order: Sequence[ModelReference], base: ModelReference | None) -> tuple[str, str]:
@@ -369,17 +369,17 @@ def _method(method: str | None, order: Sequence[ModelReference], base: ModelRefe
 
 
 def _steps(method: Method, weights: Sequence[float], parameters: dict[str, Any]) -> Sequence[float]:
-    """For methods that go from one model to another: `t` out of the weights, which are used up by that."""
+    """The weights that are left when `t` was made of them, for methods that go from one model to another by it."""
     if method.parameter("t") is None:
         return weights
+    if weights and "t" in parameters:
+        raise PlanError(f"{method.name}: weights say how far to go to the second model, and so does t: give one")
+    if len(weights) > 2:
+        raise PlanError(f"{method.name} goes from one model to another, not to {len(weights) - 1}")
     if weights:
-        if "t" in parameters:
-            raise PlanError(f"{method.name}: weights say how far to go from the first model, and so does t: give one")
         if not sum(weights):
             raise PlanError("the weights sum to zero: give others")
-        if len(weights) > 2:
-            raise PlanError(f"{method.name} goes from one model to another, not to {len(weights) - 1}")
-        parameters["t"] = weights[1] / sum(weights)
+        parameters["t"] = weights[1] / sum(weights) if len(weights) == 2 else weights[0]
     elif method.name == "slerp":
         parameters.setdefault("t", 0.5)
     return ()
@@ -399,13 +399,18 @@ def _recipe(
     if weights:
         for entry, weight in zip(entries, weights, strict=True):
             entry["parameters"] = {"weight": weight}
-    elif (weight_of := method.parameter("weight")) is not None and (weight_of.together or weight_of.default is REQUIRED):
+    elif (weight_of := method.parameter("weight")) is not None and (
+        weight_of.together or weight_of.default is REQUIRED
+    ):
         shared.setdefault("weight", 1)
         if method.name == "task_arithmetic" and len(order) > 1:
             # unrelated changes of one size then sum up to a change of that size; docs/merge.md has figures
             shared.setdefault("lambda", round(1 / math.sqrt(len(order)), 2))
     if method.name in _PRUNING:
         shared.setdefault("density", DENSITY)
+    for q in method.parameters:
+        if q.scope == "shared" and q.default is REQUIRED and q.name not in shared:
+            raise PlanError(f"{method.name} needs {q.name} ({q.doc}): give it with --set {q.name}=NUMBER")
     content: dict[str, Any] = {"merge_method": method.name}
     if base is not None:
         content["base_model"] = base.written()

@@ -25,21 +25,35 @@ from numpy.typing import NDArray
 from ggufmerge.engine import header, vocabulary
 from ggufmerge.engine.checks import check_inputs, check_space, output_files, watched
 from ggufmerge.engine.encode import Figures, Scratch, TensorEncoder, warm_up
+from ggufmerge.engine.memory import own_memory
 from ggufmerge.engine.plan import Input, Plan, PlannedTensor, Rounding
 from ggufmerge.engine.planner import Opened
 from ggufmerge.engine.progress import Progress
+from ggufmerge.engine.rates import Meter, Rates
 from ggufmerge.engine.resolve import problem_of
 from ggufmerge.engine.scheduler import Job, Stage, drive
 from ggufmerge.engine.survey import WIDER, Finding, Sample, sample_runs, survey
 from ggufmerge.engine.survey import warm_up as warm_up_survey
 from ggufmerge.engine.survival import Survival, TypeSurvival, advice, by_type, total
 from ggufmerge.engine.tensor_types import reference_types, types_in
+from ggufmerge.engine.work import (
+    TICKS,
+    TensorWork,
+    Work,
+    digested,
+    kernels_of,
+    merge_kind,
+    read_kind,
+    work_of,
+    write_kind,
+)
 from ggufmerge.errors import OutputError
 from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.watch import Watch
+from ggufmerge.kernels import is_prepared, note_prepared
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.api import run as merge_stack
 from ggufmerge.methods.random import stream_key
@@ -130,8 +144,11 @@ def run(
             build = _Build(plan, opened, watch, out, progress, chunk, measure)
             try:
                 build.execute(threads or os.cpu_count() or 1, split)
-                progress.phase("writing to disk")
+                progress.phase("forcing all of it to the disk")
+                began = time.monotonic()
                 out.seal(build.facts())
+                build.meter.note("sync", build.writer.total_bytes, time.monotonic() - began)
+                progress.measured(build.meter.sums)
             finally:
                 progress.end()
         found = Facts.of(out)
@@ -174,10 +191,11 @@ def foresee(plan: Plan, opened: Opened, tensors: Sequence[PlannedTensor]) -> lis
     build = _Build(plan, opened, Watch([], []), None, Progress(), DEFAULT_CHUNK, False)
     for tensor in tensors:
         inputs, encoder = opened.inputs(tensor), build._encoder(tensor)
+        build.left[tensor.name] = 0  # nobody is told of this work
         if tensor.action == "convert":
             job = build._convert(tensor, inputs[0], encoder, [], lambda _: None)
         else:
-            job = build._merge(tensor, inputs, encoder, 0, lambda _: None)
+            job = build._merge(tensor, inputs, encoder, 0, lambda _: None, TensorWork())
         for stage in job:
             if tensor.name in build.findings:
                 break  # this stage would write
@@ -254,31 +272,49 @@ class _Build:
         self.digests: dict[Path, str] = {}
         self.resumed = 0
         self.scratch = Scratch()
+        self.meter, self.rates = Meter(), Rates.load()
+        self.work = Work()
+        self.left: dict[str, int] = {}  # work that is not yet told of tensors under way
 
     def execute(self, threads: int, split: SplitLimit | None) -> None:
         """Make all tensors that an earlier run did not make, digest the sources and check the file."""
-        self.progress.phase("reserving space")
+        self.progress.phase(f"reserving {size(self.plan.nbytes)} on the disk")
         editor = vocabulary.apply(self.opened.alignment, MetadataEditor(self.sources[0].file.metadata))
         infos = [TensorInfo(t.name, t.shape, t.type) for t in self.plan.tensors]
         self.writer = self.output.writer(header.apply(self.plan.metadata, editor), infos, split)
-        provable = self.plan.metadata.get(header.digest_key(0)) is not None
-        paths = self.watch.paths if provable else []
-        if self.writer.resumed:
-            self.progress.phase("checking finished tensors")
+        sizes = digested(self.plan, self.opened)
+        paths = list(sizes)
+        self.work = work_of(self.plan, self.opened, self.rates, chunk=self.chunk, measure=self.measure, digests=sizes)
+        self.progress.begin(self.work.ticks, len(self.plan.tensors))
         done = self._finished_before() if self.writer.resumed else set()
         self.resumed = len(done)
         todo = [t for t in self.plan.tensors if t.name not in done]
-        self.progress.begin(sum(t.nbytes for t in todo) + sum(map(self.watch.size, paths)), len(todo))
-        self.progress.phase("preparing kernels")
-        _warm_up(self.plan, self.sources, self.imatrix)
+        _warm_up(self.plan, self.sources, self.imatrix, self.meter, self.rates, self.progress)
         self.progress.phase("merging")
-        drive(self._jobs(todo, paths), threads)
+        self._measured(lambda: drive(self._jobs(todo, paths), threads), threads)
         self.progress.phase("verifying")
         self.warnings += self.watch.check()
         self.progress.warn(self.warnings)
         for i, path in enumerate(paths):
             self.writer.patch(header.digest_key(i), self.digests[path])
         self.writer.verify()
+
+    def _measured(self, work: Callable[[], None], threads: int) -> None:
+        """Do the work, and note what it took beside what its threads have measured."""
+        wall, processor = time.monotonic(), time.process_time()
+        work()
+        wall, processor = time.monotonic() - wall, time.process_time() - processor
+        kinds = ("read", "adapt", "merge", "pass", "write", "put", "copy", "digest", "survey")
+        tasks = self.meter.sums.get("tasks")
+        if tasks:
+            self.meter.note("task", tasks.units, max(0.0, processor - self.meter.seconds(kinds)))
+        # what other programs took of the processors says nothing of the next build
+        used = min(threads, os.cpu_count() or 1)
+        self.meter.note("waited", 1, self.meter.waited / threads)
+        self.meter.note("stretch", processor / used, max(processor / used, wall - self.meter.waited / threads))
+        own = own_memory(self.plan, self.opened, threads, self.chunk)
+        if own is not None and not any(kind.startswith("compile ") for kind in self.meter.sums):
+            self.meter.note("memory", 1, own)
 
     def facts(self) -> dict[str, Any]:
         """See `Facts`."""
@@ -316,8 +352,11 @@ class _Build:
     def _finished_before(self) -> set[str]:
         """Tensors whose bytes an earlier run has written and that still have its checksum."""
         done = set()
+        there = self.output.record.done
+        found = sum(t.nbytes for t in self.plan.tensors if t.name in there)
+        self.progress.phase(f"checking {size(found)} that an earlier build has written")
         for tensor in self.plan.tensors:
-            if (entry := self.output.record.done.get(tensor.name)) is not None:
+            if (entry := there.get(tensor.name)) is not None:
                 data, crc = self.writer.read(tensor.name), 0
                 for start, stop in _steps(tensor, self.chunk):
                     row_bytes = tensor.type.row_bytes(tensor.n)
@@ -325,6 +364,7 @@ class _Build:
                 if crc == entry.crc32 and self._recalls(tensor.name, entry.facts):
                     self.writer.mark_done(tensor.name)
                     done.add(tensor.name)
+                    self.progress.taken_over(self.work.ticks_of(tensor.name), 1)
         return done
 
     def _recalls(self, tensor: str, facts: Mapping[str, Any]) -> bool:
@@ -350,20 +390,22 @@ class _Build:
         steps = _steps(tensor, self.chunk)
         written = _Written()
         encoder = self._encoder(tensor)
+        work = self.work.tensors[tensor.name]
+        self.left[tensor.name] = self.work.ticks_of(tensor.name)
 
         def fold(piece: _Written) -> None:
             written.add(piece)
-            self.progress.advance(piece.nbytes)
+            self._advance(tensor.name, work.last * piece.nbytes / tensor.nbytes)
 
         if not tensor.rows * tensor.n:
             pass  # no values, so there is nothing to merge or to write
         elif tensor.action == "copy":
-            yield Stage(len(steps), lambda i: self._put(tensor, steps[i][0], inputs[0].intact_rows(*steps[i])), fold)
+            yield Stage(len(steps), lambda i: self._copy(tensor, inputs[0], *steps[i]), fold)
         elif tensor.action == "convert":
             yield from self._convert(tensor, inputs[0], encoder, steps, fold)
         else:
             for expert in range(tensor.experts):
-                yield from self._merge(tensor, inputs, encoder, expert, fold)
+                yield from self._merge(tensor, inputs, encoder, expert, fold, work)
         self.notes += [(tensor.name, note) for note in encoder.check(written.figures)]
         if self.measure:
             self.figures[tensor.name] = written.figures
@@ -373,7 +415,22 @@ class _Build:
             "notes": [note for name, note in self.notes if name == tensor.name],
         }
         self.output.finished(tensor.name, written.checksum, facts)
+        self.progress.advance(self.left.pop(tensor.name))
         self.progress.tensor_done(tensor.name)
+
+    def _advance(self, tensor: str, seconds: float) -> None:
+        """Tell of work on a tensor, of no more than was planned for it."""
+        units = min(round(seconds * TICKS), self.left.get(tensor, 0))
+        if not units:
+            return
+        self.left[tensor] -= units
+        self.progress.advance(units)
+
+    def _copy(self, tensor: PlannedTensor, source: SourceTensor | AlignedTensor, start: int, stop: int) -> _Written:
+        """Write stored rows as they are."""
+        self.meter.note("tasks", 1, 0)
+        with self.meter.measure(f"copy {tensor.type}", (stop - start) * tensor.type.row_bytes(tensor.n)):
+            return self._put(tensor, start, source.intact_rows(start, stop))
 
     def _convert(
         self,
@@ -399,11 +456,7 @@ class _Build:
             rounding, _ = yield from self._surveyed(tensor, encoder, [source], read, 0, tensor.rows)
 
         def convert(i: int) -> _Written:
-            part = read(*steps[i])
-            raw, figures = encoder.encode(
-                part.start, part.rows, stored=part.stored, base=part.references.get(0), rounding=rounding
-            )
-            return self._put(tensor, part.start, raw, figures)
+            return self._write(tensor, encoder, read(*steps[i]), 0, rounding)
 
         yield Stage(len(steps), convert, fold)
 
@@ -414,6 +467,7 @@ class _Build:
         encoder: TensorEncoder,
         expert: int,
         fold: Callable[[_Written], None],
+        work: TensorWork,
     ) -> Job:
         """Merge one matrix of a tensor: all of it, or one expert of a stack."""
         method = find_method(tensor.method)
@@ -428,7 +482,20 @@ class _Build:
                 x -= np.float32(tensor.offset)
             return x
 
-        statistics = yield from _statistics(method.passes(problem), chunks, read)
+        sizes = problem.shape[1] * len(inputs)
+        share = work.pass_ / max(1, tensor.rows)
+
+        def passed(chunk: Chunk) -> None:
+            self._advance(tensor.name, share * chunk.rows)
+
+        def gather(current: Pass, chunk: Chunk) -> Any:
+            x = read(chunk)
+            self.meter.note(f"reads {tensor.method}", 0, chunk.rows * tensor.n)
+            self.meter.note("tasks", 1, 0)
+            with self.meter.measure(f"pass {tensor.method}", chunk.rows * sizes):
+                return current.map(x, chunk)
+
+        statistics = yield from _statistics(method.passes(problem), chunks, gather, passed)
         self.notes += [(tensor.name, note) for note in method.notes(problem, statistics)]
 
         def merged(chunk: Chunk, wanted: Sequence[int]) -> Sample:
@@ -436,7 +503,9 @@ class _Build:
             out = self.scratch.array("out", (chunk.rows, tensor.n), np.float32)
             x, start = read(chunk), first + chunk.row
             stop = start + chunk.rows
-            method.combine(x, problem, statistics, chunk, out)
+            with self.meter.measure(merge_kind(tensor), chunk.rows * sizes):
+                method.combine(x, problem, statistics, chunk, out)
+            self.meter.note(f"reads {tensor.method}", chunk.rows * tensor.n, chunk.rows * tensor.n)
             same = [(x[i], source.raw_rows(start, stop)) for i, source in stored]
             bases = {}
             for i in wanted:
@@ -461,12 +530,23 @@ class _Build:
         wanted = [reference] if rounding == "stochastic" or spared else []
 
         def task(i: int) -> _Written:
-            part = merged(chunks[i], wanted)
-            base = part.references.get(reference)
-            raw, figures = encoder.encode(part.start, part.rows, stored=part.stored, base=base, rounding=rounding)
-            return self._put(tensor, part.start, raw, figures)
+            return self._write(tensor, encoder, merged(chunks[i], wanted), reference, rounding)
 
         yield Stage(len(chunks), task, fold)
+
+    def _write(
+        self, tensor: PlannedTensor, encoder: TensorEncoder, part: Sample, reference: int, rounding: Rounding
+    ) -> _Written:
+        """Encode and write a piece of a tensor, whose reference of this number is what it is a change of."""
+        self.meter.note("tasks", 1, 0)
+        base = part.references.get(reference)
+        kind = write_kind(tensor, self.imatrix, rounding=rounding, measure=self.measure)
+        with self.meter.measure(kind, part.rows.size):
+            raw, figures = encoder.encode(part.start, part.rows, stored=part.stored, base=base, rounding=rounding)
+        with self.meter.measure("put", raw.nbytes):
+            written = self._put(tensor, part.start, raw, figures)
+        self.meter.look_at_waiting()
+        return written
 
     @cached_property
     def _wider_types(self) -> dict[str, dict[str, TensorType]]:
@@ -502,6 +582,10 @@ class _Build:
         found: list[Finding] = []
 
         def task(i: int) -> Finding:
+            with self.meter.measure(f"survey {tensor.type}", 1):
+                return look()
+
+        def look() -> Finding:
             samples = (read(first + start, first + stop, distinct).copy() for start, stop in runs)
             return survey(tensor, encoder, rows * tensor.n, samples, types, wider)
 
@@ -525,11 +609,16 @@ class _Build:
             # one base with several adapters is dequantized once
             twin = next((j for j in range(i) if _same_data(inputs[j], source)), None)
             if twin is None:
-                source.dequantize(start, x[i])
+                with self.meter.measure(read_kind(source), x[i].size):
+                    source.dequantize(start, x[i])
             else:
                 x[i] = x[twin]
         for i, source in enumerate(inputs):
-            source.adapt(start, x[i])
+            if isinstance(source, SourceTensor) and source.rank:
+                with self.meter.measure("adapt", x[i].size * source.rank):
+                    source.adapt(start, x[i])
+            else:
+                source.adapt(start, x[i])
         return x
 
     def _scales(self, tensor: PlannedTensor) -> NDArray[np.float32] | None:
@@ -570,14 +659,22 @@ class _Build:
 
         Of the file that was opened, which is the one that is merged.
         """
-        digest, size = hashlib.sha256(), self.watch.size(path)
+        digest, nbytes, told = hashlib.sha256(), self.watch.size(path), 0
 
         def task(i: int) -> int:
-            start, stop = i * _DIGEST_STEP, min((i + 1) * _DIGEST_STEP, size)
-            digest.update(self.watch.bytes(path, start, stop))
-            return stop - start
+            start, stop = i * _DIGEST_STEP, min((i + 1) * _DIGEST_STEP, nbytes)
+            with self.meter.measure("digest", stop - start):
+                digest.update(self.watch.bytes(path, start, stop))
+            return stop
 
-        yield Stage(-(-size // _DIGEST_STEP), task, self.progress.advance, ordered=True)
+        def fold(stop: int) -> None:
+            nonlocal told
+            now = round(self.work.digests[path] * TICKS) * stop // nbytes
+            self.progress.advance(now - told)
+            told = now
+
+        self.progress.phase(f"digest of {path.name}")
+        yield Stage(-(-nbytes // _DIGEST_STEP), task, fold, ordered=True)
         self.digests[path] = digest.hexdigest()
 
 
@@ -631,20 +728,23 @@ def _chain(checksum: int, crc: int) -> int:
 
 
 def _statistics(
-    passes: Passes, chunks: Sequence[Chunk], read: Callable[[Chunk], NDArray[np.float32]]
+    passes: Passes, chunks: Sequence[Chunk], gather: Callable[[Pass, Chunk], Any], passed: Callable[[Chunk], None]
 ) -> Generator[Stage, None, Any]:
-    """Run the passes of a method as stages; returns what the method made of them."""
+    """Run the passes of a method as stages; returns what the method made of them. passed: is told of each chunk."""
     gathered: Any = None
 
     def stage(current: Pass) -> Stage:
         nonlocal gathered
         gathered = current.initial
 
+        folded = iter(chunks)
+
         def fold(partial: Any) -> None:
             nonlocal gathered
             gathered = current.fold(gathered, partial)
+            passed(next(folded))
 
-        return Stage(len(chunks), lambda i: current.map(read(chunks[i]), chunks[i]), fold)
+        return Stage(len(chunks), lambda i: gather(current, chunks[i]), fold)
 
     try:
         current = next(passes)
@@ -655,22 +755,51 @@ def _statistics(
         return end.value
 
 
-def _warm_up(plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None) -> None:
+def _warm_up(
+    plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None, meter: Meter, rates: Rates, progress: Progress
+) -> None:
     """Compile (or load from numba's cache) the kernels that a plan needs, on a row of 256 values, in one thread.
 
     Without it all threads would start by waiting for the same compiler.
     """
     n = 256
     rows = np.sin(np.arange(n, dtype=np.float32)).reshape(1, n)
-    made = [t for t in plan.tensors if t.action != "copy"]
-    for kind in {sources[i.source].tensors[i.tensor].type for t in made for i in t.inputs}:
-        codec(kind).dequantize(np.zeros((1, kind.row_bytes(n)), np.uint8), np.empty_like(rows))
-    for kind, weighted in {(t.type, imatrix is not None and t.name in imatrix) for t in made}:
-        warm_up(kind, weighted, rows)
-    warm_up_survey(rows)
-    kinds = {(t.method, len(t.inputs), tuple(t.shared.items())): t for t in plan.tensors if t.action == "merge"}
-    for tensor in kinds.values():
-        keys = range(len(tensor.inputs) - tensor.has_base)
-        problem = replace(problem_of(replace(tensor, shape=(n,), experts=1), list(keys)), shape=(1, n))
-        stack = np.stack([np.roll(rows, i) for i in range(len(tensor.inputs))])
-        merge_stack(find_method(tensor.method), problem, stack)
+    merged: dict[str, list[PlannedTensor]] = {merge_kind(t): [] for t in plan.tensors if t.action == "merge"}
+    for tensor in {
+        (t.method, len(t.inputs), tuple(t.shared.items())): t for t in plan.tensors if t.action == "merge"
+    }.values():
+        merged[merge_kind(tensor)].append(tensor)
+
+    def prepare(kind: str) -> None:
+        word, _, rest = kind.partition(" ")
+        name, _, how = rest.partition(" ")
+        if word == "read":
+            stored = TensorType.parse(name)
+            codec(stored).dequantize(np.zeros((1, stored.row_bytes(n)), np.uint8), np.empty_like(rows))
+        elif word == "write":
+            warm_up(TensorType.parse(name), bool(how), rows)
+        elif word == "survey":
+            warm_up_survey(rows)
+        elif word == "merge":
+            for tensor in merged[kind]:
+                _merge_once(tensor, rows)
+
+    kernels = kernels_of(plan, sources, imatrix)
+    new = [kind for kind in kernels if not is_prepared(kind)]
+    if new:
+        progress.compiling(new, sum(rates.of(f"compile {kind}") for kind in new))
+    else:
+        progress.phase("loading kernels")
+    for kind in kernels:
+        began = time.process_time()
+        prepare(kind)
+        meter.note(f"{'compile' if kind in new else 'load'} {kind}", 1, time.process_time() - began)
+    note_prepared(new)
+
+
+def _merge_once(tensor: PlannedTensor, rows: NDArray[np.float32]) -> None:
+    """Merge a row of 256 values as a tensor is merged."""
+    keys = range(len(tensor.inputs) - tensor.has_base)
+    problem = replace(problem_of(replace(tensor, shape=(rows.size,), experts=1), list(keys)), shape=(1, rows.size))
+    stack = np.stack([np.roll(rows, i) for i in range(len(tensor.inputs))])
+    merge_stack(find_method(tensor.method), problem, stack)

@@ -83,6 +83,11 @@ class Finding:
         return cls(rounding, int(data["reference"]), survival(data["survival"]), wider)
 
 
+def is_surveyed(tensor: PlannedTensor, *, adapted: bool) -> bool:
+    """Whether a sample of a tensor is written before the whole is. adapted: whether adapters change its inputs."""
+    return tensor.type.is_quantized and (tensor.action == "merge" or (tensor.action == "convert" and adapted))
+
+
 @lru_cache(1024)
 def sample_runs(rows: int, n: int, matrix: int) -> tuple[tuple[int, int], ...]:
     """Rows [start, stop) of the runs of the largest sample, those to begin with first.

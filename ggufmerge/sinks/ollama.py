@@ -35,6 +35,7 @@ from ggufmerge.sinks.ollama_api import Installed, Server, workname
 from ggufmerge.sinks.settings import check_file, completed
 from ggufmerge.sources.ollama import IMAGE, Layer, OllamaSettings, blob_path, read_manifest
 from ggufmerge.sources.ollama_names import PARTS, OllamaName, lookup, path_of, spelled, spellings, visible
+from ggufmerge.text import size as shown
 
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
@@ -395,7 +396,7 @@ def _refused(root: Path, size: int, error: OSError) -> PlanError:
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         free = shutil.disk_usage(root).free
         return PlanError(
-            f"{root}: the model needs {size / 1e9:.2f} GB there but {free / 1e9:.2f} GB are free: make room, or set "
+            f"{root}: the model needs {shown(size)} there but {shown(free)} are free: make room, or set "
             "OLLAMA_MODELS to a store on another disk"
         )
     return _denied(Path(error.filename or root), "written", error)

@@ -261,7 +261,7 @@ def server_url(text: str) -> str:
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(host)
         if address.is_unspecified:  # fine to listen at, not to connect to
-            host = "127.0.0.1" if address.version == 4 else "::1"
+            host = "127.0.0.1"  # so does Go for addresses of either family
     if scheme not in ("http", "https") or not host:
         raise PlanError(f"OLLAMA_HOST is {text!r}, which is no address; write host:port or https://host")
     host = f"[{host}]" if ":" in host else host

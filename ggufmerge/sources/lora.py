@@ -34,7 +34,7 @@ class Delta:
     def __init__(self, left: StoredTensor, right: StoredTensor, scale: float, *, flipped: bool = False) -> None:
         with np.errstate(over="ignore"):  # what an infinite factor makes of the rows is refused
             self.left, self.right, self.scale = left, right, np.float32(scale)
-        self._rank, self._flipped = left.n, flipped
+        self.rank, self._flipped = left.n, flipped
         self._experts = 1 if flipped else right.rows // left.n
         self._held: tuple[int, NDArray[np.float32]] | None = None
 
@@ -59,7 +59,7 @@ class Delta:
             if self._flipped:
                 right = np.ascontiguousarray(_values(self.right, 0, self.right.rows).T)
             else:
-                right = _values(self.right, expert * self._rank, (expert + 1) * self._rank)
+                right = _values(self.right, expert * self.rank, (expert + 1) * self.rank)
             self._held = held = (expert, right)
         return held[1]
 

@@ -92,6 +92,11 @@ class SourceTensor:
         )
         return self.tensor.type == kind and same
 
+    @property
+    def rank(self) -> int:
+        """Of all its adapters together: how many products are added to each value."""
+        return sum(delta.rank for delta in self._deltas)
+
     def same_data(self, other: SourceTensor) -> bool:
         """Whether both read the same bytes of the same file, adapters aside."""
         return self.tensor == other.tensor

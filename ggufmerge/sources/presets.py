@@ -9,6 +9,7 @@ Source: `parse_ini_from_file` in llama.cpp's common/preset.cpp, build 11434.
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def preset_models(path: Path) -> dict[str, Path]:
 
 def parse_preset(data: bytes, path: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
     """(lines with their ends, sections); PlanError when llama-server could not read the file."""
+    if data.startswith(codecs.BOM_UTF8):
+        raise PlanError(f"{path}:1: llama-server cannot read the byte order mark in front; save it without one")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:

@@ -144,6 +144,9 @@ UNSAYABLE = {
     "numbers its messages": "{% for m in messages %}{{ loop.index ~ m.role + m.content }}{% endfor %}",
     "capitals": "{% for m in messages %}{{ m.role + (m.content | upper) }};{% endfor %}",
     "only the last": "{{ messages[-1].content }}",
+    "a window": "{% for m in messages[-20:] %}{{ m.role + m.content }};{% endfor %}",
+    "cuts off": "{% for m in messages %}{{ m.role + m.content[:9999] }};{% endfor %}",
+    "hundredth": "{% for m in messages %}{{ m.role + m.content + '!' * (loop.index // 100) }};{% endfor %}",
     "today": "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.role + m.content }};{% endfor %}",
     "changes quotes": "{% for m in messages %}{{ m.role + (m.content | e) }};{% endfor %}",
     "no Jinja": "{% for m in %}",
@@ -164,7 +167,7 @@ def test_a_template_that_does_more_is_found_out(name: str) -> None:
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% set x = namespace(t='x' * 99999) %}{% for a in range(64) %}{% set x.t = x.t ~ x.t %}{% endfor %}{{ x.t }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ messages[0].content }}",
-        "{{ 'x' * 2000000 }}{{ messages[0].content }}",
+        "{{ 'x' * 300000 }}{{ messages[0].content }}",
         "{% for m in messages %}{{ m.content }}{% endfor %}{# " + "x" * (1 << 20) + " #}",
     ],
     ids=["loops", "memory", "escape", "long", "huge"],
@@ -175,10 +178,33 @@ def test_a_hostile_template_is_stopped(template: str, monkeypatch: pytest.Monkey
     assert learned(template) is None
 
 
-def test_bytes_that_are_no_text_make_no_format() -> None:
-    """They cannot stand in a template of Ollama's."""
-    metadata = {"tokenizer.chat_template": "{% for m in messages %}\udcff{{ m.content }}{% endfor %}"}
-    assert chat_format(_metadata(metadata)) is None
+def test_a_text_that_is_too_long_is_not_passed_on() -> None:
+    """Many of them would fill the memory of the process that asks."""
+    asked = (Conversation((Message("user", "x"),)), Conversation((Message("user", "short"),)))
+    assert render("{{ 'y' * (300000 // messages[0].content | length ** 2) }}", asked, WORDS) == [None, "y" * 12000]
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_without_an_interpreter_there_is_no_format(nothing: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program with Python inside may have none that could run the template."""
+    monkeypatch.setattr(jinja.sys, "executable", nothing)
+    assert learned("{% for m in messages %}{{ m.role + m.content }};{% endfor %}") is None
+
+
+@pytest.mark.parametrize("end", ["\udcff", "{{ eos_token }}"])
+def test_bytes_that_are_no_text_make_no_format(end: str) -> None:
+    """They can stand neither in a template of Ollama's nor in a stop string, wherever they come from."""
+    metadata = _metadata(
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.tokens": ["a", "<\udcff>"],
+            "tokenizer.ggml.token_type": [1, 3],
+            "tokenizer.ggml.eos_token_id": 1,
+            "tokenizer.chat_template": "{% for m in messages %}{{ m.role + m.content }}" + end + "{% endfor %}<\udcff>",
+        }
+    )
+    assert chat_format(metadata) is None
+    assert stops(metadata, None) == []
 
 
 def _metadata(changes: dict[str, Any]) -> Any:

@@ -43,7 +43,7 @@ WORKS = (
     ("build recipe.yaml out.gguf", "out.gguf"),
     ("mergekit-yaml recipe.yaml out.gguf --cuda", "out.gguf"),
     ("build recipe.yaml out.gguf --lazy-unpickle --copy-tokenizer --allow-crimes", "out.gguf"),
-    ("build recipe.yaml -v -o out.gguf --trust-remote-code", "out.gguf"),
+    ("build recipe.yaml -o out.gguf --trust-remote-code", "out.gguf"),
     ("build recipe.yaml --out out.gguf --num-threads 2", "out.gguf"),
     ("build recipe.yaml -o out.gguf --transformers-cache /tmp --lora-merge-cache=/tmp", "out.gguf"),
     ("build recipe.yaml -o out.gguf --outtype q8_0 -f", "out.gguf"),
@@ -51,6 +51,7 @@ WORKS = (
     ("plan recipe.yaml --dry-run", ""),
     ("mergekit-extract-lora --model b.gguf --base-model a.gguf --out-path new.gguf --max-rank 2", "new.gguf"),
     ("extract-lora b.gguf new.gguf --base a.gguf --rank 2", "new.gguf"),
+    ("mix a.gguf b.gguf -o out.gguf --no-base", "out.gguf"),
     # llama-quantize and its family
     ("quantize a.gguf out.gguf Q8_0 2", "out.gguf"),
     ("quantize a.gguf Q8_0", "a-Q8_0.gguf"),
@@ -91,13 +92,13 @@ TOLD = (
     ("train", "ggufmerge bake BASE ADAPTER"),
     ("lora a.gguf lora.gguf", "ggufmerge bake BASE ADAPTER"),
     ("check recipe.yaml", "ggufmerge plan RECIPE"),
-    ("init", "ggufmerge methods linear"),
-    ("recipe new", "ggufmerge methods linear"),
+    ("init", "ggufmerge new"),
+    ("recipe new", "ggufmerge new"),
     ("recipe check recipe.yaml", "ggufmerge plan RECIPE"),
     ("login", "hf auth login"),
     ("build", "ggufmerge build recipe.yaml -o merged.gguf"),
     ("build recipe.yaml", "--output merged.gguf"),
-    ("build a.gguf b.gguf c.gguf", "ggufmerge m"),
+    ("build a.gguf b.gguf c.gguf", "ggufmerge merge a.gguf b.gguf -o"),
     ("build recipe.yaml ./out", "-o out.gguf"),
     ("build recipe.yaml -o x.safetensors", "-o x.gguf"),
     ("build recipe.yaml -o folder", "-o folder/merged.gguf"),
@@ -177,3 +178,13 @@ def test_one_line_holds_the_right_command(run: Run, folder: Path, typed: str, to
     assert line.startswith("error: ")
     assert told in line
     assert sorted(folder.rglob("*")) == before
+
+
+def test_who_asks_for_json_gets_the_line_there_too(run: Run, folder: Path) -> None:
+    """Of a command line that makes no sense."""
+    import json
+
+    code, out, err = run("quantize", "a.gguf", "out.gguf", "--json")
+    assert code != 0
+    assert "ggufmerge quantize INPUT OUTPUT Q4_K_M" in json.dumps(json.loads(out))
+    assert "ggufmerge quantize INPUT OUTPUT Q4_K_M" in err

@@ -70,6 +70,18 @@ def test_what_is_said_is_done(machine: Path, run: Run) -> None:
     assert recipe.parameters["density"].rules[0].value == 0.25
 
 
+def test_keys_of_recipes_can_be_set(machine: Path, run: Run) -> None:
+    """Models of other vocabularies are merged as a recipe would merge them."""
+    write_tiny_llama("c.gguf", layers=1, tune=(3, 0.05), words=("quite", "other", "words"))
+    code, _, err = run("merge", "a.gguf", "c.gguf", "--dry-run")
+    assert (code, "tokenizer_source" in err) == (1, True)
+    keys = ("--set", "tokenizer_source=union", "--set", "seed=7", "--set", "name=Both")
+    code, out, err = run("merge", "a.gguf", "c.gguf", "--dry-run", "--method", "linear", *keys, "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    assert (facts["vocabulary"]["source"], facts["seed"], facts["metadata"]["general.name"]) == ("union", 7, "Both")
+
+
 def test_a_dry_run_writes_the_recipe_at_most(machine: Path, run: Run) -> None:
     """The recipe is the one that a run would use, and is overwritten only if that is wanted."""
     before = set(machine.iterdir())
@@ -119,7 +131,7 @@ def test_results_go_wherever_those_of_build_go(machine: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ((), "Missing argument"),
+        ((), "is missing, as in: ggufmerge merge"),
         (("a.gguf",), "one model alone"),
         (("a.gguf", "b.gguf", "--weight", "1;2"), "weights are numbers"),
         (("a.gguf", "b.gguf", "--set", "density"), "a parameter is NAME=VALUE"),

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_recipe_of_a_method_is_one(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """It can be built as it stands, by that method, without a warning."""
     monkeypatch.chdir(folder)
-    facts = json.loads(run("methods", name, "--json")[1])
+    [facts] = json.loads(run("methods", name, "--json")[1])["methods"]
     (folder / f"{name}.yaml").write_text(facts["recipe"])
     code, out, err = run("plan", f"{name}.yaml", "--json")
     assert (code, err) == (0, "")

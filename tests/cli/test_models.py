@@ -27,6 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
     monkeypatch.setenv("LLAMA_CACHE", str(tmp_path / "llama.cpp"))
+    monkeypatch.setenv("GGUFMERGE_CACHE", str(tmp_path / "ggufmerge"))
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     return tmp_path
 
@@ -142,7 +143,7 @@ def test_a_machine_without_models(home: Path) -> None:
     """Says what to do."""
     assert "ggufmerge models FOLDER" in run()
     facts = json.loads(run("--json"))
-    assert [facts[key] for key in ("models", "can_be_merged", "unreadable")] == [[], [], []]
+    assert [facts[key] for key in ("models", "can_be_merged", "unreadable", "unfinished")] == [[], [], [], []]
 
 
 def test_a_folder_that_is_not_there(home: Path) -> None:

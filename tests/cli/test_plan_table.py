@@ -85,7 +85,7 @@ def test_methods_with_different_numbers_of_models_are_shown(plan) -> None:
         "parameters: {density: 0.5}\n"
     )
     assert rows["blk.*.ffn_up.weight"] == "merged by ties: weight 0.75, density 0.5"
-    assert rows["blk.*.attn_q.weight"] == "merged by linear: weight 0.25 0.75"
+    assert rows["blk.*.attn_q.weight"] == "merged by linear: weight #0 0.25 #1 0.75"
 
 
 def test_methods_by_layer_have_lines_of_their_own(plan) -> None:
@@ -96,7 +96,7 @@ def test_methods_by_layer_have_lines_of_their_own(plan) -> None:
         "parameters: {density: 0.5}\n"
     )
     assert rows["blk.0.ffn_up.weight"] == "merged by ties: weight 0.75, density 0.5"
-    assert rows["blk.*.ffn_up.weight"] == "merged by linear: weight 0.25 0.75"
+    assert rows["blk.*.ffn_up.weight"] == "merged by linear: weight #0 0.25 #1 0.75"
 
 
 @pytest.mark.parametrize(
@@ -124,4 +124,4 @@ def test_a_base_for_some_slices_only_is_shown(plan) -> None:
     everywhere, rows = plan(f"merge_method: nuslerp\nslices: [{', '.join(slices)}]\n")
     assert "weight" not in everywhere
     assert rows["blk.0.attn_q.weight"] == "merged: weight 0.5"
-    assert rows["blk.*.attn_q.weight"] == "merged from 1 2: weight 1"
+    assert rows["blk.*.attn_q.weight"] == "merged from #1 #2: weight 1"

@@ -145,6 +145,9 @@ def test_the_search_is_bounded(machine: Path) -> None:
         (MODELS, {"method": "ties"}, "ties", {"weight": 1, "density": 0.5}),
         (MODELS, {"method": "dare_ties", "parameters": {"density": 0.7}}, "dare_ties", {"weight": 1, "density": 0.7}),
         (MODELS, {"method": "slerp", "parameters": {"t": 0.3}}, "slerp", {"t": 0.3}),
+        (["b.gguf"], {"method": "slerp", "base": "a.gguf", "weights": [0.3]}, "slerp", {"t": 0.3}),
+        (["b.gguf"], {"base": "a.gguf", "weights": [0.5]}, "task_arithmetic", {}),
+        (MODELS, {"method": "nearswap", "parameters": {"t": 0.001}}, "nearswap", {"t": 0.001}),
         (MODELS, {"method": "model_stock"}, "model_stock", {}),
         (MODELS, {"method": "karcher"}, "karcher", {}),
         (MODELS, {"method": "arcee_fusion"}, "arcee_fusion", {}),
@@ -186,7 +189,10 @@ def test_adapters_alone_are_written_into_their_model(machine: Path) -> None:
 def test_an_adapter_among_models_is_a_model_of_the_base(machine: Path) -> None:
     """In its place among them."""
     write_tiny_lora("x.lora.gguf", tuned("base.gguf"))
-    proposal = propose_merge(["a.gguf", "x.lora.gguf=0.5", "b.gguf"], weights=[1, 2, 3])
+    given = ["a.gguf", "x.lora.gguf=0.5", "b.gguf"]
+    proposal = propose_merge(given, weights=[1, 2, 3])
+    among = propose_merge(["base.gguf", *given], weights=[1, 2, 3])
+    assert (among.recipe.models, among.recipe.base_model) == (proposal.recipe.models, proposal.recipe.base_model)
     assert [str(m.model) for m in proposal.recipe.models or ()] == ["a.gguf", "base.gguf+x.lora.gguf=0.5", "b.gguf"]
 
 
@@ -224,6 +230,12 @@ def test_a_type_that_would_lose_the_change_is_not_taken(machine: Path) -> None:
         (MODELS, {"method": "slerp", "weights": [1, -1]}, "sum to zero"),
         (MODELS, {"method": "model_stock", "weights": [1, 2]}, "model_stock has no weights"),
         (MODELS, {"parameters": {"densty": 1}}, "densty"),
+        (MODELS, {"method": "nearswap"}, "nearswap needs t"),
+        (
+            ["a.gguf", "b.gguf", "base.gguf"],
+            {"method": "slerp", "weights": [1, 1, 1]},
+            "goes from one model to another",
+        ),
         (MODELS, {"out_type": "Q9"}, "unknown type"),
         (["a.gguf", "lora.gguf=x"], {}, "lora"),
         (["lora.gguf", "a.gguf", "b.gguf"], {"find_base": False}, "not known for which model"),

@@ -92,7 +92,7 @@ def test_lm_studio_of_early_versions(home: Path) -> None:
 def test_folders_in_lm_studio_keep_their_spelling(home: Path) -> None:
     """A publisher who is there in other case is the same one."""
     tree(home / ".lmstudio/models/Me/Merged/")
-    assert names(lmstudio_home("me/merged", "F16")) == ["Me/Merged/merged-F16.gguf"]
+    assert names(lmstudio_home("me/merged", "F16")) == ["Me/Merged/Merged-F16.gguf"]  # one model, not two
 
 
 @pytest.mark.parametrize(
@@ -289,6 +289,12 @@ def test_ends_of_lines_stay_as_they_are(tmp_path: Path, end: str) -> None:
     old = f"[a]{end}model = /a.gguf"
     new = Preset(tmp_path / "p.ini", "b").edited(old.encode(), PLACED).decode()
     assert new == f"{old}{end}{end}[b]{end}model = /models/new.gguf{end}ctx-size = 8192{end}"
+
+
+def test_a_byte_order_mark_is_named(tmp_path: Path) -> None:
+    """Editors show none, so the line would look right."""
+    with pytest.raises(PlanError, match=r"p\.ini:1: llama-server cannot read the byte order mark in front"):
+        Preset(tmp_path / "p.ini", "m").edited("\ufeff[x]\n".encode(), PLACED)
 
 
 @pytest.mark.parametrize("text", ["[a\n", " key = 1\n", "words\n", "= 1\n", "\ufeff[a]\n", "[]\n", '"k" = 1\n'])

@@ -184,7 +184,7 @@ def test_no_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("https://box:11434/ollama/", "https://box:11434/ollama"),
         ("[::1]", "http://[::1]:11434"),
         ("[::1]:80", "http://[::1]:80"),
-        ("::", "http://[::1]:11434"),
+        ("::", "http://127.0.0.1:11434"),
         ("box:99999", "http://box:11434"),
         ("ollama.com", "https://ollama.com:443"),
     ],

@@ -401,7 +401,7 @@ def test_a_link_is_made_where_it_does_no_harm(store: Path, model: Path, tmp_path
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
 def test_a_copy_needs_space(store: Path, tmp_path: Path, private_umask: None) -> None:
     """Where the umask keeps files private, known before work starts."""
-    with pytest.raises(PlanError, match=r"the model needs 1152921504\.61 GB there but"):
+    with pytest.raises(PlanError, match=r"the model needs 1152921504\.6 GB there but"):
         Store(store, OllamaName.parse("m")).check_space(tmp_path, 1 << 60)
 
 

@@ -29,10 +29,11 @@ def lmstudio_home(name: str, file_type: str, *, shards: int | None = None, proje
         raise PlanError(f"{label}: write PUBLISHER/NAME, such as me/merged")
     for part in (publisher, model):
         check_part(part, label)
-    ours = Model(f"{model.removesuffix('-GGUF').removesuffix('-gguf') or model}-{file_type}", shards, projector)
-    check_stem(ours.stem, label)
     root, why = lmstudio_folder()
     folder = _spelt(_spelt(root, publisher), model)
+    model = folder.name
+    ours = Model(f"{model.removesuffix('-GGUF').removesuffix('-gguf') or model}-{file_type}", shards, projector)
+    check_stem(ours.stem, label)
     return Home(
         program="LM Studio",
         why=why,

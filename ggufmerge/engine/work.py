@@ -1,0 +1,190 @@
+"""What a plan is made of, as work: how many values are read, merged and written, of which kinds.
+
+`Work` is what the rates of a machine (`engine.rates`) turn into seconds: before a build, to say how long it will take,
+and while it runs, to say how much of it is done. A tensor's weight in the progress is its share of the processor time,
+not of the bytes, for a tensor that is copied takes a hundredth of the time of one that is searched for its best scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ggufmerge.engine import vocabulary
+from ggufmerge.engine.checks import watched
+from ggufmerge.engine.header import digest_key
+from ggufmerge.engine.plan import Plan, PlannedTensor, Rounding
+from ggufmerge.engine.planner import Opened
+from ggufmerge.engine.rates import Rates
+from ggufmerge.engine.rounding import UNIFORM
+from ggufmerge.engine.survey import is_surveyed
+from ggufmerge.quants.imatrix import Imatrix
+from ggufmerge.sources import Source, SourceTensor
+from ggufmerge.sources.aligned import AlignedTensor
+
+_ROWS = "read rows"  # gathered from several models, as a changed vocabulary needs it
+_TEMPLATE = "tokenizer.chat_template"
+TICKS = 1_000_000  # of progress in a second of work
+
+
+@dataclass(frozen=True)
+class TensorWork:
+    """What one tensor takes, in seconds of processor time.
+
+    surveyed: before it is written.  pass_: of one reading of it by its method, of `passes` that are expected.
+    last: of the reading that writes it.
+    """
+
+    surveyed: float = 0.0
+    pass_: float = 0.0
+    passes: float = 0.0
+    last: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.surveyed + self.passes * self.pass_ + self.last
+
+
+@dataclass
+class Work:
+    """The work of a plan: of each tensor, and the seconds that each file takes to be digested.
+
+    guessed: what of it belongs to kinds of work that this machine has never measured, in seconds.
+    """
+
+    tensors: dict[str, TensorWork] = field(default_factory=dict)
+    digests: dict[Path, float] = field(default_factory=dict)
+    guessed: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Processor time of all of it."""
+        return sum(t.seconds for t in self.tensors.values()) + sum(self.digests.values())
+
+    @property
+    def ticks(self) -> int:
+        """All of it in units of progress."""
+        return sum(map(self.ticks_of, self.tensors)) + sum(round(seconds * TICKS) for seconds in self.digests.values())
+
+    def ticks_of(self, tensor: str) -> int:
+        return max(1, round(self.tensors[tensor].seconds * TICKS))
+
+
+def work_of(
+    plan: Plan, opened: Opened, rates: Rates, *, chunk: int, measure: bool = False, digests: Mapping[Path, int] = {}
+) -> Work:
+    """The work of a plan at these rates. digests: sizes of the files that are digested.  The rest: as in `run`."""
+    work = Work()
+    for tensor in plan.tensors:
+        work.tensors[tensor.name] = _tensor(tensor, opened, rates, chunk, measure, work.guessed)
+    for path, size in digests.items():
+        work.digests[path] = _take(rates, "digest", size, work.guessed)
+    return work
+
+
+def digested(plan: Plan, opened: Opened) -> dict[Path, int]:
+    """The files whose digests a result will carry, with their sizes."""
+    if plan.metadata.get(digest_key(0)) is None:
+        return {}
+    watch = watched(opened.sources)
+    return {path: watch.size(path) for path in watch.paths}
+
+
+def write_kind(tensor: PlannedTensor, imatrix: Imatrix | None, *, rounding: Rounding, measure: bool) -> str:
+    """What writing this tensor is called."""
+    weighted = " weighted" * (imatrix is not None and tensor.name in imatrix)
+    return f"write {tensor.type}{weighted}{' by chance' * (rounding == 'stochastic')}{' measured' * measure}"
+
+
+def rank_of(tensor: PlannedTensor, sources: Sequence[Source]) -> int:
+    """Of all adapters that change the inputs of a tensor, together."""
+    changed = (i for i in tensor.inputs if sources[i.source].changed_by_adapter(i.tensor))
+    return sum(sources[i.source].open_tensor(i.tensor).rank for i in changed)
+
+
+def read_kind(source: SourceTensor | AlignedTensor) -> str:
+    """What dequantizing an input is called; `_reads` knows it from the plan."""
+    return f"read {source.tensor.type}" if isinstance(source, SourceTensor) else _ROWS
+
+
+def finish_kind(plan: Plan, opened: Opened) -> str:
+    """What is done with a finished file is called: how a model is prompted is found out by trying its template."""
+    text = plan.metadata.get(_TEMPLATE, opened.sources[0].metadata.get(_TEMPLATE))
+    return "finish template" if text else "finish plain"
+
+
+def merge_kind(tensor: PlannedTensor) -> str:
+    return f"merge {tensor.method}"
+
+
+def kernels_of(plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None) -> list[str]:
+    """What kernels a plan needs, in the order in which `run` prepares them."""
+    made = [t for t in plan.tensors if t.action != "copy"]
+    kinds = [f"read {sources[i.source].file.tensors[i.tensor].type}" for t in made for i in t.inputs]
+    kinds += [f"write {t.type}{' weighted' * (imatrix is not None and t.name in imatrix)}" for t in made]
+    kinds += ["survey"]
+    kinds += [f"merge {t.method}" for t in plan.tensors if t.action == "merge"]
+    if any(sources[i.source].changed_by_adapter(i.tensor) for t in made for i in t.inputs):
+        kinds.append("adapt")
+    return list(dict.fromkeys(kinds))
+
+
+def _take(rates: Rates, kind: str, units: float, guessed: dict[str, float]) -> float:
+    seconds = rates.of(kind) * units
+    if not rates.is_measured(kind):
+        guessed[kind] = guessed.get(kind, 0.0) + seconds
+    return seconds
+
+
+def _tensor(
+    tensor: PlannedTensor, opened: Opened, rates: Rates, chunk: int, measure: bool, guessed: dict[str, float]
+) -> TensorWork:
+    values = tensor.rows * tensor.n
+    chunks = max(1, -(-values // chunk), tensor.matrices or 1)
+
+    def take(kind: str, units: float) -> float:
+        return _take(rates, kind, units, guessed)
+
+    last = take("task", chunks)
+    if tensor.action == "copy":
+        return TensorWork(last=last + take(f"copy {tensor.type}", tensor.nbytes))
+    read = sum(take(kind, values) for kind in _reads(tensor, opened))
+    rank = rank_of(tensor, opened.sources)
+    read += take("adapt", values * rank) if rank else 0.0
+    likely: Rounding = "stochastic" if tensor.rounding == "stochastic" or _may_be_by_chance(tensor) else "nearest"
+    written = take(write_kind(tensor, opened.imatrix, rounding=likely, measure=measure), values)
+    written += take("put", tensor.nbytes)
+    surveyed = 0.0
+    if is_surveyed(tensor, adapted=rank > 0):
+        surveyed = take(f"survey {tensor.type}", tensor.experts)
+    if tensor.action == "convert":
+        return TensorWork(surveyed, last=last + read + written)
+    size = values * len(tensor.inputs)
+    passes = max(0.0, rates.of(f"reads {tensor.method}") - 1.0)
+    a_pass = read + take(f"pass {tensor.method}", size) + take("task", chunks) if passes else 0.0
+    return TensorWork(surveyed, a_pass, passes, last + read + written + take(merge_kind(tensor), size))
+
+
+def _reads(tensor: PlannedTensor, opened: Opened) -> Iterator[str]:
+    """A kind for each input that is dequantized; one file with several adapters is so once."""
+    if vocabulary.is_moved(opened.alignment, opened.sources, tensor.inputs):
+        yield from [_ROWS] * len(tensor.inputs)
+        return
+    seen = set()
+    for given in tensor.inputs:
+        stored = opened.sources[given.source].file.tensors[given.tensor]
+        place = (stored.path, stored.name)
+        if place not in seen:
+            seen.add(place)
+            yield f"read {stored.type}"
+
+
+def _may_be_by_chance(tensor: PlannedTensor) -> bool:
+    """Whether a survey will probably choose to round stochastically: coarse grids that are kept."""
+    return (
+        tensor.rounding == "auto"
+        and tensor.keeps_type
+        and UNIFORM.get(tensor.type, 0) > 0
+        and tensor.type.bits_per_weight < 6
+    )
