@@ -294,10 +294,12 @@ def show_notes(notes: Iterable[tuple[str, str]], tensors: int | None = None) -> 
         figures = [_span(column) for column in zip(*(figures for _, figures in noted), strict=True)]
         note = "".join(word + figure for word, figure in zip(words, [*figures, ""], strict=True))
         name, count = noted[0][0], len(noted)
-        where = name
-        if count > 1:
-            where = f"{name} and {count - 1} more" if tensors is None else f"{count} of {tensors} tensors ({name}, ...)"
-        tell([f"note: {where}: {note}"], "  ")
+        if count == 1:
+            tell([f"note: {name}: {note}"], "  ")
+        elif tensors is None:
+            tell([f"note: {name} and {count - 1} more: {note}"], "  ")
+        else:
+            tell([f"note: {count} of {tensors} tensors ({name}, ...): {note}"], "  ")
 
 
 _FIGURE = re.compile(r"[-+]?\d+\.\d+")
