@@ -23,6 +23,7 @@ from types import TracebackType
 
 import platformdirs
 
+from ggufmerge.errors import OutputError
 from ggufmerge.files.atomic import write_file
 
 FORMAT = 1
@@ -129,7 +130,7 @@ class Rates:
 
     def save(self, path: Path | None = None) -> None:
         """Write them whole or not at all; nothing happens when the cache cannot be written."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, OutputError):
             path = path or rates_path()
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, (json.dumps({"format": FORMAT, "rates": self.known}, indent=1) + "\n").encode())

@@ -16,7 +16,7 @@ from ggufmerge.engine.forecast import Forecast, check_output, forecast, result_s
 from ggufmerge.engine.quantize import plan_quantize
 from ggufmerge.engine.rates import Measured, Meter, Rates, rates_path
 from ggufmerge.engine.run import DEFAULT_CHUNK
-from ggufmerge.errors import GgufmergeError
+from ggufmerge.errors import GgufmergeError, OutputError
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.methods import NAMES
 from ggufmerge.recipe import load_recipe
@@ -138,6 +138,18 @@ def test_a_damaged_file_of_rates_says_nothing(tmp_path: Path, data: bytes) -> No
     """Guesses are used, and the next build writes it anew."""
     (tmp_path / "rates.json").write_bytes(data)
     assert Rates.load(tmp_path / "rates.json").known == {}
+
+
+@pytest.mark.parametrize("error", [OSError("read-only"), OutputError("cannot be created")])
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch, error: Exception) -> None:
+    """The build is done; what it took is forgotten."""
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ggufmerge.engine.rates.write_file", refuse)
+    Rates({"digest": 1e-9}).save(tmp_path / "rates.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_library_writes_no_rates(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
