@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Self
 
 
 class GgufmergeError(Exception):
@@ -16,6 +18,13 @@ class GgufmergeError(Exception):
     def __init__(self, *complaints: str) -> None:
         super().__init__("\n".join(complaints))
         self.lines = complaints
+
+    def at(self, where: str) -> Self:
+        """This error with the place that its complaints are about, such as `recipe.yaml:7:5`; "" for none."""
+        if where:
+            self.lines = tuple(f"{where}: {line}" for line in self.lines)
+            self.args = ("\n".join(self.lines),)
+        return self
 
     def speak_python(self) -> None:
         """Name Python's arguments instead of the command line's options, for a caller that is a Python program."""
@@ -49,6 +58,22 @@ class PlanError(GgufmergeError):
     """The recipe is fine but these files, this disk or this output path do not allow it."""
 
 
+class RoleError(PlanError):
+    """A file is sound but not what it was given as: an adapter in the place of a model, a model in that of an adapter.
+
+    what: the file and what it is.  todo: what to do about it; a command that knows better says so with `to_do`.
+    wanted, found: what the file should be and what it is, "model", "adapter" or "" for anything else.
+    """
+
+    def __init__(self, what: str, todo: str, *, wanted: str, found: str) -> None:
+        super().__init__(f"{what}; {todo}")
+        self.what, self.wanted, self.found = what, wanted, found
+
+    def to_do(self, todo: str) -> RoleError:
+        """The same error with other advice."""
+        return RoleError(self.what, todo, wanted=self.wanted, found=self.found)
+
+
 class OutputError(PlanError):
     """The output cannot be written here and now: no space, an error of the disk, another process, a name that is taken.
 
@@ -72,6 +97,15 @@ def close_to(word: str, choices: Iterable[str]) -> str | None:
     folded = {c.lower(): c for c in choices}
     close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
     return folded[close[0]] if close else None
+
+
+@contextmanager
+def collected(lines: list[str]) -> Iterator[None]:
+    """Errors in the block put their complaints to `lines` and end it, so that what follows is looked at, too."""
+    try:
+        yield
+    except GgufmergeError as error:
+        lines += error.lines
 
 
 # what the command line calls otherwise than a Python function does

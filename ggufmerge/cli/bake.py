@@ -81,16 +81,11 @@ def bake(
     from ggufmerge.cli.terminal import print_json, show_warnings
     from ggufmerge.engine.bake import plan_bake
     from ggufmerge.engine.survival import advice
-    from ggufmerge.recipe.reference import AdapterReference
 
     if output is None and not dry_run:
         raise typer.BadParameter("give the file to write: --output tuned.gguf", param_hint="--output")
-    try:
-        parsed = [AdapterReference.parse(text) for text in adapters]
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="ADAPTER") from None
     plan, opened = plan_bake(
-        base, parsed, out_type=out_type, imatrix=imatrix or (), rounding=rounding.value if rounding else None
+        base, adapters, out_type=out_type, imatrix=imatrix or (), rounding=rounding.value if rounding else None
     )
     report = None
     show_warnings([*plan.warnings, *(plan.expectations if dry_run else ())])

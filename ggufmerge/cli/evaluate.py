@@ -106,6 +106,7 @@ def evaluate(
     from ggufmerge.evaluate.texts import QUICK
 
     measured = bool(text) or prompt is None or quick or reference is not None or require_better
+    _check_files([*([] if reference is None else [reference]), *models])
     texts = _texts(text) if measured else {}
     limit = QUICK if quick and tokens is None else tokens
     library()  # says that llama.cpp is missing before files of gigabytes are looked for
@@ -164,6 +165,14 @@ def evaluate(
             _show_answer(answer)
     if require_better:
         _require_better(lineup, scores)
+
+
+def _check_files(models: Iterable[str]) -> None:
+    """GgufmergeError that names all models that are not there."""
+    from ggufmerge.recipe import ModelReference
+    from ggufmerge.sources.references import check_found
+
+    check_found(("", path) for name in models for path in ModelReference.from_argument(name).paths)
 
 
 @dataclass(frozen=True)
@@ -273,12 +282,13 @@ def _read(path: Path) -> str:
     from ggufmerge.errors import GgufmergeError
     from ggufmerge.evaluate import texts
     from ggufmerge.evaluate.scores import read_text
+    from ggufmerge.files.absent import absent
 
     try:
         return read_text(path)
     except FileNotFoundError:
         built_in = ", ".join([BUILT_IN, *texts.NAMES])
-        raise GgufmergeError(f"{path}: there is no such text, neither as a file nor among {built_in}") from None
+        raise GgufmergeError(f"{path}: {absent(path, ('.txt',))} (built in are {built_in})") from None
 
 
 class _Load:

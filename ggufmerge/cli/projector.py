@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggufmerge.files.writer import same_file
 from ggufmerge.sinks.projector import check_projector, copy_projector, projector_path, projector_warnings
+from ggufmerge.sources.references import check_found, find
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
@@ -23,9 +24,11 @@ class ForProjector:
     """
 
     def __init__(self, projector: Path | None, output: Path | None, *, overwrite: bool) -> None:
-        self._projector, self._output, self._overwrite = projector, output, overwrite
         if projector is not None:
+            check_found([("--mmproj", str(projector))])
+            projector = find(str(projector)).path
             check_projector(projector)
+        self._projector, self._output, self._overwrite = projector, output, overwrite
         self.path = projector_path(output) if projector is not None and output is not None else None
         self.facts: dict[str, Any] = {}
 

@@ -48,9 +48,10 @@ def push(
     from ggufmerge.report.model_card import read_evaluation
     from ggufmerge.sinks.hub import plan_upload
     from ggufmerge.sinks.hub import push as carry_out
+    from ggufmerge.sources.references import find
 
     scores = read_evaluation(evaluation) if evaluation else None
-    upload = plan_upload(file, repo, evaluation=scores, overwrite=overwrite)
+    upload = plan_upload(find(str(file)).path, repo, evaluation=scores, overwrite=overwrite)
     url = None if dry_run else carry_out(upload, private=private, message=message)
     if json:
         print_json(facts_of(upload, url))

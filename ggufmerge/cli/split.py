@@ -58,12 +58,14 @@ def split(
     from ggufmerge.files import open_gguf
     from ggufmerge.files.sharded import DEFAULT_MAX_TENSORS, SplitLimit
     from ggufmerge.files.split import split_gguf, tensor_infos
+    from ggufmerge.sources.references import find
     from ggufmerge.text import size
 
     if max_size is None and max_tensors is None:
         max_tensors = DEFAULT_MAX_TENSORS
     limit = SplitLimit.parse(max_size, max_tensors, metadata_first)
     assert limit is not None
+    source = find(str(source)).path
     with open_gguf(source) as opened:
         infos = tensor_infos(opened)
     parts, paths = limit.cut(infos), limit.paths(output, infos)
@@ -99,9 +101,11 @@ def join(
     from ggufmerge.cli.terminal import console, print_json, say
     from ggufmerge.files import open_gguf
     from ggufmerge.files.split import join_gguf
+    from ggufmerge.sources.references import find
     from ggufmerge.text import size
 
     check_name(output)
+    first = find(str(first)).path
     with open_gguf(first) as opened:
         shards, tensors = [str(path) for path in opened.paths], len(opened.tensors)
     progress = ProgressDisplay(console(stderr=True))

@@ -253,7 +253,7 @@ def show_build(report: BuildReport) -> None:
     elif report.resumed:
         typer.echo(f"{report.resumed} tensors were taken over from an interrupted build")
     show_kept(report)
-    show_notes(report.notes)
+    show_notes(report.notes, tensors)
 
 
 def show_kept(report: BuildReport) -> None:
@@ -281,11 +281,31 @@ def kept_facts(kept: Iterable[TypeSurvival]) -> list[dict[str, Any]]:
     ]
 
 
-def show_notes(notes: Iterable[tuple[str, str]]) -> None:
-    """(tensor, what was decided) pairs, a line for each decision however many tensors it was taken for."""
-    grouped: dict[str, list[str]] = {}
+def show_notes(notes: Iterable[tuple[str, str]], tensors: int | None = None) -> None:
+    """(tensor, what was decided) pairs, a line for each decision however many tensors it was taken for.
+
+    Decisions that differ in their figures only are one, with the smallest and the largest of each figure.
+    tensors: how many there are in all.
+    """
+    grouped: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
     for name, note in notes:
-        grouped.setdefault(re.sub(r"[-+]?\d+\.\d+", "#", note), []).append(name)
-    for note, names in grouped.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        tell([f"note: {names[0]}{more}: {note}"], "  ")
+        grouped.setdefault(tuple(_FIGURE.split(note)), []).append((name, _FIGURE.findall(note)))
+    for words, noted in grouped.items():
+        figures = [_span(column) for column in zip(*(figures for _, figures in noted), strict=True)]
+        note = "".join(word + figure for word, figure in zip(words, [*figures, ""], strict=True))
+        name, count = noted[0][0], len(noted)
+        if count == 1:
+            tell([f"note: {name}: {note}"], "  ")
+        elif tensors is None:
+            tell([f"note: {name} and {count - 1} more: {note}"], "  ")
+        else:
+            tell([f"note: {count} of {tensors} tensors ({name}, ...): {note}"], "  ")
+
+
+_FIGURE = re.compile(r"[-+]?\d+\.\d+")
+
+
+def _span(figures: Sequence[str]) -> str:
+    """The smallest and the largest of some figures, as they are written."""
+    low, high = min(figures, key=float), max(figures, key=float)
+    return low if float(low) == float(high) else f"{low}..{high}"

@@ -17,11 +17,15 @@ from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.run import BuildReport, run
 from ggufmerge.engine.survival import Survival, total
-from ggufmerge.errors import GgufmergeError
+from ggufmerge.engine.tensor_types import check_type
+from ggufmerge.errors import GgufmergeError, RoleError
 from ggufmerge.recipe import ModelReference, load_recipe
+from ggufmerge.recipe.load import OPTIONS
 from ggufmerge.recipe.reference import AdapterReference
-from ggufmerge.sources import open_source
-from ggufmerge.text import utf8
+from ggufmerge.sources import Source, open_source
+from ggufmerge.sources.model import is_model
+from ggufmerge.sources.references import check_found
+from ggufmerge.text import printable, utf8
 from ggufmerge.types import FileType
 
 
@@ -72,10 +76,13 @@ def plan_bake(
         parsed = [a if isinstance(a, AdapterReference) else AdapterReference.parse(os.fspath(a)) for a in adapters]
     except ValueError as error:
         raise GgufmergeError(str(error)) from None
+    if out_type is not None:
+        check_type(str(out_type))
     if not parsed:
         raise GgufmergeError("name at least one adapter to bake into the base")
     reference = ModelReference(os.fspath(base), tuple(parsed))
-    source = open_source(reference)
+    check_found([*(("", path) for path in reference.paths), *(("--imatrix", os.fspath(path)) for path in imatrix)])
+    source = _opened(reference)
     try:
         name = header.display_name(source)
     finally:
@@ -88,7 +95,22 @@ def plan_bake(
         **({"imatrix": [os.fspath(path) for path in imatrix]} if imatrix else {}),
         **({"rounding": rounding} if rounding else {}),
     }
-    return make_plan(load_recipe(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)))
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    return make_plan(load_recipe(text, arguments=OPTIONS))
+
+
+def _opened(reference: ModelReference) -> Source:
+    """The base with its adapters; RoleError says what to do in terms of this command."""
+    try:
+        return open_source(reference)
+    except RoleError as error:
+        others = [adapter.path for adapter in reference.adapters]
+        if error.found == "adapter":
+            swapped = next((path for path in others if is_model(path)), "")
+            rest = [reference.path, *(path for path in others if path != swapped)]
+            todo = f"name the model first: {' '.join(map(printable, [swapped or 'MODEL', *rest]))}"
+            raise error.to_do(todo) from None
+        raise error.to_do("baking takes one model and its adapters; to merge models, list them in a recipe") from None
 
 
 def total_survival(survival: Mapping[str, Survival]) -> Survival:

@@ -19,6 +19,7 @@ from ggufmerge.files.metadata import KeyValues
 from ggufmerge.kernels import kernel
 from ggufmerge.recipe import ModelReference
 from ggufmerge.sources import Source, open_source
+from ggufmerge.sources.references import check_found
 
 _CHUNK = 1 << 18  # values
 _SUMS = 12  # numbers that the figures of a tensor are made of: those of `_measure`, and how many values it has
@@ -123,6 +124,7 @@ def compare(
     one holds NaN or infinity, which have no distance.
     """
     paths = [first, second] if base is None else [first, second, base]
+    check_found(("", path) for reference in paths for path in ModelReference.from_argument(reference).paths)
     with ExitStack() as opened:
         sources = []
         for path in paths:

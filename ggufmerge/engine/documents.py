@@ -20,6 +20,7 @@ from ggufmerge.engine.checks import watched
 from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.rates import Rates
+from ggufmerge.engine.resolve import check_files
 from ggufmerge.engine.run import BuildReport, identity
 from ggufmerge.engine.work import digested, work_of
 from ggufmerge.files import MetadataEditor, TensorInfo
@@ -79,6 +80,7 @@ def planned_documents(
     rounding: Rounding | None = None,
 ) -> Iterator[Documents]:
     """Plan all documents of a recipe; the options are the final one's. The block keeps the files open."""
+    check_files(recipe, imatrix)
     plans: list[Plan] = []
     sources: list[Opened] = []
     states: list[str] = []

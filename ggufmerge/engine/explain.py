@@ -63,7 +63,9 @@ def explain(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], pattern
             if pattern == "*" or matches(pattern, slot.name)
         ]
     if not found:
-        raise RecipeError(f'{recipe.origin}: "{pattern}" means no tensor of the result')
+        raise RecipeError(
+            f'"{pattern}" means no tensor of the result; filters are parts of names such as blk.0.ffn_down'
+        )
     return found
 
 

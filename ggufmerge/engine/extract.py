@@ -39,6 +39,7 @@ from ggufmerge.recipe import ModelReference
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source, open_source
 from ggufmerge.sources.damage import place
+from ggufmerge.sources.references import check_found
 from ggufmerge.sources.stored import StoredTensor
 from ggufmerge.types import FileType, TensorType
 
@@ -185,7 +186,9 @@ def plan_extract(
         raise GgufmergeError(f"an adapter is written as F32, F16 or BF16, not {kind}: llama.cpp's own tools refuse it")
     if rank < 1:
         raise GgufmergeError(f"the rank is a whole number of at least 1, not {rank}")
-    sources = _opened(_reference(tune), _reference(base))
+    models = _reference(tune), _reference(base)
+    check_found(("", path) for reference in models for path in reference.paths)
+    sources = _opened(*models)
     try:
         check_architectures(sources)
         plan = _Selection(*sources, rank, kind, include, exclude, embeddings).plan()

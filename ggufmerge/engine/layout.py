@@ -83,7 +83,6 @@ def slices(
     out = []
     for number, (entries, base, parameters) in enumerate(recipe.output_slices()):
         place: Location = () if recipe.slices is None else ("slices", number)
-        where = recipe.origin if recipe.slices is None else f"{recipe.where(place)}: slice {number + 1}"
         parts = [_part(entry, place, i, references, sources) for i, entry in enumerate(entries)]
         at = None
         if base is not None:
@@ -93,8 +92,10 @@ def slices(
                 parts.append(Part(index, 0, block_count(sources[index]), {}, False, ("base_model",)))
                 at = len(parts) - 1
             elif at is None and uses_base:
-                raise PlanError(f"{where}: base_model {base} is not among the sources; add it with its layer_range")
-        _check_lengths(parts, sources, where)
+                what = f"base_model {base} is not among the sources; add it with its layer_range"
+                raise PlanError(recipe.complaint(place, f"slice {number + 1}: {what}"))
+        with recipe.blamed(place or ("models",)):
+            _check_lengths(parts, sources, "" if recipe.slices is None else f"slice {number + 1}: ")
         out.append(Slice(tuple(parts), at, parameters, (*place, "parameters")))
     return out
 
@@ -117,13 +118,13 @@ def _check_lengths(parts: Sequence[Part], sources: Sequence[Source], where: str)
     for part in parts:
         source, available = sources[part.source], block_count(sources[part.source])
         if part.stop <= part.start and available:
-            raise PlanError(f"{where}: layer_range [{part.start}, {part.stop}] of {source.label} is empty")
+            raise PlanError(f"{where}layer_range [{part.start}, {part.stop}] of {source.label} is empty")
         if part.stop > available:
             asked = f"layer_range [{part.start}, {part.stop}] of {source.label}"
-            raise PlanError(f"{where}: {asked} reaches past its {available} layers")
+            raise PlanError(f"{where}{asked} reaches past its {available} layers")
     if len({part.stop - part.start for part in parts}) > 1:
         listed = ", ".join(f"{sources[p.source].label} {p.stop - p.start}" for p in parts)
-        raise PlanError(f"{where}: the sources have different numbers of layers ({listed}); they must be the same")
+        raise PlanError(f"{where}the sources have different numbers of layers ({listed}); they must be the same")
 
 
 def layers_of_result(layout: Sequence[Slice]) -> list[tuple[Slice, int]]:

@@ -10,14 +10,22 @@ from pathlib import Path
 
 from ggufmerge.engine import checks, header, provenance, vocabulary
 from ggufmerge.engine.plan import Input, Plan, PlannedSource, PlannedTensor, Rounding
-from ggufmerge.engine.resolve import LaidOut, Resolver, lay_out
+from ggufmerge.engine.resolve import LaidOut, Resolver, check_files, lay_out
 from ggufmerge.engine.side_tensors import with_side_tensors
 from ggufmerge.engine.survival import expectations
-from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_rounding, with_types
+from ggufmerge.engine.tensor_types import (
+    check_type,
+    check_writable,
+    combined_imatrix,
+    with_action,
+    with_rounding,
+    with_types,
+)
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.files import facts
 from ggufmerge.quants.imatrix import Imatrix
 from ggufmerge.recipe import ModelReference, Recipe
+from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
@@ -78,6 +86,9 @@ def make_plan(
     rounding: wins over the recipe's; without either it is chosen for each tensor by its weights.
     RecipeError, PlanError and FormatError say what does not fit.
     """
+    if out_type is not None:
+        check_type(out_type)
+    check_files(recipe, imatrix)
     laid_out = lay_out(recipe)
     with ExitStack() as on_failure:
         for source in laid_out.sources:
@@ -102,7 +113,8 @@ def _planned(
         raise RecipeError(*resolver.problems)
     tensors = _with_grafts(recipe, tensors, laid_out)
 
-    matrix_files = [str(p) for p in imatrix] or [str(locate(p, recipe.folder)) for p in recipe.imatrix]
+    given = [(os.fspath(p), ".") for p in imatrix] or [(p, recipe.folder) for p in recipe.imatrix]
+    matrix_files = [str(locate(*place)) for place in given]
     matrix = combined_imatrix(matrix_files)
     structure, _ = header.layer_metadata(donor, sources, laid_out.slices)
     tensors, file_type = with_types(recipe, out_type, tensors, donor, structure, matrix)
@@ -118,7 +130,7 @@ def _planned(
     shapes = {t.name: t.shape for t in tensors}
     layers = sum(piece.layers for piece in laid_out.slices)
     if problems := header.check_overrides(recipe.metadata, donor.file.architecture, shapes, layers):
-        raise RecipeError(*(f"{recipe.where(('metadata',))}: {problem}" for problem in problems))
+        raise RecipeError(*(recipe.complaint(("metadata",), problem) for problem in problems))
     options = [f"--imatrix {Path(p).name}" for p in imatrix]
     options = ([f"--type {out_type}"] if out_type else []) + options + ([f"--rounding {rounding}"] if rounding else [])
     rounds = any(t.rounding != "nearest" for t in tensors)
@@ -175,19 +187,20 @@ def _with_grafts(recipe: Recipe, tensors: list[PlannedTensor], laid_out: LaidOut
     for number, graft in enumerate(recipe.graft):
         index = laid_out.references.index(graft.model)
         source = laid_out.sources[index]
-        where = recipe.where(("graft", number))
+        place: Location = ("graft", number)
         for pattern in graft.tensors:
             hits = [i for i, t in enumerate(tensors) if matches(pattern, t.name)]
             if not hits:
-                raise RecipeError(f'{where}: the filter "{pattern}" of graft matches no tensor of the result')
+                what = f'the filter "{pattern}" of graft matches no tensor of the result'
+                raise RecipeError(recipe.complaint(place, what))
             for i in hits:
                 stored = source.tensors.get(tensors[i].name)
                 if stored is None:
-                    raise PlanError(f"{where}: {source.label} has no {tensors[i].name} to graft")
+                    raise PlanError(recipe.complaint(place, f"{source.label} has no {tensors[i].name} to graft"))
                 shape = vocabulary.result_shape(laid_out.alignment, stored.name, stored.shape)
                 if shape != tensors[i].shape:
                     shapes = f"{list(shape)} in {source.label}, {list(tensors[i].shape)} in the result"
-                    raise PlanError(f"{where}: {stored.name} has another shape: {shapes}")
+                    raise PlanError(recipe.complaint(place, f"{stored.name} has another shape: {shapes}"))
                 only = (Input(index, stored.name),)
                 notes = vocabulary.decisions(laid_out.alignment, laid_out.sources, stored.name, only)
                 notes = (f"grafted from {source.label}", *notes)

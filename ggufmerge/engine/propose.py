@@ -27,6 +27,7 @@ from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import REQUIRED, Method
 from ggufmerge.methods.spec import Base as MethodBase
 from ggufmerge.recipe import AdapterReference, ModelReference, Recipe, load_recipe
+from ggufmerge.recipe.load import OPTIONS
 from ggufmerge.recipe.plain import written
 from ggufmerge.sources import Source, inventory, open_source
 from ggufmerge.sources.inventory import FoundModel
@@ -398,7 +399,9 @@ def _recipe(
     if weights:
         for entry, weight in zip(entries, weights, strict=True):
             entry["parameters"] = {"weight": weight}
-    elif (weight_of := method.parameter("weight")) is not None and weight_of.default is REQUIRED:
+    elif (weight_of := method.parameter("weight")) is not None and (
+        weight_of.together or weight_of.default is REQUIRED
+    ):
         shared.setdefault("weight", 1)
         if method.name == "task_arithmetic" and len(order) > 1:
             # unrelated changes of one size then sum up to a change of that size; docs/merge.md has figures
@@ -420,24 +423,24 @@ def _recipe(
 def _with_type(content: dict[str, Any], out_type: FileType | str | None, choices: list[Choice]) -> Recipe:
     """The recipe with its type: the one asked for, that of the models, or a wider one that keeps their changes."""
     if any(key in content for key in ("like", "dtype", "out_dtype", "out_type")):
-        return load_recipe(content)
+        return load_recipe(content, arguments=OPTIONS)
     if out_type is not None:
         choices.append(Choice("type", str(FileType.parse(str(out_type))), "as you say"))
-        return load_recipe(content | {"out_type": str(FileType.parse(str(out_type)))})
+        return load_recipe(content | {"out_type": str(FileType.parse(str(out_type)))}, arguments=OPTIONS)
     with ExitStack() as stack:
-        plan, opened = make_plan(load_recipe(content))
+        plan, opened = make_plan(load_recipe(content, arguments=OPTIONS))
         stack.callback(opened.close)
         wanted = _type_of_models(plan, opened)
         if wanted is not None:
             content = content | {"out_type": str(wanted)}
-            plan, opened = make_plan(load_recipe(content))
+            plan, opened = make_plan(load_recipe(content, arguments=OPTIONS))
             stack.callback(opened.close)
         kept = foresee(plan, opened, _to_try(plan))
     found = [one for one in kept if _is_lost(one) and one.wider]
     donor = "that of the models" if wanted is not None else f"as in {plan.sources[0].path}"
     if not found:
         choices.append(Choice("type", str(plan.file_type), f"{donor}{_remains(kept, plan.file_type)}"))
-        return load_recipe(content)
+        return load_recipe(content, arguments=OPTIONS)
     worst = min(found, key=lambda one: one.survival.share)
     wider = next((n for n, s in worst.wider.items() if s.share >= LOW_SURVIVAL), list(worst.wider)[-1])
     share, better = worst.survival.share, worst.wider[wider].share
@@ -449,7 +452,7 @@ def _with_type(content: dict[str, Any], out_type: FileType | str | None, choices
             f"does in it; type {plan.file_type} would keep the size",
         )
     )
-    return load_recipe(content | {"out_type": wider})
+    return load_recipe(content | {"out_type": wider}, arguments=OPTIONS)
 
 
 def _is_lost(kept: TypeSurvival) -> bool:

@@ -17,13 +17,15 @@ from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.run import BuildReport, run
 from ggufmerge.engine.side_tensors import with_side_tensors
 from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_decided_types
-from ggufmerge.errors import GgufmergeError
+from ggufmerge.errors import GgufmergeError, RoleError
 from ggufmerge.files import open_gguf
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like
 from ggufmerge.recipe import ModelReference
 from ggufmerge.sources import Source, open_source
 from ggufmerge.sources.layers import count_key, layer_count
+from ggufmerge.sources.model import locate
+from ggufmerge.sources.references import check_found
 from ggufmerge.types import FileType, TensorType
 
 
@@ -96,7 +98,12 @@ def plan_quantize(
     if (ftype is None) == (like is None):
         raise GgufmergeError("give either a type, such as Q4_K_M, or a file to follow with --like")
     reference = ModelReference(os.fspath(path))
-    source = open_source(reference)
+    named = [("", reference.path), *(("--imatrix", os.fspath(file)) for file in imatrix)]
+    check_found([*named, *([] if like is None else [("--like", os.fspath(like))])])
+    try:
+        source = open_source(reference)
+    except RoleError as error:
+        raise error.to_do(f"bake it into one first: ggufmerge bake MODEL {reference.path}") from None
     with ExitStack() as on_failure:
         on_failure.callback(source.close)
         check_donor(source)
@@ -133,7 +140,7 @@ def _planned(
     mixture: dict[str, Any],
 ) -> tuple[Plan, Opened]:
     """The plan over a file that is open; see `plan_quantize`. mixture: further arguments of `decide_types`."""
-    matrix = combined_imatrix([os.fspath(p) for p in imatrix])
+    matrix = combined_imatrix([str(locate(os.fspath(p), ".")) for p in imatrix])
     if matrix is not None and (include_weights or exclude_weights):
         matrix = matrix.select(include_weights, exclude_weights)
     tensors = [
@@ -141,7 +148,7 @@ def _planned(
         for name, t in source.tensors.items()
     ]
     if like is not None:
-        with open_gguf(like) as other:
+        with open_gguf(locate(os.fspath(like), ".")) as other:
             tensors = with_decided_types(tensors, types_like(source, other))
         file_type = guess_file_type({t.name: t.type for t in tensors}, source)
     elif str(ftype).upper() == "COPY":

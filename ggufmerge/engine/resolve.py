@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -13,14 +14,15 @@ from ggufmerge.engine import checks, vocabulary
 from ggufmerge.engine.layout import Slice, Slot, slices, slots
 from ggufmerge.engine.plan import Input, PlannedTensor
 from ggufmerge.engine.stored_form import stored_offset
-from ggufmerge.errors import PlanError, RecipeError
+from ggufmerge.errors import PlanError, RecipeError, collected
 from ggufmerge.methods import method as find_method
-from ggufmerge.methods.spec import REQUIRED, Base, Method, Parameter, Problem, Value
+from ggufmerge.methods.spec import REQUIRED, Base, ClashError, Method, Parameter, Problem, Value
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import known_words, spellings
 from ggufmerge.recipe.settings import Rule, Setting, at, matches
 from ggufmerge.sources import Source, open_source
+from ggufmerge.sources.references import check_found
 from ggufmerge.sources.side_tensors import is_orphan
 from ggufmerge.tokenizers import Alignment
 
@@ -46,15 +48,42 @@ def lay_out(recipe: Recipe) -> LaidOut:
 
     RecipeError, PlanError and FormatError say which models do not fit together or do not fit the recipe.
     """
+    check_files(recipe)
     opened: list[tuple[ModelReference, Source]] = []
     with ExitStack() as on_failure:
         for reference in recipe.references():
-            source = open_source(recipe.locate(reference), recipe.folder)
+            with recipe.blamed(recipe.place_of(reference)):
+                source = open_source(recipe.locate(reference), recipe.folder)
             on_failure.callback(source.close)
             opened.append((reference, source))
         laid_out = _laid_out(recipe, opened)
         on_failure.pop_all()
     return laid_out
+
+
+def check_files(recipe: Recipe, imatrix: Sequence[str | os.PathLike[str]] = ()) -> None:
+    """PlanError that names every file that a recipe or one of its stages names and that does not exist.
+
+    imatrix: given beside the recipe, instead of its own.
+    """
+    stages = {stage.name for stage in recipe.stages}
+    problems: list[str] = []
+    for document in (*recipe.stages, recipe):
+        places: list[tuple[Location, str]] = [
+            (document.place_of(reference), path)
+            for reference in document.references()
+            for path in document.locate(reference).paths
+            if path not in stages
+        ]
+        places += [(("like",), document.like)] if document.like else []
+        if document is not recipe or not imatrix:
+            places += [(("imatrix",), path) for path in document.imatrix]
+        with collected(problems):
+            check_found(((document.where(place), path) for place, path in places), document.folder)
+    with collected(problems):
+        check_found(("--imatrix", os.fspath(path)) for path in imatrix)
+    if problems:
+        raise PlanError(*problems)
 
 
 def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> LaidOut:
@@ -65,15 +94,22 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     # the first source gives metadata and tokenizer, which checkpoints do not bring; the order has no other meaning
     opened.sort(key=lambda pair: pair[1].is_checkpoint)
     references, sources = [reference for reference, _ in opened], [source for _, source in opened]
-    checks.check_donor(sources[0])
-    checks.check_architectures(sources)
-    alignment = vocabulary.alignment_of(recipe, references, sources)
+    models: Location = ("models",) if recipe.slices is None else ("slices",)
+    with recipe.blamed(recipe.place_of(references[0])):
+        checks.check_donor(sources[0])
+    for reference, source in zip(references, sources, strict=True):
+        with recipe.blamed(recipe.place_of(reference)):
+            checks.check_architectures([sources[0], source])
+    asked = next((key for key in ("tokenizer", "tokenizer_source") if getattr(recipe, key)), None)
+    with recipe.blamed((asked,) if asked else models):
+        alignment = vocabulary.alignment_of(recipe, references, sources)
     layout = slices(recipe, methods, references, sources)
     for number, piece in enumerate(layout):
         for method in methods:
             _check_model_count(method, piece, recipe, number)
     filled = list(slots(layout, sources))
-    _check_presence(filled, sources, alignment)
+    with recipe.blamed(models):
+        _check_presence(filled, sources, alignment)
     return LaidOut(references, sources, layout, filled, _check_filters(recipe, filled), alignment)
 
 
@@ -91,12 +127,25 @@ class Resolver:
 
     def __init__(self, recipe: Recipe, sources: Sequence[Source], alignment: Alignment | None = None) -> None:
         self.recipe, self.sources, self.alignment = recipe, sources, alignment
-        self.problems: list[str] = []
-        self._missing: set[tuple[str, str]] = set()
+        self._problems: dict[tuple[str, str], list[str]] = {}  # (place, what) -> tensors, none when all have it
+        self._missing = False
+        self._resolved = 0
+
+    @property
+    def problems(self) -> list[str]:
+        """Each problem once, with its place in the recipe and, unless all tensors have it, one of those that do."""
+        lines = []
+        for (where, what), names in self._problems.items():
+            tensors = ""
+            if names and len(names) < self._resolved:
+                tensors = f"{names[0]} and {len(names) - 1} more: " if len(names) > 1 else f"{names[0]}: "
+            lines.append(f"{where}: {tensors}{what}" if where else tensors + what)
+        return lines
 
     def resolve(self, slot: Slot) -> PlannedTensor:
         """The planned tensor with its final inputs; its type is that of the model the result takes after."""
         method = find_method(self.recipe.method_for(slot.name))
+        self._resolved += 1
         order = [0] if slot.constant else stack_order(method, slot.slice, self.recipe)
         inputs = tuple(Input(slot.slice.parts[i].source, slot.names[i] or slot.name) for i in order)
         stored = self._type_donor(slot, inputs)
@@ -122,8 +171,14 @@ class Resolver:
         for q in method.parameters:
             if q.scope == "shared":
                 shared[q.name] = self._shared(slot, method, q)
-            else:
-                models[q.name] = tuple(self._of_model(slot, i, method, q) for i in others)
+                continue
+            found = [self.find(q, slot, i) for i in others]
+            models[q.name] = tuple(
+                self._of_model(slot, i, method, q, own, any(found)) for i, own in zip(others, found, strict=True)
+            )
+            if q.together and not any(found):
+                decision = f"no {q.name} is given, so all models have {q.name} {q.default:g}"
+                planned = replace(planned, decisions=(*planned.decisions, decision))
         experts = planned.shape[0] if len(planned.shape) == 3 and "_exps." in planned.name else 1
         merged = replace(
             planned,
@@ -141,25 +196,56 @@ class Resolver:
         try:
             method.check(problem)
         except ValueError as error:
-            if len(self.problems) < 10:
-                self.problems.append(f"{self.recipe.origin}: {slot.name}: {error}")
+            about = error.about if isinstance(error, ClashError) else ""
+            self._note_problem(self._place_of(method, slot, others, about), str(error), slot.name)
             return merged
         single = method.untouched(problem)
         return merged if single is None else replace(planned, inputs=(merged.inputs[single],))
+
+    def _place_of(self, method: Method, slot: Slot, others: Sequence[int], about: str) -> Location:
+        """Where the recipe says what a complaint is about: a parameter, or the models for ""."""
+        parameter = method.parameter(about)
+        if parameter is not None:
+            for i in [None] if parameter.scope == "shared" else others:
+                if found := self.find(parameter, slot, i):
+                    return found.where
+        return ("models",) if self.recipe.slices is None else slot.slice.where[:-1]
+
+    def _note_problem(self, place: Location, what: str, tensor: str = "") -> None:
+        names = self._problems.setdefault((self.recipe.where(place), what), [])
+        if tensor:
+            names.append(tensor)
 
     def _shared(self, slot: Slot, method: Method, parameter: Parameter) -> Value:
         found = self.find(parameter, slot)
         if found is not None:
             return found.value
-        return self._default(method, parameter, f'add "{parameter.name}" under parameters:')
+        if parameter.default is REQUIRED:
+            self._missing = True
+            todo = f'add "parameters: {{{parameter.name}: {parameter.example}}}"'
+            what = f"no {parameter.name} is given, which {method.name} needs: {todo}"
+            self._note_problem(("merge_method",), what)
+            return None
+        return parameter.default
 
-    def _of_model(self, slot: Slot, i: int, method: Method, parameter: Parameter) -> float | None:
-        found = self.find(parameter, slot, i)
+    def _of_model(
+        self, slot: Slot, i: int, method: Method, parameter: Parameter, found: Found | None, others: bool
+    ) -> float | None:
+        """The value of a model's own parameter. others: whether any model has one."""
         if found is not None:
             return None if found.value is None else float(found.value)
-        label = self.sources[slot.slice.parts[i].source].label
-        value = self._default(method, parameter, f"add it to the parameters of {label}", label)
-        return None if value is None else float(value)
+        if parameter.default is REQUIRED or (parameter.together and others):
+            self._missing = True
+            part = slot.slice.parts[i]
+            label = self.sources[part.source].label
+            why = f"which {method.name} needs" if parameter.default is REQUIRED else "though another model has one"
+            todo = f'add "parameters: {{{parameter.name}: {parameter.example}}}" '
+            todo += "below it" if part.listed else "for it under models:"
+            what = f"{label} has no {parameter.name}, {why}: {todo}"
+            self._note_problem(part.where[:-1] if part.listed else part.where, what)
+            return None
+        default = parameter.default
+        return None if default is None else float(default)
 
     def find(self, parameter: Parameter, slot: Slot, i: int | None = None) -> Found | None:
         """What the recipe says of a parameter for a tensor, of part `i` of its slice if it is per model.
@@ -182,15 +268,6 @@ class Resolver:
                 return Found(at(rule.value, slot.position), rule, (*where, parameter.name))
         return None
 
-    def _default(self, method: Method, parameter: Parameter, remedy: str, label: str = "") -> Value:
-        if parameter.default is not REQUIRED:
-            return parameter.default
-        if (parameter.name, label) not in self._missing:
-            self._missing.add((parameter.name, label))
-            subject = f"{label} has no {parameter.name}" if label else f"no {parameter.name} is given"
-            self.problems.append(f"{self.recipe.origin}: {subject}, which {method.name} needs: {remedy}")
-        return None
-
     def _type_donor(self, slot: Slot, inputs: Sequence[Input]) -> Input:
         """The input whose type the tensor keeps: the result's donor if it takes part, else the first."""
         return next((i for i in inputs if i.source == 0), inputs[0])
@@ -199,7 +276,8 @@ class Resolver:
         """A tensor of integers: copied when it is the same everywhere."""
         values = [bytes(self.sources[i.source].tensors[i.tensor].raw) for i in planned.inputs]
         if len(set(values)) > 1:
-            self.problems.append(f"{planned.name}: holds {planned.type} numbers that differ; they cannot be merged")
+            what = f"{planned.name}: holds {planned.type} numbers that differ; they cannot be merged"
+            self._note_problem(("models",) if self.recipe.slices is None else ("slices",), what)
         return replace(planned, inputs=(stored,), decisions=(*planned.decisions, "the same integers in all models"))
 
 
@@ -234,14 +312,20 @@ def stack_order(method: Method, piece: Slice, recipe: Recipe) -> list[int]:
 
 def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int) -> None:
     count = len(stack_order(method, piece, recipe)) - uses_base(method, piece)
-    where = recipe.origin if recipe.slices is None else f"{recipe.where(('slices', number))}: slice {number + 1}"
+    place: Location = ("models",) if recipe.slices is None else ("slices", number)
     besides = " besides the base"
+    if method.pair and count > 1 and method.max_models is not None:
+        models = ", ".join(str(source.model) for source in recipe.output_slices()[number][0])
+        what = f"{method.name} goes from base_model to one model, not to {count}: list only one of {models}"
+        raise RecipeError(recipe.complaint(place, what))
     if method.base is Base.MODEL:
         besides = f", of which base_model {recipe.base_model} is one" if recipe.base_model else ""
     if count < method.min_models:
-        raise RecipeError(f"{where}: {method.name} needs at least {_models(method.min_models)}{besides}, not {count}")
+        what = f"{method.name} needs at least {_models(method.min_models)}{besides}, not {count}"
+        raise RecipeError(recipe.complaint(place, what))
     if method.max_models is not None and count > method.max_models:
-        raise RecipeError(f"{where}: {method.name} takes at most {_models(method.max_models)}{besides}, not {count}")
+        what = f"{method.name} takes at most {_models(method.max_models)}{besides}, not {count}"
+        raise RecipeError(recipe.complaint(place, what))
 
 
 def _models(count: int) -> str:
@@ -277,27 +361,32 @@ def _check_presence(filled: Sequence[Slot], sources: Sequence[Source], alignment
 
 def _check_filters(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
     """RecipeError for filters that match no tensor; a warning when the word would match in other models."""
-    names = {name for slot in filled for name in (slot.name, *slot.names) if name is not None}
-    levels = [recipe.parameters] + [s.parameters for s in recipe.slices or ()]
-    levels += [m.parameters for m in recipe.models or ()]
-    levels += [source.parameters for s in recipe.slices or () for source in s.sources]
-    levels += [{"merge_method": recipe.merge_method, "exclude": Setting(tuple(Rule(p, None) for p in recipe.exclude))}]
-    unused = {
-        rule.filter: key
-        for parameters in levels
-        for key, setting in parameters.items()
-        for rule in setting.rules
-        if rule.filter is not None and not any(map(rule.matches, names))
-    }
+    names = dict.fromkeys(name for slot in filled for name in (slot.name, *slot.names) if name is not None)
+    levels: list[tuple[Location, Mapping[str, Setting]]] = [(("parameters",), recipe.parameters)]
+    for i, model in enumerate(recipe.models or ()):
+        levels.append((("models", i, "parameters"), model.parameters))
+    for i, piece in enumerate(recipe.slices or ()):
+        levels.append((("slices", i, "parameters"), piece.parameters))
+        for j, source in enumerate(piece.sources):
+            levels.append((("slices", i, "sources", j, "parameters"), source.parameters))
+    excluded = Setting(tuple(Rule(pattern, None) for pattern in recipe.exclude))
+    levels.append(((), {"merge_method": recipe.merge_method, "exclude": excluded}))
+    unused: dict[str, tuple[Location, str]] = {}
+    for where, parameters in levels:
+        for key, setting in parameters.items():
+            for number, rule in enumerate(setting.rules):
+                if rule.filter is not None and not any(map(rule.matches, names)):
+                    unused.setdefault(rule.filter, ((*where, key, number, "filter"), key))
     words = known_words()
     warnings, problems = [], []
-    for pattern, key in unused.items():
-        where = f'{recipe.origin}: the filter "{pattern}" of {key} matches no tensor'
+    for pattern, (place, key) in unused.items():
+        what = f'the filter "{pattern}" of {key} matches no tensor'
         if any(pattern in word or fnmatchcase(word, pattern) for word in words):
-            warnings.append(f"{where} of these models")
+            warnings.append(recipe.complaint(place, f"{what} of these models"))
         else:
-            example = next((s for n in names for s in spellings(n)[1:]), "")
-            problems.append(f"{where}; filters are parts of names such as blk.0.ffn_down.weight or {example}")
+            example = next((s for n in names if n.startswith("blk.") for s in spellings(n)[1:]), "")
+            what += f"; filters are parts of names such as blk.0.ffn_down.weight{example and f' or {example}'}"
+            problems.append(recipe.complaint(place, what))
     if problems:
         raise RecipeError(*problems)
     return warnings

@@ -11,7 +11,7 @@ from typing import Any
 from ggufmerge.engine.plan import PlannedTensor, Rounding
 from ggufmerge.engine.rounding import UNIFORM
 from ggufmerge.engine.vocabulary import is_moved
-from ggufmerge.errors import PlanError, RecipeError
+from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from ggufmerge.files import open_gguf
 from ggufmerge.patterns import Budget, Pattern
 from ggufmerge.quants import codec
@@ -35,6 +35,14 @@ from ggufmerge.tokenizers import Alignment
 from ggufmerge.types import FileType, TensorType
 
 _FLOAT_FILES = {"float32": FileType.F32, "float16": FileType.F16, "bfloat16": FileType.BF16}
+
+
+def check_type(name: str) -> None:
+    """GgufmergeError unless a file type has this name, which was given as the argument `out_type`."""
+    try:
+        FileType.parse(name)
+    except GgufmergeError as error:
+        raise error.at("--type") from None
 
 
 def with_types(
@@ -81,8 +89,8 @@ def _with_demanded_types(recipe: Recipe, tensors: Sequence[PlannedTensor]) -> li
     ]
     for pattern, expression, _ in rules:
         if not any(expression.search(t.name) for t in tensors):
-            where = recipe.where(("tensor_types", pattern))
-            raise RecipeError(f"{where}: the pattern {quoted(pattern)} of tensor_types matches no tensor")
+            what = f"the pattern {quoted(pattern)} of tensor_types matches no tensor"
+            raise RecipeError(recipe.complaint(("tensor_types", pattern), what))
     typed = []
     for t in tensors:
         pattern, kind = next(((p, k) for p, e, k in rules if e.search(t.name)), ("", t.type))
@@ -159,13 +167,13 @@ def check_writable(tensors: Sequence[PlannedTensor], file_type: FileType, imatri
         if t.action == "copy":
             continue
         if not codec(t.type).writable:
-            raise PlanError(f"{t.name}: {t.type} can be read but not written; choose another type with --type")
+            raise PlanError(f"{t.name}: {t.type} can be read but not written; choose another --type")
         weights = imatrix.get(t.name, t.n, t.matrices) if imatrix else None
         if weights is None and (codec(t.type).needs_imatrix or needs_imatrix(t.name, t.type, file_type)):
             remedy = "one made for this model" if imatrix else "one with --imatrix FILE"
             raise PlanError(
                 f"{t.name}: {t.type} cannot be written without an importance matrix: give {remedy}, "
-                "or choose a wider type with --type"
+                f"or choose a wider --type"
             )
         if imatrix and weights is None and t.name.startswith("blk.") and codec(t.type).quantize_weighted is not None:
             uncovered.append(t.name)

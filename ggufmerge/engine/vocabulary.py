@@ -94,7 +94,7 @@ def _model(reference: ModelReference, recipe: Recipe, references: Sequence[Model
     at = _find(reference, references)
     if at is None:
         known = ", ".join(map(str, references))
-        raise RecipeError(f"{recipe.origin}: tokenizer: {reference} does not take part in the merge; it has {known}")
+        raise RecipeError(f"{reference} does not take part in the merge; it has {known}")
     return at
 
 

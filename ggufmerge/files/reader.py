@@ -9,7 +9,6 @@ Source: ggml's `docs/gguf.md`; the rules of `ggml/src/gguf.cpp` and `src/llama-m
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import struct
@@ -20,6 +19,7 @@ from typing import NoReturn
 
 from ggufmerge.errors import FormatError
 from ggufmerge.files import shards
+from ggufmerge.files.absent import absent
 from ggufmerge.files.metadata import MAX_ARRAY, MAX_STRING, Metadata, ValueKind
 from ggufmerge.files.small import open_regular
 from ggufmerge.files.tensor import MappedFile, Tensor, TensorInfo, Tensors
@@ -379,7 +379,7 @@ def _map(path: Path) -> MappedFile:
         with open_regular(path) as file:
             return MappedFile(path, file.fileno())
     except FileNotFoundError:
-        raise FormatError(f"{path}: there is no such file{_similar(path)}") from None
+        raise FormatError(f"{path}: {absent(path)}") from None
     except IsADirectoryError:
         raise FormatError(f"{path}: this is a folder: give the .gguf file in it") from None
     except PermissionError as error:
@@ -395,15 +395,6 @@ _REMEDIES = {
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
     errno.ENFILE: "too many files are open on this machine; close some programs",
 }
-
-
-def _similar(path: Path) -> str:
-    """What the user may have meant: the other .gguf files of the folder."""
-    with contextlib.suppress(OSError):
-        names = sorted(other.name for other in path.parent.glob("*.gguf"))
-        if 0 < len(names) <= 5:
-            return f": the folder has {', '.join(names)}"
-    return ": check the path"
 
 
 def _pad(offset: int, alignment: int) -> int:

@@ -67,7 +67,8 @@ def problem(
     for q in method.parameters:
         given = parameters.get(q.name, q.default)
         if given is REQUIRED:
-            raise RecipeError(f'{method.name} needs the parameter "{q.name}" ({q.doc})')
+            example = f'parameters={{"{q.name}": {q.example}}}'
+            raise RecipeError(f'{method.name} needs the parameter "{q.name}" ({q.doc}): give {example}')
         if q.scope == "shared":
             shared[q.name] = _value(method, q, given)
             continue
@@ -114,7 +115,10 @@ def _chunks(x: NDArray[np.float32], elements: int | None) -> Iterator[tuple[NDAr
 def _check_inputs(method: Method, arrays: list[NDArray[np.float32]], has_base: bool) -> None:
     models = len(arrays) - has_base
     if method.base is Base.REQUIRED and not has_base:
-        raise GgufmergeError(f"{method.name} takes differences from a base: give `base`")
+        if method.pair:
+            todo = "give one of the two as base=ARRAY, and only the other one in tensors"
+            raise GgufmergeError(f"{method.name} goes from a base to one model: {todo}")
+        raise GgufmergeError(f"{method.name} takes differences from a base: give base=ARRAY")
     if models < method.min_models or (method.max_models is not None and models > method.max_models):
         wanted = f"{method.min_models} {'model' if method.max_models == 1 else 'models'}"
         if method.max_models is None:

@@ -31,6 +31,7 @@ class ArceeFusion(Method):
     advice = "One fine-tune into another model, only where it differs most; there is nothing to set."
     example_models = 1
     max_models = 1
+    pair = True
 
     def passes(self, p: Problem) -> Passes:
         """Statistics: divergence of each row, float64 [rows], and the threshold."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ggufmerge.kernels import kernel
 from ggufmerge.methods.dare import AtRandom
 from ggufmerge.methods.random import fill_words
-from ggufmerge.methods.spec import Chunk, Parameter, Problem, Stack
+from ggufmerge.methods.spec import Chunk, ClashError, Parameter, Problem, Stack
 from ggufmerge.methods.task_vectors import TaskVectors
 
 
@@ -37,9 +37,10 @@ class AtRandomByRank(AtRandom):
     def check(self, p: Problem) -> None:
         for density, epsilon in zip(p.models["density"], p.models["epsilon"], strict=True):
             if 0 < density < 1 and not (epsilon < density and density + epsilon < 1):
-                raise ValueError(
+                raise ClashError(
                     f"density {density:g} with epsilon {epsilon:g} gives probabilities outside (0, 1): "
-                    f"set `epsilon` below {min(density, 1 - density):g}"
+                    f"set `epsilon` below {min(density, 1 - density):g}",
+                    "epsilon",
                 )
 
     def density_factors(self, p: Problem) -> NDArray[np.float64]:

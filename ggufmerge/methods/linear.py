@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.methods.combination import Combination
-from ggufmerge.methods.spec import Base, Parameter, Passes, Problem
+from ggufmerge.methods.spec import Base, ClashError, Parameter, Passes, Problem
 from ggufmerge.methods.sums import exact_sum
 
 
@@ -21,7 +21,7 @@ class Linear(Combination):
     example = (("weight", 0.5),)
     base = Base.MODEL
     parameters = (
-        Parameter("weight", "model", float, "share of this model; may be negative"),
+        Parameter("weight", "model", float, "share of this model; may be negative", 1.0, together=True),
         Parameter("normalize", "shared", bool, "divide by the sum of the weights", True),
     )
 
@@ -43,10 +43,10 @@ class Linear(Combination):
 
 
 def check_divisible(weight: NDArray[np.float64], switch: str | None) -> None:
-    """ValueError when the weights sum to zero, but for rounding. switch: the parameter that turns the division off."""
+    """ClashError when the weights sum to zero, but for rounding. switch: the parameter that turns the division off."""
     if abs(exact_sum(weight)) <= 1e-12 * np.abs(weight).sum():
         way_out = f" or set `{switch}: false`" if switch else ""
-        raise ValueError(f"the weights sum to zero, so the average is undefined: change a weight{way_out}")
+        raise ClashError(f"the weights sum to zero, so the average is undefined: change a weight{way_out}", "weight")
 
 
 METHODS = {"linear": Linear()}

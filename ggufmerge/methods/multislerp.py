@@ -32,7 +32,7 @@ class MultiSlerp(Combination):
     example = (("weight", 0.5),)
     base = Base.OPTIONAL
     parameters = (
-        Parameter("weight", "model", float, "share of this model"),
+        Parameter("weight", "model", float, "share of this model", 1.0, together=True),
         Parameter("normalize_weights", "shared", bool, "divide the weights by their sum", True),
         Parameter("eps", "shared", float, "norms below it are nothing", 1e-8, low=0),
     )

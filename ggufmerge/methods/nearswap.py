@@ -31,7 +31,8 @@ class NearSwap(Method):
     example = (("t", 0.0001),)
     example_models = 1
     max_models = 1
-    parameters = (Parameter("t", "shared", float, "the longest step an element may take", low=0),)
+    pair = True
+    parameters = (Parameter("t", "shared", float, "the longest step an element may take", low=0, example="0.001"),)
 
     def untouched(self, p: Problem) -> int | None:
         return 0 if p.shared["t"] == 0 else None

@@ -25,7 +25,7 @@ from ggufmerge.methods.combination import (
     weighted_columns,
     weighted_sum,
 )
-from ggufmerge.methods.spec import Base, Chunk, Parameter, Pass, Passes, Problem, Stack
+from ggufmerge.methods.spec import Base, Chunk, ClashError, Parameter, Pass, Passes, Problem, Stack
 
 NO_WEIGHT = 1e-6  # a sum of weights this small gives t = 1/2
 NO_NORM = 1e-7  # norms below it count as this
@@ -44,14 +44,16 @@ class NuSlerp(Combination):
     min_models = 2
     max_models = 2
     parameters = (
-        Parameter("weight", "model", float, "how close the result is to this model; only the ratio counts"),
+        Parameter(
+            "weight", "model", float, "how close the result is to this model; only the ratio counts", 1.0, together=True
+        ),
         Parameter("nuslerp_flatten", "shared", bool, "take the whole tensor as one vector", True),
         Parameter("nuslerp_row_wise", "shared", bool, "with nuslerp_flatten false: columns, not rows", False),
     )
 
     def check(self, p: Problem) -> None:
         if p.shared["nuslerp_flatten"] and p.shared["nuslerp_row_wise"]:
-            raise ValueError("`nuslerp_row_wise` is read only with `nuslerp_flatten: false`")
+            raise ClashError("`nuslerp_row_wise` is read only with `nuslerp_flatten: false`", "nuslerp_row_wise")
 
     def untouched(self, p: Problem) -> int | None:
         t = _fraction(p)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.methods.combination import Combination, gram, inner_product
-from ggufmerge.methods.spec import Base, Parameter, Passes, Problem
+from ggufmerge.methods.spec import Base, ClashError, Parameter, Passes, Problem
 
 PARALLEL = 0.9995  # |cos θ| above this: lerp
 NO_NORM = 1e-8  # a vector this short has no direction
@@ -40,8 +40,11 @@ class Slerp(Combination):
     example = (("t", 0.5),)
     example_models = 1
     base = Base.REQUIRED
+    pair = True
     parameters = (
-        Parameter("t", "shared", float, "how far to go from the base (0) to the other model (1)"),
+        Parameter(
+            "t", "shared", float, "how far to go from the base (0) to the other model (1)", usual=(0, 1), example="0.5"
+        ),
         Parameter("chain", "shared", bool, "interpolate on to each further model in turn", False),
         Parameter("chain_t", "model", float, "`t` of this model's step in a chain; none takes `t`", None),
     )
@@ -50,11 +53,12 @@ class Slerp(Combination):
         if p.shared["chain"]:
             return
         if p.others != 1:
-            raise ValueError(
-                f"slerp joins the base and one other model, not {p.others}: set `chain: true` to add them in turn"
+            raise ClashError(
+                f"slerp goes from the base to one model, not to {p.others}: list only one, or set `chain: true` under "
+                "parameters to go on to each in turn"
             )
         if not np.isnan(p.models["chain_t"]).all():
-            raise ValueError("`chain_t` is read only with `chain: true`; use `t`")
+            raise ClashError("`chain_t` is read only with `chain: true`; use `t`", "chain_t")
 
     def untouched(self, p: Problem) -> int | None:
         reached: int | None = 0
@@ -90,10 +94,16 @@ class Slerp(Combination):
     def notes(self, p: Problem, statistics: Any) -> list[str]:
         step = "step {} of the chain: " if p.shared["chain"] else ""
         return [
-            f"{step.format(k)}lerp instead of slerp: cosine {cosine:.6f} is beyond {PARALLEL}"
+            step.format(k) + _NEARLY[cosine > 0].format(cosine)
             for k, cosine in enumerate(statistics[1], start=1)
             if abs(cosine) > PARALLEL
         ]
+
+
+_NEARLY = {  # nearly parallel, nearly opposite
+    True: "so alike (cosine {:.4f}) that slerp equals linear there; this is normal for fine-tunes of one base",
+    False: "so opposite (cosine {:.4f}) that slerp is linear there, and cancels; are these fine-tunes of one base?",
+}
 
 
 def slerp_coefficients(t: float, aa: float, ab: float, bb: float) -> tuple[float, float, float]:

@@ -43,7 +43,10 @@ class Parameter:
 
     scope: "shared" has one value per output tensor; "model" has one per model that is not the base (per input for
     methods with `Base.MODEL`).
-    low, high: inclusive bounds, None when unbounded.
+    low, high: inclusive bounds, None when unbounded.  usual: the range that makes sense where no bound is.
+    together: of a per-model parameter: its default holds only where no model has a value; one that is left out while
+    others have theirs was forgotten.
+    example: a value for messages.
     """
 
     name: str
@@ -54,6 +57,17 @@ class Parameter:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    usual: tuple[float, float] | None = None
+    together: bool = False
+    example: str = "1"
+
+
+class ClashError(ValueError):
+    """Parameter values that cannot be used together. about: the parameter to blame, "" for the number of models."""
+
+    def __init__(self, what: str, about: str = "") -> None:
+        super().__init__(what)
+        self.about = about
 
 
 @dataclass(frozen=True)
@@ -128,10 +142,11 @@ class Method(ABC):
     base: Base = Base.REQUIRED
     min_models: int = 1  # models that are not the base (for Base.MODEL: all inputs)
     max_models: int | None = None
+    pair: bool = False  # the base is one of the two models that are merged, not what they were tuned from
     parameters: tuple[Parameter, ...] = ()
 
     def check(self, p: Problem) -> None:  # noqa: B027 - most methods have nothing to refuse
-        """Raise ValueError when these parameter values cannot be used together; called while planning."""
+        """Raise ClashError when these parameter values cannot be used together; called while planning."""
 
     def untouched(self, p: Problem) -> int | None:
         """Position in the stack of the input that the result equals exactly, whatever the weights; None if merged.

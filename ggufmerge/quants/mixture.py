@@ -172,7 +172,9 @@ def require_imatrix(
         return
     types = sorted({str(decisions[n].type) for n in lacking})
     shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
-    remedy = "use an importance matrix that was collected for this model" if imatrix else "give one with --imatrix FILE"
+    remedy = "give one with --imatrix FILE"
+    if imatrix:
+        remedy = "use an importance matrix that was collected for this model"
     raise PlanError(
         f"{', '.join(types)} cannot be written without an importance matrix, which is missing for {shown}: "
         f"{remedy}, or choose a wider type"

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import yaml
 
 from ggufmerge.errors import RecipeError
+from ggufmerge.recipe.slips import explain
 from ggufmerge.text import one_line, printable, quoted
 
 Location = tuple[str | int, ...]
@@ -36,23 +37,33 @@ class Document:
     """One YAML document: `data` as plain Python values, `marks` from a location to its (line, column), 1-based.
 
     Keys of mappings are always texts, as they are written.
+    arguments: None for what the user has written. A recipe that a command made of its arguments has no lines to speak
+    of; complaints about these of its keys name the options that stand for them.
     """
 
     data: Any
     marks: dict[Location, tuple[int, int]] = field(default_factory=dict)
     name: str = "recipe"
+    arguments: Mapping[str, str] | None = None
 
     def where(self, location: Location) -> str:
-        """`recipe.yaml:7:5`, for the closest place known on the way to `location`."""
+        """`recipe.yaml:7:5`, for the closest place known on the way to `location`; "" when there is none."""
+        if self.arguments is not None:
+            return self.arguments.get(str(location[0]), "") if location else ""
         line, column = self.position(location)
         return f"{self.name}:{line}:{column}"
+
+    def complaint(self, location: Location, what: str) -> str:
+        """A complaint with its place in front of it."""
+        where = self.where(location)
+        return f"{where}: {what}" if where else what
 
     def position(self, location: Location) -> tuple[int, int]:
         """(line, column) of the closest place known on the way to `location`."""
         return next(self.marks[location[:end]] for end in range(len(location), -1, -1) if location[:end] in self.marks)
 
 
-def parse(text: str, name: str = "recipe") -> list[Document]:
+def parse(text: str, name: str = "recipe", arguments: Mapping[str, str] | None = None) -> list[Document]:
     """The YAML documents in `text`; RecipeError names line and column of what a recipe may not hold."""
     try:
         loader = _Loader(text)
@@ -64,7 +75,7 @@ def parse(text: str, name: str = "recipe") -> list[Document]:
         while loader.check_node() and (node := loader.get_node()) is not None:
             if len(documents) == MAX_DOCUMENTS:
                 loader.refuse(node.start_mark, f"a recipe has at most {MAX_DOCUMENTS} documents")
-            reader = _Reader(loader, Document(None, {}, name))
+            reader = _Reader(loader, Document(None, {}, name, arguments))
             reader.document.data = reader.read(node, (), ())
             if reader.document.data is not None:  # nothing but "---"
                 documents.append(reader.document)
@@ -74,7 +85,7 @@ def parse(text: str, name: str = "recipe") -> list[Document]:
     except _Refused as error:
         raise RecipeError(f"{_place(error, name)}: {error.problem}") from None
     except yaml.MarkedYAMLError as error:
-        raise RecipeError(_not_yaml(error, name)) from None
+        raise RecipeError(_not_yaml(error, name, text)) from None
     except RecursionError:
         raise RecipeError(f"{name}: nested deeper than any recipe; check the brackets") from None
     finally:
@@ -88,6 +99,15 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to write very long ones
         return f"a number of about {int(value.bit_length() * math.log10(2)) + 1} digits"
     return printable(_SHORT.repr(value))
+
+
+def human_number(text: str) -> float | None:
+    """The number that `0,5` or `50%` means, which YAML reads as a text; None for any other text."""
+    found = _HUMAN.fullmatch(text.strip())
+    return float(found[1].replace(",", ".")) / (100 if found[2] else 1) if found else None
+
+
+_HUMAN = re.compile(r"([-+]?(?:\d+(?:[.,]\d*)?|[.,]\d+))[ \t]*(%?)", re.ASCII)
 
 
 class _Short(reprlib.Repr):
@@ -105,10 +125,8 @@ def _place(error: yaml.MarkedYAMLError, name: str) -> str:
     return f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
 
 
-def _not_yaml(error: yaml.MarkedYAMLError, name: str) -> str:
-    what = " ".join(", ".join(filter(None, (error.context, error.problem))).split())
-    if "'\\t'" in what:
-        what += "; indent with spaces"
+def _not_yaml(error: yaml.MarkedYAMLError, name: str, text: str) -> str:
+    what = explain(error, text) or " ".join(", ".join(filter(None, (error.context, error.problem))).split())
     return f"{_place(error, name)}: not valid YAML: {one_line(what)}"
 
 
@@ -148,7 +166,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
-    _TAG + "float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$", re.ASCII), list("-+.0123456789")
+    _TAG + "float", re.compile(r"[-+]?(\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$", re.ASCII), list("-+.0123456789")
 )
 
 
@@ -203,6 +221,8 @@ class _Reader:
             if key.tag == _MERGE:
                 merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
                 continue
+            if re.match(r"-\w", self._key(key)):
+                self._refuse(key, f"an entry of a list has a blank behind its dash: {shown(f'- {key.value[1:]}: ...')}")
             if self._key(key) in seen:
                 self._refuse(key, f"the key {shown(key.value)} stands twice in one mapping; remove one")
             seen.add(self._key(key))

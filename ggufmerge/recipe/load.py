@@ -10,7 +10,7 @@ import codecs
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,13 @@ from typing import Any
 import pydantic
 
 from ggufmerge.errors import RecipeError, nearest
+from ggufmerge.files.absent import RECIPES, absent
 from ggufmerge.files.small import open_regular
 from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import Base, Method, Parameter
 from ggufmerge.patterns import Budget, Pattern, PatternError
-from ggufmerge.recipe.document import Document, Location, parse, shown
+from ggufmerge.recipe.document import Document, Location, human_number, parse, shown
 from ggufmerge.recipe.plain import plain, written
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Graft, Model, OutputSlice, Recipe, SliceSource, TokenEmbedding, Tokenizer
@@ -42,6 +43,8 @@ INERT = {
 _TASK_ONLY = {"density", "rescale"}  # accepted by mergekit for task_arithmetic, which sparsifies nothing
 
 MAX_BYTES = 1 << 20
+OPTIONS = {"out_type": "--type", "imatrix": "--imatrix", "rounding": "--rounding"}  # of the commands that make recipes
+_ENTRY = '"- model: FILE.gguf"'
 MAX_COMPLAINTS = 20  # that are written out
 
 _KEYS: dict[str, type[pydantic.BaseModel]] = {
@@ -60,7 +63,9 @@ _MOVED = {
 }
 
 
-def load_recipe(source: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe:
+def load_recipe(
+    source: Recipe | Mapping[str, Any] | str | os.PathLike[str], *, arguments: Mapping[str, str] | None = None
+) -> Recipe:
     """A checked recipe from a path, from YAML text (a str with a line break), or from a mapping of the same content.
 
     Of several documents, the one that no other document names as a model is the recipe, the others are its `stages`.
@@ -68,13 +73,16 @@ def load_recipe(source: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> 
     paths may be `Path` objects, tuples count as lists, and NumPy's numbers as Python's. A Recipe that was loaded comes
     back as it is; one that was made by hand is checked. RecipeError lists what is wrong in its `lines`, at most 20, as
     `file:line:column: what is wrong and what to do`.
+
+    arguments: for a text that a command made of its arguments: the options that stand for keys. Complaints then name an
+    option, or nothing, where they would name a line that nobody has written.
     """
     if isinstance(source, Recipe):
         return source if source.text else _build(written([plain(source)]), "recipe", ".")
     if isinstance(source, Mapping):
-        return _build(written([source]), "recipe", ".")
+        return _build(written([source]), "recipe", ".", arguments)
     if isinstance(source, str) and "\n" in source:
-        return _build(source, "recipe", ".")
+        return _build(source, "recipe", ".", arguments)
     path = Path(source)
     return _build(_text(path), printable(path.name), str(path.parent))
 
@@ -99,10 +107,17 @@ def _text(path: Path) -> str:
     try:
         with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: {absent(path, RECIPES)}") from None
+    except IsADirectoryError:
+        here = ", ".join(sorted(p.name for p in path.glob("*") if p.suffix.lower() in RECIPES)[:5])
+        raise RecipeError(
+            f"{path}: a folder, not a recipe; {f'it has {here}' if here else 'give a YAML file'}"
+        ) from None
     except OSError as error:
-        raise RecipeError(f"{printable(str(path))}: cannot read the recipe: {error.strerror}") from None
+        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
     if data[:4] == b"GGUF":
-        raise RecipeError(f"{path}: a GGUF file, not a recipe; write a recipe (YAML) that names it under models:")
+        raise RecipeError(f'{path}: a GGUF file, not a recipe; name it under "models:" of a recipe (YAML)')
     if len(data) > MAX_BYTES:
         raise RecipeError(f"{path}: more than {MAX_BYTES >> 20} MiB, which is no recipe; give a YAML file")
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what `>` writes in Windows PowerShell
@@ -114,10 +129,10 @@ def _text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _build(text: str, name: str, folder: str) -> Recipe:
+def _build(text: str, name: str, folder: str, arguments: Mapping[str, str] | None = None) -> Recipe:
     recipes: list[Recipe] = []
     complaints: list[_Complaint] = []
-    for document in parse(text, name):
+    for document in _documents(text, name, arguments):
         report = _Report(document)
         recipe = None
         if isinstance(document.data, dict):
@@ -135,6 +150,22 @@ def _build(text: str, name: str, folder: str) -> Recipe:
     if complaints:
         raise RecipeError(*_lines(complaints))
     return recipes[0] if len(recipes) == 1 else _with_stages(recipes)
+
+
+def _documents(text: str, name: str, arguments: Mapping[str, str] | None) -> list[Document]:
+    """The documents of a recipe; a text that is none, such as a letter, is not corrected as if it were one."""
+    keys = "|".join(Recipe.model_fields)
+    pattern = rf"^[^\w\n]*(?:(?:merge_method|base_model|models|slices)\b|(?:{keys})[ \t]*:)"
+    is_recipe = not text.strip() or re.search(pattern, text, re.MULTILINE)
+    try:
+        documents = parse(text, name, arguments)
+    except RecipeError:
+        if is_recipe:
+            raise
+    else:
+        if is_recipe or any(isinstance(document.data, dict | list) for document in documents):
+            return documents
+    raise RecipeError(f'{name}:1: this is no recipe, which has lines such as "merge_method: linear" and "models:"')
 
 
 def _with_stages(recipes: list[Recipe]) -> Recipe:
@@ -222,7 +253,10 @@ class _Complaint:
 def _lines(complaints: Iterable[_Complaint]) -> list[str]:
     """The complaints in the order of the file, as far as anybody reads them."""
     ordered = sorted(complaints, key=lambda complaint: complaint.position)
-    lines = [f"{c.where}: {c.what if isinstance(c.what, str) else c.what()}" for c in ordered[:MAX_COMPLAINTS]]
+    lines = [
+        f"{c.where}: " * bool(c.where) + (c.what if isinstance(c.what, str) else c.what())
+        for c in ordered[:MAX_COMPLAINTS]
+    ]
     return [*lines, *_rest(len(ordered))]
 
 
@@ -331,6 +365,10 @@ def _explain(item: Any, at: Location, data: dict[str, Any]) -> str:
             return f"{value} is not a valid {key}; it is one of {item['ctx']['expected']}"
         case "too_short":
             return f"{subject} needs at least one entry"
+        case "model_type" | "dict_type" if rooms[-1:] == ["models"] and isinstance(item["input"], str):
+            return f'{subject} has keys: write "- model: {printable(item["input"])}"'
+        case "list_type" if key == "models":
+            return f"{subject} is a list: below it, write a line such as {_as_entry(item['input'])} for each model"
         case "model_type" | "dict_type":
             return f"{subject} is a mapping of keys to values, not {value}"
         case "list_type" | "tuple_type":
@@ -339,6 +377,13 @@ def _explain(item: Any, at: Location, data: dict[str, Any]) -> str:
             return f"{subject} is a text, not {value}; write it in quotes"
         case _:
             return f"{subject} {item['msg'].removeprefix('Input ')}, not {value}"
+
+
+def _as_entry(value: Any) -> str:
+    """How a list entry is written for what stands there instead of a list."""
+    if isinstance(value, dict):
+        value = value.get("model", next(iter(value), None))
+    return f'"- model: {printable(value)}"' if isinstance(value, str) and "\n" not in value else _ENTRY
 
 
 def _parameter_hint(key: str, data: dict[str, Any]) -> str:
@@ -350,8 +395,11 @@ def _parameter_hint(key: str, data: dict[str, Any]) -> str:
 
 def _check(recipe: Recipe, report: _Report) -> None:
     """What the schema cannot see: methods, parameter names, scopes and values, which get the types of their method."""
-    if (recipe.models is None) == (recipe.slices is None):
-        report.problem((), 'a recipe has either "models" or "slices"')
+    if recipe.models is None and recipe.slices is None:
+        alone = "base_model alone makes no merge" if recipe.base_model else "the recipe names no models"
+        report.problem((), f"{alone}: add models:, and below it a line such as {_ENTRY} for each model")
+    elif recipe.models is not None and recipe.slices is not None:
+        report.problem(("slices",), 'a recipe has either "models" or "slices": remove one of them')
     if recipe.tokenizer is not None and recipe.tokenizer_source is not None:
         report.problem(("tokenizer",), 'a recipe has either "tokenizer" or "tokenizer_source"')
     if recipe.like is not None and recipe.out_type is not None:
@@ -365,17 +413,25 @@ def _check(recipe: Recipe, report: _Report) -> None:
     _warn_of_unreachable(("merge_method",), recipe.merge_method, report)
     for method in methods:
         if method.base is Base.REQUIRED and recipe.base_model is None and not _every_slice_has_base(recipe):
-            report.problem(
-                ("merge_method",),
-                f"{method.name} takes differences from a base: "
-                'add "base_model: FILE.gguf", the model that the others were tuned from',
-            )
+            report.problem(("merge_method",), _base_missing(method, recipe))
     for at, parameters, per_model in _parameter_places(recipe):
         is_base = per_model and all(method.base is not Base.MODEL for method in methods) and _is_base(recipe, at)
         for name, setting in parameters.items():
             # the method that reads the parameter here, else one that knows it, else any: its complaint is the user's
             order = sorted(methods, key=lambda m: _affinity(m, name, per_model), reverse=True)
             _check_parameter(order[0], (*at, name), parameters, setting, per_model, is_base, report)
+
+
+def _base_missing(method: Method, recipe: Recipe) -> str:
+    """What to do where a method has no base."""
+    if not method.pair:
+        add = 'add "base_model: FILE.gguf", the model that the others were tuned from'
+        return f"{method.name} takes differences from a base: {add}"
+    models = [str(entry.model) for entry in recipe.models or ()]
+    start, other = models if len(models) == 2 else ("one of them", "the other")
+    return (
+        f"{method.name} goes from base_model to one model: make {start} the base_model and list only {other} as model"
+    )
 
 
 def _check_patterns(recipe: Recipe, report: _Report) -> None:
@@ -430,6 +486,9 @@ def _check_parameter(
         if method.name == "task_arithmetic" and name in _TASK_ONLY:
             report.warn(at, f'"{name}" has no effect in task_arithmetic')
             return
+        if name.isdecimal() and (before := _decimal_comma(name, parameters)):
+            report.problem(at, f'numbers have a point: write "{before}.{name}", not "{before},{name}"')
+            return
         names = [q.name for q in method.parameters]
         hint = nearest(name, names) if names else f"{method.name} has no parameters"
         report.problem(at, f"{method.name} has no parameter {shown(name)}: {hint}")
@@ -444,9 +503,40 @@ def _check_parameter(
     except ValueError as error:
         report.problem(at, str(error))
         return
+    for odd in _unusual(spec, parameters[name]):
+        report.warn(at, odd)
     if is_base:
         report.warn(at, f'"{name}" has no effect on the base model')
     _warn_of_unreachable(at, setting, report)
+
+
+def _decimal_comma(name: str, parameters: dict[str, Setting]) -> str:
+    """`{weight: 0,5}` reads as weight 0 and a key 5: what stands before the comma, such as `weight: 0`."""
+    names = list(parameters)
+    previous = names[names.index(name) - 1] if names.index(name) else ""
+    values = [rule.value for key in (name, previous) if key for rule in parameters[key].rules]
+    whole = (
+        len(values) == 2 and values[0] is None and isinstance(values[1], (int, float)) and values[1] == int(values[1])
+    )
+    return f"{previous}: {int(values[1])}" if whole else ""  # type: ignore[arg-type]
+
+
+def _unusual(spec: Parameter, setting: Setting) -> Iterator[str]:
+    """What to ask about values that are allowed but make no sense."""
+    if spec.usual is None:
+        return
+    low, high = spec.usual
+    for rule in setting.rules:
+        for value in rule.value if isinstance(rule.value, tuple) else (rule.value,):
+            if isinstance(value, (int, float)) and not low <= value <= high:
+                meant = _meant(value, low, high) if value >= 10 else ""
+                yield f'"{spec.name}" is {value:g}, but makes sense from {low:g} to {high:g}: {spec.doc}{meant}'
+                return
+
+
+def _meant(value: float, low: float | None, high: float | None) -> str:
+    """For a percentage where a share is wanted: how it is written."""
+    return f"; for {value:g} % write {value / 100:g}" if (low, high) == (0, 1) and 1 < value <= 100 else ""
 
 
 def _warn_of_unreachable(at: Location, setting: Setting, report: _Report) -> None:
@@ -477,19 +567,25 @@ def _scalar(spec: Parameter, value: Scalar) -> Scalar:
     return _number(spec, value)
 
 
+def _as_number(value: Scalar) -> str:
+    """How a number is written that stands there in another way: 0,5 or 50%."""
+    meant = human_number(value) if isinstance(value, str) else None
+    return "" if meant is None else f": write {meant:g}"
+
+
 def _number(spec: Parameter, value: Scalar) -> float:
     try:
         if value is None or isinstance(value, bool):
             raise ValueError
         number = float(value)
     except (ValueError, OverflowError):
-        raise ValueError(f'"{spec.name}" is a number, not {shown(value)}') from None
+        raise ValueError(f'"{spec.name}" is a number, not {shown(value)}{_as_number(value)}') from None
     if not math.isfinite(number):
         raise ValueError(f'"{spec.name}" is a finite number, not {shown(value)}')
     low, high = spec.low, spec.high
     if (low is not None and number < low) or (high is not None and number > high):
         bounds = f"at least {low:g}" if high is None else f"at most {high:g}" if low is None else f"{low:g} to {high:g}"
-        raise ValueError(f'"{spec.name}" is {bounds}, not {shown(value)}')
+        raise ValueError(f'"{spec.name}" is {bounds}, not {shown(value)}{_meant(number, low, high)}')
     if spec.type is int:
         if number != int(number):
             raise ValueError(f'"{spec.name}" is a whole number, not {shown(value)}')

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufmerge.errors import PlanError
-from ggufmerge.recipe.document import shown
+from ggufmerge.recipe.document import human_number, shown
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class ModelReference:
     def __str__(self) -> str:
         return "+".join([self.path, *map(str, self.adapters)])
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the model, then of its adapters."""
+        return (self.path, *(adapter.path for adapter in self.adapters))
+
     def written(self) -> Any:
         """As a recipe writes it: the short form if that reads back as the same, else a mapping."""
         try:
@@ -63,6 +68,7 @@ class ModelReference:
         if isinstance(value, ModelReference):
             return value
         if isinstance(value, str):
+            _check_escapes(value)
             path, *adapters = map(_tidy, value.split("+"))
             if not path or not all(adapters):
                 raise ValueError(f"{shown(value)} has an empty path; write base.gguf+adapter.gguf")
@@ -111,9 +117,20 @@ def _path(value: Any) -> str:
         if unknown := sorted(set(value) - {"path", "revision"}):
             raise ValueError(f'unknown key {shown(unknown[0])}; a path written as a mapping has the key "path"')
         value = value.get("path")
+    if isinstance(value, str):
+        _check_escapes(value)
     if not isinstance(value, str) or not _tidy(value):
         raise ValueError(f"the path of a model is a text, not {shown(value)}")
     return _tidy(value)
+
+
+def _check_escapes(path: str) -> None:
+    """ValueError for `"C:\\new"` in double quotes, where YAML makes a line break of the backslash and the letter."""
+    if any(character in path for character in "\a\b\t\n\v\f\r\x1b"):
+        raise ValueError(
+            f"the path {shown(path)} holds a control character: in double quotes a backslash begins an escape: "
+            "write the path with /, or in single quotes"
+        )
 
 
 def _tidy(path: str) -> str:
@@ -130,10 +147,19 @@ def _adapter(text: str) -> AdapterReference:
         try:
             number = float(strength)
         except ValueError:
-            pass  # the path itself has an equals sign
+            if (meant := human_number(strength)) is not None:
+                raise ValueError(f"{shown(text)}: an adapter's strength is a number: write {path}={meant:g}") from None
+            if path.lower().endswith(_FILES):
+                raise ValueError(
+                    f"{shown(text)}: an adapter's strength is a number, not {shown(strength)}: write {path}=0.5"
+                ) from None
+            # else the path itself has an equals sign
         else:
             return AdapterReference(path, _finite(number))
     return AdapterReference(text)
+
+
+_FILES = (".gguf", ".safetensors")
 
 
 def _finite(strength: float) -> float:

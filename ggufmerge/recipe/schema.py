@@ -5,7 +5,8 @@ The models here accept exactly what a recipe may say; `load.py` turns their comp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import Parameter, Signature
 from typing import Annotated, Any, Literal
@@ -288,8 +289,36 @@ class Recipe(_Node):
         return str(rule.value)
 
     def where(self, location: Location) -> str:
-        """A place of the recipe as `file:line:column`."""
+        """A place of the recipe as `file:line:column`; "" in one that a command made of its arguments."""
         return self._document.where(location) if self._document else self.origin
+
+    def complaint(self, location: Location, what: str) -> str:
+        """A complaint about the recipe, with its place in front of it."""
+        where = self.where(location)
+        return f"{where}: {what}" if where else what
+
+    @contextmanager
+    def blamed(self, location: Location) -> Iterator[None]:
+        """While the block runs, errors get this place of the recipe in front of their complaints."""
+        try:
+            yield
+        except GgufmergeError as error:
+            raise error.at(self.where(location))  # noqa: B904 - it is the same error
+
+    def place_of(self, reference: ModelReference) -> Location:
+        """Where the recipe names a model."""
+        if reference == self.base_model:
+            return ("base_model",)
+        for i, entry in enumerate(self.models or ()):
+            if entry.model == reference:
+                return ("models", i, "model")
+        for i, piece in enumerate(self.slices or ()):
+            for j, source in enumerate(piece.sources):
+                if source.model == reference:
+                    return ("slices", i, "sources", j, "model")
+            if piece.base_model == reference:
+                return ("slices", i, "base_model")
+        return next((("graft", i, "model") for i, graft in enumerate(self.graft) if graft.model == reference), ())
 
     def output_slices(self) -> list[tuple[list[Model | SliceSource], ModelReference | None, Parameters]]:
         """The recipe as output slices: (sources, base, parameters). `models` is one slice of all layers."""

@@ -17,6 +17,7 @@ import yaml
 
 from ggufmerge.errors import GgufmergeError, RecipeError
 from ggufmerge.files import GGUFFile, describe
+from ggufmerge.files.absent import absent
 from ggufmerge.files.small import read_json
 from ggufmerge.recipe.document import parse
 from ggufmerge.recipe.load import MAX_BYTES
@@ -98,6 +99,8 @@ def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
         facts = read_json(path, _MAX_EVALUATION)
     except ValueError:
         facts = {}
+    except FileNotFoundError:
+        raise GgufmergeError(f"{path}: {absent(path, ('.json',))}") from None
     except OSError as error:
         raise GgufmergeError(f"{path}: the evaluation cannot be read ({error.strerror}): check the path") from None
     scores = facts.get("scores")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufmerge.errors import PlanError
+from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import open_gguf
 from ggufmerge.report.model_card import CARD, model_card
 from ggufmerge.report.naming import conventional_names
@@ -89,17 +89,23 @@ def check_repo_name(repo: str) -> None:
 
 
 def check_login(*, required: bool) -> None:
-    """GgufmergeError when huggingface_hub is not installed; PlanError when it knows no token and one is required."""
+    """If one is required: GgufmergeError when huggingface_hub is not installed, PlanError when it knows no token."""
+    if not required:
+        return
     Hub()
     from huggingface_hub import get_token
 
-    if required and get_token() is None:
+    if get_token() is None:
         raise PlanError(f"nobody is logged in to the Hub: {LOG_IN}")
 
 
 def _existing(repo: str) -> tuple[list[str] | None, list[str]]:
     """The files of a repository, None if there is none to be seen; and a note when the Hub cannot be asked."""
-    hub, label = Hub(), f"push to {repo}"
+    label = f"push to {repo}"
+    try:
+        hub = Hub()
+    except GgufmergeError as error:  # who only wants to see the card needs no package; an upload says it again
+        return None, [f"{label}: whether there is such a repository is not known: {error}"]
     try:
         return (hub.files(repo, None, label) if hub.exists(repo, label) else None), []
     except UnreachableError as error:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ggufmerge.errors import FormatError
 from ggufmerge.files import GGUFFile, Tensor, open_gguf
+from ggufmerge.files.absent import absent
 from ggufmerge.files.small import open_regular
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.quants.imatrix import Imatrix, ImatrixEntry
@@ -41,14 +42,20 @@ def load_imatrix(path: str | os.PathLike[str]) -> Imatrix:
         with open_regular(file) as f:
             if f.read(4) != _MAGIC:
                 return _Legacy(file, MappedFile(file, f.fileno())).read()
+    except FileNotFoundError:
+        raise FormatError(f"{file}: {absent(file)}") from None
     except OSError as e:
-        raise FormatError(f"{file}: {e.strerror or e}") from None
+        raise FormatError(
+            f"{file}: the file cannot be read ({e.strerror or e}); give one that llama-imatrix wrote"
+        ) from None
     with open_gguf(file) as gguf:
         return _from_gguf(gguf)
 
 
 def _from_gguf(file: GGUFFile) -> Imatrix:
     missing = [key for key in _KEYS if key not in file.metadata]
+    if missing and file.architecture:
+        _refuse(file.path, "a model or adapter, not an importance matrix", "give a file that llama-imatrix wrote")
     if missing:
         _refuse(file.path, f"it lacks {', '.join(missing)}", "give a file that llama-imatrix wrote")
     datasets, *numbers = file.metadata.texts(_KEYS[0]), *map(file.metadata.integer, _KEYS[1:])

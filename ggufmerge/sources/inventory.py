@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import GGUFFile, ShardName, facts, open_gguf
+from ggufmerge.files.absent import absent
 from ggufmerge.sources import choice, folders, hub_cache, ollama, programs
 from ggufmerge.sources.presets import preset_models
 from ggufmerge.sources.references import SCHEMES, Located
@@ -63,9 +64,8 @@ def find_models(extra: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     Files that cannot be read are among them, with the reason. PlanError when one of the folders does not exist.
     """
     roots = [Path(folder) for folder in ([extra] if isinstance(extra, str | os.PathLike) else extra)]
-    for folder in roots:
-        if not folder.is_dir():
-            raise PlanError(f"{folder}: there is no such folder; give one that has GGUF files in it")
+    if missing := [folder for folder in roots if not folder.is_dir()]:
+        raise PlanError(*(f"{folder}: {_no_folder(folder)}" for folder in missing))
     found: dict[tuple[Path, ...], FoundModel] = {}
     failed: list[FoundModel] = []
     for reference, origin, keeper, locate in _places(roots):
@@ -80,6 +80,12 @@ def find_models(extra: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         except (GgufmergeError, OSError) as error:
             failed.append(FoundModel((reference,), origin, keeper=keeper, error=str(error)))
     return [*found.values(), *failed]
+
+
+def _no_folder(path: Path) -> str:
+    return (
+        f"a file, not a folder; give the folder that it is in: {path.parent}" if path.exists() else absent(path, ("/",))
+    )
 
 
 def names() -> Iterator[str]:

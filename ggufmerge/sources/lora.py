@@ -14,7 +14,7 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.errors import PlanError
+from ggufmerge.errors import PlanError, RoleError
 from ggufmerge.files import open_gguf
 from ggufmerge.kernels import kernel
 from ggufmerge.quants import codec
@@ -133,9 +133,10 @@ class LoraAdapter:
     def _check_header(self, base: StoredFile) -> None:
         meta, path = self.file.metadata, self.file.path
         if meta.text("general.type") != "adapter" or meta.text("adapter.type") != "lora":
-            raise PlanError(
-                f"{path}: not a LoRA adapter in GGUF form; what follows a + in a model reference must be one"
-            )
+            found = "model" if meta.text("general.type") in (None, "model") and self.file.architecture else ""
+            what = "a model, not a LoRA adapter" if found else "not a LoRA adapter in GGUF form"
+            todo = "only adapters stand behind a +; to merge models, list each of them under models: of a recipe"
+            raise RoleError(f"{path}: {what}", todo, wanted="adapter", found=found)
         if "adapter.alora.invocation_tokens" in meta:
             raise PlanError(
                 f"{path}: an activated LoRA, which works only after its invocation tokens and would always work "

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.errors import PlanError
+from ggufmerge.errors import GgufmergeError, PlanError, RoleError
 from ggufmerge.files import GGUFFile, open_gguf
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.tensor import MappedFile
@@ -23,10 +23,12 @@ from ggufmerge.sources.damage import adapter_damage, damage, too_large
 from ggufmerge.sources.huggingface import Checkpoint
 from ggufmerge.sources.lora import Delta, LoraAdapter
 from ggufmerge.sources.peft import open_adapter
-from ggufmerge.sources.references import Located, find
+from ggufmerge.sources.references import Located, check_found, find
 from ggufmerge.sources.side_tensors import read_scales, side_names, side_tensors
 from ggufmerge.sources.stored import StoredFile, StoredTensor
 from ggufmerge.types import TensorType
+
+STRONG = 5  # times: from here on an adapter's strength is taken for a percentage, and the user is asked
 
 
 class SourceTensor:
@@ -171,7 +173,7 @@ class Source:
     @property
     def warnings(self) -> list[str]:
         """What the user should know of the source, one line each."""
-        return [*self.located.warnings, *self._layout_warnings(), *self._ignored()]
+        return [*self.located.warnings, *self._layout_warnings(), *self._ignored(), *self._strong()]
 
     def misfits(self) -> list[str]:
         """What was asked for in the metadata of its files and ignored, being of a wrong type."""
@@ -191,6 +193,14 @@ class Source:
             "as llama.cpp ignores them"
             for adapter in self.adapters
             if adapter.ignored
+        ]
+
+    def _strong(self) -> list[str]:
+        return [
+            f"{adapter.file.path}: applied at {adapter.strength:g} times its strength; "
+            f"for {adapter.strength:g} % write ={adapter.strength / 100:g}"
+            for adapter in self.adapters
+            if adapter.strength >= STRONG
         ]
 
     def fingerprint(self) -> str:
@@ -241,11 +251,12 @@ def open_source(reference: Any, folder: str | os.PathLike[str] = ".") -> Source:
 
     A path may begin with `~`. FormatError and PlanError say which file is not what it should be.
     """
+    check_found((("", path) for path in reference.paths), folder)
     located = find(reference.path, folder)
     file = Checkpoint(located.path) if located.path.is_dir() else open_gguf(located.path)
     adapters: list[LoraAdapter] = []
     try:
-        _check_model(file)
+        _check_model(file, reference, folder)
         for path in located.adapters:
             adapters.append(open_adapter(path, file))  # noqa: PERF401 - those opened before one fails are closed below
         for adapter in reference.adapters:
@@ -257,12 +268,25 @@ def open_source(reference: Any, folder: str | os.PathLike[str] = ".") -> Source:
     return Source(str(reference), file, adapters, located)
 
 
-def _check_model(file: StoredFile) -> None:
+def is_model(path: str, folder: str | os.PathLike[str] = ".") -> bool:
+    """Whether there is a GGUF file that says it is a model."""
+    try:
+        with open_gguf(locate(path, folder)) as file:
+            return file.metadata.text("general.type") in (None, "model") and bool(file.architecture)
+    except GgufmergeError:
+        return False
+
+
+def _check_model(file: StoredFile, reference: Any, folder: str | os.PathLike[str]) -> None:
     kind = file.metadata.text("general.type")
     if kind == "adapter":
-        raise PlanError(f"{file.path}: a LoRA adapter, not a model; write base.gguf+{file.path.name}")
+        others = [adapter.path for adapter in reference.adapters]
+        base = next((path for path in others if is_model(path, folder)), "MODEL.gguf")
+        written = "+".join([base, reference.path, *(path for path in others if path != base)])
+        what, todo = f"{file.path}: a LoRA adapter, not a model", f"write {written}"
+        raise RoleError(what, todo, wanted="model", found="adapter")
     if kind == "imatrix":
-        raise PlanError(f"{file.path}: an importance matrix, not a model; name it under imatrix:")
+        raise PlanError(f"{file.path}: an importance matrix, not a model; give it as --imatrix")
     if not file.tensors:
         raise PlanError(f"{file.path}: holds no tensors, so there is nothing to merge")
 

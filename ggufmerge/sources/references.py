@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufmerge.errors import PlanError
+from ggufmerge.errors import GgufmergeError, PlanError
+from ggufmerge.files.absent import absent
 
 if TYPE_CHECKING:
     from ggufmerge.sources.ollama import OllamaSettings
@@ -56,6 +58,23 @@ def find(reference: str, folder: str | os.PathLike[str] = ".") -> Located:
     return Located(_path(reference, folder))
 
 
+def check_found(wanted: Iterable[tuple[str, str]], folder: str | os.PathLike[str] = ".") -> None:
+    """PlanError that names all the references that lead nowhere, not only the first one.
+
+    wanted: (where, reference) pairs; `where` is what the complaint begins with, such as `recipe.yaml:7:5` or an option,
+    "" for nothing. What may have to be downloaded first is not looked for.
+    """
+    lines: dict[str, None] = {}
+    for where, reference in dict.fromkeys(wanted):
+        if not reference.startswith("hf:"):
+            try:
+                find(reference, folder)
+            except GgufmergeError as error:
+                lines.update(dict.fromkeys(error.at(where).lines))
+    if lines:
+        raise PlanError(*lines)
+
+
 def _path(path: str, folder: str | os.PathLike[str]) -> Path:
     try:
         found = Path(folder) / Path(path).expanduser()
@@ -63,5 +82,16 @@ def _path(path: str, folder: str | os.PathLike[str]) -> Path:
         raise PlanError(f"{path}: there is no such home folder; write the whole path") from None
     with contextlib.suppress(OSError):  # a folder that may not be read: opening the file says so
         if not found.exists():
-            raise PlanError(f"{found}: no such file; models are paths of GGUF files, starting from the recipe's folder")
+            raise PlanError(f"{path}: {_absent(path, found, folder)}")
     return found
+
+
+def _absent(path: str, found: Path, folder: str | os.PathLike[str]) -> str:
+    """Why there is no such file, and what may have been meant."""
+    from ggufmerge.sources.guesses import meaning
+
+    if guess := meaning(path, Path(folder)):
+        return f"no such file; {guess}"
+    if Path(folder).resolve() != Path.cwd() and Path(path).exists():
+        return f'no such file; paths start from the recipe\'s folder: write "{os.path.relpath(path, folder)}"'
+    return absent(found, written=path)

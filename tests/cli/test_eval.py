@@ -139,7 +139,7 @@ def test_built_in_texts_stand_beside_files(folder: pathlib.Path) -> None:
     (folder / "german").write_text("the wind", encoding="utf-8")
     (found,) = facts("base.gguf", "--text", "german")["scores"]
     assert found["tokens"] < 10
-    with pytest.raises(GgufmergeError, match=r"frensh: there is no such text, .* french"):
+    with pytest.raises(GgufmergeError, match=r"frensh: no such file.* french"):
         CliRunner().invoke(app, ["eval", "base.gguf", "--text", "frensh"], catch_exceptions=False)
 
 

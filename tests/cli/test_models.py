@@ -149,7 +149,7 @@ def test_a_machine_without_models(home: Path) -> None:
 def test_a_folder_that_is_not_there(home: Path) -> None:
     """Is an error, unlike those of programs that are not installed."""
     result = CliRunner().invoke(app, ["models", str(home / "nowhere")])
-    assert "there is no such folder" in str(result.exception)
+    assert "no such folder" in str(result.exception)
 
 
 def test_links_to_one_file_are_one_model(home: Path) -> None:

@@ -62,7 +62,7 @@ def recipe(other: str = "b.gguf", parameters: str = "{weight: 1}") -> str:
         lambda: make_plan(load_recipe(recipe("missing.gguf"))),
         lambda: make_plan(load_recipe(recipe("deep.gguf"))),
         lambda: make_plan(load_recipe(recipe("wide.gguf"))),
-        lambda: make_plan(load_recipe(recipe(parameters="{}"))),
+        lambda: make_plan(load_recipe(recipe(parameters="{weight: 0}"))),
         lambda: make_plan(load_recipe(recipe()), imatrix=["missing.gguf"]),
         lambda: plan_quantize("a.gguf", "Q4_0", tensor_types=[("nothing", "Q8_0")]),
         lambda: plan_quantize("a.gguf", "Q4_K_N"),

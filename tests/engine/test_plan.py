@@ -110,7 +110,10 @@ def test_a_filter_that_matches_nothing_is_an_error(family: Path) -> None:
             "merge_method: slerp\nbase_model: a.q8.gguf\nmodels: [{model: b.q8.gguf}]",
             "no t is given",
         ),
-        ("merge_method: linear\nmodels: [{model: a.q8.gguf}]", "a.q8.gguf has no weight, which linear needs"),
+        (
+            "merge_method: linear\nmodels: [{model: a.q8.gguf}, {model: b.q8.gguf, parameters: {weight: 1}}]",
+            "a.q8.gguf has no weight, though another model has one",
+        ),
         (
             "merge_method: passthrough\nmodels: [{model: a.q8.gguf}, {model: b.q8.gguf}]",
             "takes at most 1 model, not 2",

@@ -56,7 +56,7 @@ def test_parameter_errors_tell_what_to_do(method, parameters, words):
 
 def test_input_errors_tell_what_to_do():
     """Missing base, wrong number of models, unequal shapes, a lone number."""
-    with pytest.raises(GgufmergeError, match="give `base`"):
+    with pytest.raises(GgufmergeError, match="give base=ARRAY"):
         ggufmerge.merge([A], "ties", {"weight": 1.0})
     with pytest.raises(GgufmergeError, match="merges 1 model, not 2"):
         ggufmerge.merge([A, A], "passthrough")

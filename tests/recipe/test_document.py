@@ -125,7 +125,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text():
         ("a: &a [*a]\n", "alias that contains itself"),
         ("&a {b: {<<: *a}}\n", "alias that contains itself"),
         ("a: {<<: 5}\n", "takes a mapping"),
-        ("a: *b\n", "undefined alias"),
+        ("a: *b\n", '"*" begins an alias'),
         ("? [a]\n: b\n", "a key is a word"),
         ("a:\n\tb: 1\n", "indent with spaces"),
         ("a: b: c\n", "not valid YAML"),

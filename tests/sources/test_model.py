@@ -51,11 +51,11 @@ def test_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("absent.gguf", "no such file; models are paths of GGUF files"),
+        ("absent.gguf", "absent.gguf: no such file; the folder .* has .*base.gguf"),
         ("mlabonne/NeuralHermes-2.5-Mistral-7B", "no such file"),
         ("base.gguf+absent.gguf", "no such file"),
         ("~nobody-has-this-name/base.gguf", "no such home folder"),
-        ("lora.gguf", r"a LoRA adapter, not a model; write base.gguf\+lora.gguf"),
+        ("lora.gguf", r"a LoRA adapter, not a model; write MODEL.gguf\+lora.gguf"),
         ("base.gguf+tuned.gguf", "not a LoRA adapter"),
         ("imatrix.gguf", "an importance matrix, not a model"),
         ("empty.gguf", "holds no tensors"),
