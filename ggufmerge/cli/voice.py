@@ -10,6 +10,7 @@ import contextlib
 import functools
 import inspect
 import io
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from ggufmerge.errors import GgufmergeError, OutputError
 from ggufmerge.text import printable
 
 _PANEL = "Messages"
+_STAMP = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # what each line begins with
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.", rich_help_panel=_PANEL)
 ]
@@ -111,10 +113,22 @@ def _restore(voice: Voice) -> None:
 
 
 def _opened(path: Path) -> TextIO:
+    """The log, to be added to. OutputError for what is no log: a model or recipe is never written into."""
     try:
+        if path.exists() and not _is_log(path):
+            raise OutputError(f"{path}: is no log of this program: give another --log, or remove it")
         return path.open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(f"{path}: the log cannot be written ({error.strerror}): give another --log") from None
+
+
+def _is_log(path: Path) -> bool:
+    """Whether lines may be added to a file: it has such lines, or none."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        begins = file.read(20)
+    return not begins or _STAMP.match(begins) is not None
 
 
 class _Heard(io.TextIOBase):

@@ -305,6 +305,15 @@ def test_a_log_that_cannot_be_written_is_an_error(folder: Path, run: Run) -> Non
     assert not (folder / "out.gguf").exists()
 
 
+@pytest.mark.parametrize("name", ["a.gguf", "r.yaml", "."])
+def test_a_log_goes_into_no_other_file(folder: Path, run: Run, name: str) -> None:
+    """Of all that is there only into logs: a slip must not damage a model."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    code, _, err = run(*COMMANDS["build"], "--log", name)
+    assert (code, "is no log of this program" in err) == (1, True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
 # The plan's last block
 
 
