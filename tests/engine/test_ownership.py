@@ -125,7 +125,7 @@ def test_a_target_that_appears_meanwhile_costs_nothing(models: Path) -> None:
     """It is not replaced, and once the user allows that the finished work gets its name."""
     (models / "other").write_bytes(b"somebody else's")
     appear = Act(lambda: (models / "other").replace(models / "out.gguf"), 10)
-    with pytest.raises(OutputError, match="exists: use --overwrite"):
+    with pytest.raises(OutputError, match="exists: use overwrite=True"):
         ggufmerge.build("r.yaml", "out.gguf", progress=appear)
     assert (models / "out.gguf").read_bytes() == b"somebody else's"
     report = ggufmerge.build("r.yaml", "out.gguf", overwrite=True)
