@@ -142,7 +142,8 @@ def _environment(folder: Path, **more: str) -> dict[str, str]:
     }
     return {
         **kept, **places, "NUMBA_CACHE_DIR": kernels, "HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1",
-        "TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "PAGER": "cat", "NUMBA_NUM_THREADS": "2", **more,
+        "TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "PAGER": "cat",
+        "NUMBA_NUM_THREADS": "2", **more,
     }  # fmt: skip
 
 
