@@ -141,9 +141,8 @@ def _environment(folder: Path, **more: str) -> dict[str, str]:
         name: str(folder / name.lower()) for name in ("HF_HOME", "OLLAMA_MODELS", "LLAMA_CACHE", "GGUFMERGE_CACHE")
     }
     return {
-        **kept, **places, "NUMBA_CACHE_DIR": kernels, "HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1",
-        "TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "PAGER": "cat",
-        "NUMBA_NUM_THREADS": "2", **more,
+        **kept, **places, "NUMBA_CACHE_DIR": kernels, "NUMBA_NUM_THREADS": "2", "HOME": str(folder / "home"),
+        "HF_HUB_OFFLINE": "1", "TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "PAGER": "cat", **more,
     }  # fmt: skip
 
 
@@ -168,7 +167,7 @@ def _terminal(
     part = folder / "-".join([stdin, str(columns), *environment])
     part.mkdir()
     (part / "models").symlink_to(folder / "models")
-    process = _start(part, commands, stdin, stdout=theirs, stderr=theirs, env=_environment(folder, **environment))
+    process = _start(part, commands, stdin, stdout=theirs, stderr=theirs, env=_environment(part, **environment))
     os.close(theirs)
     pieces = []
     while True:
@@ -195,7 +194,7 @@ def _piped(folder: Path, commands: list[list[str]]) -> list[Shown]:
     part.mkdir()
     (part / "models").symlink_to(folder / "models")
     process = _start(
-        part, commands, "piped", stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(folder, TERM="xterm")
+        part, commands, "piped", stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(part, TERM="xterm")
     )
     streams = [list(_parts(stream, len(commands))) for stream in process.communicate()]
     shown = []
