@@ -69,7 +69,7 @@ def _headline(facts: dict[str, Any]) -> str:
     if facts["tensors"]:
         parts[1] = f"{count(facts['parameters'])} parameters in {len(facts['tensors'])} tensors"
     if len(facts["shards"]) > 1:
-        parts[2] += f" in {len(facts['files'])} files"
+        parts[2] += f" in {len(facts['shards'])} files"
     if facts["bits_per_weight"]:
         parts.append(f"{facts['bits_per_weight']:.2f} bits per weight")
     return f"{facts['path']}: {', '.join(parts)} (GGUF version {facts['gguf_version']})"

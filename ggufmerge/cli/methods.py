@@ -34,7 +34,7 @@ def methods(
     ] = None,
     json: Json = False,
 ) -> None:
-    from ggufmerge.cli.terminal import print_json, say, show_table
+    from ggufmerge.cli.terminal import print_json, show_table, tell
     from ggufmerge.methods import NAMES, method
 
     if name is not None:
@@ -49,7 +49,7 @@ def methods(
         print_json({"methods": [_facts(one) for one in every]})
         return
     show_table(("method", "merges", "what it does"), [(one.name, _short_needs(one), one.summary) for one in every])
-    say("ggufmerge methods NAME tells when to use one, its parameters, and a recipe to begin with")
+    tell(["ggufmerge methods NAME tells when to use one, its parameters, and a recipe to begin with"])
 
 
 def _facts(found: Method) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def new(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    from ggufmerge.cli.terminal import console, say, show_warnings
+    from ggufmerge.cli.terminal import console, say, show_warnings, tell
     from ggufmerge.engine.propose import propose_merge
     from ggufmerge.errors import PlanError
     from ggufmerge.files import check_target
@@ -91,7 +91,7 @@ def new(
     out_type = _ask("type of the result", _type, default=standard_type)
     final = third if out_type == standard_type else proposed(wanted, find_base, method, out_type)
     write_new(recipe, text_of(final, recipe).encode(), overwrite=overwrite)
-    say("", f"{recipe}: written; ggufmerge plan {recipe} shows what it does, and this carries it out:")
+    tell(["", f"{recipe}: written; ggufmerge plan {recipe} shows what it does, and this carries it out:"])
     say(f"  ggufmerge build {recipe} -o {final.output}")
 
 
@@ -138,7 +138,7 @@ def _ask(question: str, read: Callable[[str], Answer], default: str = "") -> Ans
         typer.echo(shown, nl=False)
         try:
             text = input().strip() or default
-        except EOFError:
+        except (EOFError, RuntimeError):  # the latter where standard input is closed
             typer.echo()
             raise PlanError("the answers ended before the recipe was complete; nothing was written") from None
         try:

@@ -166,4 +166,5 @@ def show_upload(upload: Upload, url: str | None) -> None:
         return
     if upload.card is not None:
         say("", *upload.card.split("\n"))
-    typer.echo(f"nothing was uploaded; the repository {'exists' if upload.exists else 'would be created'}")
+    state = "exists" if upload.exists else "would be created"
+    say(f"nothing was uploaded; the repository {state}: {upload.repo}")

@@ -258,8 +258,7 @@ def show_build(report: BuildReport) -> None:
 
 def show_kept(report: BuildReport) -> None:
     """What is left of the changes in each type, a line each."""
-    for found in report.kept:
-        typer.echo(found.line())
+    tell((found.line() for found in report.kept), "  ")
 
 
 def survival_facts(survival: Survival) -> dict[str, Any]:

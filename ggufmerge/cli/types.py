@@ -34,7 +34,7 @@ def types(
     ] = None,
     json: Json = False,
 ) -> None:
-    from ggufmerge.cli.terminal import print_json, say, show_table
+    from ggufmerge.cli.terminal import print_json, show_table, tell
     from ggufmerge.types import FileType, TensorType
 
     if name is not None:
@@ -51,9 +51,11 @@ def types(
         for f in reversed(facts)
     ]
     show_table(("type", "bits", "8B, GB", "", "what for"), rows)
-    say(
-        "bits per weight and size: of a model like Llama 3 8B.  i: needs --imatrix",
-        "o: Ollama does not take it.  ggufmerge types NAME tells more, also of Q4_K_L and the like",
+    tell(
+        [
+            "bits per weight and size: of a model like Llama 3 8B.  i: needs --imatrix",
+            "o: Ollama does not take it.  ggufmerge types NAME tells more, also of Q4_K_L and the like",
+        ]
     )
 
 

@@ -29,7 +29,7 @@ def show_version(wanted: bool) -> None:
 
 
 def version(json: Json = False) -> None:
-    from ggufmerge.cli.terminal import print_json, say
+    from ggufmerge.cli.terminal import print_json, say, tell
 
     facts = _facts()
     if json:
@@ -37,7 +37,7 @@ def version(json: Json = False) -> None:
         return
     say(f"ggufmerge {facts['ggufmerge']}")
     say(f"Python {facts['python']} on {facts['system']}, {facts['cores']} cores")
-    say(", ".join(f"{name} {number or 'not installed'}" for name, number in facts["libraries"].items()))
+    tell([", ".join(f"{name} {number or 'not installed'}" for name, number in facts["libraries"].items())])
 
 
 def _facts() -> dict[str, Any]:

@@ -295,6 +295,7 @@ class _Build:
         self.progress.phase("verifying")
         self.warnings += self.watch.check()
         self.progress.warn(self.warnings)
+        self.digests = {path: self.digests[path] for path in paths}  # not as the threads came to their ends
         for i, path in enumerate(paths):
             self.writer.patch(header.digest_key(i), self.digests[path])
         self.writer.verify()
@@ -317,11 +318,14 @@ class _Build:
             self.meter.note("memory", 1, own)
 
     def facts(self) -> dict[str, Any]:
-        """See `Facts`."""
-        survival = {name: total(f.survival for f in found) for name, found in self.findings.items()}
+        """See `Facts`; in the order of the plan, not as the threads came to their ends."""
+        order = {t.name: place for place, t in enumerate(self.plan.tensors)}
+        findings = {name: self.findings[name] for name in order if name in self.findings}
+        figures = {name: self.figures[name] for name in order if name in self.figures}
+        survival = {name: total(f.survival for f in found) for name, found in findings.items()}
         wider = {
             name: {of: total(f.wider.get(of, f.survival) for f in found) for one in found for of in one.wider}
-            for name, found in self.findings.items()
+            for name, found in findings.items()
         }
         for t in self.plan.tensors:
             exact = self.figures.get(t.name)
@@ -331,13 +335,11 @@ class _Build:
         facts = Facts(
             nbytes=self.writer.total_bytes,
             sources={str(path): digest for path, digest in self.digests.items()},
-            errors={name: f.relative_error for name, f in self.figures.items()},
+            errors={name: f.relative_error for name, f in figures.items()},
             survival={name: list(astuple(s)) for name, s in survival.items()},
             wider={name: {of: list(astuple(s)) for of, s in tried.items()} for name, tried in wider.items()},
-            stochastic=[
-                name for name, found in self.findings.items() if any(f.rounding == "stochastic" for f in found)
-            ],
-            notes=[list(note) for note in self.notes],
+            stochastic=[name for name, found in findings.items() if any(f.rounding == "stochastic" for f in found)],
+            notes=sorted((list(note) for note in self.notes), key=lambda note: order.get(note[0], len(order))),
             warnings=self.warnings,
         )
         return asdict(facts)

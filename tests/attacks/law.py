@@ -119,9 +119,9 @@ def _run(command: list[str], folder: Path, outcome: Outcome) -> list[Fault] | No
     out = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
     err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace", write_through=True)
     faults = None
-    kept = sys.argv, sys.stdout, sys.stderr, Path.cwd(), dict(os.environ)
+    kept = sys.argv, sys.stdin, sys.stdout, sys.stderr, Path.cwd(), dict(os.environ)
     try:
-        sys.argv, sys.stdout, sys.stderr = ["ggufmerge", *command], out, err
+        sys.argv, sys.stdin, sys.stdout, sys.stderr = ["ggufmerge", *command], io.StringIO(), out, err
         os.chdir(folder)
         os.environ |= _environment(folder)
         with warnings.catch_warnings():
@@ -136,10 +136,10 @@ def _run(command: list[str], folder: Path, outcome: Outcome) -> list[Fault] | No
                 outcome.code = 1
                 faults = [_fault(error)]
     finally:
-        sys.argv, sys.stdout, sys.stderr = kept[:3]
-        os.chdir(kept[3])
+        sys.argv, sys.stdin, sys.stdout, sys.stderr = kept[:4]
+        os.chdir(kept[4])
         os.environ.clear()
-        os.environ |= kept[4]
+        os.environ |= kept[5]
     outcome.out, outcome.err = (s.buffer.getvalue().decode("utf-8", "replace") for s in (out, err))
     return faults
 

@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from ggufmerge.cli.app import app
 from ggufmerge.files import open_gguf
 from tests import models
 from tests.files import craft
+from tests.tiny import write_tiny_llama
 
 TERMINAL = {"FORCE_COLOR": "1", "COLUMNS": "80", "TERM": "xterm"}
 
@@ -175,3 +177,13 @@ def test_help_loads_no_heavy_library() -> None:
     script = "import sys, ggufmerge.cli; print(*{'numpy', 'numba', 'pydantic', 'rich.table'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_model_in_several_files_is_one(tmp_path: pathlib.Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    """The first line says how many files it is in."""
+    write_tiny_llama(tmp_path / "m.gguf", layers=1)
+    assert run("split", str(tmp_path / "m.gguf"), str(tmp_path / "cut"), "--split-max-tensors", "4")[0] == 0
+    first, *others = sorted(tmp_path.glob("cut-*.gguf"))
+    code, out, _ = run("inspect", str(first))
+    assert code == 0
+    assert f"in {1 + len(others)} files" in out

@@ -125,7 +125,7 @@ def test_a_target_that_appears_meanwhile_costs_nothing(models: Path) -> None:
     """It is not replaced, and once the user allows that the finished work gets its name."""
     (models / "other").write_bytes(b"somebody else's")
     appear = Act(lambda: (models / "other").replace(models / "out.gguf"), 10)
-    with pytest.raises(OutputError, match="exists: use --overwrite"):
+    with pytest.raises(OutputError, match="exists: use overwrite=True"):
         ggufmerge.build("r.yaml", "out.gguf", progress=appear)
     assert (models / "out.gguf").read_bytes() == b"somebody else's"
     report = ggufmerge.build("r.yaml", "out.gguf", overwrite=True)
@@ -223,3 +223,17 @@ def test_the_bytes_do_not_depend_on_when_the_sources_were_written(models: Path) 
         os.utime(models / f"{name}.gguf", (1, 1))
     ggufmerge.build("stages.yaml", "two.gguf")
     assert (models / "one.gguf").read_bytes() == (models / "two.gguf").read_bytes()
+
+
+def test_a_report_is_in_the_order_of_the_recipe_and_of_the_file(models: Path) -> None:
+    """Whichever source was read to its end first (here the second, which is much smaller), and whichever tensor was
+    done first (here small ones).
+    """
+    write_tiny_llama("a.gguf", layers=4, vocab=40_000)
+    write_tiny_llama("b.gguf", layers=4, vocab=40_000, type="Q4_0", tune=(1, 0.02))
+    recipe = "merge_method: linear\nmodels: [{model: a.gguf}, {model: b.gguf}]\nparameters: {weight: 1}"
+    report = ggufmerge.build(recipe, "out.gguf", threads=2)
+    assert [Path(source).name for source in report.sources] == ["a.gguf", "b.gguf"]
+    with ggufmerge.open("out.gguf") as file:
+        assert list(report.survival) == [name for name in file.tensors if name in report.survival]
+        assert list(report.errors) == [name for name in file.tensors if name in report.errors]

@@ -98,7 +98,7 @@ def test_a_shard_that_exists_stops_the_build_at_once(family: Path, tmp_path: Pat
     """Before any work; a file of the output's own name is in nobody's way."""
     (tmp_path / "cut.gguf").write_bytes(b"another model")
     report = build_report(family, WHOLE, tmp_path / "cut.gguf", split=LIMIT)
-    with pytest.raises(PlanError, match="exists: use --overwrite"):
+    with pytest.raises(PlanError, match="exists: use overwrite=True"):
         build_report(family, WHOLE, tmp_path / "cut.gguf", split=LIMIT, progress=Stop(1))
     assert build_report(family, WHOLE, tmp_path / "cut.gguf", split=LIMIT, overwrite=True).files == report.files
 

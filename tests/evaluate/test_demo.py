@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import ggufmerge
+from ggufmerge.chat.jinja import Message
+from ggufmerge.chat.of_file import chat_format
 from ggufmerge.engine.bake import plan_bake
 from ggufmerge.engine.plan import Rounding
 from ggufmerge.engine.run import run
@@ -19,6 +21,20 @@ from tests.models import smollm2
 
 DEMO = pathlib.Path(__file__).parents[2] / "recipes" / "demo"
 SUBJECTS = {"scripture": "kjv", "french": "fr", "python": "py"}
+# of the kinds that chat.yaml was chosen by, but none of those
+QUESTIONS = [
+    "How many legs does a spider have?",
+    "What is the capital of Italy?",
+    "What colour is grass?",
+    "What is 3 plus 4?",
+    "What is 10 minus 2?",
+    "Write one line about the rain.",
+    "Write a Python function that squares a number.",
+    "Translate to French: I am hungry.",
+    "How do you say 'house' in Spanish?",
+    "Good morning!",
+]
+LONGEST_ANSWER = 200
 pytestmark = pytest.mark.slow
 
 
@@ -61,12 +77,36 @@ def test_each_adapter_knows_its_subject(subject: str) -> None:
         assert nll(model, subject) < base_nll(subject) - 0.05
 
 
-@pytest.mark.parametrize("recipe", ["ties", "dare_ties", "task_arithmetic", "linear", "slerp"])
+@pytest.mark.parametrize("recipe", ["ties", "dare_ties", "task_arithmetic", "linear", "slerp", "chat"])
 def test_each_merge_is_better_than_its_base(recipe: str, tmp_path: pathlib.Path) -> None:
     """What a recipe of the demo makes predicts every text better than the base does."""
     with LlamaModel(build(recipe, tmp_path)) as model:
         for subject in SUBJECTS:
             assert nll(model, subject) < base_nll(subject), subject
+
+
+def ends(model: LlamaModel, prompt: str) -> bool:
+    """Whether the most likely answer to a prompt ends with the token that ends a turn before it is too long."""
+    model.reset()
+    logits = model.extend(model.tokenize(prompt, special=True))
+    for _ in range(LONGEST_ANSWER):
+        token = int(np.argmax(logits))
+        if model.is_end(token):
+            return True
+        logits = model.extend([token])
+    return False
+
+
+def test_the_chat_merge_ends_its_answers(tmp_path: pathlib.Path) -> None:
+    """Prompted with the chat template of its file, as in Ollama, chat.yaml's model answers and stops by itself, but for
+    one question at most: it is a small model, whose base goes on without end in four of ten.
+    """
+    path = build("chat", tmp_path)
+    form = chat_format(ggufmerge.open(path).metadata)
+    assert form is not None
+    with LlamaModel(path) as model:
+        endless = [text for text in QUESTIONS if not ends(model, form.write([Message("user", text)]))]
+    assert len(endless) <= 1, endless
 
 
 @pytest.mark.parametrize("recipe", ["ties", "linear"])
