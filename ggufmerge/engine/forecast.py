@@ -30,6 +30,7 @@ from ggufmerge.files.writer import Layout, check_place, exists, partial_path, se
 from ggufmerge.kernels import is_prepared
 from ggufmerge.text import size
 
+_END = 0.3  # of the time that the program takes to start: until it is gone, which it cannot measure itself
 _MATTERS = 0.1  # share of the time; what is guessed below it is not told
 
 
@@ -96,13 +97,14 @@ def forecast(
             guessed[kind] = guessed.get(kind, 0.0) + seconds
     total = sum(part.seconds for part in parts) + rates.of("sync") * (sum(sizes) + between)
     ending = rates.of(finish_kind(documents.final, documents.opened)) if documents.recipe is not None else 0.0
+    around = rates.of("start") * (1 + _END)
     folder = (output.parent if output is not None else Path()).absolute()
     largest = max(parts, key=lambda part: part.own + part.mapped)
     return Forecast(
         sizes=tuple(sizes),
         between=between,
-        seconds=rates.of("start") + total + ending,
-        processor=rates.of("start") + ending + sum(part.processor for part in parts),
+        seconds=around + total + ending,
+        processor=around + ending + sum(part.processor for part in parts),
         compiling=sum(part.compiling for part in parts),
         guessed=tuple(kind for kind, seconds in guessed.items() if seconds > _MATTERS * total),
         threads=threads,
