@@ -48,7 +48,7 @@ finally:
     own = pathlib.Path("/proc/self/schedstat")
     waited += 1e-9 * int(own.read_text().split()[1]) if own.exists() else 0.0
     from ggufmerge.engine.memory import peak_memory
-    facts = {"waited": waited, "processor": sum(os.times()[:2]), "memory": peak_memory()}
+    facts = {"waited": waited, "processor": sum(os.times()[:4]), "memory": peak_memory()}
     pathlib.Path(os.environ["BENCH_FACTS"]).write_text(json.dumps(facts))
 """
 

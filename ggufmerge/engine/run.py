@@ -432,7 +432,9 @@ class _Build:
         """Write stored rows as they are."""
         self.meter.note("tasks", 1, 0)
         with self.meter.measure(f"copy {tensor.type}", (stop - start) * tensor.type.row_bytes(tensor.n)):
-            return self._put(tensor, start, source.intact_rows(start, stop))
+            written = self._put(tensor, start, source.intact_rows(start, stop))
+        self.meter.look_at_waiting()
+        return written
 
     def _convert(
         self,
@@ -495,7 +497,9 @@ class _Build:
             self.meter.note(f"reads {tensor.method}", 0, chunk.rows * tensor.n)
             self.meter.note("tasks", 1, 0)
             with self.meter.measure(f"pass {tensor.method}", chunk.rows * sizes):
-                return current.map(x, chunk)
+                partial = current.map(x, chunk)
+            self.meter.look_at_waiting()
+            return partial
 
         statistics = yield from _statistics(method.passes(problem), chunks, gather, passed)
         self.notes += [(tensor.name, note) for note in method.notes(problem, statistics)]
@@ -585,7 +589,9 @@ class _Build:
 
         def task(i: int) -> Finding:
             with self.meter.measure(f"survey {tensor.type}", 1):
-                return look()
+                found = look()
+            self.meter.look_at_waiting()
+            return found
 
         def look() -> Finding:
             samples = (read(first + start, first + stop, distinct).copy() for start, stop in runs)
@@ -667,6 +673,7 @@ class _Build:
             start, stop = i * _DIGEST_STEP, min((i + 1) * _DIGEST_STEP, nbytes)
             with self.meter.measure("digest", stop - start):
                 digest.update(self.watch.bytes(path, start, stop))
+            self.meter.look_at_waiting()
             return stop
 
         def fold(stop: int) -> None:
