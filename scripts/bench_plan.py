@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def write_models(folder: pathlib.Path) -> None:
-    """Three families of a base and two tunes, and adapters: tiny, mid (30 million weights) and SmolLM2-135M."""
+    """Three families of a base and two tunes, and adapters: tiny, mid (33 million weights) and SmolLM2-135M."""
     sizes: dict[str, dict[str, Any]] = {
         "tiny": {"layers": 8, "embed": 256, "ff": 512, "type": "F32"},
         "mid": {"layers": 8, "embed": 512, "ff": 1536, "vocab": 8000, "type": "F16"},
