@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ggufmerge.cli.app import app
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "recipes" / "demo" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -19,6 +21,9 @@ def declared() -> dict[str, set[str]]:
         command.name: {name for p in command.parameters for name in re.findall(r"(?<=`)--?[\w-]+", p.option())}
         for command in made["_commands"](made["app"], ())
     }
+
+
+HIDDEN = {command.name or command.callback.__name__ for command in app.registered_commands if command.hidden}
 
 
 def lines(page: Path) -> list[str]:
