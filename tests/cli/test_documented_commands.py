@@ -41,7 +41,7 @@ def test_documented_commands_exist(page: Path) -> None:
     """With all the options that are shown."""
     for line in lines(page):
         words = line.split()[1:]
-        if words[0].isupper():  # such as COMMAND
+        if words[0].isupper() or words[0].startswith("-") or words[0] in HIDDEN:  # such as COMMAND
             continue
         name = next((n for n in (" ".join(words[:2]), words[0]) if n in DECLARED), None)
         assert name, line
