@@ -86,7 +86,7 @@ def ask(name: str, question: str) -> int | str:
         elif code:
             errors.seek(0)
             said = "".join(c for c in errors.read().decode("utf-8", "replace") if c.isprintable() or c == "\n")
-            return f"error: ollama run {name}: {said.strip().splitlines()[-1:]}"
+            return f"error: ollama run {name}: {(said.strip().splitlines() or ['it failed'])[-1]}"
     return 0
 
 
