@@ -110,7 +110,7 @@ def read_kind(source: SourceTensor | AlignedTensor) -> str:
 
 def finish_kind(plan: Plan, opened: Opened) -> str:
     """What is done with a finished file is called: how a model is prompted is found out by trying its template."""
-    text = plan.metadata.get(_TEMPLATE, opened.sources[0].metadata.get(_TEMPLATE))
+    text = plan.metadata.get(_TEMPLATE, opened.sources[0].metadata.text(_TEMPLATE))
     return "finish template" if text else "finish plain"
 
 
