@@ -43,7 +43,7 @@ from tests.sinks.modelfiles import read_modelfile
 SECONDS = 10.0
 MEGABYTES = 500
 # what commands say on standard error besides errors and warnings
-_OTHER_LINES = re.compile(r"note: |the merged model is complete: |interrupted: |kept: |going on: ")
+_OTHER_LINES = re.compile(r"note: |about \d|the merged model is complete: |interrupted: |kept: |going on: ")
 # errors that say that work was kept
 _KEPT = re.compile(r"the merged model is complete|what is finished is kept")
 # refusals that llama.cpp's reader of headers leaves to its model loader
