@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufmerge.engine import header, vocabulary
+from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.engine.documents import planned_documents
-from ggufmerge.files import MetadataEditor, ShardName, open_gguf
+from ggufmerge.engine.planner import header_of
+from ggufmerge.files import ShardName, open_gguf
 from ggufmerge.files.writer import same_file
 from ggufmerge.sinks.homes import Entry, Home, Model, Placed, find_home, lmstudio_home
 from ggufmerge.sinks.homes.llamacpp import arguments, check_alone, command_line
@@ -114,8 +115,7 @@ class ForHomes:
         return self._check(plan, opened, lambda name: self._overwrite or output.owns(name)) if self.homes else []
 
     def _check(self, plan: Plan, opened: Opened, may_replace: Callable[[str], bool]) -> list[str]:
-        editor = vocabulary.apply(opened.alignment, MetadataEditor(opened.sources[0].file.metadata))
-        context, template = _told(header.apply(plan.metadata, editor), plan.architecture)
+        context, template = _told(header_of(plan, opened)[0], plan.architecture)
         for home in self.homes:
             for path in self._copies(home):
                 check_folder(home.root, [path], overwrite=may_replace(str(path)))
@@ -229,7 +229,7 @@ def _claim(entry: Entry) -> str:
 
 def _told(metadata: KeyValues, architecture: str) -> tuple[int | None, bool]:
     """How many tokens a model was trained for, and whether it has a chat template."""
-    template = metadata.text("tokenizer.chat_template")
+    template = metadata.text(TEMPLATE)
     return metadata.integer(f"{architecture}.context_length"), bool(template)
 
 

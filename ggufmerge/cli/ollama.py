@@ -194,11 +194,9 @@ def check_recipe(recipe: Recipe, name: str, wanted: Mapping[str, Any], *, overwr
 
 def _check_planned(plan: Plan, opened: Opened) -> KeyValues:
     """The metadata of the result of a plan; PlanError when Ollama would refuse it. opened: what it reads from."""
-    from ggufmerge.engine import header, vocabulary
-    from ggufmerge.files import MetadataEditor
+    from ggufmerge.engine.planner import header_of
 
-    editor = vocabulary.apply(opened.alignment, MetadataEditor(opened.sources[0].file.metadata))
-    metadata = header.apply(plan.metadata, editor)
+    metadata, _ = header_of(plan, opened)
     check_content({t.name: t.type for t in plan.tensors}, metadata)
     return metadata
 

@@ -15,15 +15,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufmerge.engine import header, vocabulary
 from ggufmerge.engine.checks import watched
 from ggufmerge.engine.plan import Plan, Rounding
-from ggufmerge.engine.planner import Opened, make_plan
+from ggufmerge.engine.planner import Opened, header_of, make_plan
 from ggufmerge.engine.rates import Rates
 from ggufmerge.engine.resolve import check_files
 from ggufmerge.engine.run import BuildReport, identity
 from ggufmerge.engine.work import digested, work_of
-from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.atomic import remove_folder
 from ggufmerge.files.output import Output, explained
 from ggufmerge.files.writer import Layout
@@ -154,12 +152,6 @@ def build_stages(recipe: Recipe, output: Output, runner: Runner, skip: Callable[
             opened.close()
         files[str(stage.name)] = str(path.absolute())
     return recipe.with_files(files)
-
-
-def header_of(plan: Plan, opened: Opened) -> tuple[MetadataEditor, list[TensorInfo]]:
-    """What stands in the header of a plan's result: its metadata and its tensors."""
-    editor = vocabulary.apply(opened.alignment, MetadataEditor(opened.sources[0].file.metadata))
-    return header.apply(plan.metadata, editor), [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
 
 
 def _temporary_folder() -> Path:

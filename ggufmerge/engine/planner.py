@@ -22,7 +22,7 @@ from ggufmerge.engine.tensor_types import (
     with_types,
 )
 from ggufmerge.errors import PlanError, RecipeError
-from ggufmerge.files import facts
+from ggufmerge.files import MetadataEditor, TensorInfo, facts
 from ggufmerge.quants.imatrix import Imatrix
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.document import Location
@@ -70,6 +70,12 @@ class Opened:
     def inputs(self, tensor: PlannedTensor) -> list[SourceTensor | AlignedTensor]:
         """A reader of each input of a tensor."""
         return vocabulary.open_inputs(self.alignment, self.sources, tensor.name, tensor.inputs)
+
+
+def header_of(plan: Plan, opened: Opened) -> tuple[MetadataEditor, list[TensorInfo]]:
+    """What stands in the header of a plan's result: its metadata and its tensors."""
+    editor = vocabulary.apply(opened.alignment, MetadataEditor(opened.sources[0].file.metadata))
+    return header.apply(plan.metadata, editor), [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
 
 
 def make_plan(

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine import header, vocabulary
+from ggufmerge.engine import header
 from ggufmerge.engine.checks import check_inputs, check_space, output_files, watched
 from ggufmerge.engine.encode import Figures, Scratch, TensorEncoder, warm_up
 from ggufmerge.engine.memory import own_memory
 from ggufmerge.engine.plan import Input, Plan, PlannedTensor, Rounding
-from ggufmerge.engine.planner import Opened
+from ggufmerge.engine.planner import Opened, header_of
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.rates import Meter, Rates
 from ggufmerge.engine.resolve import problem_of
@@ -48,7 +48,6 @@ from ggufmerge.engine.work import (
     write_kind,
 )
 from ggufmerge.errors import OutputError
-from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit
@@ -279,9 +278,7 @@ class _Build:
     def execute(self, threads: int, split: SplitLimit | None) -> None:
         """Make all tensors that an earlier run did not make, digest the sources and check the file."""
         self.progress.phase(f"reserving {size(self.plan.nbytes)} on the disk")
-        editor = vocabulary.apply(self.opened.alignment, MetadataEditor(self.sources[0].file.metadata))
-        infos = [TensorInfo(t.name, t.shape, t.type) for t in self.plan.tensors]
-        self.writer = self.output.writer(header.apply(self.plan.metadata, editor), infos, split)
+        self.writer = self.output.writer(*header_of(self.plan, self.opened), split)
         sizes = digested(self.plan, self.opened)
         paths = list(sizes)
         self.work = work_of(self.plan, self.opened, self.rates, chunk=self.chunk, measure=self.measure, digests=sizes)

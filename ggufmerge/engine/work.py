@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.engine import vocabulary
 from ggufmerge.engine.checks import watched
 from ggufmerge.engine.header import digest_key
@@ -24,7 +25,6 @@ from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
 
 _ROWS = "read rows"  # gathered from several models, as a changed vocabulary needs it
-_TEMPLATE = "tokenizer.chat_template"
 TICKS = 1_000_000  # of progress in a second of work
 
 
@@ -110,7 +110,7 @@ def read_kind(source: SourceTensor | AlignedTensor) -> str:
 
 def finish_kind(plan: Plan, opened: Opened) -> str:
     """What is done with a finished file is called: how a model is prompted is found out by trying its template."""
-    text = plan.metadata.get(_TEMPLATE, opened.sources[0].metadata.text(_TEMPLATE))
+    text = plan.metadata.get(TEMPLATE, opened.sources[0].metadata.text(TEMPLATE))
     return "finish template" if text else "finish plain"
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import GGUFFile, ShardName, facts, open_gguf
 from ggufmerge.files.absent import absent
@@ -24,7 +25,6 @@ from ggufmerge.sources.references import SCHEMES, Located
 # a head may be tied to the embedding, and constants of the rotation are not merged
 _MAY_DIFFER = frozenset({"output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 _VOCABULARY = "tokenizer.ggml.tokens"
-_TEMPLATE = "tokenizer.chat_template"
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _needs(file: GGUFFile, kind: str, located: Located) -> tuple[str, ...]:
     if located.ollama is not None and ollama.layout_warnings("", file):
         needs.append("Ollama")
     prompted = located.ollama is not None and (located.ollama.template or located.ollama.renderer)
-    if kind == "model" and _VOCABULARY in file.metadata and not prompted and not file.metadata.text(_TEMPLATE):
+    if kind == "model" and _VOCABULARY in file.metadata and not prompted and not file.metadata.text(TEMPLATE):
         needs.append("a chat template")
     return tuple(needs)
 
