@@ -3,7 +3,8 @@
 1. It succeeds, or ends with exit code 1 and one clear line (2 and a usage message for a command line that makes no
    sense). No traceback. Every line that it prints is printable, and no text out of a file begins a line of its own.
 2. It takes less than `SECONDS` and `MEGABYTES`. Hangs and crashes are seen by the process that watches; see `hunt.py`.
-3. After a refusal nothing is left behind: no output, no partial file, no journal. Inputs are never changed.
+3. After a refusal nothing is left behind: no output, no partial file, no journal; only the file of `--log`, which
+   says why it was refused. Inputs are never changed.
 4. What it writes llama.cpp accepts, and loads if it loads the inputs; weights that it computed are finite numbers.
 5. What the library opens llama.cpp opens, and the other way round, but for two things that llama.cpp's model loader
    looks at, not its reader of headers: tensors past the end of the file, and shards, of which the library opens all
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 import random
@@ -328,6 +330,16 @@ def _is_special(content: Any) -> bool:
     return isinstance(content, tuple) and content[0] != "link" and not stat.S_ISREG(content[0])
 
 
+def _log_file(command: list[str]) -> str | None:
+    """The file that `--log` names, as an option of its own word or with `=`; None without one."""
+    for word, after in itertools.pairwise([*command, ""]):
+        if word == "--log":
+            return os.path.normpath(after)
+        if word.startswith("--log="):
+            return os.path.normpath(word.removeprefix("--log="))
+    return None
+
+
 def _files(case: Case, before: dict[str, Any], after: dict[str, Any], outcome: Outcome) -> Iterator[Fault]:
     """Inputs are as they were, and nothing is left that nobody asked for."""
     where = " ".join(case.command[:1])
@@ -348,7 +360,8 @@ def _files(case: Case, before: dict[str, Any], after: dict[str, Any], outcome: O
         if hidden:
             yield Fault("left behind after success", where, " ".join(hidden))
     elif new and not _KEPT.search(outcome.err):
-        kept = [path for path in new if not (case.interrupt and _HIDDEN.search(path))]
+        log = _log_file(case.command)
+        kept = [path for path in new if path != log and not (case.interrupt and _HIDDEN.search(path))]
         if kept:
             yield Fault("left behind after a refusal", where, " ".join(kept))
 
