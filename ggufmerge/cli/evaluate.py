@@ -14,9 +14,9 @@ from ggufmerge.cli.options import Json, Threads, model_argument, model_option
 
 if TYPE_CHECKING:
     from ggufmerge.engine.parents import Family
-    from ggufmerge.evaluate import LlamaModel
-    from ggufmerge.evaluate.metrics import Perplexity
-    from ggufmerge.evaluate.verdict import Verdict
+    from ggufmerge.evaluation import LlamaModel
+    from ggufmerge.evaluation.metrics import Perplexity
+    from ggufmerge.evaluation.verdict import Verdict
 
 Facts = dict[str, Any]
 
@@ -102,8 +102,8 @@ def evaluate(
 
     from ggufmerge.cli.eval_progress import EvalProgress
     from ggufmerge.cli.terminal import print_json
-    from ggufmerge.evaluate.libllama import library
-    from ggufmerge.evaluate.texts import QUICK
+    from ggufmerge.evaluation.libllama import library
+    from ggufmerge.evaluation.texts import QUICK
 
     measured = bool(text) or prompt is None or quick or reference is not None or require_better
     _check_files([*([] if reference is None else [reference]), *models])
@@ -169,8 +169,8 @@ def evaluate(
 
 def _check_files(models: Iterable[str]) -> None:
     """GgufmergeError that names all models that are not there."""
+    from ggufmerge.places.references import check_found
     from ggufmerge.recipe import ModelReference
-    from ggufmerge.sources.references import check_found
 
     check_found(("", path) for name in models for path in ModelReference.from_argument(name).paths)
 
@@ -249,8 +249,8 @@ def _lineup(names: Sequence[str], *, relatives: bool) -> _Lineup:
 
 def _named(name: str) -> _Entry:
     """The model that `base.gguf+adapter.gguf=0.5` means; a file whose own name has a plus sign is that file."""
+    from ggufmerge.places import references
     from ggufmerge.recipe import ModelReference
-    from ggufmerge.sources import references
 
     model = ModelReference.from_argument(name)
     found = references.find(model.path)
@@ -260,14 +260,14 @@ def _named(name: str) -> _Entry:
 
 
 def _open(entry: _Entry, context: int, threads: int | None) -> LlamaModel:
-    from ggufmerge.evaluate import LlamaModel
+    from ggufmerge.evaluation import LlamaModel
 
     return LlamaModel(entry.path, context=context, threads=threads, adapters=entry.adapters)
 
 
 def _texts(wanted: Sequence[str] | None) -> dict[str, str]:
     """The texts to predict by name: files, and those that come with the program."""
-    from ggufmerge.evaluate import texts
+    from ggufmerge.evaluation import texts
 
     found = {}
     for name in wanted or [BUILT_IN]:
@@ -280,8 +280,8 @@ def _texts(wanted: Sequence[str] | None) -> dict[str, str]:
 
 def _read(path: Path) -> str:
     from ggufmerge.errors import GgufmergeError
-    from ggufmerge.evaluate import texts
-    from ggufmerge.evaluate.scores import read_text
+    from ggufmerge.evaluation import texts
+    from ggufmerge.evaluation.scores import read_text
     from ggufmerge.files.absent import absent
 
     try:
@@ -299,7 +299,7 @@ class _Load:
 
     def of(self, model: LlamaModel, texts: dict[str, str], limit: int | None, *, quick: bool) -> tuple[int, int | None]:
         """(tokens in all, the same with --quick) when this model comes next; None when it is quick enough as it is."""
-        from ggufmerge.evaluate.texts import QUICK
+        from ggufmerge.evaluation.texts import QUICK
 
         sizes = [len(model.tokenize(content)[:limit]) for content in texts.values()]
         each = 2 if self._reference else 1  # a model and the reference beside it
@@ -315,7 +315,7 @@ class _Load:
 def _score(
     model: LlamaModel, reference: LlamaModel | None, text: str, context: int, limit: int | None, advance: Any
 ) -> tuple[Facts, Perplexity]:
-    from ggufmerge.evaluate import kl_divergence, perplexity
+    from ggufmerge.evaluation import kl_divergence, perplexity
 
     divergence: Facts = {}
     if reference is None:
@@ -335,7 +335,7 @@ def _score(
 
 
 def _answer(model: LlamaModel, prompt: str, chat: bool, **how: Any) -> str:
-    from ggufmerge.evaluate import chat_prompt, generate
+    from ggufmerge.evaluation import chat_prompt, generate
 
     return generate(model, chat_prompt(model, prompt) if chat else prompt, **how)
 
@@ -356,7 +356,7 @@ def _require_better(lineup: _Lineup, scores: list[Facts]) -> None:
 
 def _verdicts(lineup: _Lineup, found: dict[str, dict[str, Perplexity]]) -> list[Verdict]:
     """On each model that the user named, as far as there is something to say; texts without their folders."""
-    from ggufmerge.evaluate.verdict import judge
+    from ggufmerge.evaluation.verdict import judge
 
     short = _short_names(text for scores in found.values() for text in scores)
     found = {label: {short[text]: score for text, score in scores.items()} for label, scores in found.items()}

@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ggufmerge.formats.stored import StoredFile
 from ggufmerge.sources import Source
-from ggufmerge.sources.stored import StoredFile
 
 PREFIX = "ggufmerge."
 AUTO = "stochastic where nearest loses the change"  # the rounding where nobody asked for one

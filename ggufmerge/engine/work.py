@@ -20,7 +20,7 @@ from ggufmerge.engine.planner import Opened
 from ggufmerge.engine.rates import Rates
 from ggufmerge.engine.rounding import UNIFORM
 from ggufmerge.engine.survey import is_surveyed
-from ggufmerge.quants.imatrix import Imatrix
+from ggufmerge.quants.importance import Imatrix
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.errors import FormatError
+from ggufmerge.formats.stored import StoredTensor
 from ggufmerge.quants import dequantize
-from ggufmerge.sources.stored import StoredTensor
 
 SCALE, INPUT_SCALE = ".scale", ".input_scale"
 _WEIGHT = ".weight"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import ggufmerge
 from ggufmerge.cli.app import app
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.evaluate import LlamaModel, chat_prompt, generate, kl_divergence, libllama, perplexity, texts
+from ggufmerge.evaluation import LlamaModel, chat_prompt, generate, kl_divergence, libllama, perplexity, texts
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 TEXT = "the history of the wind and that which was in it, as he said to the others with his hat on. " * 4
