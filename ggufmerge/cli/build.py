@@ -145,8 +145,7 @@ def build(
     if dry_run:
         if ollama is not None:
             check_recipe(loaded, ollama, wanted, overwrite=overwrite)
-        warnings = for_homes.try_out(loaded, wanted)
-        show_warnings(() if json else warnings)
+        show_warnings(for_homes.try_out(loaded, wanted))
         place = Place(output, split, overwrite, chunk, threads)
         homes = [home_line(home) for home in for_homes.homes]
         more = for_homes.planned()

@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ggufmerge.cli import facts, habits
 from ggufmerge.cli import help as pages
+from ggufmerge.cli.completion import whole_words
 from ggufmerge.cli.habits import UsageError
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.text import message
@@ -113,7 +114,8 @@ class Group(TyperGroup):
     ) -> Any:
         """As typer's, except that a mistake of usage is an error as any other."""
         try:
-            result = super().main(args, "ggufmerge", complete_var, False, windows_expand_args, **extra)
+            with whole_words():
+                result = super().main(args, "ggufmerge", complete_var, False, windows_expand_args, **extra)
         except UsageError as error:
             if sys.stderr is not None:
                 print(f"error: {message(str(error))}", file=sys.stderr)

@@ -115,12 +115,13 @@ class ForHub:
             self.facts["card"] = str(self._card)
         if self._repo is None:
             return report
-        from ggufmerge.cli.terminal import complain
+        from ggufmerge.cli.terminal import complain, show_warnings
         from ggufmerge.sinks.hub import plan_upload
         from ggufmerge.sinks.hub import push as carry_out
 
         try:
             self._upload = plan_upload(report.output, self._repo, overwrite=self._overwrite)
+            show_warnings(self._upload.notes)
             url = None if self._dry_run else carry_out(self._upload)
         except BaseException:
             again = f"ggufmerge push {report.output} {self._repo}"

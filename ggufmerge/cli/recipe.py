@@ -70,11 +70,13 @@ def explain(
 ) -> None:
     from dataclasses import asdict
 
-    from ggufmerge.cli.terminal import print_json, say, show_table, value_text
+    from ggufmerge.cli.terminal import print_json, say, show_table, show_warnings, value_text
     from ggufmerge.engine.explain import explain as explain_recipe
     from ggufmerge.recipe import load_recipe
 
-    explanations = explain_recipe(load_recipe(recipe), tensor)
+    loaded = load_recipe(recipe)
+    explanations = explain_recipe(loaded, tensor)
+    show_warnings(line for part in (*loaded.stages, loaded) for line in part.warnings)
     if json:
         print_json({"recipe": str(recipe), "tensors": [_facts(asdict(e)) for e in explanations]})
         return

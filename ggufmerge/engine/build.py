@@ -90,7 +90,7 @@ def build(
         check_targets(files, targets, [*documents.inputs, *(path for sink in sinks for path in sink.inputs())])
         with Output(files, overwrite=overwrite) as out:
             move = out.take_up(f"{documents.identity}/{chunk}/{split}")
-            warnings = [*documents.final.warnings]
+            warnings = list(dict.fromkeys(line for plan in documents.plans for line in plan.warnings))
             warnings += split.warnings(documents.final.tensors) if split else []
             if not out.has_lock:
                 warnings.append(f"{files[0].parent}: has no file locks: do not start a second build of this output")
