@@ -95,8 +95,8 @@ def _files(incomplete: str) -> Iterator[tuple[str, str]]:
 def whole_words() -> Iterator[None]:
     """Answer bash, which breaks words at ":" and "=", as if it had given them whole: `ollama:llama3.2:3b`.
 
-    bash puts what it is told in the place of the last piece only, so what was typed before that piece is left out of the
-    answer. Other shells give words whole, and so does a bash whose COMP_WORDBREAKS says so.
+    bash puts what it is told in the place of the last piece only, so the answer leaves out what was typed before that
+    piece. Other shells give words whole, and so does a bash whose COMP_WORDBREAKS says so.
     """
     if os.environ.get("_GGUFMERGE_COMPLETE") != "complete_bash":
         yield

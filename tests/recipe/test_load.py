@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -493,3 +494,38 @@ def test_any_data_is_a_recipe_or_refused(data):
     except RecipeError as error:
         lines = str(error).split("\n")
     assert all(line.startswith("recipe:") for line in lines)
+
+
+MAPPING = {"merge_method": "linear", "models": [{"model": "a.gguf"}, {"model": "b.gguf", "parameters": {"weight": 1}}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"seed": -1}, 'seed: "seed" should be'),
+        ({"models": [{"model": "a"}, {"model": "b", "parameters": {"weight": "x"}}]}, "models[1].parameters.weight: "),
+        ({"models": [{"modl": "a"}]}, 'models[0]: the key "model" is missing'),
+        ({"x y": 1}, '["x y"]: unknown key "x y"'),
+        ({"merge_method": "lin"}, 'merge_method: unknown merge_method "lin"'),
+        ({"base_model": 5}, "base_model: "),
+    ],
+)
+def test_complaints_about_a_mapping_name_its_keys(change: dict[str, Any], line: str) -> None:
+    """A Python program has no lines; what it gave has this place. Changes of a recipe are told in the same way."""
+    with pytest.raises(RecipeError) as error:
+        load_recipe(MAPPING | change)
+    assert [found for found in error.value.lines if found.startswith(line)]
+    with pytest.raises(RecipeError) as error:
+        load_recipe(MAPPING).with_changes(**change)
+    assert [found for found in error.value.lines if found.startswith(line)]
+
+
+def test_changes_of_a_file_name_the_file_and_the_keys(tmp_path: Path) -> None:
+    """Its lines are not those of the changed recipe; of several documents, the number says which one is meant."""
+    path = tmp_path / "r.yaml"
+    path.write_text(LINEAR)
+    with pytest.raises(RecipeError, match=r"^r\.yaml \(changed\): seed: "):
+        load_recipe(path).with_changes(name="x").with_changes(seed=-1)
+    path.write_text(f"name: one\n{LINEAR}---\n{LINEAR.replace('model: a', 'model: one')}")
+    with pytest.raises(RecipeError, match=r"^r\.yaml \(changed\), document 2: seed: "):
+        load_recipe(path).with_changes(seed=-1)
