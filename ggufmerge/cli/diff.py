@@ -49,9 +49,11 @@ def diff(
 def _show(result: Comparison, every: bool) -> None:
     """The models, the table, where in the depth of the model they differ, and what all of it means."""
     from ggufmerge.cli.terminal import say, show_table
+    from ggufmerge.files.shards import model_name
 
     with_base = result.base is not None
-    say(f"A     {result.first}", f"B     {result.second}", *([f"base  {result.base}"] if with_base else []))
+    models = {"A    ": result.first, "B    ": result.second} | ({"base ": result.base} if result.base else {})
+    say(*(f"{letter} {model_name(model)}" for letter, model in models.items()))
     if not result.identical:
         heads = ["tensor", "difference", "largest", "equal", "cosine", *(["signs"] if with_base else [])]
         show_table(heads, _rows(result.tensors, with_base, every), numbers=len(heads) - 1)
@@ -70,7 +72,7 @@ def _show(result: Comparison, every: bool) -> None:
     for names, which in ((result.only_first, result.first), (result.only_second, result.second)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            say(f"only in {Path(which).name}: {names[0]}{more}")
+            say(f"only in {model_name(Path(which).name)}: {names[0]}{more}")
 
 
 def _wrapped(line: str) -> None:

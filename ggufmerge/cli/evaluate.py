@@ -477,4 +477,6 @@ def _short_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _short_name(name: str) -> str:
-    return "+".join(Path(part).name for part in name.split("+"))
+    from ggufmerge.files.shards import model_name
+
+    return model_name("+".join(Path(part).name for part in name.split("+")))

@@ -94,11 +94,14 @@ def _show_blocks(rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def _row(model: FoundModel, letter: str) -> tuple[str, ...]:
+    from ggufmerge.files.shards import ShardName
     from ggufmerge.text import count, size
 
     what = model.architecture if model.kind == "model" else f"{model.architecture} {model.kind}".strip()
     more = f" (also {', '.join(model.references[1:])})" if len(model.references) > 1 else ""
-    notes = [f"needs {need}" for need in model.needs] + ([f"has {model.projector}"] if model.projector else [])
+    shard = ShardName.parse(model.path.name) if model.path else None
+    notes = [f"{shard.count} shards"] if shard else []
+    notes += [f"needs {need}" for need in model.needs] + ([f"has {model.projector}"] if model.projector else [])
     name, parameters = model.references[0] + more, count(model.parameters)
     return name, model.keeper, what, parameters, model.file_type, size(model.nbytes), ", ".join(notes), letter
 

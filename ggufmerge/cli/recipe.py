@@ -72,6 +72,7 @@ def explain(
 
     from ggufmerge.cli.terminal import print_json, say, show_table, show_warnings, value_text
     from ggufmerge.engine.explain import explain as explain_recipe
+    from ggufmerge.files.shards import model_name
     from ggufmerge.recipe import load_recipe
 
     loaded = load_recipe(recipe)
@@ -84,7 +85,12 @@ def explain(
         how = "" if e.action == "merge" else " (the result is one of the models: copied)" * (e.action == "copy")
         say(f"{e.tensor}: {e.method}{how}, written as {e.type} ({e.type_why})")
         rows = [
-            (f"{o.parameter} of {o.model}" if o.model else o.parameter, value_text(o.value), o.where, o.rule)
+            (
+                f"{o.parameter} of {model_name(o.model)}" if o.model else o.parameter,
+                value_text(o.value),
+                o.where,
+                o.rule,
+            )
             for o in e.origins
         ]
         show_table(("parameter", "value", "from", "because"), rows)

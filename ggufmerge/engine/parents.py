@@ -18,6 +18,7 @@ from pathlib import Path
 from ggufmerge.engine.provenance import PREFIX
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import GGUFFile, open_gguf
+from ggufmerge.files.shards import model_name
 from ggufmerge.files.small import open_regular
 from ggufmerge.recipe import AdapterReference, ModelReference, Recipe, load_recipe
 from ggufmerge.sources.hub_cache import cache_folder, cached_files
@@ -106,7 +107,7 @@ def _family(base: ModelReference | None, parents: Sequence[ModelReference], sear
         try:
             found[reference] = search.relative(reference)
         except GgufmergeError as error:
-            missing[f"{reference}: {error}"] = None
+            missing[f"{model_name(str(reference))}: {error}"] = None
     return Family(
         None if base is None else found.get(base),
         tuple(found[p] for p in parents if p in found),

@@ -23,6 +23,7 @@ from ggufmerge.engine.run import foresee
 from ggufmerge.engine.survival import LOW_SURVIVAL, TypeSurvival
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import GGUFFile, facts, open_gguf
+from ggufmerge.files.shards import model_name
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import REQUIRED, Method
 from ggufmerge.methods.spec import Base as MethodBase
@@ -51,7 +52,8 @@ class Choice:
     why: str
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.value}, {self.why}" if self.why else f"{self.what}: {self.value}"
+        value = model_name(self.value) if self.what == "base" else self.value
+        return f"{self.what}: {value}, {self.why}" if self.why else f"{self.what}: {value}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def propose_merge(
         models = [models]
     given = _sorted_out(models)
     if len(given.items) == 1 and given.models and base is None:
-        raise PlanError(f"{given.models[0]}: one model alone makes nothing new: give another one, or an adapter")
+        alone = model_name(str(given.models[0]))
+        raise PlanError(f"{alone}: one model alone makes nothing new: give another one, or an adapter")
     choices: list[Choice] = []
     warnings: list[str] = []
     reference: ModelReference | None = None
@@ -437,7 +440,7 @@ def _with_type(content: dict[str, Any], out_type: FileType | str | None, choices
             stack.callback(opened.close)
         kept = foresee(plan, opened, _to_try(plan))
     found = [one for one in kept if _is_lost(one) and one.wider]
-    donor = "that of the models" if wanted is not None else f"as in {plan.sources[0].path}"
+    donor = "that of the models" if wanted is not None else f"as in {plan.sources[0].label}"
     if not found:
         choices.append(Choice("type", str(plan.file_type), f"{donor}{_remains(kept, plan.file_type)}"))
         return load_recipe(content, arguments=OPTIONS)

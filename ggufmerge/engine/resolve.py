@@ -90,7 +90,7 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     """A recipe over its models, which are open; see `lay_out`."""
     methods = [find_method(name) for name in recipe.methods]
     for reference, source in opened:
-        source.label = str(reference)  # a stage is called by its name, not by the file it was built into
+        source.reference = str(reference)  # a stage is called by its name, not by the file it was built into
     # the first source gives metadata and tokenizer, which checkpoints do not bring; the order has no other meaning
     opened.sort(key=lambda pair: pair[1].is_checkpoint)
     references, sources = [reference for reference, _ in opened], [source for _, source in opened]

@@ -18,6 +18,7 @@ import yaml
 from ggufmerge.errors import GgufmergeError, RecipeError
 from ggufmerge.files import GGUFFile, describe
 from ggufmerge.files.absent import absent
+from ggufmerge.files.shards import model_name
 from ggufmerge.files.small import read_json
 from ggufmerge.recipe.document import parse
 from ggufmerge.recipe.load import MAX_BYTES
@@ -204,7 +205,7 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
     rows = [
         [
             _cell(Path(str(score["text"])).name),
-            _cell("+".join(Path(part).name for part in str(score["model"]).split("+"))),
+            _cell(model_name("+".join(Path(part).name for part in str(score["model"]).split("+")))),
             f"{_figure(score['perplexity'], 3)} ± {_figure(score['perplexity_error'], 3)}",
             _figure(score["kl_divergence"], 4) if "kl_divergence" in score else "",
         ]
@@ -213,7 +214,7 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
     if not any(row[3] for row in rows):
         heads, rows = heads[:3], [row[:3] for row in rows]
     reference = evaluation.get("reference")
-    note = f"\n\nKL divergence is from {_cell(Path(str(reference)).name)}." if reference else ""
+    note = f"\n\nKL divergence is from {_cell(model_name(Path(str(reference)).name))}." if reference else ""
     return f"## Evaluation\n\n{_table(heads, rows)}{note}"
 
 
