@@ -416,7 +416,9 @@ def _show_verdicts(lineup: _Lineup, verdicts: Sequence[Verdict]) -> None:
         _show_paragraph("± is one standard error; what differs by less than two, token by token, is as good.")
     for name, family in lineup.families.items():
         if family.missing:
-            say(f"note: not all models that {_short_name(name)} was made from are here; name them to compare")
+            say(
+                f"note: not all models that {_short_name(name)} was made from were found; give their paths to compare them:"
+            )
             for line in family.missing:
                 say(f"  {line}")
 

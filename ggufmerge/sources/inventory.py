@@ -93,6 +93,13 @@ def names() -> Iterator[str]:
     return (reference for reference, *_ in _places(()))
 
 
+def kept_files() -> Iterator[Path]:
+    """Where the files of these models are, of shards the first; no file is opened."""
+    for _, _, _, locate in _places(()):
+        with contextlib.suppress(GgufmergeError, OSError):
+            yield locate().path
+
+
 def families(models: Iterable[FoundModel]) -> list[list[FoundModel]]:
     """The models (of `kind` "model", readable) by family, large families first."""
     grouped: dict[str, list[FoundModel]] = {}

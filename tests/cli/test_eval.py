@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import ggufmerge
 from ggufmerge.cli.app import app
+from ggufmerge.engine.parents import NOT_FOUND
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.evaluate import LlamaModel, chat_prompt, generate, kl_divergence, libllama, perplexity, texts
 from tests.tiny import write_tiny_llama, write_tiny_lora
@@ -196,11 +197,11 @@ def test_missing_parents_are_named(folder: pathlib.Path) -> None:
     found = facts("merged.gguf", "--text", "prose.txt")
     assert [m["model"] for m in found["models"]] == ["merged.gguf"]
     assert found["missing"] == {
-        "merged.gguf": ["base.gguf: only another file of this name is here", "tuned.gguf: not found here"]
+        "merged.gguf": ["base.gguf: only other files of this name are here", f"tuned.gguf: {NOT_FOUND}"]
     }
     shown = CliRunner().invoke(app, ["eval", "merged.gguf", "--text", "prose.txt", "--threads=1"]).stdout
     assert "note: not all models that merged.gguf was made from are here" in shown
-    assert "tuned.gguf: not found here" in shown
+    assert f"tuned.gguf: {NOT_FOUND}" in shown
 
 
 def test_a_single_merge_must_be_better_than_its_base(folder: pathlib.Path) -> None:
