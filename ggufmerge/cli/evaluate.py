@@ -205,7 +205,7 @@ def _show_verdicts(lineup: Lineup, verdicts: Sequence[Verdict]) -> None:
         _show_paragraph("± is one standard error; what differs by less than two, token by token, is as good.")
     for name, missing in lineup.missing.items():
         _show_paragraph(
-            f"note: not all models that {short_name(name)} was made from were found; give their paths, too, to compare them:"
+            f"note: not all models that {short_name(name)} was made from were found; give their paths to compare them:"
         )
         for line in missing:
             say(f"  {line}")
