@@ -69,7 +69,7 @@ _Rounding = Annotated[
     typer.Option(
         "--rounding",
         metavar="nearest|stochastic",
-        help="Of changes to weights that keep their type; wins over the recipe's.",
+        help="How to round tensors that keep their type; wins over the recipe's.",
         show_default="stochastic where nearest would lose the change",
     ),
 ]
@@ -89,15 +89,13 @@ def build(
     metadata_first: MetadataFirst = False,
     ollama: Annotated[
         str | None,
-        typer.Option(
-            "--ollama", metavar="NAME[:TAG]", help="Make it a model of Ollama's, with or without --output beside it."
-        ),
+        typer.Option("--ollama", metavar="NAME[:TAG]", help="Also add the result to Ollama under this name."),
     ] = None,
     lmstudio: LmStudio = None,
     to: To = None,
     llama_cpp: LlamaCpp = False,
     modelfile: Annotated[
-        bool, typer.Option("--modelfile/--no-modelfile", help="Write a Modelfile for Ollama beside the output.")
+        bool, typer.Option("--modelfile/--no-modelfile", help="Write a Modelfile for Ollama next to the output.")
     ] = True,
     mmproj: Annotated[
         Path | None,
@@ -155,7 +153,7 @@ def build(
     if built is None and ollama is None:
         raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
     if built is None and (push is not None or card is not None or llama_cpp):
-        raise typer.BadParameter("--push, --card and --llama-cpp need --output beside --ollama", param_hint="--output")
+        raise typer.BadParameter("--push, --card and --llama-cpp need --output, too", param_hint="--output")
     from ggufmerge.cli.progress import progress_display
     from ggufmerge.engine import build as carry_out
 

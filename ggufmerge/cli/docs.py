@@ -30,6 +30,12 @@ On a terminal a page opens in a pager (q ends it). In a pipe it is plain Markdow
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 _FOR_THE_SITE = re.compile(r"^::: .*\n(?:[ ]+.*\n)*", re.MULTILINE)  # where it puts docstrings
 _IN_LINES = re.MULTILINE | re.IGNORECASE
+_MEANT = {  # words that no page has, and the page for them
+    **dict.fromkeys(("troubleshooting", "troubleshoot", "faq", "problem", "problems", "errors", "bug"), "nonsense"),
+    **dict.fromkeys(("start", "quickstart", "getting-started", "tutorial", "install", "introduction"), "first-merge"),
+    **dict.fromkeys(("speed", "benchmark", "benchmarks", "ram", "vram", "gpu", "cuda"), "performance"),
+    **dict.fromkeys(("options", "commands", "reference", "help"), "cli"),
+}
 _LISTS = ("index", "cli", "api")  # pages that name everything and explain little
 _PAGE = re.compile(r"(?:([\w-]+)\.md)?(?:#[\w-]+)?")
 
@@ -91,7 +97,9 @@ def _found(topic: str, pages: dict[str, Path]) -> Path:
         return pages[name]
     texts = {page: _read(path) for page, path in pages.items() if page not in _LISTS}
     words = set(re.findall(r"[a-z]{4,}", "\n".join(texts.values()).lower()))
-    if about := _most_about(name, texts):
+    if name in _MEANT:
+        hint = f"see: ggufmerge docs {_MEANT[name]}"
+    elif about := _most_about(name, texts):
         hint = f"see: ggufmerge docs {about}"
     elif spelt := close_to(name, pages):
         hint = f'did you mean "{spelt}"?'

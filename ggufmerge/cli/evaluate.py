@@ -21,7 +21,7 @@ what they say. Lower perplexity is better. Needs the optional extra: pip install
 
 Without --text they read texts that come with the program, in five languages and Python.
 
-The models that a merge was made from are measured beside it, where they are found.
+The models that a merge was made from are measured, too, if they are found.
 
 A MODEL is a GGUF file, with LoRA adapters if wanted: base.gguf+adapter.gguf=0.5.
 
@@ -49,7 +49,7 @@ def evaluate(
             "--text",
             metavar="FILE",
             help="A UTF-8 text to predict instead of the built-in ones; give as many as wanted. The word builtin "
-            "stands for those, and french for the French one of them.",
+            "means all of those, and french the French one.",
         ),
     ] = None,
     quick: Annotated[

@@ -214,7 +214,7 @@ def _no_command(group: Any, ctx: Any, word: str) -> str:
     if word.lower().endswith(".gguf"):
         return f"say what to do with {word}: ggufmerge inspect {word}"
     if word.lower() in NAMES and ctx.parent is None:
-        return f"{word} is a method, which stands in a recipe: ggufmerge methods {word.lower()} shows one"
+        return f"{word} is a method, not a command; it is named in a recipe: ggufmerge methods {word.lower()} shows one"
     names = [name for name, command in group.commands.items() if not command.hidden]
     own = _close(word.lower(), names)
     if own is None and ctx.parent is None:

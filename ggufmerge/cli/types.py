@@ -12,7 +12,7 @@ from ggufmerge.cli.options import Json
 if TYPE_CHECKING:
     from ggufmerge.types import FileType, TensorType
 
-HELP = """List the types that files and tensors can have, or tell of one: its size, what it is for, who takes it.
+HELP = """List the types that files and tensors can have, or describe one: its size, its use, which programs take it.
 
 [bold]Examples[/bold]
 

@@ -116,7 +116,7 @@ def _opened(path: Path) -> TextIO:
     """The log, to be added to. OutputError for what is no log: a model or recipe is never written into."""
     try:
         if path.exists() and not _is_log(path):
-            raise OutputError(f"{path}: is no log of this program: give another --log, or remove it")
+            raise OutputError(f"{path}: exists and is not a log of this program: give another --log, or remove it")
         return path.open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(f"{path}: the log cannot be written ({error.strerror}): give another --log") from None

@@ -16,6 +16,7 @@ from ggufmerge.engine import checks
 from ggufmerge.engine.scheduler import Job, Stage, drive
 from ggufmerge.errors import PlanError
 from ggufmerge.files.metadata import KeyValues
+from ggufmerge.files.shards import model_name
 from ggufmerge.kernels import kernel
 from ggufmerge.recipe import ModelReference
 from ggufmerge.sources import Source, open_source
@@ -109,6 +110,12 @@ class Comparison:
     def identical(self) -> bool:
         """Whether the two have the same tensors with the same values; types and metadata may differ."""
         return not self.only_first and not self.only_second and all(t.identical for t in self.tensors)
+
+    def __repr__(self) -> str:
+        what = "identical" if self.identical else f"{100 * self.total.difference.relative:.2g} % apart"
+        return (
+            f"<Comparison {model_name(self.first)} with {model_name(self.second)}: {len(self.tensors)} tensors, {what}>"
+        )
 
 
 def compare(

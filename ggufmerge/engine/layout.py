@@ -171,7 +171,7 @@ def _outside(piece: Slice, sources: Sequence[Source], *, after: bool) -> Iterato
                 yield Slot(name, only, (name,), 0.0, (note,), constant=True)
         elif name == _HEAD and None in own:
             tied = [s.label for s, n in zip(parts, own, strict=True) if n is None]
-            note = f"{', '.join(tied)}: tied to the embedding, which stands in for it"
+            note = f"{', '.join(tied)}: tied to the embedding, which is used in its place"
             yield Slot(name, piece, tuple(n or _EMBEDDING for n in own), 0.0, (note,))
         else:
             yield Slot(name, piece, own, 0.0)

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.relatives import Base
 from ggufmerge.engine.run import foresee
 from ggufmerge.engine.survival import LOW_SURVIVAL, TypeSurvival
-from ggufmerge.errors import GgufmergeError, PlanError
+from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, facts, open_gguf
 from ggufmerge.files.shards import model_name
 from ggufmerge.methods import method as find_method
@@ -32,7 +32,7 @@ from ggufmerge.recipe.load import OPTIONS
 from ggufmerge.recipe.plain import written
 from ggufmerge.sources import Source, inventory, open_source
 from ggufmerge.sources.inventory import FoundModel
-from ggufmerge.sources.peft import CONFIG, open_adapter
+from ggufmerge.sources.peft import CONFIG
 from ggufmerge.sources.references import find
 from ggufmerge.text import printable
 from ggufmerge.types import FileType, TensorType
@@ -183,7 +183,7 @@ def _sorted_out(models: Sequence[str | os.PathLike[str]]) -> _Given:
     for text in [os.fspath(model) for model in models]:
         item = _as_adapter(text) or ModelReference.from_argument(text)
         if item in items:
-            raise PlanError(f"{text}: stands twice; a model merged with itself is itself: give it once")
+            raise PlanError(f"{text}: is given twice; a model merged with itself is itself: give it once")
         items.append(item)
     if not items:
         raise PlanError("name the models to merge, two or more")
@@ -216,7 +216,7 @@ def _opened(stack: ExitStack, reference: ModelReference) -> Source:
 def _base_reference(base: str | os.PathLike[str]) -> ModelReference:
     text = os.fspath(base)
     if _as_adapter(text) is not None:
-        raise PlanError(f"{text}: a LoRA adapter, which is no base; give the model that it is for")
+        raise PlanError(f"{text}: a LoRA adapter cannot be the base; give the model that it is for")
     return ModelReference.from_argument(text)
 
 
@@ -286,11 +286,7 @@ def _base_of_adapters(adapters: Sequence[AdapterReference]) -> tuple[ModelRefere
 
 
 def _fit(adapters: Sequence[AdapterReference], model: FoundModel) -> bool:
-    with suppress(GgufmergeError, OSError, ValueError), open_gguf(model.path or "") as file:
-        for adapter in adapters:
-            open_adapter(find(adapter.path).path, file).file.close()
-        return True
-    return False
+    return model.path is not None and all(inventory.fits(find(a.path).path, model.path) for a in adapters)
 
 
 def _names_of_bases(adapters: Sequence[AdapterReference]) -> set[str]:
@@ -468,9 +464,9 @@ def _remains(kept: Sequence[TypeSurvival], file_type: FileType) -> str:
     if not kept:
         return ""
     noise = max(one.survival.noise for one in kept)
-    beside = f", beside noise {noise:.2g} times as large" if noise > 1 else ""
+    beside = f", with noise {noise:.2g} times as large" if noise > 1 else ""
     if beside and file_type.default.bits_per_weight < TensorType.Q8_0.bits_per_weight:
-        beside += ", of which type Q8_0 has less"
+        beside += "; type Q8_0 has less of it"
     if any(one.stochastic for one in kept):
         return f": the change survives in it, since it is rounded stochastically{beside}"
     worst = min(kept, key=lambda one: one.survival.share)

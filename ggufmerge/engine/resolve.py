@@ -319,7 +319,7 @@ def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int
         what = f"{method.name} goes from base_model to one model, not to {count}: list only one of {models}"
         raise RecipeError(recipe.complaint(place, what))
     if method.base is Base.MODEL:
-        besides = f", of which base_model {recipe.base_model} is one" if recipe.base_model else ""
+        besides = f", one of them base_model {recipe.base_model}" if recipe.base_model else ""
     if count < method.min_models:
         what = f"{method.name} needs at least {_models(method.min_models)}{besides}, not {count}"
         raise RecipeError(recipe.complaint(place, what))

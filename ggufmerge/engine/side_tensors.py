@@ -40,7 +40,7 @@ def with_side_tensors(tensors: Iterable[PlannedTensor], sources: Sequence[Source
                     own.type,
                     "copy",
                     (Input(origin.source, name),),
-                    why_type=f"beside {tensor.name}",
+                    why_type=f"belongs to {tensor.name}",
                 )
             )
     return result

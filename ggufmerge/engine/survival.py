@@ -206,12 +206,12 @@ def _kept_by_nearest(change: float) -> float:
 
 
 def _left(s: Survival, kind: str) -> str:
-    noise = f", beside rounding noise {s.noise:.2g} times as large," if s.noise >= 0.05 else ""
+    noise = f", with rounding noise {s.noise:.2g} times as large," if s.noise >= 0.05 else ""
     return f"{_percent(s.share)} of the change survived{noise} in {kind}"
 
 
 def _figures(s: Survival) -> str:
-    return f"{_percent(s.share)}" + (f" beside noise {s.noise:.2g} times as large" if s.noise >= 0.05 else "")
+    return f"{_percent(s.share)}" + (f" with noise {s.noise:.2g} times as large" if s.noise >= 0.05 else "")
 
 
 def _tensors(number: int) -> str:

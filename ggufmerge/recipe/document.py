@@ -257,9 +257,9 @@ class _Reader:
                 merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
                 continue
             if re.match(r"-\w", self._key(key)):
-                self._refuse(key, f"an entry of a list has a blank behind its dash: {shown(f'- {key.value[1:]}: ...')}")
+                self._refuse(key, f"an entry of a list has a blank after its dash: {shown(f'- {key.value[1:]}: ...')}")
             if self._key(key) in seen:
-                self._refuse(key, f"the key {shown(key.value)} stands twice in one mapping; remove one")
+                self._refuse(key, f"the key {shown(key.value)} is twice in one mapping; remove one")
             seen.add(self._key(key))
             self._count(key)
             yield key, value

@@ -58,8 +58,8 @@ _KEYS: dict[str, type[pydantic.BaseModel]] = {
 _MOVED = {
     "modules": "a GGUF file holds one module; keep the one of the language model",
     "random_seed": 'write "seed" at the top level',
-    "tokens": "it stands under tokenizer:",
-    "pad_to_multiple_of": "it stands under tokenizer:",
+    "tokens": "it belongs under tokenizer:",
+    "pad_to_multiple_of": "it belongs under tokenizer:",
 }
 
 _CHANGED = " (changed)"  # after the name of a file whose recipe a program has changed
@@ -122,7 +122,7 @@ def _text(path: Path) -> str:
     if data[:4] == b"GGUF":
         raise RecipeError(f'{path}: a GGUF file, not a recipe; name it under "models:" of a recipe (YAML)')
     if len(data) > MAX_BYTES:
-        raise RecipeError(f"{path}: more than {MAX_BYTES >> 20} MiB, which is no recipe; give a YAML file")
+        raise RecipeError(f"{path}: more than {MAX_BYTES >> 20} MiB, which is too large for a recipe; give a YAML file")
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what `>` writes in Windows PowerShell
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")
@@ -170,7 +170,7 @@ def _documents(text: str, name: str, arguments: Mapping[str, str] | None, *, has
     else:
         if is_recipe or any(isinstance(document.data, dict | list) for document in documents):
             return documents
-    raise RecipeError(f'{name}:1: this is no recipe, which has lines such as "merge_method: linear" and "models:"')
+    raise RecipeError(f'{name}:1: this is not a recipe, which has lines such as "merge_method: linear" and "models:"')
 
 
 def _with_stages(recipes: list[Recipe]) -> Recipe:
@@ -395,7 +395,7 @@ def _parameter_hint(key: str, data: dict[str, Any]) -> str:
     name = data.get("merge_method")
     methods = [name] if isinstance(name, str) and name in NAMES else NAMES
     known = any(find_method(n).parameter(key) for n in methods)
-    return "a parameter of the method stands under parameters:" if known else ""
+    return "a parameter of the method belongs under parameters:" if known else ""
 
 
 def _check(recipe: Recipe, report: _Report) -> None:

@@ -73,7 +73,7 @@ def _token_row(value: Any) -> ModelReference | TokenOfModel | Literal["zero"] | 
 
 def _template(value: Any) -> Any:
     if isinstance(value, str) and value != "auto" and value not in TEMPLATES and "{" not in value:
-        raise ValueError(f"{shown(value)} is no chat template: write auto, {', '.join(TEMPLATES)} or a Jinja template")
+        raise ValueError(f"{shown(value)} is not a template: write auto, {', '.join(TEMPLATES)} or a Jinja template")
     return value
 
 

@@ -106,7 +106,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise GgufmergeError(f"{path}: the evaluation cannot be read ({error.strerror}): check the path") from None
     scores = facts.get("scores")
     if not isinstance(scores, list) or not all(map(_is_score, scores)):
-        raise GgufmergeError(f"{path}: this is no evaluation: give a file with what `ggufmerge eval --json` prints")
+        raise GgufmergeError(f"{path}: this is not an evaluation: give a file with what `ggufmerge eval --json` prints")
     return facts
 
 

@@ -469,7 +469,7 @@ _WRONG_SHARDS = (
         (_cut, "ends before the data"),
         (_float8, "no vector or matrix of F32, F16 or BF16"),
         (_empty, "holds no tensors"),
-        (_twice, "stands twice"),
+        (_twice, "is there twice"),
     ],
 )
 def test_damaged_checkpoints_are_refused(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
