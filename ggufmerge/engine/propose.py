@@ -119,7 +119,7 @@ def propose_merge(
 ) -> Proposal:
     """A recipe that merges some models, with a reason for all that was not said.
 
-    models: paths and names as in recipes; LoRA adapters among them, with "=0.5" behind them for a strength, belong to
+    models: paths and names as in recipes; LoRA adapters among them, followed by "=0.5" for a strength, belong to
         the base, or to the only model there is.
     base: the model that the others were tuned from. Without it the models that `ggufmerge models` lists and those in
         the folders of the given ones are looked at, unless find_base is False: what the files record decides, else the

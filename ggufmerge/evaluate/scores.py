@@ -102,7 +102,7 @@ def evaluate(
         mapping of names to texts.
     parents: measure the models that a merge was made from, too, where they are found.
     reference: a model from which the KL divergence of the others is measured; it is measured itself, before them.
-    context: tokens of a window of text.  tokens: use only the first so many of a text; None for all.
+    context: tokens of a window of text.  tokens: use only this many tokens from the beginning of a text; None for all.
     prompt: what each model is asked, in its chat format, or, without `chat`, has to go on with; `answer_tokens` is the
         longest answer, and above temperature 0 it is drawn by chance, the same for the same `seed`.
     threads: None for all cores.

@@ -221,7 +221,7 @@ class _Header:
             if not key:
                 self.refuse(f"key {index + 1} is empty", _DAMAGED)
             if key in spans:
-                self.refuse(f"key {_show(key)} is there twice", _DAMAGED)
+                self.refuse(f"key {_show(key)} appears twice", _DAMAGED)
             start = self._at
             self._skip_value(key)
             spans[key] = start, self._at
@@ -293,7 +293,7 @@ class _Header:
                     "convert the model again",
                 )
             if name in names:
-                self.refuse(f"tensor {_show(name)} is there twice", _DAMAGED)
+                self.refuse(f"tensor {_show(name)} appears twice", _DAMAGED)
             names.add(name)
             info = TensorInfo(name, self._shape(name), self._type(name))
             if info.n % info.type.block_size:

@@ -68,7 +68,7 @@ def parse_mapping(data: bytes | str, *, lenient: bool = False) -> dict[str, Any]
 def parse_json(data: bytes | str, *, lenient: bool = False) -> Any:
     """The value of a JSON text. ValueError says in a few words what is wrong with it.
 
-    Refused are: what is not UTF-8 or not JSON, nesting without end, a key that is twice in one mapping, whole
+    Refused are: what is not UTF-8 or not JSON, nesting without end, a key that appears twice in one mapping, whole
     numbers of more than 20 digits, numbers that no float holds, and NaN and Infinity, which some programs write.
     lenient: such numbers are null.
     """
@@ -110,7 +110,7 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {quoted(twice)} is twice in one mapping")
+        raise ValueError(f"the key {quoted(twice)} appears twice in one mapping")
     return found
 
 

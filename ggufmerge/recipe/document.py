@@ -63,7 +63,7 @@ class Document:
         return f"{self.name}:{line}:{column}"
 
     def complaint(self, location: Location, what: str) -> str:
-        """A complaint with its place in front of it."""
+        """A complaint that begins with its place."""
         where = self.where(location)
         return f"{where}: {what}" if where else what
 
@@ -259,7 +259,7 @@ class _Reader:
             if re.match(r"-\w", self._key(key)):
                 self._refuse(key, f"an entry of a list has a blank after its dash: {shown(f'- {key.value[1:]}: ...')}")
             if self._key(key) in seen:
-                self._refuse(key, f"the key {shown(key.value)} is twice in one mapping; remove one")
+                self._refuse(key, f"the key {shown(key.value)} appears twice in one mapping; remove one")
             seen.add(self._key(key))
             self._count(key)
             yield key, value

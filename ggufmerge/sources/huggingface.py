@@ -109,7 +109,7 @@ class Checkpoint:
                 if name == "output.weight" and tied:
                     continue
                 if name is None or name in found:
-                    what = "has no place" if name is None else "is there twice"
+                    what = "has no place" if name is None else "appears twice"
                     raise PlanError(
                         f'{file.path}: "{own}" {what} in a GGUF file of architecture {self.architecture!r}; {_CONVERT}'
                     )

@@ -106,7 +106,7 @@ class _Legacy:
         for i in range(count):
             name, entry = self._entry(f"entry {i + 1} of {count}")
             if name in entries:
-                self._damaged(f"{name} is there twice")
+                self._damaged(f"{name} appears twice")
             entries[name] = entry
         chunks, datasets = 0, []
         if self.position < len(self.data):

@@ -207,7 +207,7 @@ BAD_LEGACY: dict[str, tuple[bytes, str]] = {
     "endless values": (struct.pack("<ii", 1, 1) + b"w" + struct.pack("<ii", 1, 2**31 - 1) + bytes(8), "but 8 are left"),
     "no values": (struct.pack("<i", 1) + legacy_entry(b"weight", 1, []), "entry 1 of 1, weight, has 0 values"),
     "not text": (struct.pack("<i", 1) + legacy_entry(b"\xff\xfe", 1, [1.0]), "is not UTF-8"),
-    "twice": (struct.pack("<i", 2) + GOOD + GOOD, "w is there twice"),
+    "twice": (struct.pack("<i", 2) + GOOD + GOOD, "w appears twice"),
     "not finite": (struct.pack("<i", 1) + legacy_entry(b"w", 1, [1.0, np.inf]), "w holds NaN or infinity"),
     "half a trailer": (struct.pack("<i", 1) + GOOD + bytes(3), "the number of chunks should have 4 bytes, but 3"),
     "endless data set": (struct.pack("<i", 1) + GOOD + struct.pack("<ii", 1, 99), "the data set should have 99 bytes"),
@@ -232,5 +232,5 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: pathlib.Path) -> None:
 def test_what_is_no_file_is_no_imatrix(tmp_path: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
     """A pipe, a folder or a device is refused before anything waits for it or reads it without end."""
     make(tmp_path / "x")
-    with pytest.raises(FormatError, match=r"this is (no regular file|a folder)"):
+    with pytest.raises(FormatError, match=r"this is (not a regular file|a folder)"):
         load_imatrix(tmp_path / "x")

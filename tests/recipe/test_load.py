@@ -258,7 +258,7 @@ def test_values_get_the_type_of_their_parameter():
         (LINEAR.replace("linear", "[linear, ties]"), "merge_method is a word, or a list of mappings"),
         (LINEAR.replace("linear", "[{value: linnear}]"), 'did you mean "linear"?'),
         ("[]\n", "a recipe is a mapping"),
-        ("just a text\nof two lines\n", "this is no recipe"),
+        ("just a text\nof two lines\n", "this is not a recipe"),
     ],
 )
 def test_keys_and_values_that_are_refused(text, complaint):
@@ -330,7 +330,7 @@ def test_expressions_that_nothing_can_follow_are_refused():
 def test_a_pipe_is_no_recipe(tmp_path):
     """It is refused before anybody waits for its writer."""
     os.mkfifo(tmp_path / "recipe.yaml")
-    with pytest.raises(RecipeError, match="cannot read the recipe: this is no regular file"):
+    with pytest.raises(RecipeError, match="cannot read the recipe: this is not a regular file"):
         load_recipe(tmp_path / "recipe.yaml")
 
 

@@ -237,5 +237,5 @@ def test_figures_that_are_no_numbers(tmp_path: Path) -> None:
         read_evaluation(path)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(GgufmergeError, match="no regular file"):
+    with pytest.raises(GgufmergeError, match="not a regular file"):
         read_evaluation(path)

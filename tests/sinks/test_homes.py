@@ -238,7 +238,7 @@ def test_a_folder_must_be_there(home: Path) -> None:
         find_home(home / "nowhere", ONE)
     with pytest.raises(PlanError, match="is not a folder"):
         find_home(tree(home, "file") / "file", ONE)
-    with pytest.raises(PlanError, match="there is not a folder"):
+    with pytest.raises(PlanError, match="there is no folder"):
         find_home(home / "nowhere/models.ini", ONE)
 
 
@@ -364,7 +364,7 @@ SEEN = Placed(Path("/models/m.gguf"), Path("/mmproj/mmproj-m.gguf"))
     ],
 )
 def test_the_webui_is_told_of_the_projector(tmp_path: Path, file: str, changed: str) -> None:
-    """All else stays byte for byte, and what is there twice is the same."""
+    """All else stays byte for byte, and what appears twice is the same."""
     entry = ConfigUser(tmp_path / "config-user.yaml", file)
     new = entry.edited(CONFIG.encode(), SEEN)
     assert new.decode() == changed
