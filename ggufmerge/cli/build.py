@@ -46,7 +46,7 @@ BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
 
   ggufmerge build recipe.yaml --dry-run
 
-The file appears when it is complete. An interrupted build goes on where it was when the same command is given again.
+The file appears when it is complete. To continue an interrupted build, give the same command again.
 """
 
 PLAN_HELP = """Show what building RECIPE would do to each tensor; reads headers only.
@@ -193,7 +193,8 @@ def build(
 def plan(
     recipe: _Recipe,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where it would go: look what is there.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The file to be written: check whether that is possible."),
     ] = None,
     out_type: _Type = None,
     imatrix: Imatrix = None,

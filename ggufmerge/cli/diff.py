@@ -21,7 +21,7 @@ HELP = """Compare the weights of two models, tensor by tensor.
 
   ggufmerge diff base.gguf base.gguf+adapter.gguf --all --json
 
-With a base, cosine and signs are those of the two models' changes of it: how alike two fine-tunes are, and how often
+With a base, cosine and signs compare the two models' changes from it: how alike two fine-tunes are, and how often
 they pull a weight in the same direction; the last lines say what that means for merging them.
 """
 
@@ -60,7 +60,7 @@ def _show(result: Comparison, every: bool) -> None:
         _wrapped(
             "difference: RMS of A - B over that of A; largest: absolute; equal: share of the weights; "
             + (
-                "cosine: of the changes of the base (1 the same, 0 unrelated, -1 opposite); signs: share of the "
+                "cosine: of the changes from the base (1 the same, 0 unrelated, -1 opposite); signs: share of the "
                 "weights changed by both that move in the same direction (50 % is chance)"
                 if with_base
                 else "cosine: 1 is the same direction"

@@ -75,7 +75,7 @@ def evaluate(
         str | None, typer.Option("--prompt", metavar="TEXT", help="Ask each model this, in its chat format.")
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat/--no-chat", help="Ask, or let the prompt be continued as it is.")
+        bool, typer.Option("--chat/--no-chat", help="Ask a question, or let the prompt be continued as it is.")
     ] = True,
     answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=1, metavar="N", help="The longest answer.")] = 64,
     temperature: Annotated[
@@ -96,16 +96,18 @@ def evaluate(
     from ggufmerge.cli.eval_progress import EvalProgress
     from ggufmerge.cli.terminal import console, print_json
     from ggufmerge.evaluate.libllama import library
-    from ggufmerge.evaluate.lineup import line_up
+    from ggufmerge.evaluate.lineup import check_models, line_up
     from ggufmerge.evaluate.scores import BUILT_IN, measure, read_texts
     from ggufmerge.evaluate.texts import QUICK
 
     measured = bool(text) or prompt is None or quick or reference is not None or require_better
+    names = [*([] if reference is None else [reference]), *models]
+    check_models(names)
     texts = read_texts(text or [BUILT_IN]) if measured else {}
     library()  # says that llama.cpp is missing before files of gigabytes are looked for
     wanted = measured and reference is None if parents is None else parents
     with console(stderr=True).status("looking for the models" + " and those that they were made from" * wanted):
-        lineup = line_up([*([] if reference is None else [reference]), *models], relatives=wanted)
+        lineup = line_up(names, relatives=wanted)
     if require_better and len(lineup.named) == 1 and lineup.base_of(lineup.named[0]) is None:
         raise typer.BadParameter("needs models to compare: name the base first", param_hint="--require-better")
     with EvalProgress(len(lineup.models)) as progress:

@@ -78,7 +78,9 @@ def quantize(
     ] = None,
     tensor_type_file: Annotated[
         Path | None,
-        typer.Option("--tensor-type-file", metavar="FILE", help="A text of such pairs, between blanks or line breaks."),
+        typer.Option(
+            "--tensor-type-file", metavar="FILE", help="A text file of such pairs, separated by blanks or line breaks."
+        ),
     ] = None,
     output_tensor_type: Annotated[
         str | None,
@@ -106,7 +108,7 @@ def quantize(
     max_size: MaxSize = None,
     max_tensors: MaxTensors = None,
     metadata_first: MetadataFirst = False,
-    keep_split: Annotated[bool, typer.Option("--keep-split", help="Write the shards that INPUT has.")] = False,
+    keep_split: Annotated[bool, typer.Option("--keep-split", help="Write as many shards as INPUT has.")] = False,
     dry_run: DryRun = False,
     every: All = False,
     json: Json = False,

@@ -39,7 +39,7 @@ MaxTensors = Annotated[
     int | None, typer.Option("--split-max-tensors", min=1, metavar="N", help="Largest number of tensors of a shard.")
 ]
 MetadataFirst = Annotated[
-    bool, typer.Option("--no-tensor-first-split", help="Leave the first shard to the metadata alone.")
+    bool, typer.Option("--no-tensor-first-split", help="Put only metadata into the first shard, no tensors.")
 ]
 
 

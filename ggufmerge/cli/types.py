@@ -24,7 +24,7 @@ HELP = """List the types that files and tensors can have, or describe one: its s
 
   ggufmerge types --json
 
-Which to take: Q4_K_M when memory is short, Q6_K or Q8_0 for a merge that shall lose nothing, F16 to go on working with.
+Which to take: Q4_K_M when memory is short, Q6_K or Q8_0 for a merge that should lose nothing, F16 for further work.
 """
 
 

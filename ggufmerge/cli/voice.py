@@ -24,13 +24,11 @@ from ggufmerge.text import printable
 
 _PANEL = "Messages"
 _STAMP = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # what each line begins with
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.", rich_help_panel=_PANEL)
-]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for each tensor.", rich_help_panel=_PANEL)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.", rich_help_panel=_PANEL)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a line for each tensor.", rich_help_panel=_PANEL)]
 Log = Annotated[
     Path | None,
-    typer.Option("--log", metavar="FILE", help="Add all that is said to this file, too.", rich_help_panel=_PANEL),
+    typer.Option("--log", metavar="FILE", help="Add all messages to this file, too.", rich_help_panel=_PANEL),
 ]
 
 

@@ -66,8 +66,8 @@ def line_up(models: Sequence[str | os.PathLike[str]], *, relatives: bool) -> Lin
 
     GgufmergeError names all models that are not there.
     """
+    check_models(models)
     names = list(dict.fromkeys(os.fspath(model) for model in models))
-    references.check_found(("", path) for name in names for path in ModelReference.from_argument(name).paths)
     named = [_named(name) for name in names]
     lineup = Lineup([], [entry.label for entry in named])
     taken = {entry.key: entry.label for entry in named}
@@ -90,6 +90,12 @@ def line_up(models: Sequence[str | os.PathLike[str]], *, relatives: bool) -> Lin
         first_of_several = place == 0 and len(named) > 1
         lineup.models += [entry, *added] if first_of_several else [*added, entry]
     return lineup
+
+
+def check_models(models: Iterable[str | os.PathLike[str]]) -> None:
+    """GgufmergeError that names all models, and adapters of them, that are not there."""
+    named = (ModelReference.from_argument(os.fspath(model)) for model in models)
+    references.check_found(("", path) for model in named for path in model.paths)
 
 
 def _named(name: str) -> Entry:

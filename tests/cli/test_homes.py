@@ -243,7 +243,7 @@ def test_an_interrupted_build_goes_on(
     [
         (["--lmstudio", "merged"], "write PUBLISHER/NAME"),
         (["--lmstudio", "../../x"], "write PUBLISHER/NAME"),
-        (["--lmstudio", "me/.."], "is no name for a folder"),
+        (["--lmstudio", "me/.."], "cannot be the name of a folder"),
         (["--to", "nowhere"], "create it first"),
         (["--to", "recipe.yaml"], "is not a folder"),
         (["--to", ".lmstudio/models"], "use --lmstudio PUBLISHER/NAME"),

@@ -87,7 +87,7 @@ def test_a_projector_that_is_not_given_is_pointed_out(folder: Path, run: Run) ->
     """The warning names the file and the option; nothing is copied."""
     code, _, err = run(*BUILD)
     assert code == 0
-    assert "beside a/a.gguf is a projector (mmproj-a.gguf): --mmproj FILE" in err
+    assert "next to a/a.gguf is a projector (mmproj-a.gguf): --mmproj FILE" in err
     assert not (folder / "mmproj-out.gguf").exists()
 
 
