@@ -90,8 +90,9 @@ def _show(
     elif rows:
         show_table(("model", "kept by", "architecture", "parameters", "type", "size", "notes", "with"), rows)
     if letters:
-        applied = ", and adapters can be applied to the models with their letter" if adapters else ""
-        typer.echo(f"models with the same letter can be merged with each other{applied}")
+        typer.echo("models with the same letter can be merged with each other")
+        if adapters:
+            typer.echo("adapters can be applied to the models that have their letter")
     elif usable:
         typer.echo("no two of these models can be merged as they are")
     failed = [model for model in found if model.error]

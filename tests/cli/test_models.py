@@ -136,7 +136,8 @@ def test_a_table_marks_what_can_be_merged(machine: Path) -> None:
     lines = run(str(machine / "folder")).splitlines()
     marked = [line.split()[0] for line in lines if line.endswith(" A")]
     assert marked == ["ollama:tiny:latest", "hf:owner/tiny/tuned.gguf", str(machine / "folder/cut-00001-of-00003.gguf")]
-    assert any(line.startswith("models with the same letter can be merged with each other") for line in lines)
+    assert "models with the same letter can be merged with each other" in lines
+    assert "adapters can be applied to the models that have their letter" in lines
 
 
 def test_a_machine_without_models(home: Path) -> None:
