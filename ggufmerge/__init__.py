@@ -37,21 +37,21 @@ if _TYPE_CHECKING:
         ShapeError,
         UnknownTensorError,
     )
-    from ggufmerge.evaluate.scores import evaluate
+    from ggufmerge.evaluation.scores import evaluate
     from ggufmerge.files import open_gguf as open  # noqa: A004
     from ggufmerge.files.sharded import SplitLimit
     from ggufmerge.files.split import join_gguf as join_file
     from ggufmerge.files.split import split_gguf as split_file
+    from ggufmerge.formats.imatrix import load_imatrix
     from ggufmerge.methods.api import merge
+    from ggufmerge.places.hub.upload import plan_upload, push
+    from ggufmerge.places.inspect import inspect
+    from ggufmerge.places.inventory import families
+    from ggufmerge.places.inventory import find_models as models
     from ggufmerge.quants import dequantize, quantize
     from ggufmerge.quants.mixture import plan_types
     from ggufmerge.recipe import Recipe, load_recipe
     from ggufmerge.recipe.json_schema import json_schema as recipe_schema
-    from ggufmerge.sinks.hub import plan_upload, push
-    from ggufmerge.sources.imatrix import load_imatrix
-    from ggufmerge.sources.inspect import inspect
-    from ggufmerge.sources.inventory import families
-    from ggufmerge.sources.inventory import find_models as models
 
     __version__: str
 
@@ -60,23 +60,23 @@ _PUBLIC = {  # name -> where it is defined, under which name
     "build": ("engine.build", "build"),
     "compare": ("engine.compare", "compare"),
     "dequantize": ("quants", "dequantize"),
-    "evaluate": ("evaluate.scores", "evaluate"),
+    "evaluate": ("evaluation.scores", "evaluate"),
     "explain": ("engine.explain", "explain"),
     "extract_lora": ("engine.extract", "extract_lora"),
-    "families": ("sources.inventory", "families"),
-    "inspect": ("sources.inspect", "inspect"),
+    "families": ("places.inventory", "families"),
+    "inspect": ("places.inspect", "inspect"),
     "join_file": ("files.split", "join_gguf"),
-    "load_imatrix": ("sources.imatrix", "load_imatrix"),
+    "load_imatrix": ("formats.imatrix", "load_imatrix"),
     "load_recipe": ("recipe", "load_recipe"),
     "merge": ("methods.api", "merge"),
     "merge_models": ("engine.merge", "merge_models"),
-    "models": ("sources.inventory", "find_models"),
+    "models": ("places.inventory", "find_models"),
     "open": ("files", "open_gguf"),
     "plan": ("engine.build", "plan"),
-    "plan_upload": ("sinks.hub", "plan_upload"),
+    "plan_upload": ("places.hub.upload", "plan_upload"),
     "plan_types": ("quants.mixture", "plan_types"),
     "propose_merge": ("engine.propose", "propose_merge"),
-    "push": ("sinks.hub", "push"),
+    "push": ("places.hub.upload", "push"),
     "quantize": ("quants", "quantize"),
     "quantize_file": ("engine.quantize", "quantize_file"),
     "recipe_schema": ("recipe.json_schema", "json_schema"),

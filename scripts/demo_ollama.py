@@ -19,8 +19,8 @@ import threading
 from pathlib import Path
 
 from ggufmerge.errors import GgufmergeError, PlanError
-from ggufmerge.sinks.ollama_api import Server
-from ggufmerge.sources.ollama_names import OllamaName
+from ggufmerge.places.ollama.names import OllamaName
+from ggufmerge.places.ollama.server import Server
 
 SECONDS, CHARACTERS = 120, 1200  # some 300 tokens
 

@@ -72,7 +72,7 @@ def _methods(incomplete: str) -> Iterator[tuple[str, str]]:
 
 
 def _models(incomplete: str) -> Iterator[tuple[str, str]]:
-    from ggufmerge.sources.inventory import names
+    from ggufmerge.places.inventory import names
 
     known = ((name, "") for name in itertools.islice(names(), 10 * _MOST) if name.startswith(incomplete))
     return itertools.chain(_files(incomplete), known)

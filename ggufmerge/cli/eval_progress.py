@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from ggufmerge.cli.terminal import complain, console
-from ggufmerge.evaluate.scores import Watcher
+from ggufmerge.evaluation.scores import Watcher
 from ggufmerge.text import printable
 
 if TYPE_CHECKING:

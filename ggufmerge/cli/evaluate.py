@@ -10,9 +10,9 @@ import typer
 from ggufmerge.cli.options import Json, Threads, model_argument, model_option
 
 if TYPE_CHECKING:
-    from ggufmerge.evaluate.lineup import Lineup
-    from ggufmerge.evaluate.scores import Score
-    from ggufmerge.evaluate.verdict import Verdict
+    from ggufmerge.evaluation.lineup import Lineup
+    from ggufmerge.evaluation.scores import Score
+    from ggufmerge.evaluation.verdict import Verdict
 
 Facts = dict[str, Any]
 
@@ -95,10 +95,10 @@ def evaluate(
 ) -> None:
     from ggufmerge.cli.eval_progress import EvalProgress
     from ggufmerge.cli.terminal import console, print_json
-    from ggufmerge.evaluate.libllama import library
-    from ggufmerge.evaluate.lineup import check_models, line_up
-    from ggufmerge.evaluate.scores import BUILT_IN, measure, read_texts
-    from ggufmerge.evaluate.texts import QUICK
+    from ggufmerge.evaluation.libllama import library
+    from ggufmerge.evaluation.lineup import check_models, line_up
+    from ggufmerge.evaluation.scores import BUILT_IN, measure, read_texts
+    from ggufmerge.evaluation.texts import QUICK
 
     measured = bool(text) or prompt is None or quick or reference is not None or require_better
     names = [*([] if reference is None else [reference]), *models]
@@ -166,7 +166,7 @@ def _score_facts(score: Score) -> Facts:
 
 def _verdict_facts(lineup: Lineup, verdict: Verdict, texts: Sequence[str]) -> Facts:
     """A verdict for JSON, with the texts as they were given; gains are in nats a token."""
-    from ggufmerge.evaluate.lineup import short_names
+    from ggufmerge.evaluation.lineup import short_names
 
     given = {short: text for text, short in short_names(texts).items()}
     return {
@@ -195,7 +195,7 @@ def _verdict_facts(lineup: Lineup, verdict: Verdict, texts: Sequence[str]) -> Fa
 def _show_verdicts(lineup: Lineup, verdicts: Sequence[Verdict]) -> None:
     """Below the table: how good each model is, what that means, and which models were not found."""
     from ggufmerge.cli.terminal import say
-    from ggufmerge.evaluate.lineup import short_name
+    from ggufmerge.evaluation.lineup import short_name
 
     for verdict in verdicts:
         say(f"{short_name(verdict.model)}:")
@@ -232,7 +232,7 @@ def _show_paragraph(text: str) -> None:
 def _show_scores(scores: list[Facts], reference: str | None) -> None:
     """A row for each text and model, the models of a text below each other; changes are against the first of them."""
     from ggufmerge.cli.terminal import show_table
-    from ggufmerge.evaluate.lineup import short_names
+    from ggufmerge.evaluation.lineup import short_names
 
     models = short_names(s["model"] for s in scores)
     texts = short_names(s["text"] for s in scores)
@@ -256,7 +256,7 @@ def _show_scores(scores: list[Facts], reference: str | None) -> None:
 def _show_answer(model: str, prompt: str, answer: str) -> None:
     """Who was asked, then the answer as running text without what could control the terminal."""
     from ggufmerge.cli.terminal import console
-    from ggufmerge.evaluate.lineup import short_name
+    from ggufmerge.evaluation.lineup import short_name
     from ggufmerge.text import printable
 
     lines = [printable(line) for line in answer.strip().splitlines()]

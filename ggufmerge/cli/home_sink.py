@@ -14,10 +14,10 @@ from ggufmerge.engine.documents import planned_documents
 from ggufmerge.engine.planner import header_of
 from ggufmerge.files import ShardName, open_gguf
 from ggufmerge.files.writer import same_file
-from ggufmerge.sinks.homes import Entry, Home, Model, Placed, find_home, lmstudio_home
-from ggufmerge.sinks.homes.llamacpp import arguments, check_alone, command_line
-from ggufmerge.sinks.homes.names import safe_stem
-from ggufmerge.sinks.homes.placing import (
+from ggufmerge.places.homes import Entry, Home, Model, Placed, find_home, lmstudio_home
+from ggufmerge.places.homes.llamacpp import arguments, check_alone, command_line
+from ggufmerge.places.homes.names import safe_stem
+from ggufmerge.places.homes.placing import (
     check_entry,
     check_folder,
     check_space,
@@ -26,7 +26,7 @@ from ggufmerge.sinks.homes.placing import (
     remove_left,
     write_entry,
 )
-from ggufmerge.sinks.projector import projector_path
+from ggufmerge.places.projector import projector_path
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan

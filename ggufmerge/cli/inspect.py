@@ -39,7 +39,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     from ggufmerge.cli.terminal import console, print_json, say, show_table
-    from ggufmerge.sources.inspect import inspect as facts_of
+    from ggufmerge.places.inspect import inspect as facts_of
     from ggufmerge.text import printable
 
     facts = facts_of(file, full=full)

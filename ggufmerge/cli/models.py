@@ -11,7 +11,7 @@ import typer
 from ggufmerge.cli.options import Json
 
 if TYPE_CHECKING:
-    from ggufmerge.sources.inventory import FoundModel
+    from ggufmerge.places.inventory import FoundModel
 
 HELP = """List the models on this machine, as recipes name them, and which can be merged with which.
 
@@ -38,7 +38,7 @@ def models(
 ) -> None:
     from ggufmerge.cli import unfinished
     from ggufmerge.cli.terminal import print_json
-    from ggufmerge.sources.inventory import families, find_models, fitting_adapters
+    from ggufmerge.places.inventory import families, find_models, fitting_adapters
 
     here = [Path()] if any(Path().glob("*.gguf")) else []
     found = find_models(folder or here)

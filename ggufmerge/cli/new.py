@@ -12,7 +12,7 @@ from ggufmerge.cli.options import Overwrite
 
 if TYPE_CHECKING:
     from ggufmerge.engine.propose import Proposal
-    from ggufmerge.sources.inventory import FoundModel
+    from ggufmerge.places.inventory import FoundModel
 
 HELP = """Write a recipe by asking: which models, which method, which type.
 
@@ -45,7 +45,7 @@ def new(
     from ggufmerge.errors import PlanError
     from ggufmerge.files import check_target
     from ggufmerge.files.writer import write_new
-    from ggufmerge.sources.inventory import known_models
+    from ggufmerge.places.inventory import known_models
 
     check_target(recipe, overwrite=overwrite)
     for place in folder or ():
@@ -112,7 +112,7 @@ def text_of(proposal: Proposal, recipe: Path) -> str:
 
 def _show(found: Sequence[FoundModel]) -> None:
     from ggufmerge.cli.terminal import show_table
-    from ggufmerge.sources.inventory import families
+    from ggufmerge.places.inventory import families
     from ggufmerge.text import size
 
     letters: dict[str, str] = {}

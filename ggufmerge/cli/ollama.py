@@ -1,4 +1,4 @@
-"""What `ggufmerge build` does for Ollama beside the GGUF file: a Modelfile, and the model in a store or on a server."""
+"""What `ggufmerge build` makes for Ollama besides the GGUF file: a Modelfile, and the model in a store or on a server."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from ggufmerge.cli.terminal import complain, show_warnings
 from ggufmerge.errors import GgufmergeError
+from ggufmerge.files.digest import Advance
 from ggufmerge.files.journal import Move
 from ggufmerge.files.small import file_name
-from ggufmerge.sinks.files import Advance
-from ggufmerge.sinks.modelfile import check_modelfile, modelfile_path, write_modelfile
-from ggufmerge.sinks.ollama import Store
-from ggufmerge.sinks.ollama_api import Installed, Server
-from ggufmerge.sinks.ollama_place import destination
-from ggufmerge.sinks.settings import check_content, completed, inherited, prompt_warnings
-from ggufmerge.sources.ollama import OllamaSettings, blob_path
-from ggufmerge.sources.ollama_names import OllamaName
+from ggufmerge.places.ollama.destination import destination
+from ggufmerge.places.ollama.modelfile import check_modelfile, modelfile_path, write_modelfile
+from ggufmerge.places.ollama.names import OllamaName
+from ggufmerge.places.ollama.publish import Store
+from ggufmerge.places.ollama.server import Installed, Server
+from ggufmerge.places.ollama.settings import check_content, completed, inherited, prompt_warnings
+from ggufmerge.places.ollama.store import OllamaSettings, blob_path
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufmerge.files.writer import same_file
-from ggufmerge.sinks.projector import check_projector, copy_projector, projector_path, projector_warnings
-from ggufmerge.sources.references import check_found, find
+from ggufmerge.places.projector import check_projector, copy_projector, projector_path, projector_warnings
+from ggufmerge.places.references import check_found, find
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.engine.planner import Opened
     from ggufmerge.files.output import Output
-    from ggufmerge.sinks.hub import Upload
+    from ggufmerge.places.hub.upload import Upload
 
 HELP = """Upload a model to the Hugging Face Hub as OWNER/NAME, with a model card made from what the file says.
 
@@ -48,10 +48,10 @@ def push(
     json: Json = False,
 ) -> None:
     from ggufmerge.cli.terminal import print_json
+    from ggufmerge.places.hub.upload import plan_upload
+    from ggufmerge.places.hub.upload import push as carry_out
+    from ggufmerge.places.references import find
     from ggufmerge.report.model_card import read_evaluation
-    from ggufmerge.sinks.hub import plan_upload
-    from ggufmerge.sinks.hub import push as carry_out
-    from ggufmerge.sources.references import find
 
     scores = read_evaluation(evaluation) if evaluation else None
     upload = plan_upload(find(str(file)).path, repo, evaluation=scores, overwrite=overwrite)
@@ -85,7 +85,7 @@ class ForHub:
         self._upload: Upload | None = None
         self.facts: dict[str, Any] = {}
         if repo is not None:
-            from ggufmerge.sinks.hub import check_login, check_repo_name
+            from ggufmerge.places.hub.upload import check_login, check_repo_name
 
             check_repo_name(repo)
             check_login(required=not dry_run)
@@ -119,8 +119,8 @@ class ForHub:
         if self._repo is None:
             return report
         from ggufmerge.cli.terminal import complain, show_warnings
-        from ggufmerge.sinks.hub import plan_upload
-        from ggufmerge.sinks.hub import push as carry_out
+        from ggufmerge.places.hub.upload import plan_upload
+        from ggufmerge.places.hub.upload import push as carry_out
 
         try:
             self._upload = plan_upload(report.output, self._repo, overwrite=self._overwrite)

@@ -225,7 +225,7 @@ def _beside(source: str, kind: str) -> Path:
     old one; that of a model with a name (ollama:...) in the current folder.
     """
     from ggufmerge.files import ShardName
-    from ggufmerge.sources.references import SCHEMES
+    from ggufmerge.places.schemes import SCHEMES
 
     scheme, colon, name = source.partition(":")
     if colon and scheme in SCHEMES:
@@ -244,7 +244,7 @@ def _shards_of(source: str) -> SplitLimit | None:
     """A limit that cuts the result as the input is cut; None when that is one file."""
     from ggufmerge.files import open_gguf
     from ggufmerge.files.sharded import SameShards
-    from ggufmerge.sources.references import find
+    from ggufmerge.places.references import find
 
     with open_gguf(find(source).path) as opened:
         counts = opened.shard_counts

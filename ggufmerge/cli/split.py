@@ -58,7 +58,7 @@ def split(
     from ggufmerge.files import open_gguf
     from ggufmerge.files.sharded import DEFAULT_MAX_TENSORS, SplitLimit
     from ggufmerge.files.split import split_gguf, tensor_infos
-    from ggufmerge.sources.references import find
+    from ggufmerge.places.references import find
     from ggufmerge.text import size
 
     if max_size is None and max_tensors is None:
@@ -101,7 +101,7 @@ def join(
     from ggufmerge.cli.terminal import console, print_json, say
     from ggufmerge.files import open_gguf
     from ggufmerge.files.split import join_gguf
-    from ggufmerge.sources.references import find
+    from ggufmerge.places.references import find
     from ggufmerge.text import size
 
     check_name(output)

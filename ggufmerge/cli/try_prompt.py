@@ -22,7 +22,7 @@ def answer(path: Path, prompt: str) -> dict[str, Any]:
     The model is made, whatever comes of the question, so this never fails.
     """
     from ggufmerge.errors import GgufmergeError
-    from ggufmerge.evaluate import LlamaModel, chat_prompt, generate
+    from ggufmerge.evaluation import LlamaModel, chat_prompt, generate
 
     try:
         with LlamaModel(path, context=_CONTEXT) as model:

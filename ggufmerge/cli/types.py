@@ -144,7 +144,7 @@ def _tensor_facts(kind: TensorType) -> dict[str, Any]:
 
 def _ollama_takes(kinds: list[TensorType]) -> bool:
     from ggufmerge.files.metadata import MetadataEditor
-    from ggufmerge.sinks.settings import refusals
+    from ggufmerge.places.ollama.settings import refusals
 
     return not refusals({str(kind): kind for kind in kinds}, MetadataEditor())
 

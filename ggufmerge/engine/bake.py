@@ -19,12 +19,12 @@ from ggufmerge.engine.run import BuildReport, run
 from ggufmerge.engine.survival import Survival, total
 from ggufmerge.engine.tensor_types import check_type
 from ggufmerge.errors import GgufmergeError, RoleError
+from ggufmerge.places.opening import is_model, open_source
+from ggufmerge.places.references import check_found
 from ggufmerge.recipe import ModelReference, load_recipe
 from ggufmerge.recipe.load import OPTIONS
 from ggufmerge.recipe.reference import AdapterReference
-from ggufmerge.sources import Source, open_source
-from ggufmerge.sources.model import is_model
-from ggufmerge.sources.references import check_found
+from ggufmerge.sources import Source
 from ggufmerge.text import printable, utf8
 from ggufmerge.types import FileType
 

@@ -18,9 +18,10 @@ from ggufmerge.errors import PlanError
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.shards import model_name
 from ggufmerge.kernels import kernel
+from ggufmerge.places.opening import open_source
+from ggufmerge.places.references import check_found
 from ggufmerge.recipe import ModelReference
-from ggufmerge.sources import Source, open_source
-from ggufmerge.sources.references import check_found
+from ggufmerge.sources import Source
 
 _CHUNK = 1 << 18  # values
 _SUMS = 12  # numbers that the figures of a tensor are made of: those of `_measure`, and how many values it has

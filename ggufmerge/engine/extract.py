@@ -32,15 +32,16 @@ from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output, Writer
 from ggufmerge.files.watch import Watch
+from ggufmerge.formats.stored import StoredTensor
 from ggufmerge.methods.random import stream_key
+from ggufmerge.places.opening import open_source
+from ggufmerge.places.references import check_found
 from ggufmerge.quants import codec
 from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.recipe import ModelReference
 from ggufmerge.recipe.settings import matches
-from ggufmerge.sources import Source, open_source
+from ggufmerge.sources import Source
 from ggufmerge.sources.damage import place
-from ggufmerge.sources.references import check_found
-from ggufmerge.sources.stored import StoredTensor
 from ggufmerge.types import FileType, TensorType
 
 EMBEDDING = "token_embd.weight"

@@ -16,8 +16,8 @@ from ggufmerge.engine import provenance
 from ggufmerge.engine.layout import Slice, block_count, layers_of_result
 from ggufmerge.errors import PlanError
 from ggufmerge.files import MetadataEditor, ValueKind, facts
+from ggufmerge.formats.layers import count_key
 from ggufmerge.sources import Source
-from ggufmerge.sources.layers import count_key
 from ggufmerge.types import FileType
 
 _STALE_PREFIXES = ("quantize.imatrix.", "split.", "general.source.", "general.base_model.", "general.dataset.")

@@ -1,4 +1,4 @@
-"""Which tensors the result has, and which tensors of which sources each is made from.
+"""Which tensors the result has, and the tensors of the sources that each is made from.
 
 Layers of the result are counted through the recipe's output slices. Tensors outside the blocks come from the first
 slice (embeddings and the like) or the last one (final norm and output head), as in mergekit.
@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ggufmerge.errors import PlanError
+from ggufmerge.formats.layers import layer_count
 from ggufmerge.methods.spec import Base, Method
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import layer_of, with_layer
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Model, Parameters, Recipe, SliceSource
 from ggufmerge.sources import Source
-from ggufmerge.sources.layers import layer_count
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 # Tables computed from hyper-parameters, not trained: they belong to the model whose metadata the result takes.

@@ -20,10 +20,11 @@ from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import GGUFFile, open_gguf
 from ggufmerge.files.shards import model_name
 from ggufmerge.files.small import open_regular
+from ggufmerge.places.hub.cache import cache_folder, cached_files
+from ggufmerge.places.inventory import kept_files
+from ggufmerge.places.references import find
+from ggufmerge.places.schemes import SCHEMES
 from ggufmerge.recipe import AdapterReference, ModelReference, Recipe, load_recipe
-from ggufmerge.sources.hub_cache import cache_folder, cached_files
-from ggufmerge.sources.inventory import kept_files
-from ggufmerge.sources.references import SCHEMES, find
 
 _DEPTH = 3  # of folders below a given one that are searched
 _MAX_ENTRIES = 5000  # that are looked at in a folder

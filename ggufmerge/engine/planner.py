@@ -23,13 +23,13 @@ from ggufmerge.engine.tensor_types import (
 )
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.files import MetadataEditor, TensorInfo, facts
-from ggufmerge.quants.imatrix import Imatrix
+from ggufmerge.places.references import locate
+from ggufmerge.quants.importance import Imatrix
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
-from ggufmerge.sources.model import locate
 from ggufmerge.tokenizers import Alignment
 
 

@@ -24,16 +24,18 @@ from ggufmerge.engine.survival import LOW_SURVIVAL, TypeSurvival
 from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, facts, open_gguf
 from ggufmerge.files.shards import model_name
+from ggufmerge.formats.peft import CONFIG
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import REQUIRED, Method
 from ggufmerge.methods.spec import Base as MethodBase
+from ggufmerge.places import inventory
+from ggufmerge.places.inventory import FoundModel
+from ggufmerge.places.opening import open_source
+from ggufmerge.places.references import find
 from ggufmerge.recipe import AdapterReference, ModelReference, Recipe, load_recipe
 from ggufmerge.recipe.load import OPTIONS
 from ggufmerge.recipe.plain import written
-from ggufmerge.sources import Source, inventory, open_source
-from ggufmerge.sources.inventory import FoundModel
-from ggufmerge.sources.peft import CONFIG
-from ggufmerge.sources.references import find
+from ggufmerge.sources import Source
 from ggufmerge.text import printable
 from ggufmerge.types import FileType, TensorType
 

@@ -20,12 +20,12 @@ from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with
 from ggufmerge.errors import GgufmergeError, RoleError
 from ggufmerge.files import open_gguf
 from ggufmerge.files.sharded import SplitLimit
+from ggufmerge.formats.layers import count_key, layer_count
+from ggufmerge.places.opening import open_source
+from ggufmerge.places.references import check_found, locate
 from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like
 from ggufmerge.recipe import ModelReference
-from ggufmerge.sources import Source, open_source
-from ggufmerge.sources.layers import count_key, layer_count
-from ggufmerge.sources.model import locate
-from ggufmerge.sources.references import check_found
+from ggufmerge.sources import Source
 from ggufmerge.types import FileType, TensorType
 
 

@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.errors import GgufmergeError
+from ggufmerge.places.inventory import FoundModel
+from ggufmerge.places.opening import open_source
 from ggufmerge.recipe import ModelReference
-from ggufmerge.sources import Source, open_source
-from ggufmerge.sources.inventory import FoundModel
+from ggufmerge.sources import Source
 
 SECONDS = 5.0  # for measuring all candidates, once the given models are read
 _MAX_CANDIDATES = 40

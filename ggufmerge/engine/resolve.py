@@ -17,12 +17,13 @@ from ggufmerge.engine.stored_form import stored_offset
 from ggufmerge.errors import PlanError, RecipeError, collected
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import REQUIRED, Base, ClashError, Method, Parameter, Problem, Value
+from ggufmerge.places.opening import open_source
+from ggufmerge.places.references import check_found
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import known_words, spellings
 from ggufmerge.recipe.settings import Rule, Setting, at, matches
-from ggufmerge.sources import Source, open_source
-from ggufmerge.sources.references import check_found
+from ggufmerge.sources import Source
 from ggufmerge.sources.side_tensors import is_orphan
 from ggufmerge.tokenizers import Alignment
 

@@ -58,7 +58,7 @@ from ggufmerge.methods.api import run as merge_stack
 from ggufmerge.methods.random import stream_key
 from ggufmerge.methods.spec import Chunk, Pass, Passes
 from ggufmerge.quants import codec
-from ggufmerge.quants.imatrix import Imatrix
+from ggufmerge.quants.importance import Imatrix
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
 from ggufmerge.text import count, size

@@ -1,4 +1,4 @@
-"""How much of a change of weights is left after it was rounded to a type, and how large the noise beside it is.
+"""How much of a change of weights is left after it was rounded to a type, and how large the rounding noise is.
 
 written - base = share * change + what has nothing to do with the change. A type whose steps are larger than the change
 either loses it (rounded to the nearest) or adds noise that is larger than it (rounded stochastically).

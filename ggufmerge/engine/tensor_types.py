@@ -13,9 +13,11 @@ from ggufmerge.engine.rounding import UNIFORM
 from ggufmerge.engine.vocabulary import is_moved
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from ggufmerge.files import open_gguf
+from ggufmerge.formats.imatrix import load_imatrix
 from ggufmerge.patterns import Budget, Pattern
+from ggufmerge.places.references import locate
 from ggufmerge.quants import codec
-from ggufmerge.quants.imatrix import Imatrix
+from ggufmerge.quants.importance import Imatrix
 from ggufmerge.quants.mixture import (
     Decision,
     decide_types,
@@ -28,8 +30,6 @@ from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source
 from ggufmerge.sources.aligned import is_stored
-from ggufmerge.sources.imatrix import load_imatrix
-from ggufmerge.sources.model import locate
 from ggufmerge.text import quoted
 from ggufmerge.tokenizers import Alignment
 from ggufmerge.types import FileType, TensorType

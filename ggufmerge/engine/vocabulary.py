@@ -12,11 +12,11 @@ from ggufmerge.engine.checks import check_vocabularies
 from ggufmerge.engine.plan import Input, PlannedVocabulary
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from ggufmerge.files import MetadataEditor, open_gguf
+from ggufmerge.places.references import locate
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.schema import TokenEmbedding
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor, check_widths, first_dimension, has_token_rows, token_rows
-from ggufmerge.sources.model import locate
 from ggufmerge.tokenizers.align import Alignment, Settings, TokenRule, align
 from ggufmerge.tokenizers.sentencepiece import KIND as SENTENCEPIECE
 from ggufmerge.tokenizers.sentencepiece import difference, read_tokenizer_model, tokenizer_model_beside

@@ -90,13 +90,16 @@ def load_recipe(
     return _build(_text(path), printable(path.name), str(path.parent))
 
 
-def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """See `Recipe.with_changes`."""
     recipe = load_recipe(recipe)
     data = [_data(stage) for stage in recipe.stages]
     final = {key: value for key, value in (_data(recipe) | dict(changes)).items() if value is not None}
     name = recipe.origin if recipe.origin == NAME else f"{recipe.origin.removesuffix(_CHANGED)}{_CHANGED}"
     return _build(written([*data, final]), name, recipe.folder, has_lines=False)
+
+
+Recipe._changed = _changed
 
 
 def _data(recipe: Recipe) -> dict[str, Any]:

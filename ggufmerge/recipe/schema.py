@@ -5,11 +5,11 @@ The models here accept exactly what a recipe may say; `load.py` turns their comp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import Parameter, Signature
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PrivateAttr
 
@@ -207,6 +207,7 @@ class Recipe(_Node):
     _document: Document | None = PrivateAttr(default=None)
     _stages: tuple[Recipe, ...] = PrivateAttr(default=())
     _files: dict[str, str] = PrivateAttr(default_factory=dict)
+    _changed: ClassVar[Callable[[Recipe, Mapping[str, Any]], Recipe]]  # given by `load`, which checks recipes
 
     @property
     def text(self) -> str:
@@ -241,9 +242,7 @@ class Recipe(_Node):
         A value replaces everything under its key, and is written as in `load_recipe` of a mapping. The
         recipe keeps its folder, its name, and the documents that it is made from. RecipeError says what does not fit.
         """
-        from ggufmerge.recipe.load import changed
-
-        return changed(self, changes)
+        return self._changed(changes)
 
     def __repr__(self) -> str:
         models = [str(reference) for reference in self.references() if reference != self.base_model]

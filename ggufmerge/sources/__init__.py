@@ -1,5 +1,5 @@
-"""Where models come from: files, shards, LoRA adapters."""
+"""Models that take part in a merge: their weights with adapters applied, their vocabulary, what is known of them."""
 
-from ggufmerge.sources.model import Source, SourceTensor, locate, open_source
+from ggufmerge.sources.model import Source, SourceTensor
 
-__all__ = ["Source", "SourceTensor", "locate", "open_source"]
+__all__ = ["Source", "SourceTensor"]

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from ggufmerge.errors import PlanError
 from ggufmerge.files import Tensor
+from ggufmerge.formats.stored import StoredTensor
 from ggufmerge.sources.model import Source, SourceTensor
-from ggufmerge.sources.stored import StoredTensor
 from ggufmerge.tokenizers.align import MEAN, PAD, ZERO, Alignment, Rows
 from ggufmerge.types import TensorType
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.errors import DamageError
+from ggufmerge.formats.stored import StoredTensor
 from ggufmerge.quants import codec, dequantize
 from ggufmerge.quants.magnitude import first_bad
 from ggufmerge.sources.lora import Delta
-from ggufmerge.sources.stored import StoredTensor
 
 _AGAIN = "download or convert it again"
 

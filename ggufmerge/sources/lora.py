@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from ggufmerge.errors import PlanError, RoleError
 from ggufmerge.files import open_gguf
+from ggufmerge.formats.stored import StoredFile, StoredTensor
 from ggufmerge.kernels import kernel
 from ggufmerge.quants import codec
-from ggufmerge.sources.stored import StoredFile, StoredTensor
 
 _FLIPPED = "token_embd.weight"
 

@@ -5,7 +5,6 @@ applied while it streams.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.errors import GgufmergeError, PlanError, RoleError
-from ggufmerge.files import GGUFFile, open_gguf
+from ggufmerge.files import GGUFFile
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.shards import model_name
 from ggufmerge.files.tensor import MappedFile
+from ggufmerge.formats.checkpoint import Checkpoint
+from ggufmerge.formats.stored import StoredFile, StoredTensor
 from ggufmerge.quants import codec
 from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.sources.damage import adapter_damage, damage, too_large
-from ggufmerge.sources.huggingface import Checkpoint
+from ggufmerge.sources.located import Located
 from ggufmerge.sources.lora import Delta, LoraAdapter
-from ggufmerge.sources.peft import open_adapter
-from ggufmerge.sources.references import Located, check_found, find
 from ggufmerge.sources.side_tensors import read_scales, side_names, side_tensors
-from ggufmerge.sources.stored import StoredFile, StoredTensor
 from ggufmerge.types import TensorType
 
 STRONG = 5  # times: from here on an adapter's strength is taken for a percentage, and the user is asked
@@ -179,19 +176,12 @@ class Source:
     @property
     def warnings(self) -> list[str]:
         """What the user should know of the source, one line each."""
-        return [*self.located.warnings, *self._layout_warnings(), *self._ignored(), *self._strong()]
+        return [*self.located.warnings, *self._ignored(), *self._strong()]
 
     def misfits(self) -> list[str]:
         """What was asked for in the metadata of its files and ignored, being of a wrong type."""
         files = (self.file, *(adapter.file for adapter in self.adapters))
         return list(dict.fromkeys(f"{file.path}: {line}" for file in files for line in file.metadata.misfits()))
-
-    def _layout_warnings(self) -> list[str]:
-        if self.located.ollama is None or isinstance(self.file, Checkpoint):
-            return []
-        from ggufmerge.sources.ollama import layout_warnings
-
-        return layout_warnings(self.label, self.file)
 
     def _ignored(self) -> list[str]:
         return [
@@ -250,53 +240,3 @@ def _stored_bytes(tensor: StoredTensor, start: int, stop: int) -> bytes:
     first = start // width
     rows = tensor.raw_rows(first, -(-stop // width)).reshape(-1)
     return bytes(rows[start - first * width : stop - first * width])
-
-
-def open_source(reference: Any, folder: str | os.PathLike[str] = ".") -> Source:
-    """Open a `ModelReference`: its file and its adapters, with paths starting from `folder`.
-
-    A path may begin with `~`. FormatError and PlanError say which file is not what it should be.
-    """
-    check_found((("", path) for path in reference.paths), folder)
-    located = find(reference.path, folder)
-    file = Checkpoint(located.path) if located.path.is_dir() else open_gguf(located.path)
-    adapters: list[LoraAdapter] = []
-    try:
-        _check_model(file, reference, folder)
-        for path in located.adapters:
-            adapters.append(open_adapter(path, file))  # noqa: PERF401 - those opened before one fails are closed below
-        for adapter in reference.adapters:
-            adapters.append(open_adapter(locate(adapter.path, folder), file, adapter.strength))  # noqa: PERF401 - as above
-    except BaseException:
-        for opened in (file, *(a.file for a in adapters)):
-            opened.close()
-        raise
-    return Source(str(reference), file, adapters, located)
-
-
-def is_model(path: str, folder: str | os.PathLike[str] = ".") -> bool:
-    """Whether there is a GGUF file that says it is a model."""
-    try:
-        with open_gguf(locate(path, folder)) as file:
-            return file.metadata.text("general.type") in (None, "model") and bool(file.architecture)
-    except GgufmergeError:
-        return False
-
-
-def _check_model(file: StoredFile, reference: Any, folder: str | os.PathLike[str]) -> None:
-    kind = file.metadata.text("general.type")
-    if kind == "adapter":
-        others = [adapter.path for adapter in reference.adapters]
-        base = next((path for path in others if is_model(path, folder)), "MODEL.gguf")
-        written = "+".join([base, reference.path, *(path for path in others if path != base)])
-        what, todo = f"{file.path}: a LoRA adapter, not a model", f"write {written}"
-        raise RoleError(what, todo, wanted="model", found="adapter")
-    if kind == "imatrix":
-        raise PlanError(f"{file.path}: an importance matrix, not a model; give it as --imatrix")
-    if not file.tensors:
-        raise PlanError(f"{file.path}: holds no tensors, so there is nothing to merge")
-
-
-def locate(path: str, folder: str | os.PathLike[str]) -> Path:
-    """Where a recipe's path or reference leads; PlanError when there is no such file."""
-    return find(path, folder).path

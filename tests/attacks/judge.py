@@ -77,7 +77,7 @@ def _serve() -> None:
 
 
 def _loads(path: Path) -> bool:
-    from ggufmerge.evaluate.libllama import library
+    from ggufmerge.evaluation.libllama import library
 
     lib = library()
     params = lib.llama_model_default_params()

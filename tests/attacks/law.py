@@ -40,7 +40,7 @@ from tests.attacks import damage
 from tests.attacks.case import OPEN, Case, Special
 from tests.attacks.command_line import commands
 from tests.attacks.judge import Judge
-from tests.sinks.modelfiles import read_modelfile
+from tests.places.modelfiles import read_modelfile
 
 SECONDS = 10.0
 MEGABYTES = 500

@@ -151,7 +151,7 @@ def _peft_weights(_: str) -> bytes:
 
 
 def _checkpoint_weights(_: str) -> bytes:
-    from tests.sources.test_huggingface import hf_name
+    from tests.formats.test_checkpoint import hf_name
 
     weights: dict[str, np.ndarray] = {}
     _written(lambda path: weights.update(write_tiny_llama(path, **SMALL)))

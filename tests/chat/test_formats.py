@@ -20,8 +20,8 @@ from ggufmerge.chat.formats import ChatFormat, learn
 from ggufmerge.chat.go_template import go_template
 from ggufmerge.chat.jinja import Conversation, Message, render
 from ggufmerge.chat.of_file import adds_bos, chat_format, stops
-from ggufmerge.evaluate.libllama import library
-from ggufmerge.evaluate.llama import LlamaModel
+from ggufmerge.evaluation.libllama import library
+from ggufmerge.evaluation.llama import LlamaModel
 from ggufmerge.files import open_gguf
 from tests.chat.go_template import execute
 from tests.chat.jinjas import JINJAS

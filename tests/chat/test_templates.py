@@ -10,7 +10,7 @@ import pytest
 import ggufmerge
 from ggufmerge.chat.templates import TEMPLATES, most_common
 from ggufmerge.engine import make_plan
-from ggufmerge.evaluate import LlamaModel
+from ggufmerge.evaluation import LlamaModel
 from ggufmerge.recipe import load_recipe
 from tests.tiny import write_tiny_llama
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ggufmerge.cli.completion import complete_methods, complete_models, complete_tensor_types, complete_types
-from ggufmerge.sources import inventory
+from ggufmerge.places import inventory
 from tests.ollama_store import add_model
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import ggufmerge
 from ggufmerge.recipe import load_recipe
-from tests.sources.test_huggingface import LLAMA, write_checkpoint
+from tests.formats.test_checkpoint import LLAMA, write_checkpoint
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 ROOT = Path(__file__).parents[2]

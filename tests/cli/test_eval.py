@@ -13,7 +13,7 @@ import ggufmerge
 from ggufmerge.cli.app import app
 from ggufmerge.engine.parents import NOT_FOUND
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.evaluate import LlamaModel, chat_prompt, generate, kl_divergence, libllama, perplexity, texts
+from ggufmerge.evaluation import LlamaModel, chat_prompt, generate, kl_divergence, libllama, perplexity, texts
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 TEXT = "the history of the wind and that which was in it, as he said to the others with his hat on. " * 4

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufmerge.sinks.homes import placing
+from ggufmerge.places.homes import placing
 from tests.cli.test_mmproj import write_projector
 from tests.tiny import write_tiny_llama
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ggufmerge.cli import main
-from tests.sinks.modelfiles import read_modelfile
+from tests.places.modelfiles import read_modelfile
 from tests.tiny import write_tiny_llama
 
 Run = Callable[..., tuple[int, str, str]]

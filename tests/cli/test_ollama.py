@@ -11,12 +11,12 @@ import pytest
 
 import ggufmerge
 from ggufmerge.errors import PlanError
-from ggufmerge.sinks import ollama_api
-from ggufmerge.sinks.ollama_api import Server
-from ggufmerge.sources import ollama
+from ggufmerge.places.ollama import server as ollama_api
+from ggufmerge.places.ollama import store as ollama
+from ggufmerge.places.ollama.server import Server
 from tests.ollama_store import add_model, check_store, layers_of, snapshot
-from tests.sinks.modelfiles import read_modelfile
-from tests.sinks.ollama_server import ollama_server
+from tests.places.modelfiles import read_modelfile
+from tests.places.ollama_server import ollama_server
 from tests.tiny import write_tiny_llama
 
 Run = Callable[..., tuple[int, str, str]]

@@ -11,11 +11,11 @@ import pytest
 import ggufmerge
 from ggufmerge.engine import make_plan
 from ggufmerge.files import describe
+from ggufmerge.places.inventory import find_models
+from ggufmerge.places.ollama.publish import _config
+from ggufmerge.places.ollama.store import OllamaSettings
 from ggufmerge.recipe import load_recipe
 from ggufmerge.report.naming import conventional_stem
-from ggufmerge.sinks.ollama import _config
-from ggufmerge.sources.inventory import find_models
-from ggufmerge.sources.ollama import OllamaSettings
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 Run = Callable[..., tuple[int, str, str]]

@@ -24,13 +24,13 @@ from ggufmerge.cli import main
 from ggufmerge.files.metadata import Metadata, MetadataEditor
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.split import split_gguf
-from ggufmerge.sources import ollama
+from ggufmerge.places.ollama import store as ollama
 from ggufmerge.tokenizers.sentencepiece import write_tokenizer_model
 from ggufmerge.tokenizers.vocabulary import read_vocabulary
 from tests.cli.test_mmproj import write_projector
 from tests.files import craft
+from tests.formats.test_peft import halves, write_peft
 from tests.ollama_store import add_model
-from tests.sources.test_peft import halves, write_peft
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 LIMIT = 300  # letters of a line that tells what is wrong, the file's path aside
@@ -217,8 +217,8 @@ def work(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "store"))
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
     monkeypatch.setattr(ollama, "SERVICE_ROOT", tmp_path / "no service")
-    monkeypatch.setattr("ggufmerge.sinks.hub._existing", lambda repo: (None, []))
-    monkeypatch.setattr("ggufmerge.sources.hub_cache.cache_folder", lambda: tmp_path / "no cache")
+    monkeypatch.setattr("ggufmerge.places.hub.upload._existing", lambda repo: (None, []))
+    monkeypatch.setattr("ggufmerge.places.hub.cache.cache_folder", lambda: tmp_path / "no cache")
     return tmp_path
 
 

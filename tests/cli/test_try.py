@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ggufmerge.cli.app import app
-from ggufmerge.evaluate import LlamaModel, chat_prompt, generate, libllama
+from ggufmerge.evaluation import LlamaModel, chat_prompt, generate, libllama
 from tests.tiny import write_tiny_llama
 
 BUILD = ["build", "recipe.yaml", "-o", "out.gguf", "--overwrite", "--no-modelfile", "--try", "why?"]

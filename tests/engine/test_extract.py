@@ -16,7 +16,7 @@ from ggufmerge.engine.extract import ExtractReport, extract, plan_extract
 from ggufmerge.engine.quantize import plan_quantize
 from ggufmerge.engine.run import run
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.evaluate import LlamaModel
+from ggufmerge.evaluation import LlamaModel
 from ggufmerge.files import open_gguf
 from tests.engine.test_bake import ADAPTERS, kl_divergence
 from tests.models import smollm2

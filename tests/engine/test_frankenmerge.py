@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ggufmerge
-from ggufmerge.evaluate import LlamaModel, generate
+from ggufmerge.evaluation import LlamaModel, generate
 from tests.engine.conftest import raw
 from tests.models import smollm2
 from tests.tiny import write_tiny_llama

@@ -15,7 +15,7 @@ import pytest
 
 import ggufmerge
 from ggufmerge.errors import PlanError
-from ggufmerge.evaluate import LlamaModel
+from ggufmerge.evaluation import LlamaModel
 from tests.engine.conftest import weights
 
 GOLDENS = Path(__file__).parents[2] / "vendor" / "recipes"

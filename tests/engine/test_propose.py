@@ -15,9 +15,9 @@ import ggufmerge
 from ggufmerge.engine import relatives
 from ggufmerge.engine.propose import Choice, Proposal, propose_merge
 from ggufmerge.errors import GgufmergeError, PlanError
+from ggufmerge.places.inventory import described
+from ggufmerge.places.opening import open_source
 from ggufmerge.recipe import ModelReference
-from ggufmerge.sources import open_source
-from ggufmerge.sources.inventory import described
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 TUNE = 0.05

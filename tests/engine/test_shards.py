@@ -53,7 +53,7 @@ def test_sharded_sources_give_the_same_tensors(build: Callable[..., Path], famil
 @pytest.mark.oracle
 def test_llama_cpp_computes_the_same_with_shards(build: Callable[..., Path], family: Path) -> None:
     """It loads them by the first, and its logits are those of the whole file to the bit."""
-    from ggufmerge.evaluate.llama import LlamaModel
+    from ggufmerge.evaluation.llama import LlamaModel
 
     whole = build(WHOLE)
     shards = build_report(family, WHOLE, whole.with_name("cut.gguf"), split=LIMIT).output

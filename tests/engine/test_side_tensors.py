@@ -13,7 +13,7 @@ import ggufmerge
 from ggufmerge.engine.quantize import plan_quantize
 from ggufmerge.engine.run import run
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.evaluate import LlamaModel
+from ggufmerge.evaluation import LlamaModel
 from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.writer import GGUFWriter
 from ggufmerge.types import TensorType

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from ggufmerge.errors import FormatError, GgufmergeError, PlanError
-from ggufmerge.quants.imatrix import Imatrix, ImatrixEntry
-from ggufmerge.sources.imatrix import load_imatrix
+from ggufmerge.formats.imatrix import load_imatrix
+from ggufmerge.quants.importance import Imatrix, ImatrixEntry
 
 Q, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from ggufmerge.errors import PlanError
 from ggufmerge.files import open_gguf
+from ggufmerge.places.opening import open_source
 from ggufmerge.recipe import ModelReference
-from ggufmerge.sources import Source, lora, open_source
+from ggufmerge.sources import Source, lora
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 EVERY = ("*attn_q.weight", "*ffn_down*.weight", "token_embd.weight", "output.weight")

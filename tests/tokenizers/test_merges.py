@@ -15,7 +15,7 @@ import pytest
 import ggufmerge
 from ggufmerge.engine import Plan, make_plan
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
-from ggufmerge.evaluate import LlamaModel
+from ggufmerge.evaluation import LlamaModel
 from ggufmerge.recipe import load_recipe
 from tests.tiny import WORDS, write_tiny_llama, write_tiny_lora
 

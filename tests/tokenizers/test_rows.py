@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from ggufmerge.errors import PlanError
+from ggufmerge.places.opening import open_source
 from ggufmerge.recipe import ModelReference
-from ggufmerge.sources import Source, open_source
+from ggufmerge.sources import Source
 from ggufmerge.sources.aligned import AlignedTensor, check_widths, is_stored
 from ggufmerge.tokenizers import Alignment, Settings, TokenRule, align, read_vocabulary
 from ggufmerge.types import TensorType

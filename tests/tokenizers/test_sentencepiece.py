@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceProcessor
 import ggufmerge
 from ggufmerge.engine import make_plan
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.evaluate import LlamaModel
+from ggufmerge.evaluation import LlamaModel
 from ggufmerge.recipe import load_recipe
 from ggufmerge.tokenizers import (
     TokenType,

@@ -1,0 +1,1 @@
+"""What models and adapters are read from besides GGUF files: checkpoints of Hugging Face, PEFT, importance matrices."""

@@ -1,0 +1,50 @@
+"""How many layers a model has: what its metadata say, held against the layers that its tensors name.
+
+`block_count` is a stranger's number, and much is done once for each layer. llama.cpp refuses files in which it is not
+what the tensors show, and so do we, before anything is counted.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ggufmerge.errors import PlanError
+from ggufmerge.formats.stored import StoredFile
+
+MAX_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp v0.5.0
+# In these a layer may have no tensors at all (LLM_ARCH_DECI in llama.cpp), so the last ones may be unseen.
+_EMPTY_LAYERS = frozenset({"deci"})
+_OWN = re.compile(r"blk\.(\d+)\.", re.ASCII)
+_ANY = re.compile(r"(?:^|\.)blk\.(\d+)\.", re.ASCII)
+
+
+def count_key(file: StoredFile) -> str:
+    """The key of the number of layers."""
+    return f"{file.architecture}.block_count"
+
+
+def layer_count(file: StoredFile) -> int:
+    """Number of layers of a model. FormatError or PlanError when it does not say, or its tensors say otherwise."""
+    key = count_key(file)
+    count = file.metadata.need_integer(key)
+    named = _highest(file, _OWN)
+    low, high = named, named + _prediction_layers(file)
+    if not named:  # encoders and decoders have layers under names of their own
+        high = max(_highest(file, _ANY), file.metadata.integer(f"{file.architecture}.decoder_block_count") or 0)
+    if file.architecture in _EMPTY_LAYERS or not high:
+        high = MAX_LAYERS
+    if not low <= count <= min(high, MAX_LAYERS):
+        shown = f"its tensors are of {named or high} layers" if named or high < MAX_LAYERS else "that many cannot be"
+        raise PlanError(f"{file.path}: {key} is {count}, but {shown}; this file is damaged or incomplete, take another")
+    return count
+
+
+def _prediction_layers(file: StoredFile) -> int:
+    """Layers at the end that predict further tokens: they count, but a fine-tune may have been saved without them."""
+    return min(file.metadata.integer(f"{file.architecture}.nextn_predict_layers") or 0, MAX_LAYERS)
+
+
+def _highest(file: StoredFile, pattern: re.Pattern[str]) -> int:
+    """One more than the highest number of a layer that a tensor's name has; 0 when there is none."""
+    found = (pattern.search(name) if pattern is _ANY else pattern.match(name) for name in file.tensors)
+    return max((int(match[1]) + 1 for match in found if match), default=0)

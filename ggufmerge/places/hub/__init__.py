@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: models downloaded, found in its cache, and uploaded."""

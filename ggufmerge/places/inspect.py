@@ -1,0 +1,20 @@
+"""What a reference leads to, told from its header alone."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ggufmerge.files import describe, open_gguf
+from ggufmerge.places.references import find
+
+
+def inspect(reference: str | os.PathLike[str], *, full: bool = False) -> dict[str, Any]:
+    """The facts of a GGUF file: a model, adapter or importance matrix; no tensor is read.
+
+    reference: a path (of a split model the first shard), or a name such as "ollama:llama3.2:3b".
+    full: give long arrays of the metadata whole. `files.describe` says which facts there are.
+    FormatError when it is no GGUF file, PlanError when there is none.
+    """
+    with open_gguf(find(os.fspath(reference)).path) as file:
+        return describe(file, full=full)

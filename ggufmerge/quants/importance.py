@@ -1,0 +1,184 @@
+"""Importance matrices: how large the inputs of each column of a weight are, on average, on some calibration text.
+
+A quantizer that knows them spends its precision on the columns that matter. For every weight there is a row of mean
+squared activations per matrix: one for an ordinary weight, one per expert for a stack of experts. Source: llama.cpp
+v0.5.0 (`tools/imatrix`, `tools/quantize`, `llama_model_quantize_impl`). `ggufmerge.formats.imatrix` reads the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufmerge.errors import FormatError, GgufmergeError, PlanError, nearest
+
+_DEFAULT_CHUNK = 512  # tokens in a chunk of llama-imatrix, for files that do not say
+
+
+@dataclass(frozen=True)
+class ImatrixEntry:
+    """What was collected for one weight.
+
+    sums: float32 [k * m], sums of squared activations, matrix after matrix.
+    counts: int64 [k], how many activations each of k equal parts of `sums` adds up; 0 for an expert no token met.
+    """
+
+    sums: NDArray[np.float32]
+    counts: NDArray[np.int64]
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """float32 [k * m]: sums / counts as llama-quantize divides them; 1 where nothing was counted."""
+        parts = self.sums.reshape(len(self.counts), -1)
+        counts = self.counts[:, None]
+        means = parts / np.maximum(counts, 1).astype(np.float32)
+        return np.where(counts > 0, means, np.float32(1)).reshape(-1)
+
+
+class Imatrix(Collection[str]):
+    """The importance matrices of one model, by name of the weight; `name in imatrix` says whether there is one.
+
+    names: of the weights.  datasets: names of the calibration texts.  chunks: how many pieces of text were used.
+    chunk_size: tokens in a piece, 0 when the file does not say (legacy .dat files, whose counts are chunks).
+    file: the name of the file it came from, without its folder.
+    """
+
+    def __init__(
+        self,
+        entries: Mapping[str, ImatrixEntry],
+        *,
+        datasets: Sequence[str] = (),
+        chunks: int = 0,
+        chunk_size: int = 0,
+        file: str = "imatrix",
+    ) -> None:
+        """FormatError, with the weight's name, when an entry is not finite or its counts do not divide its sums."""
+        self.file = file
+        self.datasets, self.chunks, self.chunk_size = tuple(datasets), chunks, chunk_size
+        self._entries = dict(entries)
+        for name, entry in self._entries.items():
+            if not len(entry.counts) or not entry.sums.size or entry.sums.size % len(entry.counts):
+                raise FormatError(
+                    f"{self.file}: {name} has {entry.sums.size} sums for {len(entry.counts)} counts; "
+                    "the file is damaged, make it again with llama-imatrix"
+                )
+            if not np.isfinite(entry.sums).all():
+                raise FormatError(f"{self.file}: {name} holds NaN or infinity; make the file again with llama-imatrix")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def entry(self, name: str) -> ImatrixEntry:
+        """The sums and counts of one weight; KeyError when there are none."""
+        return self._entries[name]
+
+    def get(self, name: str, n: int, n_mat: int = 1) -> NDArray[np.float32] | None:
+        """float32 [n_mat, n]: the importance of each column of weight `name`, for each of its matrices (experts).
+
+        None when there is no entry. PlanError when the entry is for another shape; as in llama-quantize, token
+        embeddings of another shape merely have none.
+        """
+        if name not in self._entries:
+            return None
+        entry = self._entries[name]
+        if entry.sums.size != n * n_mat:
+            if name in ("token_embd.weight", "per_layer_token_embd.weight"):
+                return None
+            raise PlanError(
+                f"{self.file}: {name} has {entry.sums.size} importance values, but the tensor needs {n * n_mat} "
+                f"({n_mat} x {n}); use an importance matrix that was made for this model"
+            )
+        return entry.values.reshape(n_mat, n)
+
+    def combine(self, others: Iterable[Imatrix]) -> Imatrix:
+        """The importance matrix of all the texts together: sums and counts add, as in llama-imatrix.
+
+        It is the natural choice for a merge of the models the matrices were made for. Legacy files count chunks, the
+        others tokens, so legacy sums and counts are first multiplied by the chunk size. PlanError when two entries of
+        a name differ in size.
+        """
+        everyone = [self, *others]
+        in_tokens = any(m.chunk_size for m in everyone)
+        chunk = next((m.chunk_size for m in everyone if m.chunk_size), _DEFAULT_CHUNK)
+        entries: dict[str, ImatrixEntry] = {}
+        for imatrix in everyone:
+            factor = chunk if in_tokens and not imatrix.chunk_size else 1
+            for name, entry in imatrix._entries.items():
+                scaled = ImatrixEntry(entry.sums * np.float32(factor), entry.counts * factor)
+                try:
+                    entries[name] = _sum(entries[name], scaled) if name in entries else scaled
+                except ValueError as e:
+                    raise PlanError(
+                        f"{imatrix.file}: {name} has {e} in {self.file}; "
+                        "importance matrices can be combined for models of the same shapes only"
+                    ) from None
+        return Imatrix(
+            entries,
+            datasets=list(dict.fromkeys(d for m in everyone for d in m.datasets)),
+            chunks=sum(m.chunks for m in everyone),
+            chunk_size=chunk if in_tokens else 0,
+            file=" + ".join(dict.fromkeys(m.file for m in everyone)),
+        )
+
+    def select(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Imatrix:
+        """Only the entries whose name contains one of `include`, or all but those that contain one of `exclude`.
+
+        They are llama-quantize's --include-weights and --exclude-weights: give one of the two. GgufmergeError when both
+        are given, or a text is found in no name.
+        """
+        if include and exclude:
+            raise GgufmergeError("--include-weights and --exclude-weights cannot be used together")
+        for part in (*include, *exclude):
+            if not any(part in name for name in self):
+                raise GgufmergeError(f'"{part}" is found in no name of {self.file}: {nearest(part, self.names[:8])}')
+        entries = {
+            name: entry
+            for name, entry in self._entries.items()
+            if (not include or any(part in name for part in include)) and not any(part in name for part in exclude)
+        }
+        return Imatrix(entries, datasets=self.datasets, chunks=self.chunks, chunk_size=self.chunk_size, file=self.file)
+
+    def fingerprint(self) -> str:
+        """A hash of all names, sums and counts."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in sorted(self):
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+            digest.update(self._entries[name].sums.tobytes() + self._entries[name].counts.tobytes())
+        return digest.hexdigest()
+
+    def metadata(self) -> dict[str, str | int]:
+        """The keys that llama-quantize writes into a file it made with this matrix: str and u32.
+
+        The file stands there without its folder, so the result does not depend on where it lies.
+        """
+        keys: dict[str, str | int] = {"quantize.imatrix.file": self.file}
+        if self.datasets:
+            keys["quantize.imatrix.dataset"] = self.datasets[0]
+        keys["quantize.imatrix.entries_count"] = len(self)
+        if self.chunks > 0:
+            keys["quantize.imatrix.chunks_count"] = self.chunks
+        return keys
+
+
+def _sum(a: ImatrixEntry, b: ImatrixEntry) -> ImatrixEntry:
+    """Sums and counts of both; a single count stands for each matrix. ValueError, with the sizes, when they differ."""
+    if a.sums.size != b.sums.size:
+        raise ValueError(f"{b.sums.size} values, {a.sums.size}")
+    if len(a.counts) != len(b.counts) and 1 not in (len(a.counts), len(b.counts)):
+        raise ValueError(f"{len(b.counts)} matrices, {len(a.counts)}")
+    with np.errstate(over="ignore"):  # sums that are too large are refused as infinite values in a file are
+        return ImatrixEntry(a.sums + b.sums, a.counts + b.counts)
