@@ -1,4 +1,4 @@
-"""What `ggufmerge build` makes for Ollama besides the GGUF file: a Modelfile, and the model in a store or on a server."""
+"""What `ggufmerge build` makes for Ollama besides the file: a Modelfile, and the model in a store or on a server."""
 
 from __future__ import annotations
 
