@@ -14,11 +14,10 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ggufmerge.cli import facts, habits
+from ggufmerge.cli import complaints, facts, habits
 from ggufmerge.cli import help as pages
 from ggufmerge.cli.habits import UsageError
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.text import message
 
 _Misuse: type[Any] = typer.BadParameter.__mro__[1]  # typer brings its own click, or uses the one that is there
 
@@ -71,6 +70,12 @@ class Group(TyperGroup):
         except _Misuse as error:
             raise UsageError(_line(error, self, ctx, {"--help": False, "--version": False})) from None
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except _Misuse as error:  # no command stands behind `--`
+            raise UsageError(_line(error, self, ctx, {})) from None
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         word = args[0]
         if self.get_command(ctx, word) is not None or ctx.resilient_parsing:
@@ -115,8 +120,7 @@ class Group(TyperGroup):
         try:
             result = super().main(args, "ggufmerge", complete_var, False, windows_expand_args, **extra)
         except UsageError as error:
-            if sys.stderr is not None:
-                print(f"error: {message(str(error))}", file=sys.stderr)
+            complaints.show(f"error: {error}")
             if (told := facts.error(error.lines)) is not None:
                 typer.echo(told)
             sys.exit(2)

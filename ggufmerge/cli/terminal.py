@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ggufmerge.cli import voice
+from ggufmerge.cli import complaints, voice
 from ggufmerge.cli.facts import facts, plain_json
-from ggufmerge.text import count, message, printable, shortened, size
+from ggufmerge.text import count, folded, printable, shortened, size
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
@@ -52,7 +50,7 @@ def tell(lines: Iterable[str], indent: str = "") -> None:
     out = console()
     for line in lines:
         if out.is_terminal:
-            say(*(textwrap.wrap(printable(line), max(20, out.width - 1), subsequent_indent=indent) or [""]))
+            say(*folded(printable(line), max(20, out.width - 1), indent))
         else:
             say(line)
 
@@ -120,8 +118,7 @@ def show_warnings(warnings: Iterable[str]) -> None:
 def complain(line: str) -> None:
     """Print a line on standard error, as one line whatever it holds; nothing when that is closed."""
     voice.current().log(line)
-    if sys.stderr is not None:
-        print(message(line), file=sys.stderr)
+    complaints.show(line)
 
 
 def show_plan(plan: Plan, *, every: bool = False) -> None:
