@@ -160,9 +160,8 @@ def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
     say(f"{report.output}: {total}, {size(report.nbytes)}, {report.seconds:.1f} s")
     if report.resumed:
         say(f"{report.resumed} tensors were taken over from an interrupted build")
-    if report.survival:
-        share = _percent(total_survival(report.survival).share)
-        say(f"{share} of the adapters' change survived in {len(report.survival)} tensors")
+    if report.survival and not report.kept:
+        say(f"{_percent(total_survival(report.survival).share)} of the change survived")
     show_kept(report)
 
 

@@ -423,18 +423,9 @@ def _show_verdicts(lineup: _Lineup, verdicts: Sequence[Verdict]) -> None:
 
 def _show_paragraph(text: str) -> None:
     """Running text, folded between words on a terminal; blanks in front of it stand before each line."""
-    from ggufmerge.cli.terminal import console
-    from ggufmerge.text import printable
+    from ggufmerge.cli.terminal import tell
 
-    out = console()
-    if not out.is_terminal:
-        out.print(printable(text), markup=False, soft_wrap=True)
-        return
-    from rich.padding import Padding
-    from rich.text import Text
-
-    words = text.lstrip()
-    out.print(Padding(Text(printable(words)), (0, 0, 0, len(text) - len(words)), expand=False))
+    tell([text], " " * (len(text) - len(text.lstrip())))
 
 
 def _show_scores(scores: list[Facts], reference: str | None) -> None:
@@ -462,12 +453,12 @@ def _show_scores(scores: list[Facts], reference: str | None) -> None:
 
 def _show_answer(answer: Facts) -> None:
     """Who was asked, then the answer as running text without what could control the terminal."""
-    from ggufmerge.cli.terminal import console
-    from ggufmerge.text import printable
+    from ggufmerge.cli.facts import space
+    from ggufmerge.cli.terminal import say, tell
 
-    lines = [printable(line) for line in answer["answer"].strip().splitlines()]
-    typer.echo(f"\n{printable(_short_name(answer['model']))}: {printable(answer['prompt'])}")
-    console().print("\n".join(lines), markup=False, soft_wrap=not console().is_terminal)
+    space()
+    say(f"{_short_name(answer['model'])}: {answer['prompt']}")
+    tell(answer["answer"].strip().splitlines() or [""])
 
 
 def _short_names(names: Iterable[str]) -> dict[str, str]:

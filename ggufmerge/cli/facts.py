@@ -18,12 +18,29 @@ SCHEMA = 1  # grows when a key changes its meaning or goes
 _command: ContextVar[str] = ContextVar("command", default="")
 _beside: ContextVar[Mapping[str, Any]] = ContextVar("beside", default={})  # noqa: B039 - never changed
 _told: ContextVar[bool] = ContextVar("told", default=False)
+_printed: ContextVar[bool] = ContextVar("printed", default=False)
+_space: ContextVar[bool] = ContextVar("space", default=False)
 
 
 def begin(command: str = "") -> None:
     """A command starts, of which nothing was told yet; without its name it is taken from the command line."""
     _command.set(command)
     _told.set(False)
+    _printed.set(False)
+    _space.set(False)
+
+
+def space() -> None:
+    """Leave one blank line between what the command has printed and what it prints next, if it prints both."""
+    _space.set(_printed.get())
+
+
+def wants_space() -> bool:
+    """Whether a blank line belongs in front of what is printed now; asked by all that prints for people."""
+    wanted = _space.get()
+    _space.set(False)
+    _printed.set(True)
+    return wanted
 
 
 @contextmanager

@@ -120,12 +120,9 @@ def merge(
 
 def show_choices(proposal: Proposal) -> None:
     """What was chosen and why, and the recipe."""
-    from ggufmerge.cli.terminal import console, say
-    from ggufmerge.text import printable
+    from ggufmerge.cli.terminal import say, tell
 
-    out = console()
-    for choice in proposal.choices:
-        out.print(printable(str(choice)), markup=False, soft_wrap=not out.is_terminal)  # folded between words
+    tell(map(str, proposal.choices), "  ")
     say("recipe:", *(f"  {line}" for line in proposal.recipe.text.splitlines()))
 
 

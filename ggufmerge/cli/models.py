@@ -63,7 +63,7 @@ def _facts(found: Sequence[FoundModel], grouped: Sequence[Sequence[FoundModel]])
 
 
 def _show(found: Sequence[FoundModel], grouped: Sequence[Sequence[FoundModel]]) -> None:
-    from ggufmerge.cli.terminal import console, show_table
+    from ggufmerge.cli.terminal import console, say, show_table
 
     letters = {id(model): _letter(i) for i, group in enumerate(grouped) if len(group) > 1 for model in group}
     usable = [model for group in grouped for model in group] + [m for m in found if not m.family and not m.error]
@@ -73,14 +73,14 @@ def _show(found: Sequence[FoundModel], grouped: Sequence[Sequence[FoundModel]]) 
     elif rows:
         show_table(("model", "kept by", "architecture", "parameters", "type", "size", "notes", "with"), rows)
     if letters:
-        typer.echo("models with the same letter can be merged with each other")
+        say("models with the same letter can be merged with each other")
     elif usable:
-        typer.echo("no two of these models can be merged as they are")
+        say("no two of these models can be merged as they are")
     failed = [model for model in found if model.error]
     if failed:
         show_table(("cannot be used", "why"), [(model.references[0], model.error) for model in failed])
     if not found:
-        typer.echo("no GGUF files were found; give the folders where they are: ggufmerge models FOLDER")
+        say("no GGUF files were found; give the folders where they are: ggufmerge models FOLDER")
 
 
 def _show_blocks(rows: Sequence[tuple[str, ...]]) -> None:

@@ -73,9 +73,10 @@ class Place:
 
 def show_forecast(forecast: Forecast, plan: Plan, place: Place) -> None:
     """A line for each question of somebody who plans, and one for each worry, last on the screen."""
-    from ggufmerge.cli.terminal import say, tell
+    from ggufmerge.cli.facts import space
+    from ggufmerge.cli.terminal import tell
 
-    say("")
+    space()
     for head, lines in _lines(forecast, plan, place):
         for number, line in enumerate(lines):
             tell([f"{'' if number and head != 'worry' else head:<{_INDENT}}{line}"], " " * _INDENT)

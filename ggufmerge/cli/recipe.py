@@ -86,7 +86,6 @@ def explain(
             for o in e.origins
         ]
         show_table(("parameter", "value", "from", "because"), rows)
-        typer.echo()
 
 
 def _facts(explanation: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ggufmerge.cli import complaints, voice
-from ggufmerge.cli.facts import facts, plain_json
+from ggufmerge.cli.facts import facts, plain_json, space, wants_space
 from ggufmerge.text import count, folded, printable, shortened, size
 
 if TYPE_CHECKING:
@@ -32,7 +33,17 @@ def console(*, stderr: bool = False) -> Console:
 def say(*lines: str) -> None:
     """Print lines on standard output, each as one line whatever it holds."""
     for line in lines:
+        if wants_space():
+            typer.echo()
         typer.echo(printable(line))
+
+
+def ask(question: str) -> str:
+    """The line that is typed behind a question. EOFError where nothing is typed any more."""
+    if wants_space():
+        typer.echo()
+    typer.echo(printable(question), nl=False)
+    return input()
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -57,18 +68,22 @@ def tell(lines: Iterable[str], indent: str = "") -> None:
 
 def show_table(heads: Row, rows: Iterable[Row], numbers: int = 0, names: Sequence[int] = ()) -> None:
     """Rows under heads, the last `numbers` columns set to the right: a table that fits the terminal, or, in a file or
-    pipe, one line a row with columns aligned by spaces and nothing folded.
+    pipe, one line a row with columns aligned by spaces and nothing folded. A blank line stands before and behind it.
 
     names: columns whose cells lose their middle, and stay in one line, where the table would be too wide.
     """
     lines = [[printable(cell) for cell in row] for row in rows]
     out = console()
+    space()
+    if wants_space():
+        typer.echo()
     if out.is_terminal:
         if names:
             lines = _fitted(heads, lines, names, out.width)
         _show_folded(out, heads, lines, numbers)
     else:
         _show_plain(heads, lines, numbers)
+    space()
 
 
 def _fitted(heads: Row, lines: list[list[str]], names: Sequence[int], width: int) -> list[list[str]]:
@@ -83,7 +98,7 @@ def _fitted(heads: Row, lines: list[list[str]], names: Sequence[int], width: int
 
 
 def _show_folded(out: Console, heads: Row, lines: Sequence[Row], numbers: int) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column, head in enumerate(heads):
         right = column >= len(heads) - numbers
         # names stay in one piece, and what stands behind them is folded, unless they are very long
@@ -96,7 +111,6 @@ def _show_folded(out: Console, heads: Row, lines: Sequence[Row], numbers: int) -
 
 def _show_plain(heads: Row, lines: Sequence[Row], numbers: int) -> None:
     widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
-    typer.echo()
     for line in [heads, *lines]:
         cells = [
             cell.rjust(width) if column >= len(heads) - numbers else cell.ljust(width)
@@ -118,6 +132,8 @@ def show_warnings(warnings: Iterable[str]) -> None:
 def complain(line: str) -> None:
     """Print a line on standard error, as one line whatever it holds; nothing when that is closed."""
     voice.current().log(line)
+    if sys.stderr is not None and sys.stderr.isatty() and console().is_terminal and wants_space():
+        typer.echo()  # both are on one screen
     complaints.show(line)
 
 
@@ -244,11 +260,11 @@ def show_build(report: BuildReport) -> None:
     say(f"{report.output}: {total}")
     rate = report.source_bytes / max(report.seconds, 1e-9) / 1e6
     tensors = sum(n for _, n in made)
-    typer.echo(f"{tensors} tensors: {what}; {report.seconds:.1f} s, {rate:.0f} MB/s of sources")
+    say(f"{tensors} tensors: {what}; {report.seconds:.1f} s, {rate:.0f} MB/s of sources")
     if report.resumption:
         say(f"note: {report.resumption}")
     elif report.resumed:
-        typer.echo(f"{report.resumed} tensors were taken over from an interrupted build")
+        say(f"{report.resumed} tensors were taken over from an interrupted build")
     show_kept(report)
     show_notes(report.notes, tensors)
 

@@ -94,12 +94,15 @@ class TypeSurvival:
         return f"{_left(self.survival, self.type)}: {how}"
 
     def advice(self) -> str:
-        """What a poor result could be instead, as a warning."""
-        better = [f"out_type: {name} keeps {_figures(s)}" for name, s in self.wider.items()]
+        """What a poor result could be instead, as a warning; recipes have the same options as keys."""
+        better = [f"--type {name} keeps {_figures(s)}" for name, s in self.wider.items()]
         ways = better or ["an adapter that is applied at run time keeps all of it"]
         if self.survival.share < LOW_SURVIVAL and not self.stochastic and TensorType.parse(self.type) in UNIFORM:
-            ways.insert(0, "rounding: stochastic keeps it where models keep their type")
-        return f"{_left(self.survival, self.type)}: {'; '.join(ways)}"
+            ways.insert(0, "--rounding stochastic keeps it where models keep their type")
+        noise = self.survival.noise
+        poor = [f"{_percent(1 - self.survival.share)} of the change is lost"] * (self.survival.share < LOW_SURVIVAL)
+        poor += [f"the noise of rounding is {noise:.2g} times as large as the change"] * (noise > HIGH_NOISE)
+        return f"{self.type}: {' and '.join(poor)}: {'; '.join(ways)}"
 
 
 def by_type(
