@@ -55,8 +55,8 @@ def folded(line: str, width: int, indent: str = "") -> list[str]:
     >>> folded("error: models/base-Q4_K_M.gguf: no such file", 20, "  ")
     ['error:', '  models/base-Q4_K_M.gguf:', '  no such file']
     """
-    kept = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(line, width, subsequent_indent=indent, **kept) or [""]
+    whole = textwrap.TextWrapper(width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return whole.wrap(line) or [""]
 
 
 def duration(seconds: float) -> str:

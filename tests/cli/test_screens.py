@@ -288,8 +288,8 @@ def test_nothing_depends_on_colour_or_keyboard(name: str, screens: Mapping[str, 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_word_is_broken(name: str, screens: Mapping[str, Mapping[str, Shown]]) -> None:
-    """The program folds its lines between words, errors and warnings, too. A model card, which is a file's text, is left
-    to the terminal.
+    """The program folds its lines between words, errors and warnings, too. A model card, which is a file's text, is
+    left to the terminal.
     """
     program, _, _card = screens[name]["80x24"].text.partition("\n---\n")
     for line in program.replace(f"{FOLDED}\n", FOLDED).splitlines():
