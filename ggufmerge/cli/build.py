@@ -10,7 +10,19 @@ import typer
 
 from ggufmerge.cli.bake import Rounding
 from ggufmerge.cli.homes import LlamaCpp, LmStudio, To
-from ggufmerge.cli.options import All, Chunk, DryRun, Imatrix, Json, Output, Overwrite, Threads, type_option
+from ggufmerge.cli.options import (
+    All,
+    Chunk,
+    DryRun,
+    Imatrix,
+    Json,
+    Output,
+    Overwrite,
+    RecipeFile,
+    Threads,
+    read_recipe,
+    type_option,
+)
 from ggufmerge.cli.outlook import Place, show_forecast
 from ggufmerge.cli.push import Card, ForHub, PushDryRun, PushTo
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
@@ -60,7 +72,6 @@ PLAN_HELP = """Show what building RECIPE would do to each tensor; reads headers 
   ggufmerge plan recipe.yaml --json | jq .tensors
 """
 
-_Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in mergekit's YAML.", show_default=False)]
 _Type = Annotated[
     str | None, type_option("Type of the result, such as Q8_0 (ggufmerge types lists them); wins over the recipe's.")
 ]
@@ -76,7 +87,7 @@ _Rounding = Annotated[
 
 
 def build(
-    recipe: _Recipe,
+    recipe: RecipeFile,
     output: Output = None,
     out_type: _Type = None,
     imatrix: Imatrix = None,
@@ -121,7 +132,6 @@ def build(
     from ggufmerge.cli.terminal import print_json, say, show_build, show_warnings
     from ggufmerge.engine.survival import advice
     from ggufmerge.files.sharded import SplitLimit
-    from ggufmerge.recipe import load_recipe
 
     wanted: Any = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
@@ -129,7 +139,7 @@ def build(
         raise typer.BadParameter("Ollama's store takes one file: leave out --split-max-size and the like")
     if mmproj is not None and ollama is not None:
         raise typer.BadParameter("--mmproj needs --output instead of --ollama; ollama create takes the Modelfile then")
-    loaded = load_recipe(recipe)
+    loaded = read_recipe(recipe)
     for_projector = ForProjector(mmproj, None if dry_run else output, overwrite=overwrite)
     for_homes = ForHomes(
         loaded,
@@ -154,7 +164,8 @@ def build(
         return
     built = for_homes.output
     if built is None and ollama is None:
-        raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
+        name = f"{recipe.stem}.gguf" if isinstance(recipe, Path) and recipe.stem != "-" else "merged.gguf"
+        raise typer.BadParameter(f"give the file to write: -o {name}", param_hint="--output")
     if built is None and (push is not None or card is not None or llama_cpp):
         raise typer.BadParameter("--push, --card and --llama-cpp need --output beside --ollama", param_hint="--output")
     from ggufmerge.cli.progress import progress_display
@@ -194,7 +205,7 @@ def build(
 
 
 def plan(
-    recipe: _Recipe,
+    recipe: RecipeFile,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where it would go: look what is there.")
     ] = None,
@@ -205,9 +216,7 @@ def plan(
     json: Json = False,
 ) -> None:
     wanted = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
-    from ggufmerge.recipe import load_recipe
-
-    _show_plans(load_recipe(recipe), wanted, every=all_tensors, json=json, place=Place(output))
+    _show_plans(read_recipe(recipe), wanted, every=all_tensors, json=json, place=Place(output))
 
 
 def _show_plans(
@@ -240,7 +249,7 @@ def _show_plans(
             for number, plan in enumerate(plans):
                 if len(plans) > 1:
                     say(*[""][:number], f"{number + 1} of {len(plans)}: {plan.metadata['general.name']}")
-                show_plan(plan, every=every)
+                show_plan(plan, documents.sources[number], every=every)
             say(*lines)
             show_forecast(forecast, documents.final, place)
         if must_fit:

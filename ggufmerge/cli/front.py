@@ -19,6 +19,7 @@ from ggufmerge.cli import help as pages
 from ggufmerge.cli.habits import UsageError
 from ggufmerge.errors import GgufmergeError
 
+_VOICE = ("--quiet", "-q", "--verbose", "-v", "--log")
 _Misuse: type[Any] = typer.BadParameter.__mro__[1]  # typer brings its own click, or uses the one that is there
 
 
@@ -39,6 +40,7 @@ class Command(TyperCommand):
                 value = not getattr(parameter, "is_flag", False)
                 switches |= dict.fromkeys((*parameter.opts, *parameter.secondary_opts), value)
         words = habits.translate(self.name or "", args, habits.Switches(switches), _note)
+        _check_paths(words, self.get_params(ctx))
         try:
             rest = super().parse_args(ctx, words)
         except _Misuse as error:
@@ -143,6 +145,19 @@ def check_name(output: Path, *, shards: bool = False) -> None:
     raise GgufmergeError(f"{output}: the result is one GGUF file, and its name ends in .gguf: -o {better}")
 
 
+def _check_paths(words: Sequence[str], parameters: Iterable[Any]) -> None:
+    """UsageError for a path that is empty, as an unset variable of the shell makes it: Python takes it for a folder."""
+    options = {name: p for p in parameters if p.param_type_name == "option" and pages.is_path(p) for name in p.opts}
+    for at, word in enumerate(words):
+        if word == "--":
+            break
+        name, equals, value = word.partition("=")
+        value = value if equals else words[at + 1] if at + 1 < len(words) else "none"
+        if name in options and not value.strip():
+            what = options[name].metavar or "path"
+            raise UsageError(f"{name}: the {what} is empty; the folder that you are in is called .")
+
+
 _OTHER_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".ggml", ".onnx", ".yaml", ".yml")
 
 
@@ -180,6 +195,8 @@ def _line(error: Any, command: Any, ctx: Any, switches: dict[str, bool]) -> str:
     see = f"see {ctx.command_path} --help"
     if kind == "NoSuchOption":
         near = _close(error.option_name, switches)
+        if error.option_name in _VOICE and isinstance(command, TyperGroup):
+            return f"{error.option_name} stands behind the command: {ctx.command_path} build {error.option_name} ..."
         return f"{command.name} has no option {error.option_name}: {f'did you mean {near}?' if near else see}"
     if kind == "MissingParameter" and error.param is not None:
         example = pages.first_example(command)
@@ -196,8 +213,10 @@ def _line(error: Any, command: Any, ctx: Any, switches: dict[str, bool]) -> str:
 
 
 def _close(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The choice that `word` is a misspelling of."""
-    return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)), None)
+    """The choice that `word` is a misspelling of; dashes in front, which all options have, are not compared."""
+    plain = {choice.lstrip("-"): choice for choice in choices}
+    close = difflib.get_close_matches(word.lstrip("-"), plain, n=1, cutoff=cutoff)
+    return plain[close[0]] if close else None
 
 
 def _too_many(words: str, command: Any, ctx: Any) -> str:

@@ -36,7 +36,7 @@ def models(
     json: Json = False,
 ) -> None:
     from ggufmerge.cli import unfinished
-    from ggufmerge.cli.terminal import print_json
+    from ggufmerge.cli.terminal import print_json, say
     from ggufmerge.sources.inventory import families, find_models
 
     found = find_models(folder or ())
@@ -46,6 +46,8 @@ def models(
         print_json(_facts(found, grouped) | {"unfinished": unfinished.facts(left)})
     else:
         _show(found, grouped)
+        if not folder and (here := sum(path.is_file() for path in Path().glob("*.gguf"))):
+            say(f"this folder has {here} GGUF file{'s' * (here > 1)}, which were not looked at: ggufmerge models .")
         unfinished.show(left)
 
 

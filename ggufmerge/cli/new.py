@@ -45,13 +45,14 @@ def new(
     from ggufmerge.engine.propose import propose_merge
     from ggufmerge.errors import PlanError
     from ggufmerge.files import check_target
+    from ggufmerge.files.absent import absent
     from ggufmerge.files.writer import write_new
     from ggufmerge.sources.inventory import known_models
 
     check_target(recipe, overwrite=overwrite)
     for place in folder or ():
         if not place.is_dir():
-            raise PlanError(f"{place}: there is no such folder; give one that has GGUF files in it")
+            raise PlanError(f"{place}: {absent(place, ('/',))}")
     with console(stderr=True).status("looking for models"):
         found = [m for m in known_models(folder or ()) if m.kind == "adapter" or m.family]
     if len(found) < 2:

@@ -20,6 +20,7 @@ from ggufmerge.text import count, folded, printable, shortened, size
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.engine.plan import PlannedTensor
+    from ggufmerge.engine.planner import Opened
     from ggufmerge.engine.survival import Survival, TypeSurvival
 
 Row = Sequence[str]
@@ -137,11 +138,12 @@ def complain(line: str) -> None:
     complaints.show(line)
 
 
-def show_plan(plan: Plan, *, every: bool = False) -> None:
+def show_plan(plan: Plan, opened: Opened, *, every: bool = False) -> None:
     """The models, the parameters that hold everywhere, what happens to each kind of tensor (`every`: to each tensor),
     and what was decided without asking.
     """
     from ggufmerge.engine.survival import unknown
+    from ggufmerge.engine.work import is_one_tensor
 
     say(
         f"{plan.method} of {len(plan.sources)} {plan.architecture} models into one {plan.file_type} file: "
@@ -161,7 +163,7 @@ def show_plan(plan: Plan, *, every: bool = False) -> None:
     for tensor in plan.tensors:
         name = tensor.name if every else kind_of(tensor.name)
         shape = " x ".join(map(str, tensor.shape))
-        verb = _verb(tensor, len(plan.sources), several=several)
+        verb = _verb(tensor, len(plan.sources), several=several, same=is_one_tensor(tensor, opened))
         # tensors that stand in one line have the same models, so their parameters can be set side by side
         counts = "/".join(f"{k} {len(v)}" for k, v in _values(tensor).items())
         groups.setdefault((name, shape, str(tensor.type), verb, counts), []).append(tensor)
@@ -169,7 +171,7 @@ def show_plan(plan: Plan, *, every: bool = False) -> None:
     for (name, shape, kind, verb, _), tensors in groups.items():
         own = ", ".join(f"{k} {v}" for k, v in _ranges(tensors, told).items() if k not in common)
         title = f"{len(tensors)} x {name}" if len(tensors) > 1 else tensors[0].name
-        rows.append((title, shape, kind, f"{verb}: {own}" if own else verb))
+        rows.append((title, shape, kind, f"{verb}: {own}" if own and not verb.endswith("models") else verb))
     show_table(("tensor", "shape", "type", "what happens"), rows)
     show_notes((t.name, decision) for t in plan.tensors for decision in t.decisions)
     if line := unknown(plan.tensors, plan.sources):
@@ -177,11 +179,16 @@ def show_plan(plan: Plan, *, every: bool = False) -> None:
     show_warnings([*plan.warnings, *plan.expectations])
 
 
-def _verb(tensor: PlannedTensor, models: int, *, several: bool) -> str:
-    """What happens to a tensor and to which models' tensors; `several`: by which of the recipe's methods, too."""
+def _verb(tensor: PlannedTensor, models: int, *, several: bool, same: bool) -> str:
+    """What happens to a tensor and to which models' tensors; `several`: by which of the recipe's methods, too.
+
+    same: all inputs are one and the same, which the reader might think to be changed.
+    """
     origins = " ".join(f"#{i.source}" for i in tensor.inputs)
     if tensor.action == "merge":
         merged = f"merged by {tensor.method}" if several else "merged"
+        if same:
+            return f"{merged}: the same in all models"
         return merged if {i.source for i in tensor.inputs} == set(range(models)) else f"{merged} from {origins}"
     verb = {"copy": "copied", "convert": "converted"}[tensor.action]
     layers = {i.tensor.split(".")[1] for i in tensor.inputs if i.tensor != tensor.name and i.tensor.startswith("blk.")}
@@ -227,14 +234,14 @@ def _ranges(tensors: Sequence[PlannedTensor], told: set[str]) -> dict[str, str]:
         columns = [list(dict.fromkeys(column)) for column in zip(*values, strict=True)]
         if all(column == columns[0] for column in columns):
             columns = columns[:1]
-        texts = list(map(_range_text, columns))
+        texts = list(map(range_text, columns))
         if len(texts) > 1 and len(models.get(key, ())) == len(texts):
             texts = [f"#{source} {text}" for source, text in zip(models[key], texts, strict=True)]
         out[key] = " ".join(texts)
     return out
 
 
-def _range_text(values: Sequence[Any]) -> str:
+def range_text(values: Sequence[Any]) -> str:
     """One value, the ends of a range of numbers (as they follow each other if they rise or fall), or all of several."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if not numbers or len(values) == 1:
