@@ -23,7 +23,7 @@ from ggufmerge.cli.options import (
     read_recipe,
     type_option,
 )
-from ggufmerge.cli.outlook import Place, show_forecast
+from ggufmerge.cli.outlook import Place, expected, show_forecast, tried
 from ggufmerge.cli.push import Card, ForHub, PushDryRun, PushTo
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
 from ggufmerge.cli.try_prompt import TryPrompt
@@ -61,7 +61,7 @@ BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
 The file appears when it is complete. An interrupted build goes on where it was when the same command is given again.
 """
 
-PLAN_HELP = """Show what building RECIPE would do to each tensor; reads headers only.
+PLAN_HELP = """Show what building RECIPE would do to each tensor, and what it will cost; writes nothing.
 
 [bold]Examples[/bold]
 
@@ -70,6 +70,9 @@ PLAN_HELP = """Show what building RECIPE would do to each tensor; reads headers 
   ggufmerge plan recipe.yaml --type Q4_K_M --all
 
   ggufmerge plan recipe.yaml --json | jq .tensors
+
+Headers are read, and samples of a few tensors, if that takes no more than two seconds, to see how much of the changes
+would survive.
 """
 
 _Type = Annotated[
@@ -242,27 +245,31 @@ def _show_plans(
         forecast = place.forecast(documents)
         plans = documents.plans
         if json:
-            *stages, final = map(_planned, plans)
+            *stages, final = (_planned(plan, expected(plan, forecast)) for plan in plans)
             before = {"stages": stages} if stages else {}
-            print_json(final | before | dict(more or {}) | {"forecast": forecast.to_json()})
+            print_json(final | before | dict(more or {}) | tried(forecast) | {"forecast": forecast.to_json()})
         else:
             for number, plan in enumerate(plans):
                 if len(plans) > 1:
                     say(*[""][:number], f"{number + 1} of {len(plans)}: {plan.metadata['general.name']}")
-                show_plan(plan, documents.sources[number], every=every)
+                show_plan(plan, documents.sources[number], every=every, tried=forecast.trial is not None)
             say(*lines)
             show_forecast(forecast, documents.final, place)
         if must_fit:
             place.check(documents)
 
 
-def _planned(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON: as it is, with what its tensors are together, and the reason for a type as elsewhere."""
+def _planned(plan: Plan, expectations: Sequence[str]) -> dict[str, Any]:
+    """A plan as JSON: as it is, with what its tensors are together, and the reason for a type as elsewhere.
+
+    expectations: those among its own that are to be told.
+    """
     facts = plan.to_json()
     for tensor, planned in zip(facts["tensors"], plan.tensors, strict=True):
         tensor["why"] = tensor.pop("why_type")
         tensor["nbytes"] = planned.nbytes
-    warnings = [*facts["warnings"], *facts.pop("expectations")]
+    del facts["expectations"]
+    warnings = [*facts["warnings"], *expectations]
     return facts | {"nbytes": plan.nbytes, "parameters": plan.parameters, "warnings": warnings}
 
 

@@ -138,9 +138,9 @@ def complain(line: str) -> None:
     complaints.show(line)
 
 
-def show_plan(plan: Plan, opened: Opened, *, every: bool = False) -> None:
+def show_plan(plan: Plan, opened: Opened, *, every: bool = False, tried: bool = False) -> None:
     """The models, the parameters that hold everywhere, what happens to each kind of tensor (`every`: to each tensor),
-    and what was decided without asking.
+    and what was decided without asking. tried: what would be left of the changes is known better than headers tell.
     """
     from ggufmerge.engine.survival import unknown
     from ggufmerge.engine.work import is_one_tensor
@@ -174,9 +174,9 @@ def show_plan(plan: Plan, opened: Opened, *, every: bool = False) -> None:
         rows.append((title, shape, kind, f"{verb}: {own}" if own and not verb.endswith("models") else verb))
     show_table(("tensor", "shape", "type", "what happens"), rows)
     show_notes((t.name, decision) for t in plan.tensors for decision in t.decisions)
-    if line := unknown(plan.tensors, plan.sources):
+    if not tried and (line := unknown(plan.tensors, plan.sources)):
         tell([f"note: {line}"], "  ")
-    show_warnings([*plan.warnings, *plan.expectations])
+    show_warnings([*plan.warnings, *(() if tried else plan.expectations)])
 
 
 def _verb(tensor: PlannedTensor, models: int, *, several: bool, same: bool) -> str:

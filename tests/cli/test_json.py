@@ -102,7 +102,7 @@ def test_facts_have_one_schema(line: str, folder: Path, run: Run) -> None:
     assert facts.get("survival") is None or 0 <= facts["survival"] < 2
     assert all("path" in source for source in facts.get("sources", ()))
     for stage in facts.get("stages", ()):
-        assert set(stage) | {"stages", "schema", "command", "version", "forecast"} >= set(facts)
+        assert set(stage) | {"stages", "schema", "command", "version", "forecast", "kept"} >= set(facts)
     assert "error" not in facts
 
 

@@ -75,6 +75,10 @@ if importlib.util.find_spec("xllamacpp") is None:
 # What differs from run to run, from machine to machine and from version to version: a pattern and what stands for it.
 # Where a line may be folded at another place, the whole entry goes.
 CHANGING = [
+    # what would be left of the changes is tried out where kernels were compiled before, and else a note
+    (r"^change {3,}.*\n( {9}.*\n)*", ""),
+    (r"^note: how much of the changes survives .*\n(  .*\n)*\n?", ""),
+    (r"^kept: .*(?=\nforecast: )", "kept: ..."),
     (r"^(time|memory|disk)( {3,}).*(\n {9}.*)*", r"\1\2FIGURE"),  # what a build will cost
     (r"^(Python|numba) .*(\n.*)*", r"VERSIONS"),
     (r"\b(ggufmerge|version:) \"?\d+\.\d+.*", r"\1 VERSION"),
