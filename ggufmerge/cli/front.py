@@ -146,7 +146,7 @@ def check_name(output: Path, *, shards: bool = False) -> None:
 
 
 def _check_paths(words: Sequence[str], parameters: Iterable[Any]) -> None:
-    """UsageError for a path that is empty, as an unset variable of the shell makes it: Python takes it for a folder."""
+    """GgufmergeError for a path that is empty, as an unset variable of the shell makes it: Python takes it for a folder."""
     options = {name: p for p in parameters if p.param_type_name == "option" and pages.is_path(p) for name in p.opts}
     for at, word in enumerate(words):
         if word == "--":
@@ -155,7 +155,7 @@ def _check_paths(words: Sequence[str], parameters: Iterable[Any]) -> None:
         value = value if equals else words[at + 1] if at + 1 < len(words) else "none"
         if name in options and not value.strip():
             what = options[name].metavar or "path"
-            raise UsageError(f"{name}: the {what} is empty; the folder that you are in is called .")
+            raise GgufmergeError(f"{name}: the {what} is empty; the folder that you are in is called .")
 
 
 _OTHER_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".ggml", ".onnx", ".yaml", ".yml")

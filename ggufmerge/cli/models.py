@@ -45,9 +45,12 @@ def models(
     if json:
         print_json(_facts(found, grouped) | {"unfinished": unfinished.facts(left)})
     else:
+        here = 0 if folder else sum(path.is_file() for path in Path().glob("*.gguf"))
         _show(found, grouped)
-        if not folder and (here := sum(path.is_file() for path in Path().glob("*.gguf"))):
+        if here:
             say(f"this folder has {here} GGUF file{'s' * (here > 1)}, which were not looked at: ggufmerge models .")
+        elif not found:
+            say("no GGUF files were found; give the folders where they are: ggufmerge models FOLDER")
         unfinished.show(left)
 
 
@@ -81,8 +84,6 @@ def _show(found: Sequence[FoundModel], grouped: Sequence[Sequence[FoundModel]]) 
     failed = [model for model in found if model.error]
     if failed:
         show_table(("cannot be used", "why"), [(model.references[0], model.error) for model in failed])
-    if not found:
-        say("no GGUF files were found; give the folders where they are: ggufmerge models FOLDER")
 
 
 def _show_blocks(rows: Sequence[tuple[str, ...]]) -> None:

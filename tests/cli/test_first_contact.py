@@ -47,7 +47,7 @@ def test_an_empty_path_is_refused(line: tuple[str, ...], folder: Path, run: Run)
     """An unset variable of the shell is not the working folder, whichever option it is given to."""
     before = sorted(folder.iterdir())
     code, _, err = run(*line)
-    assert code == 2
+    assert code == 1
     assert "is empty; the folder that you are in is called ." in err
     assert sorted(folder.iterdir()) == before
 
