@@ -40,7 +40,7 @@ class Command(TyperCommand):
                 value = not getattr(parameter, "is_flag", False)
                 switches |= dict.fromkeys((*parameter.opts, *parameter.secondary_opts), value)
         words = habits.translate(self.name or "", args, habits.Switches(switches), _note)
-        _check_paths(words, self.get_params(ctx))
+        _check_paths(words, self.get_params(ctx), pages.usage(self, ctx))
         try:
             rest = super().parse_args(ctx, words)
         except _Misuse as error:
@@ -145,16 +145,24 @@ def check_name(output: Path, *, shards: bool = False) -> None:
     raise GgufmergeError(f"{output}: the result is one GGUF file, and its name ends in .gguf: -o {better}")
 
 
-def _check_paths(words: Sequence[str], parameters: Iterable[Any]) -> None:
-    """GgufmergeError for a path that is empty, as an unset variable of the shell makes it: Python takes it for a folder."""
-    options = {name: p for p in parameters if p.param_type_name == "option" and pages.is_path(p) for name in p.opts}
-    for at, word in enumerate(words):
+def _check_paths(words: Sequence[str], parameters: Iterable[Any], usage: str) -> None:
+    """GgufmergeError for a path or an argument that is empty, as an unset variable of the shell makes it: Python takes
+    an empty path for the working folder.
+    """
+    options = {name: p for p in parameters if p.param_type_name == "option" for name in p.opts}
+    rest = iter(words)
+    for word in rest:
         if word == "--":
             break
         name, equals, value = word.partition("=")
-        value = value if equals else words[at + 1] if at + 1 < len(words) else "none"
-        if name in options and not value.strip():
-            what = options[name].metavar or "path"
+        option = options.get(name)
+        if option is None and not word.strip():
+            raise GgufmergeError(f"an argument is empty, as of a variable that is not set: {usage}")
+        if option is None or option.is_flag:
+            continue
+        value = value if equals else next(rest, "none")
+        if pages.is_path(option) and not value.strip():
+            what = option.metavar or "path"
             raise GgufmergeError(f"{name}: the {what} is empty; the folder that you are in is called .")
 
 

@@ -52,6 +52,19 @@ def test_an_empty_path_is_refused(line: tuple[str, ...], folder: Path, run: Run)
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    "line",
+    [("build", "", "-o", "x.gguf"), ("split", "a.gguf", ""), ("models", ""), ("new", " ")],
+)
+def test_an_empty_argument_is_refused(line: tuple[str, ...], folder: Path, run: Run) -> None:
+    """It stands for no file and no folder, and the line of usage shows what was to be given."""
+    before = sorted(folder.iterdir())
+    code, out, err = run(*line)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: an argument is empty, as of a variable that is not set: ggufmerge {line[0]} ")
+    assert sorted(folder.iterdir()) == before
+
+
 @pytest.mark.parametrize(("name", "what"), [("a" * 200, "name has 200"), (f"x:{'a' * 81}", "tag has 81")])
 def test_a_name_that_is_too_long_for_ollama_is_said_to_be(name: str, what: str, folder: Path, run: Run) -> None:
     """With its length and the most that Ollama takes; the name itself is cut."""
