@@ -145,6 +145,12 @@ def check_name(output: Path, *, shards: bool = False) -> None:
     raise GgufmergeError(f"{output}: the result is one GGUF file, and its name ends in .gguf: -o {better}")
 
 
+def check_recipe_name(recipe: Path) -> None:
+    """GgufmergeError for the name of a recipe that is to be written which is none: so no model is replaced by one."""
+    if recipe.suffix.lower() not in (".yaml", ".yml"):
+        raise GgufmergeError(f"{recipe}: the name of a recipe ends in .yaml: {recipe.with_name(recipe.name + '.yaml')}")
+
+
 def _check_paths(words: Sequence[str], parameters: Iterable[Any], usage: str) -> None:
     """GgufmergeError for a path or an argument that is empty, as an unset variable of the shell makes it: Python takes
     an empty path for the working folder.

@@ -41,6 +41,7 @@ def new(
     overwrite: Overwrite = False,
 ) -> None:
     from ggufmerge.cli.facts import space
+    from ggufmerge.cli.front import check_recipe_name
     from ggufmerge.cli.terminal import console, say, show_warnings, tell
     from ggufmerge.engine.propose import propose_merge
     from ggufmerge.errors import PlanError
@@ -49,6 +50,8 @@ def new(
     from ggufmerge.files.writer import write_new
     from ggufmerge.sources.inventory import known_models
 
+    if recipe.name:  # what names no file is told of below
+        check_recipe_name(recipe)
     check_target(recipe, overwrite=overwrite)
     for place in folder or ():
         if not place.is_dir():

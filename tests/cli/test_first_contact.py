@@ -78,7 +78,7 @@ def test_a_recipe_may_come_from_standard_input(folder: Path, run: Run, monkeypat
     """As `-`, with paths that start from the working folder; mistakes have their lines."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(LINEAR))
     code, _, err = run("build", "-", "-o", "x.gguf")
-    assert (code, err) == (0, "")
+    assert code == 0, err
     assert (folder / "x.gguf").is_file()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(LINEAR.replace("linear", "linar").encode())))
     code, _, err = run("plan", "-")
@@ -156,3 +156,12 @@ def test_models_tells_of_files_where_one_is(folder: Path, run: Run) -> None:
     """Without being asked to look into the working folder, which may be large."""
     assert "this folder has 4 GGUF files, which were not looked at: ggufmerge models ." in run("models")[1]
     assert "which were not looked at" not in run("models", ".")[1]
+
+
+def test_a_recipe_never_replaces_a_model(folder: Path, run: Run) -> None:
+    """Even with --overwrite: what is written as a recipe is called one."""
+    before = (folder / "base.gguf").read_bytes()
+    for line in (("merge", "a.gguf", "b.gguf", "--save-recipe", "base.gguf"), ("new", "base.gguf")):
+        code, _, err = run(*line, "--overwrite")
+        assert (code, err) == (1, "error: base.gguf: the name of a recipe ends in .yaml: base.gguf.yaml\n")
+    assert (folder / "base.gguf").read_bytes() == before
