@@ -8,6 +8,7 @@ text passes `printable` first.
 from __future__ import annotations
 
 import re
+import textwrap
 
 _LONG = 60
 _ENDLESS = 2000
@@ -44,6 +45,18 @@ def shortened(text: str, width: int) -> str:
         return text
     end = (width - 3) // 2
     return f"{text[: width - 3 - end]}...{text[len(text) - end :]}"
+
+
+def folded(line: str, width: int, indent: str = "") -> list[str]:
+    """A printable line as several of at most `width` characters, broken at spaces, all but the first behind `indent`.
+
+    A word that is longer than a line, such as a path, stays whole, so that it can be copied.
+
+    >>> folded("error: models/base-Q4_K_M.gguf: no such file", 20, "  ")
+    ['error:', '  models/base-Q4_K_M.gguf:', '  no such file']
+    """
+    whole = textwrap.TextWrapper(width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return whole.wrap(line) or [""]
 
 
 def duration(seconds: float) -> str:

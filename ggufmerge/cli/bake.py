@@ -88,7 +88,7 @@ def bake(
         base, adapters, out_type=out_type, imatrix=imatrix or (), rounding=rounding.value if rounding else None
     )
     report = None
-    show_warnings([*plan.warnings, *(plan.expectations if dry_run else ())])
+    show_warnings(plan.warnings)
     if not dry_run and output is not None:
         from ggufmerge.cli.progress import run_with_progress
 
@@ -119,7 +119,7 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
         "seconds": report.seconds if report else None,
         "survival": total_survival(survival).share if survival else None,
         "kept": kept_facts(report.kept) if report else [],
-        "warnings": [*report.warnings] if report else [*plan.warnings, *plan.expectations],
+        "warnings": [*report.warnings] if report else [*plan.warnings],
         "tensors": [
             {
                 "name": t.name,
@@ -160,9 +160,8 @@ def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
     say(f"{report.output}: {total}, {size(report.nbytes)}, {report.seconds:.1f} s")
     if report.resumed:
         say(f"{report.resumed} tensors were taken over from an interrupted build")
-    if report.survival:
-        share = _percent(total_survival(report.survival).share)
-        say(f"{share} of the adapters' change survived in {len(report.survival)} tensors")
+    if report.survival and not report.kept:
+        say(f"{_percent(total_survival(report.survival).share)} of the change survived")
     show_kept(report)
 
 

@@ -77,11 +77,9 @@ def _show(result: Comparison, every: bool) -> None:
 
 def _wrapped(line: str) -> None:
     """A line of running text, folded between words on a terminal."""
-    from ggufmerge.cli.terminal import console
-    from ggufmerge.text import printable
+    from ggufmerge.cli.terminal import tell
 
-    out = console()
-    out.print(printable(line), markup=False, soft_wrap=not out.is_terminal)
+    tell([line])
 
 
 def _show_layers(result: Comparison) -> None:

@@ -215,18 +215,9 @@ def _show_verdicts(lineup: Lineup, verdicts: Sequence[Verdict]) -> None:
 
 def _show_paragraph(text: str) -> None:
     """Running text, folded between words on a terminal; blanks in front of it come before each line."""
-    from ggufmerge.cli.terminal import console
-    from ggufmerge.text import printable
+    from ggufmerge.cli.terminal import tell
 
-    out = console()
-    if not out.is_terminal:
-        out.print(printable(text), markup=False, soft_wrap=True)
-        return
-    from rich.padding import Padding
-    from rich.text import Text
-
-    words = text.lstrip()
-    out.print(Padding(Text(printable(words)), (0, 0, 0, len(text) - len(words)), expand=False))
+    tell([text], " " * (len(text) - len(text.lstrip())))
 
 
 def _show_scores(scores: list[Facts], reference: str | None) -> None:
@@ -255,10 +246,10 @@ def _show_scores(scores: list[Facts], reference: str | None) -> None:
 
 def _show_answer(model: str, prompt: str, answer: str) -> None:
     """Who was asked, then the answer as running text without what could control the terminal."""
-    from ggufmerge.cli.terminal import console
+    from ggufmerge.cli.facts import space
+    from ggufmerge.cli.terminal import say, tell
     from ggufmerge.evaluation.lineup import short_name
-    from ggufmerge.text import printable
 
-    lines = [printable(line) for line in answer.strip().splitlines()]
-    typer.echo(f"\n{printable(short_name(model))}: {printable(prompt)}")
-    console().print("\n".join(lines), markup=False, soft_wrap=not console().is_terminal)
+    space()
+    say(f"{short_name(model)}: {prompt}")
+    tell(answer.strip().splitlines() or [""])

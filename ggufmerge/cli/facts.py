@@ -19,6 +19,8 @@ _command: ContextVar[str] = ContextVar("command", default="")
 _beside: ContextVar[Mapping[str, Any]] = ContextVar("beside", default={})  # noqa: B039 - never changed
 _told: ContextVar[bool] = ContextVar("told", default=False)
 _warned: list[str] = []  # of this command; any thread may add to it
+_printed: ContextVar[bool] = ContextVar("printed", default=False)
+_space: ContextVar[bool] = ContextVar("space", default=False)
 
 
 def begin(command: str = "") -> None:
@@ -26,6 +28,8 @@ def begin(command: str = "") -> None:
     _command.set(command)
     _told.set(False)
     _warned.clear()
+    _printed.set(False)
+    _space.set(False)
 
 
 def warn(warning: str) -> bool:
@@ -34,6 +38,19 @@ def warn(warning: str) -> bool:
         return False
     _warned.append(warning)
     return True
+
+
+def space() -> None:
+    """Leave one blank line between what the command has printed and what it prints next, if it prints both."""
+    _space.set(_printed.get())
+
+
+def wants_space() -> bool:
+    """Whether a blank line belongs in front of what is printed now; asked by all that prints for people."""
+    wanted = _space.get()
+    _space.set(False)
+    _printed.set(True)
+    return wanted
 
 
 @contextmanager

@@ -85,7 +85,10 @@ _OF: Mapping[str, Mapping[str, Habit]] = {
         "--config": _WORD,
         **dict.fromkeys(
             ("--method", "--merge-method", "--weight", "--base", "--base-model", "--density"),
-            Told("that is said in the recipe: ggufmerge methods METHOD shows one"),
+            Told(
+                "that is said in the recipe: ggufmerge methods METHOD shows one; without a recipe: ggufmerge merge "
+                "A.gguf B.gguf --method METHOD"
+            ),
         ),
     },
     "plan": {"--dry-run": Idle("a plan writes nothing")},

@@ -38,17 +38,15 @@ def inspect(
     full: Annotated[bool, typer.Option("--full", help="Print long strings and arrays to their end.")] = False,
     json: Json = False,
 ) -> None:
-    from ggufmerge.cli.terminal import console, print_json, say, show_table
+    from ggufmerge.cli.terminal import console, print_json, say, show_table, tell
     from ggufmerge.places.inspect import inspect as facts_of
-    from ggufmerge.text import printable
 
     facts = facts_of(file, full=full)
     if json:
         print_json(facts if tensors is not False else {key: value for key, value in facts.items() if key != "tensors"})
         return
-    out = console()
-    out.print(printable(_headline(facts)), markup=False, soft_wrap=not out.is_terminal)
-    limit = None if full else SHORT if out.is_terminal else LONG
+    tell([_headline(facts)])
+    limit = None if full else SHORT if console().is_terminal else LONG
     if facts["types"]:
         show_table(("type", "tensors", "values", "bytes", "bits/weight", "share"), _type_rows(facts), numbers=5)
     show_table(("key", "type", "value"), _metadata_rows(facts, limit))

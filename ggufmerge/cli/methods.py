@@ -84,6 +84,7 @@ def _facts(found: Method) -> dict[str, Any]:
 def _show(found: Method) -> None:
     import textwrap
 
+    from ggufmerge.cli.facts import space
     from ggufmerge.cli.terminal import console, say, show_table
 
     width = min(console().width, 100)
@@ -99,7 +100,8 @@ def _show(found: Method) -> None:
     if found.parameters:
         rows = [(p.name, _place(p), _default(p), _values(p), p.doc) for p in found.parameters]
         show_table(("parameter", "given", "default", "values", "meaning"), rows)
-    say("", "A recipe to begin with:", "", *(f"  {line}" for line in example_recipe(found).splitlines()))
+    space()
+    say("A recipe to begin with:", "", *(f"  {line}" for line in example_recipe(found).splitlines()))
 
 
 def _needs(found: Method) -> str:

@@ -74,7 +74,7 @@ def _facts(
 def _show(
     found: Sequence[FoundModel], grouped: Sequence[Sequence[FoundModel]], adapters: Mapping[str, Sequence[FoundModel]]
 ) -> None:
-    from ggufmerge.cli.terminal import console, show_table
+    from ggufmerge.cli.terminal import console, say, show_table
 
     letters: dict[int, str] = {}
     for i, group in enumerate(grouped):
@@ -90,16 +90,16 @@ def _show(
     elif rows:
         show_table(("model", "kept by", "architecture", "parameters", "type", "size", "notes", "with"), rows)
     if letters:
-        typer.echo("models with the same letter can be merged with each other")
+        say("models with the same letter can be merged with each other")
         if adapters:
-            typer.echo("adapters can be applied to the models that have their letter")
+            say("adapters can be applied to the models that have their letter")
     elif usable:
-        typer.echo("no two of these models can be merged as they are")
+        say("no two of these models can be merged as they are")
+    if not found:
+        say("no GGUF files were found; give the folders where they are: ggufmerge models FOLDER")
     failed = [model for model in found if model.error]
     if failed:
         show_table(("cannot be used", "why"), [(model.references[0], model.error) for model in failed])
-    if not found:
-        typer.echo("no GGUF files were found; give the folders where they are: ggufmerge models FOLDER")
 
 
 def _show_blocks(rows: Sequence[tuple[str, ...]]) -> None:

@@ -157,6 +157,7 @@ def facts_of(upload: Upload, url: str | None) -> dict[str, Any]:
 
 def show_upload(upload: Upload, url: str | None) -> None:
     """What was uploaded to `url`, or, without it, what would be."""
+    from ggufmerge.cli.facts import space
     from ggufmerge.cli.terminal import say, show_table, show_warnings
     from ggufmerge.text import size
 
@@ -169,6 +170,7 @@ def show_upload(upload: Upload, url: str | None) -> None:
         say(url)
         return
     if upload.card is not None:
-        say("", *upload.card.split("\n"))
+        say(*upload.card.strip("\n").split("\n"))
+        space()
     state = "exists" if upload.exists else "would be created"
     say(f"nothing was uploaded; the repository {state}: {upload.repo}")

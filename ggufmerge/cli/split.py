@@ -54,7 +54,7 @@ def split(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    from ggufmerge.cli.terminal import print_json, show_table, show_warnings
+    from ggufmerge.cli.terminal import print_json, say, show_table, show_warnings, tell
     from ggufmerge.files import open_gguf
     from ggufmerge.files.sharded import DEFAULT_MAX_TENSORS, SplitLimit
     from ggufmerge.files.split import split_gguf, tensor_infos
@@ -85,8 +85,12 @@ def split(
         return
     rows = [(file, str(tensors), size(nbytes)) for file, tensors, nbytes in shards]
     show_table(("file", "tensors", "data"), rows, numbers=2)
+    count = f"{len(shards)} shard{'s' * (len(shards) > 1)}"
+    total = f"{sum(part[1] for part in shards)} tensors, {size(sum(part[2] for part in shards))}"
     if dry_run:
-        typer.echo("nothing was written")
+        say(f"{count} with {total}; nothing was written")
+        return
+    tell([f"{count} with {total}: give {paths[0]} wherever a model is asked for, the others are found beside it"], "  ")
 
 
 def join(

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from ggufmerge.engine import relatives
-from ggufmerge.engine.plan import Plan, PlannedTensor
+from ggufmerge.engine.plan import Plan
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.relatives import Base
 from ggufmerge.engine.run import foresee
 from ggufmerge.engine.survival import LOW_SURVIVAL, TypeSurvival
+from ggufmerge.engine.trial import to_try
 from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, facts, open_gguf
 from ggufmerge.files.shards import model_name
@@ -41,7 +42,6 @@ from ggufmerge.types import FileType, TensorType
 
 DENSITY = 0.5  # where a method prunes
 _PRUNING = ("ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
-_TRIED = 2  # tensors of each type that are tried out
 _LONGEST = 60  # letters of a file's name
 
 
@@ -436,7 +436,7 @@ def _with_type(content: dict[str, Any], out_type: FileType | str | None, choices
             content = content | {"out_type": str(wanted)}
             plan, opened = make_plan(load_recipe(content, arguments=OPTIONS))
             stack.callback(opened.close)
-        kept = foresee(plan, opened, _to_try(plan))
+        kept = foresee(plan, opened, to_try(plan, opened))
     found = [one for one in kept if _is_lost(one) and one.wider]
     donor = "that of the models" if wanted is not None else f"as in {plan.sources[0].label}"
     if not found:
@@ -458,7 +458,7 @@ def _with_type(content: dict[str, Any], out_type: FileType | str | None, choices
 
 def _is_lost(kept: TypeSurvival) -> bool:
     """Whether too little of a change survives; a few tensors are no more than a sample."""
-    return kept.survival.share + 2 * kept.survival.uncertainty < LOW_SURVIVAL
+    return kept.survival.is_lost
 
 
 def _remains(kept: Sequence[TypeSurvival], file_type: FileType) -> str:
@@ -487,16 +487,6 @@ def _type_of_models(plan: Plan, opened: Opened) -> FileType | None:
         return None
     widest = max(kinds, key=lambda kind: (kind.default.bits_per_weight, kind.id))
     return None if widest == facts.file_type(opened.sources[0].file) else widest
-
-
-def _to_try(plan: Plan) -> list[PlannedTensor]:
-    """A few tensors of each quantized type that change, out of the middle of the model."""
-    found: list[PlannedTensor] = []
-    for kind in plan.types():
-        changing = [t for t in plan.tensors if t.type == kind and t.action != "copy" and t.name.startswith("blk.")]
-        if kind.is_quantized and changing:
-            found += changing[len(changing) // 2 :][:_TRIED]
-    return found
 
 
 def _free_name(given: _Given, base: ModelReference | None) -> Path:

@@ -91,6 +91,14 @@ def digested(plan: Plan, opened: Opened) -> dict[Path, int]:
     return {path: watch.size(path) for path in watch.paths}
 
 
+def is_one_tensor(tensor: PlannedTensor, opened: Opened) -> bool:
+    """Whether a tensor has several inputs that are all the same stored weights, changed by no adapter."""
+    if len(tensor.inputs) < 2 or vocabulary.is_moved(opened.alignment, opened.sources, tensor.inputs):
+        return False
+    stored = {(t.path, t.name) for i in tensor.inputs for t in [opened.sources[i.source].file.tensors[i.tensor]]}
+    return len(stored) == 1 and not rank_of(tensor, opened.sources)
+
+
 def write_kind(tensor: PlannedTensor, imatrix: Imatrix | None, *, rounding: Rounding, measure: bool) -> str:
     """What writing this tensor is called."""
     weighted = " weighted" * (imatrix is not None and tensor.name in imatrix)

@@ -122,8 +122,13 @@ def _text(path: Path) -> str:
         ) from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
+    return recipe_text(data, path)
+
+
+def recipe_text(data: bytes, path: Path) -> str:
+    """What a recipe of this name says, with `\\n` as line break; RecipeError when it is no text."""
     if data[:4] == b"GGUF":
-        raise RecipeError(f'{path}: a GGUF file, not a recipe; name it under "models:" of a recipe (YAML)')
+        raise RecipeError(f"{path}: a GGUF file, not a recipe; without one: ggufmerge merge {path} OTHER.gguf")
     if len(data) > MAX_BYTES:
         raise RecipeError(f"{path}: more than {MAX_BYTES >> 20} MiB, which is too large for a recipe; give a YAML file")
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what `>` writes in Windows PowerShell

@@ -49,7 +49,7 @@ def test_the_reference_of_commands_is_current() -> None:
 def test_topics_are_the_pages_in_the_order_of_the_start_page(run: Run) -> None:
     """Without a topic, all are listed with their titles."""
     code, out, _ = run("docs")
-    lines = [line.split(maxsplit=1) for line in out.splitlines()[2:-1]]
+    lines = [line.split(maxsplit=1) for line in out.splitlines()[1:-2]]
     assert (code, [name for name, _ in lines]) == (0, list(dict.fromkeys(start_page())))
     assert dict(lines)["first-merge"] == "Your first merge in five minutes"
 

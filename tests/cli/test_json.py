@@ -102,7 +102,7 @@ def test_facts_have_one_schema(line: str, folder: Path, run: Run) -> None:
     assert facts.get("survival") is None or 0 <= facts["survival"] < 2
     assert all("path" in source for source in facts.get("sources", ()))
     for stage in facts.get("stages", ()):
-        assert set(stage) | {"stages", "schema", "command", "version", "forecast"} >= set(facts)
+        assert set(stage) | {"stages", "schema", "command", "version", "forecast", "kept"} >= set(facts)
     assert "error" not in facts
 
 
@@ -162,15 +162,18 @@ WRONG = {
 }
 
 
+MISUSE = ("an option that is none", "a command that is none", "an argument that is missing")
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_errors_are_facts_too(case: str, folder: Path, run: Run) -> None:
-    """On standard output, with exit code 1; people read the same on standard error."""
+    """On standard output; people read the same on standard error, and the exit code is what it is without --json."""
     Path("broken.yaml").write_text("merge_method: linar\nmodels: [{model: a.gguf}]\n")
     Path("broken2.yaml").write_text("merge_method: linear\nmodel: 1\nbase: 2\n")
     line, complaint = WRONG[case]
     code, out, err = run(*line.split(), "--json")
     facts = json.loads(out)
-    assert code == 1
+    assert code == (2 if case in MISUSE else 1) == run(*line.split())[0]
     assert err
     assert re.search(complaint, facts["error"])
     assert facts["error"] == "\n".join(facts["errors"])

@@ -212,8 +212,8 @@ def test_a_model_that_ollama_has_is_found_without_its_scheme(run: Run, folder: P
         ),
         (
             ("bake", "base.gguf", "french.gguf", "-o", "x.gguf"),
-            "french.gguf: a model, not a LoRA adapter; baking takes one model and its adapters; to merge models, list "
-            "them in a recipe",
+            "french.gguf: a model, not a LoRA adapter; baking takes one model and its adapters; to merge models: "
+            "ggufmerge merge base.gguf french.gguf",
         ),
         (
             ("quantize", "lora.gguf", "x.gguf", "Q8_0"),
@@ -258,7 +258,10 @@ def test_a_model_that_ollama_has_is_found_without_its_scheme(run: Run, folder: P
             ("plan", "letter.txt"),
             'letter.txt:1: this is not a recipe, which has lines such as "merge_method: linear" and "models:"',
         ),
-        (("plan", "base.gguf"), 'base.gguf: a GGUF file, not a recipe; name it under "models:" of a recipe (YAML)'),
+        (
+            ("plan", "base.gguf"),
+            "base.gguf: a GGUF file, not a recipe; without one: ggufmerge merge base.gguf OTHER.gguf",
+        ),
     ],
 )
 def test_what_is_given_as_something_else(run: Run, folder: Path, arguments: tuple[str, ...], expected: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,14 +27,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_there_and_back(folder: Path) -> None:
-    """A table of the shards; a line about the joined file, which has what the shards have."""
+    """A table of the shards, and what to do with them; a line about the joined file, which has what the shards have."""
     done = ggufmerge(folder, "split", "model.gguf", "cut", "--split-max-tensors", "3")
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split()[:2] for line in done.stdout.splitlines()[2:]] == [
+    _, *rows, blank, last = done.stdout.splitlines()
+    assert [line.split()[:2] for line in rows] == [
         ["cut-00001-of-00003.gguf", "3"],
         ["cut-00002-of-00003.gguf", "3"],
         ["cut-00003-of-00003.gguf", "1"],
     ]
+    assert blank == ""
+    assert re.match(r"3 shards with 7 tensors, 2\.7 MB: give cut-00001-of-00003\.gguf wherever a model", last)
     done = ggufmerge(folder, "join", "cut-00001-of-00003.gguf", "joined.gguf", "--threads", "1")
     assert (done.returncode, done.stderr) == (0, "")
     assert "joined.gguf: 7 tensors of 3 shards, 2.7 MB" in done.stdout

@@ -38,7 +38,8 @@ def check_modelfile(output: str | os.PathLike[str], *, overwrite: bool = False) 
     """PlanError when the Modelfile of an output must not be written."""
     path = modelfile_path(output)
     if os.path.lexists(path) and (path.is_dir() or not overwrite):
-        raise PlanError(f"{path}: exists: use --overwrite to replace it, or --no-modelfile")
+        gone = f", though {output} does not:" if not os.path.lexists(output) else ":"
+        raise PlanError(f"{path}: exists{gone} use --overwrite to replace it, or --no-modelfile")
 
 
 def write_modelfile(
