@@ -10,7 +10,8 @@ from ggufmerge.cli.completion import complete_methods
 from ggufmerge.cli.options import Json
 
 if TYPE_CHECKING:
-    from ggufmerge.methods.spec import Method, Parameter
+    from ggufmerge.methods.parameters import Parameter
+    from ggufmerge.methods.spec import Method
 
 HELP = """List the merge methods, or tell of one: when to use it, its parameters, a recipe to begin with.
 
@@ -53,7 +54,7 @@ def methods(
 
 
 def _facts(found: Method) -> dict[str, Any]:
-    from ggufmerge.methods.spec import REQUIRED
+    from ggufmerge.methods.parameters import REQUIRED
 
     return {
         "name": found.name,
@@ -137,7 +138,7 @@ def _place(p: Parameter) -> str:
 
 def _default(p: Parameter) -> str:
     from ggufmerge.cli.terminal import value_text
-    from ggufmerge.methods.spec import REQUIRED
+    from ggufmerge.methods.parameters import REQUIRED
 
     if p.default is REQUIRED:
         return "required"

@@ -25,8 +25,9 @@ from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import GGUFFile, facts, open_gguf
 from ggufmerge.formats.peft import CONFIG
 from ggufmerge.methods import method as find_method
-from ggufmerge.methods.spec import REQUIRED, Method
+from ggufmerge.methods.parameters import REQUIRED
 from ggufmerge.methods.spec import Base as MethodBase
+from ggufmerge.methods.spec import Method
 from ggufmerge.places import inventory
 from ggufmerge.places.inventory import FoundModel
 from ggufmerge.places.opening import open_source

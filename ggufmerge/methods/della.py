@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
 from ggufmerge.methods.dare import AtRandom
+from ggufmerge.methods.parameters import ClashError, Parameter
 from ggufmerge.methods.random import fill_words
-from ggufmerge.methods.spec import Chunk, ClashError, Parameter, Problem, Stack
+from ggufmerge.methods.spec import Chunk, Problem, Stack
 from ggufmerge.methods.task_vectors import TaskVectors
 
 

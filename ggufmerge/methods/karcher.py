@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ggufmerge.methods.combination import Combination, gram, inner_product
 from ggufmerge.methods.linear import check_divisible
-from ggufmerge.methods.spec import Base, Parameter, Passes, Problem
+from ggufmerge.methods.parameters import Parameter
+from ggufmerge.methods.spec import Base, Passes, Problem
 from ggufmerge.methods.sums import exact_sum
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.methods.combination import Combination
-from ggufmerge.methods.spec import Base, ClashError, Parameter, Passes, Problem
+from ggufmerge.methods.parameters import ClashError, Parameter
+from ggufmerge.methods.spec import Base, Passes, Problem
 from ggufmerge.methods.sums import exact_sum
 
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
 from ggufmerge.methods.combination import Combination, gram, row_grams, weighted_sum
-from ggufmerge.methods.spec import Chunk, Parameter, Passes, Problem, Stack
+from ggufmerge.methods.parameters import Parameter
+from ggufmerge.methods.spec import Chunk, Passes, Problem, Stack
 
 NO_NORM = 1e-6  # products of norms below it count as this
 

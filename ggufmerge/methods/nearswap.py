@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
-from ggufmerge.methods.spec import Chunk, Method, Parameter, Problem, Stack
+from ggufmerge.methods.parameters import Parameter
+from ggufmerge.methods.spec import Chunk, Method, Problem, Stack
 
 NO_DIFFERENCE = 1e-6  # differences below it count as this
 

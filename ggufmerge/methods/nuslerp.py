@@ -25,7 +25,8 @@ from ggufmerge.methods.combination import (
     weighted_columns,
     weighted_sum,
 )
-from ggufmerge.methods.spec import Base, Chunk, ClashError, Parameter, Pass, Passes, Problem, Stack
+from ggufmerge.methods.parameters import ClashError, Parameter
+from ggufmerge.methods.spec import Base, Chunk, Pass, Passes, Problem, Stack
 
 NO_WEIGHT = 1e-6  # a sum of weights this small gives t = 1/2
 NO_NORM = 1e-7  # norms below it count as this

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ggufmerge.methods.combination import Combination
-from ggufmerge.methods.spec import Base, Parameter, Passes, Problem
+from ggufmerge.methods.parameters import Parameter
+from ggufmerge.methods.spec import Base, Passes, Problem
 
 
 class Passthrough(Combination):

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
-from ggufmerge.methods.spec import Chunk, Method, Parameter, Pass, Passes, Problem, Stack
+from ggufmerge.methods.parameters import Parameter
+from ggufmerge.methods.spec import Chunk, Method, Pass, Passes, Problem, Stack
 
 _EPSILON = Parameter("epsilon", "shared", float, "changes up to this are none", 1e-5, low=0)
 

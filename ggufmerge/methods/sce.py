@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
+from ggufmerge.methods.parameters import Parameter
 from ggufmerge.methods.selection import EVERYTHING, NOTHING, Cut, largest, row_groups
-from ggufmerge.methods.spec import Chunk, Method, Parameter, Pass, Passes, Problem, Stack
+from ggufmerge.methods.spec import Chunk, Method, Pass, Passes, Problem, Stack
 from ggufmerge.methods.sums import LANES, add_rows, exact_sum, lane_total
 
 NO_DIVISOR = 1e-6  # a sum of weights below it counts as this

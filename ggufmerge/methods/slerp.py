@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.methods.combination import Combination, gram, inner_product
-from ggufmerge.methods.spec import Base, ClashError, Parameter, Passes, Problem
+from ggufmerge.methods.parameters import ClashError, Parameter
+from ggufmerge.methods.spec import Base, Passes, Problem
 
 PARALLEL = 0.9995  # |cos θ| above this: lerp
 NO_NORM = 1e-8  # a vector this short has no direction

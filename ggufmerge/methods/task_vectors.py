@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
 from ggufmerge.methods.combination import weighted_sum
+from ggufmerge.methods.parameters import Parameter, Value
 from ggufmerge.methods.selection import row_groups
-from ggufmerge.methods.spec import Base, Chunk, Method, Parameter, Pass, Passes, Problem, Stack, Value
+from ggufmerge.methods.spec import Base, Chunk, Method, Pass, Passes, Problem, Stack
 from ggufmerge.methods.sums import LANES, add_rows, exact_sum, lane_total
 
 NO_DIVISOR = 1e-8  # a sum of all weights this small does not divide

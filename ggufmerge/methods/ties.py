@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
+from ggufmerge.methods.parameters import Parameter
 from ggufmerge.methods.selection import EVERYTHING, NOTHING, Cut, largest
-from ggufmerge.methods.spec import Chunk, Parameter, Passes, Problem, Stack
+from ggufmerge.methods.spec import Chunk, Passes, Problem, Stack
 from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors
 
 

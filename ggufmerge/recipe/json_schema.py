@@ -9,7 +9,7 @@ from typing import Any
 
 from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
-from ggufmerge.methods.spec import REQUIRED, Parameter
+from ggufmerge.methods.parameters import REQUIRED, Parameter
 from ggufmerge.recipe.load import INERT
 from ggufmerge.types import FileType, TensorType
 

@@ -7,10 +7,9 @@ that name them; every other unknown word is an error that suggests the nearest v
 from __future__ import annotations
 
 import codecs
-import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,14 +22,15 @@ from ggufmerge.files.absent import RECIPES, absent
 from ggufmerge.files.small import open_regular
 from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
-from ggufmerge.methods.spec import Base, Method, Parameter
+from ggufmerge.methods.parameters import Parameter, ScopeError
+from ggufmerge.methods.spec import Base, Method
 from ggufmerge.patterns import Budget, Pattern, PatternError
-from ggufmerge.recipe.document import Document, Location, human_number, parse, shown
+from ggufmerge.recipe.document import Document, Location, parse
 from ggufmerge.recipe.plain import plain, written
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Graft, Model, OutputSlice, Recipe, SliceSource, TokenEmbedding, Tokenizer
 from ggufmerge.recipe.settings import Scalar, Setting
-from ggufmerge.text import printable
+from ggufmerge.text import printable, shown
 
 # Words that stand in published recipes and that mergekit reads without effect.
 INERT = {
@@ -415,8 +415,10 @@ def _check(recipe: Recipe, report: _Report) -> None:
     _check_patterns(recipe, report)
     _warn_of_unreachable(("merge_method",), recipe.merge_method, report)
     for method in methods:
-        if method.base is Base.REQUIRED and recipe.base_model is None and not _every_slice_has_base(recipe):
-            report.problem(("merge_method",), _base_missing(method, recipe))
+        try:
+            method.check_base(recipe.base_model is not None or _every_slice_has_base(recipe))
+        except ValueError as error:
+            report.problem(("merge_method",), _base_missing(method, recipe, str(error)))
     for at, parameters, per_model in _parameter_places(recipe):
         is_base = per_model and all(method.base is not Base.MODEL for method in methods) and _is_base(recipe, at)
         for name, setting in parameters.items():
@@ -425,16 +427,13 @@ def _check(recipe: Recipe, report: _Report) -> None:
             _check_parameter(order[0], (*at, name), parameters, setting, per_model, is_base, report)
 
 
-def _base_missing(method: Method, recipe: Recipe) -> str:
+def _base_missing(method: Method, recipe: Recipe, what: str) -> str:
     """What to do where a method has no base."""
     if not method.pair:
-        add = 'add "base_model: FILE.gguf", the model that the others were tuned from'
-        return f"{method.name} takes differences from a base: {add}"
+        return f'{what}: add "base_model: FILE.gguf", the model that the others were tuned from'
     models = [str(entry.model) for entry in recipe.models or ()]
     start, other = models if len(models) == 2 else ("one of them", "the other")
-    return (
-        f"{method.name} goes from base_model to one model: make {start} the base_model and list only {other} as model"
-    )
+    return f"{what}: make {start} the base_model and list only {other} as model"
 
 
 def _check_patterns(recipe: Recipe, report: _Report) -> None:
@@ -484,30 +483,23 @@ def _check_parameter(
 ) -> None:
     """Report what is wrong with one parameter; else give its values in `parameters` their type."""
     name = str(at[-1])
-    spec = method.parameter(name)
-    if spec is None:
+    try:
+        spec = method.named(name, per_model)
+        parameters[name] = _typed(spec, setting)
+    except ScopeError as error:
+        report.problem(at, f'{error} and is not read here: move it to "parameters:"')
+        return
+    except ValueError as error:
         if method.name == "task_arithmetic" and name in _TASK_ONLY:
             report.warn(at, f'"{name}" has no effect in task_arithmetic')
-            return
-        if name.isdecimal() and (before := _decimal_comma(name, parameters)):
+        elif name.isdecimal() and (before := _decimal_comma(name, parameters)):
             report.problem(at, f'numbers have a point: write "{before}.{name}", not "{before},{name}"')
-            return
-        names = [q.name for q in method.parameters]
-        hint = nearest(name, names) if names else f"{method.name} has no parameters"
-        report.problem(at, f"{method.name} has no parameter {shown(name)}: {hint}")
+        else:
+            report.problem(at, str(error))
         return
-    if per_model and spec.scope == "shared":
-        report.problem(
-            at, f'"{name}" of {method.name} is one value for all models and is not read here: move it to "parameters:"'
-        )
-        return
-    try:
-        parameters[name] = Setting(tuple(replace(rule, value=_typed(spec, rule.value)) for rule in setting.rules))
-    except ValueError as error:
-        report.problem(at, str(error))
-        return
-    for odd in _unusual(spec, parameters[name]):
-        report.warn(at, odd)
+    doubts = (spec.doubt(value) for rule in parameters[name].rules for value in _anchors(rule.value))
+    if doubt := next(filter(None, doubts), ""):
+        report.warn(at, doubt)
     if is_base:
         report.warn(at, f'"{name}" has no effect on the base model')
     _warn_of_unreachable(at, setting, report)
@@ -524,73 +516,24 @@ def _decimal_comma(name: str, parameters: dict[str, Setting]) -> str:
     return f"{previous}: {int(values[1])}" if whole else ""  # type: ignore[arg-type]
 
 
-def _unusual(spec: Parameter, setting: Setting) -> Iterator[str]:
-    """What to ask about values that are allowed but make no sense."""
-    if spec.usual is None:
-        return
-    low, high = spec.usual
-    for rule in setting.rules:
-        for value in rule.value if isinstance(rule.value, tuple) else (rule.value,):
-            if isinstance(value, (int, float)) and not low <= value <= high:
-                meant = _meant(value, low, high) if value >= 10 else ""
-                yield f'"{spec.name}" is {value:g}, but makes sense from {low:g} to {high:g}: {spec.doc}{meant}'
-                return
-
-
-def _meant(value: float, low: float | None, high: float | None) -> str:
-    """For a percentage where a share is wanted: how it is written."""
-    return f"; for {value:g} % write {value / 100:g}" if (low, high) == (0, 1) and 1 < value <= 100 else ""
-
-
 def _warn_of_unreachable(at: Location, setting: Setting, report: _Report) -> None:
     for rule in setting.unreachable():
         what = "a second value without a filter" if rule.filter is None else f"the filter {shown(rule.filter)}"
         report.warn(at, f'{what} of "{at[-1]}" has no effect: an earlier one takes all its tensors; write it first')
 
 
-def _typed(spec: Parameter, value: Scalar | tuple[Scalar, ...]) -> Scalar | tuple[Scalar, ...]:
-    """A value or gradient in the parameter's type; ValueError when it is not one. As in mergekit a number may be
-    written as a text, and a switch as 0 or 1."""
-    if isinstance(value, tuple):
-        if spec.type is int:
-            raise ValueError(f'"{spec.name}" is a whole number, which has no gradient')
-        return tuple(_scalar(spec, v) for v in value)
-    return _scalar(spec, value)
+def _typed(spec: Parameter, setting: Setting) -> Setting:
+    """A setting with its values in the parameter's type; ValueError when one is not."""
+    return Setting(
+        tuple(
+            replace(rule, value=tuple(spec.parse(v, anchor=True) for v in rule.value))
+            if isinstance(rule.value, tuple)
+            else replace(rule, value=spec.parse(rule.value))
+            for rule in setting.rules
+        )
+    )
 
 
-def _scalar(spec: Parameter, value: Scalar) -> Scalar:
-    if spec.type is bool:
-        if value not in (0, 1):
-            raise ValueError(f'"{spec.name}" is true or false, not {shown(value)}')
-        return bool(value)
-    if spec.type is str:
-        if value not in spec.choices:
-            raise ValueError(f'"{spec.name}" is one of {", ".join(spec.choices)}, not {shown(value)}')
-        return value
-    return _number(spec, value)
-
-
-def _as_number(value: Scalar) -> str:
-    """How a number is written that stands there in another way: 0,5 or 50%."""
-    meant = human_number(value) if isinstance(value, str) else None
-    return "" if meant is None else f": write {meant:g}"
-
-
-def _number(spec: Parameter, value: Scalar) -> float:
-    try:
-        if value is None or isinstance(value, bool):
-            raise ValueError
-        number = float(value)
-    except (ValueError, OverflowError):
-        raise ValueError(f'"{spec.name}" is a number, not {shown(value)}{_as_number(value)}') from None
-    if not math.isfinite(number):
-        raise ValueError(f'"{spec.name}" is a finite number, not {shown(value)}')
-    low, high = spec.low, spec.high
-    if (low is not None and number < low) or (high is not None and number > high):
-        bounds = f"at least {low:g}" if high is None else f"at most {high:g}" if low is None else f"{low:g} to {high:g}"
-        raise ValueError(f'"{spec.name}" is {bounds}, not {shown(value)}{_meant(number, low, high)}')
-    if spec.type is int:
-        if number != int(number):
-            raise ValueError(f'"{spec.name}" is a whole number, not {shown(value)}')
-        return int(number)
-    return number
+def _anchors(value: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
+    """The values of a gradient; a value alone."""
+    return value if isinstance(value, tuple) else (value,)

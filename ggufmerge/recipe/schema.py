@@ -16,9 +16,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from ggufmerge.chat.templates import TEMPLATES
 from ggufmerge.errors import GgufmergeError, nearest
 from ggufmerge.recipe import settings
-from ggufmerge.recipe.document import Document, Location, shown
+from ggufmerge.recipe.document import Document, Location
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.settings import Setting
+from ggufmerge.text import shown
 from ggufmerge.types import FileType, TensorType
 
 
