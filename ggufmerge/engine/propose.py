@@ -538,8 +538,7 @@ def _moved(recipe: Recipe, folder: Path) -> str:
         adapters = tuple(AdapterReference(path(a.path), a.strength) for a in model.adapters)
         return ModelReference(path(model.path), adapters).written()
 
-    assert recipe._document is not None
-    data = dict(recipe._document.data)
+    data = recipe.as_written()
     if recipe.base_model is not None:
         data["base_model"] = reference(recipe.base_model)
     data["models"] = [

@@ -1,4 +1,4 @@
-"""From text to a checked Recipe: YAML, schema, method and parameter names, all complaints with line numbers.
+"""From text to checked recipes: YAML, schema, method and parameter names, all complaints with line numbers.
 
 Published recipes contain keys that mergekit accepts and never reads. Those few that are known (`INERT`) become warnings
 that name them; every other unknown word is an error that suggests the nearest valid one.
@@ -7,13 +7,12 @@ that name them; every other unknown word is an error that suggests the nearest v
 from __future__ import annotations
 
 import codecs
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 
@@ -26,9 +25,8 @@ from ggufmerge.methods.parameters import Parameter, ScopeError
 from ggufmerge.methods.spec import Base, Method
 from ggufmerge.patterns import Budget, Pattern, PatternError
 from ggufmerge.recipe.document import Document, Location, parse
-from ggufmerge.recipe.plain import plain, written
 from ggufmerge.recipe.reference import ModelReference
-from ggufmerge.recipe.schema import Graft, Model, OutputSlice, Recipe, SliceSource, TokenEmbedding, Tokenizer
+from ggufmerge.recipe.schema import Graft, Model, OutputSlice, RecipeKeys, SliceSource, TokenEmbedding, Tokenizer
 from ggufmerge.recipe.settings import Scalar, Setting
 from ggufmerge.text import printable, shown
 
@@ -48,7 +46,7 @@ _ENTRY = '"- model: FILE.gguf"'
 MAX_COMPLAINTS = 20  # that are written out
 
 _KEYS: dict[str, type[pydantic.BaseModel]] = {
-    "": Recipe,
+    "": RecipeKeys,
     "models": Model,
     "slices": OutputSlice,
     "sources": SliceSource,
@@ -63,49 +61,19 @@ _MOVED = {
 }
 
 
-def load_recipe(
-    source: Recipe | Mapping[str, Any] | str | os.PathLike[str], *, arguments: Mapping[str, str] | None = None
-) -> Recipe:
-    """A checked recipe from a path, from YAML text (a str with a line break), or from a mapping of the same content.
+@dataclass(frozen=True)
+class Loaded:
+    """One document of a recipe: its keys, with parameters in the types of their methods, and where they stand.
 
-    Of several documents, the one that no other document names as a model is the recipe, the others are its `stages`.
-    Relative model paths start from the recipe file's folder (for text and mappings: the working folder). In a mapping
-    paths may be `Path` objects, tuples count as lists, and NumPy's numbers as Python's. A Recipe that was loaded comes
-    back as it is; one that was made by hand is checked. RecipeError lists what is wrong in its `lines`, at most 20, as
-    `file:line:column: what is wrong and what to do`.
-
-    arguments: for a text that a command made of its arguments: the options that stand for keys. Complaints then name an
-    option, or nothing, where they would name a line that nobody has written.
+    warnings: what was read but has no effect, one line each.
     """
-    if isinstance(source, Recipe):
-        return source if source.text else _build(written([plain(source)]), "recipe", ".")
-    if isinstance(source, Mapping):
-        return _build(written([source]), "recipe", ".", arguments)
-    if isinstance(source, str) and "\n" in source:
-        return _build(source, "recipe", ".", arguments)
-    path = Path(source)
-    return _build(_text(path), printable(path.name), str(path.parent))
+
+    keys: RecipeKeys
+    document: Document
+    warnings: tuple[str, ...]
 
 
-def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """See `Recipe.with_changes`."""
-    recipe = load_recipe(recipe)
-    data = [_data(stage) for stage in recipe.stages]
-    final = {key: value for key, value in (_data(recipe) | dict(changes)).items() if value is not None}
-    name = recipe.origin if recipe.origin == "recipe" else f"{recipe.origin} (changed)"  # its lines are others
-    return _build(written([*data, final]), name, recipe.folder)
-
-
-Recipe._changed = _changed
-
-
-def _data(recipe: Recipe) -> dict[str, Any]:
-    """What a document says."""
-    assert recipe._document is not None
-    return dict(recipe._document.data)
-
-
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The recipe file's text with `\\n` as line break; RecipeError when it is no text or cannot be read."""
     try:
         with open_regular(path) as file:
@@ -132,32 +100,32 @@ def _text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _build(text: str, name: str, folder: str, arguments: Mapping[str, str] | None = None) -> Recipe:
-    recipes: list[Recipe] = []
+def read_documents(text: str, name: str, arguments: Mapping[str, str] | None = None) -> list[Loaded]:
+    """The checked documents of a recipe's text, each behind those that it is made from; the last one is the recipe.
+
+    RecipeError lists what is wrong in its `lines`, at most 20.  arguments: as in `load_recipe`.
+    """
+    found: list[Loaded] = []
     complaints: list[_Complaint] = []
     for document in _documents(text, name, arguments):
         report = _Report(document)
-        recipe = None
+        keys = None
         if isinstance(document.data, dict):
             unwrapped = _without_module(document.data, report)
-            recipe = _validated(_without_inert(unwrapped, (), report), report)
+            keys = _validated(_without_inert(unwrapped, (), report), report)
         else:
             report.problem((), "a recipe is a mapping with the keys merge_method, models, ...")
-        if recipe is not None:
-            _check(recipe, report)
-            recipe._source = (text, name, folder)
-            recipe._warnings = tuple(_lines(report.warnings))
-            recipe._document = document
-            recipes.append(recipe)
+        if keys is not None:
+            found.append(Loaded(_checked(keys, report), document, tuple(_lines(report.warnings))))
         complaints += report.problems.values()
     if complaints:
         raise RecipeError(*_lines(complaints))
-    return recipes[0] if len(recipes) == 1 else _with_stages(recipes)
+    return found if len(found) == 1 else _in_order(found)
 
 
 def _documents(text: str, name: str, arguments: Mapping[str, str] | None) -> list[Document]:
     """The documents of a recipe; a text that is none, such as a letter, is not corrected as if it were one."""
-    keys = "|".join(Recipe.model_fields)
+    keys = "|".join(RecipeKeys.model_fields)
     pattern = rf"^[^\w\n]*(?:(?:merge_method|base_model|models|slices)\b|(?:{keys})[ \t]*:)"
     is_recipe = not text.strip() or re.search(pattern, text, re.MULTILINE)
     try:
@@ -171,46 +139,47 @@ def _documents(text: str, name: str, arguments: Mapping[str, str] | None) -> lis
     raise RecipeError(f'{name}:1: this is no recipe, which has lines such as "merge_method: linear" and "models:"')
 
 
-def _with_stages(recipes: list[Recipe]) -> Recipe:
-    """The final one of several recipes, with the others as its stages, each behind those that it is made from."""
-    final, problems = recipes[-1], []
-    unnamed = [r for r in recipes if r.name is None]
+def _in_order(documents: list[Loaded]) -> list[Loaded]:
+    """Several documents, each behind those that it is made from; the last one is the one that no other is made from."""
+    final, problems = documents[-1], []
+    unnamed = [d for d in documents if d.keys.name is None]
     if unnamed:
         final = unnamed[0]
         problems += [
-            f"{r.where(())}: a second document without a name; only the final one has none" for r in unnamed[1:]
+            f"{d.document.where(())}: a second document without a name; only the final one has none"
+            for d in unnamed[1:]
         ]
-    named: dict[str, Recipe] = {}
-    for recipe in recipes:
-        if recipe is not final and recipe.name is not None:
-            if recipe.name in named:
-                problems.append(f"{recipe.where(('name',))}: a second document of the name {shown(recipe.name)}")
-            named[recipe.name] = recipe
-    order: list[Recipe] = []
+    named: dict[str, Loaded] = {}
+    for loaded in documents:
+        if loaded is not final and (name := loaded.keys.name) is not None:
+            if name in named:
+                problems.append(f"{loaded.document.where(('name',))}: a second document of the name {shown(name)}")
+            named[name] = loaded
+    order: list[Loaded] = []
     _visit(final, named, order, (), problems)
     problems += [
-        f"{recipe.where(('name',))}: no other document uses {shown(name)} as a model; remove it"
-        for name, recipe in named.items()
-        if recipe not in order and not problems
+        f"{loaded.document.where(('name',))}: no other document uses {shown(name)} as a model; remove it"
+        for name, loaded in named.items()
+        if not any(loaded is other for other in order) and not problems
     ]
     if problems:
         raise RecipeError(*_shortened(problems))
-    final._stages = tuple(order[:-1])
-    return final
+    return order
 
 
 def _visit(
-    recipe: Recipe, named: dict[str, Recipe], order: list[Recipe], above: tuple[Recipe, ...], problems: list[str]
+    loaded: Loaded, named: dict[str, Loaded], order: list[Loaded], above: tuple[Loaded, ...], problems: list[str]
 ) -> None:
-    """Append a recipe to `order` behind all that it is made from."""
-    if any(recipe is r for r in above):
-        problems.append(f"{recipe.where(('name',))}: {shown(recipe.name)} is made from itself")
-    elif not any(recipe is r for r in order):
-        tokenizers = (recipe.tokenizer_source, recipe.tokenizer.source if recipe.tokenizer else None)
-        for reference in (*recipe.references(), *(t for t in tokenizers if isinstance(t, ModelReference))):
+    """Append a document to `order` behind all that it is made from."""
+    keys = loaded.keys
+    if any(loaded is other for other in above):
+        problems.append(f"{loaded.document.where(('name',))}: {shown(keys.name)} is made from itself")
+    elif not any(loaded is other for other in order):
+        tokenizers = (keys.tokenizer_source, keys.tokenizer.source if keys.tokenizer else None)
+        for reference in (*keys.references(), *(t for t in tokenizers if isinstance(t, ModelReference))):
             if reference.path in named:
-                _visit(named[reference.path], named, order, (*above, recipe), problems)
-        order.append(recipe)
+                _visit(named[reference.path], named, order, (*above, loaded), problems)
+        order.append(loaded)
 
 
 def _without_module(data: dict[str, Any], report: _Report) -> dict[str, Any]:
@@ -304,13 +273,13 @@ def _without_inert(data: Any, at: Location, report: _Report) -> Any:
     return kept
 
 
-def _validated(data: dict[str, Any], report: _Report) -> Recipe | None:
-    """The data as a Recipe; None when it is none.
+def _validated(data: dict[str, Any], report: _Report) -> RecipeKeys | None:
+    """The data as keys of a recipe; None when it is none.
 
     Unknown keys and bad parameters are reported and left out, so that the checks that follow can find more.
     """
     try:
-        return Recipe.model_validate(data)
+        return RecipeKeys.model_validate(data)
     except pydantic.ValidationError as error:
         for item in error.errors():
             at = _place(item, report.document)
@@ -320,7 +289,7 @@ def _validated(data: dict[str, Any], report: _Report) -> Recipe | None:
             elif (parameter := _parameter(at)) is not None:
                 _remove(data, parameter)
     try:
-        return Recipe.model_validate(data)
+        return RecipeKeys.model_validate(data)
     except pydantic.ValidationError:
         return None
 
@@ -356,7 +325,7 @@ def _explain(item: Any, at: Location, data: dict[str, Any]) -> str:
     value = shown(item["input"])
     match item["type"]:
         case "extra_forbidden":
-            owner = TokenEmbedding if "tokens" in rooms[-3:-2] else _KEYS.get((["", *rooms])[-2], Recipe)
+            owner = TokenEmbedding if "tokens" in rooms[-3:-2] else _KEYS.get((["", *rooms])[-2], RecipeKeys)
             hint = _MOVED.get(key) or _parameter_hint(key, data) or nearest(key, owner.model_fields)
             return f"unknown key {subject}: {hint}"
         case "missing":
@@ -396,8 +365,10 @@ def _parameter_hint(key: str, data: dict[str, Any]) -> str:
     return "a parameter of the method stands under parameters:" if known else ""
 
 
-def _check(recipe: Recipe, report: _Report) -> None:
-    """What the schema cannot see: methods, parameter names, scopes and values, which get the types of their method."""
+def _checked(recipe: RecipeKeys, report: _Report) -> RecipeKeys:
+    """The recipe with its parameters in the types of their methods, after a report of what the schema cannot see:
+    methods, and the names, scopes and values of parameters.
+    """
     if recipe.models is None and recipe.slices is None:
         alone = "base_model alone makes no merge" if recipe.base_model else "the recipe names no models"
         report.problem((), f"{alone}: add models:, and below it a line such as {_ENTRY} for each model")
@@ -411,7 +382,7 @@ def _check(recipe: Recipe, report: _Report) -> None:
         methods = [find_method(name) for name in recipe.methods]
     except RecipeError as error:
         report.problem(("merge_method",), str(error))
-        return
+        return recipe
     _check_patterns(recipe, report)
     _warn_of_unreachable(("merge_method",), recipe.merge_method, report)
     for method in methods:
@@ -419,15 +390,41 @@ def _check(recipe: Recipe, report: _Report) -> None:
             method.check_base(recipe.base_model is not None or _every_slice_has_base(recipe))
         except ValueError as error:
             report.problem(("merge_method",), _base_missing(method, recipe, str(error)))
+    typed: dict[Location, dict[str, Setting]] = {}
     for at, parameters, per_model in _parameter_places(recipe):
         is_base = per_model and all(method.base is not Base.MODEL for method in methods) and _is_base(recipe, at)
-        for name, setting in parameters.items():
+        typed[at] = {}
+        for name in parameters:
             # the method that reads the parameter here, else one that knows it, else any: its complaint is the user's
-            order = sorted(methods, key=lambda m: _affinity(m, name, per_model), reverse=True)
-            _check_parameter(order[0], (*at, name), parameters, setting, per_model, is_base, report)
+            method = max(methods, key=lambda m: _affinity(m, name, per_model))
+            typed[at][name] = _checked_parameter(method, (*at, name), parameters, per_model, is_base, report)
+    return _with_parameters(recipe, typed)
 
 
-def _base_missing(method: Method, recipe: Recipe, what: str) -> str:
+_Owner = TypeVar("_Owner", bound=pydantic.BaseModel)
+
+
+def _with_parameters(recipe: RecipeKeys, typed: Mapping[Location, dict[str, Setting]]) -> RecipeKeys:
+    """A copy of the recipe with other settings, by the places of `_parameter_places`."""
+
+    def changed(owner: _Owner, at: Location, **changes: Any) -> _Owner:
+        if settings := typed[(*at, "parameters")]:
+            changes["parameters"] = settings
+        return owner.model_copy(update=changes)
+
+    def changed_slice(piece: OutputSlice, at: Location) -> OutputSlice:
+        sources = [changed(source, (*at, "sources", j)) for j, source in enumerate(piece.sources)]
+        return changed(piece, at, sources=sources)
+
+    changes: dict[str, Any] = {}
+    if recipe.models is not None:
+        changes["models"] = [changed(model, ("models", i)) for i, model in enumerate(recipe.models)]
+    if recipe.slices is not None:
+        changes["slices"] = [changed_slice(piece, ("slices", i)) for i, piece in enumerate(recipe.slices)]
+    return changed(recipe, (), **changes)
+
+
+def _base_missing(method: Method, recipe: RecipeKeys, what: str) -> str:
     """What to do where a method has no base."""
     if not method.pair:
         return f'{what}: add "base_model: FILE.gguf", the model that the others were tuned from'
@@ -436,7 +433,7 @@ def _base_missing(method: Method, recipe: Recipe, what: str) -> str:
     return f"{what}: make {start} the base_model and list only {other} as model"
 
 
-def _check_patterns(recipe: Recipe, report: _Report) -> None:
+def _check_patterns(recipe: RecipeKeys, report: _Report) -> None:
     budget = Budget()
     for text in recipe.tensor_types:
         try:
@@ -450,11 +447,11 @@ def _affinity(method: Method, name: str, per_model: bool) -> int:
     return 0 if spec is None else 1 if per_model and spec.scope == "shared" else 2
 
 
-def _every_slice_has_base(recipe: Recipe) -> bool:
+def _every_slice_has_base(recipe: RecipeKeys) -> bool:
     return bool(recipe.slices) and all(s.base_model for s in recipe.slices or ())
 
 
-def _parameter_places(recipe: Recipe) -> Iterable[tuple[Location, dict[str, Setting], bool]]:
+def _parameter_places(recipe: RecipeKeys) -> Iterable[tuple[Location, dict[str, Setting], bool]]:
     """(location, parameters, whether they belong to one model) for each place where a recipe sets parameters."""
     yield ("parameters",), recipe.parameters, False
     for i, model in enumerate(recipe.models or ()):
@@ -465,30 +462,25 @@ def _parameter_places(recipe: Recipe) -> Iterable[tuple[Location, dict[str, Sett
             yield ("slices", i, "sources", j, "parameters"), source.parameters, True
 
 
-def _is_base(recipe: Recipe, at: Location) -> bool:
+def _is_base(recipe: RecipeKeys, at: Location) -> bool:
     if at[0] == "models":
         return recipe.models is not None and recipe.models[int(at[1])].model == recipe.base_model
     out = (recipe.slices or [])[int(at[1])]
     return out.sources[int(at[3])].model == (out.base_model or recipe.base_model)
 
 
-def _check_parameter(
-    method: Method,
-    at: Location,
-    parameters: dict[str, Setting],
-    setting: Setting,
-    per_model: bool,
-    is_base: bool,
-    report: _Report,
-) -> None:
-    """Report what is wrong with one parameter; else give its values in `parameters` their type."""
+def _checked_parameter(
+    method: Method, at: Location, parameters: dict[str, Setting], per_model: bool, is_base: bool, report: _Report
+) -> Setting:
+    """One of the `parameters` with its values in its type, after a report of what is wrong with it."""
     name = str(at[-1])
+    setting = parameters[name]
     try:
         spec = method.named(name, per_model)
-        parameters[name] = _typed(spec, setting)
+        typed = _typed(spec, setting)
     except ScopeError as error:
         report.problem(at, f'{error} and is not read here: move it to "parameters:"')
-        return
+        return setting
     except ValueError as error:
         if method.name == "task_arithmetic" and name in _TASK_ONLY:
             report.warn(at, f'"{name}" has no effect in task_arithmetic')
@@ -496,13 +488,14 @@ def _check_parameter(
             report.problem(at, f'numbers have a point: write "{before}.{name}", not "{before},{name}"')
         else:
             report.problem(at, str(error))
-        return
-    doubts = (spec.doubt(value) for rule in parameters[name].rules for value in _anchors(rule.value))
+        return setting
+    doubts = (spec.doubt(value) for rule in typed.rules for value in _anchors(rule.value))
     if doubt := next(filter(None, doubts), ""):
         report.warn(at, doubt)
     if is_base:
         report.warn(at, f'"{name}" has no effect on the base model')
     _warn_of_unreachable(at, setting, report)
+    return typed
 
 
 def _decimal_comma(name: str, parameters: dict[str, Setting]) -> str:

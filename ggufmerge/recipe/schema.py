@@ -1,22 +1,20 @@
 """The recipe language as a typed schema: mergekit's keys, and a few of our own.
 
-The models here accept exactly what a recipe may say; `load.py` turns their complaints into messages with line numbers.
+The models here accept exactly what a recipe may say; `load.py` turns their complaints into messages with line numbers,
+and `recipe.py` adds where the keys come from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from inspect import Parameter, Signature
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
 from ggufmerge.chat.templates import TEMPLATES
 from ggufmerge.errors import GgufmergeError, nearest
 from ggufmerge.recipe import settings
-from ggufmerge.recipe.document import Document, Location
+from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.settings import Setting
 from ggufmerge.text import shown
@@ -177,8 +175,8 @@ class Tokenizer(_Node):
     pad_to_multiple_of: Annotated[int, Field(ge=1, le=1 << 20, strict=True)] | None = None
 
 
-class Recipe(_Node):
-    """A whole recipe. Exactly one of `models` and `slices` is given."""
+class RecipeKeys(_Node):
+    """What one document of a recipe says. Exactly one of `models` and `slices` is given."""
 
     merge_method: Annotated[Setting, BeforeValidator(_methods)]
     base_model: Reference | None = None
@@ -203,68 +201,6 @@ class Recipe(_Node):
     seed: Annotated[int, Field(ge=0, lt=2**64, strict=True)] = 0
     metadata: dict[str, Annotated[str | bool | int | float | list[str], BeforeValidator(_storable)]] = {}
 
-    _source: tuple[str, str, str] = PrivateAttr(default=("", "recipe", "."))  # text, name, folder
-    _warnings: tuple[str, ...] = PrivateAttr(default=())
-    _document: Document | None = PrivateAttr(default=None)
-    _stages: tuple[Recipe, ...] = PrivateAttr(default=())
-    _files: dict[str, str] = PrivateAttr(default_factory=dict)
-    _changed: ClassVar[Callable[[Recipe, Mapping[str, Any]], Recipe]]  # given by `load`, which checks recipes
-
-    @property
-    def text(self) -> str:
-        """The recipe as it was written."""
-        return self._source[0]
-
-    @property
-    def origin(self) -> str:
-        """The file name the recipe came from, for messages."""
-        return self._source[1]
-
-    @property
-    def folder(self) -> str:
-        """The folder that relative model paths start from."""
-        return self._source[2]
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What was read but has no effect, one line each."""
-        return self._warnings
-
-    @property
-    def stages(self) -> tuple[Recipe, ...]:
-        """The other documents of the recipe's file, each behind those that it is made from; all have names."""
-        return self._stages
-
-    def with_changes(self, **changes: Any) -> Recipe:
-        """A checked recipe in which these keys have other values; None leaves a key out.
-
-            recipe.with_changes(out_type="Q6_K", parameters={"weight": 0.3})
-
-        A value takes the place of all that stood under its key, and is written as in `load_recipe` of a mapping. The
-        recipe keeps its folder, its name, and the documents that it is made from. RecipeError says what does not fit.
-        """
-        return self._changed(changes)
-
-    def __repr__(self) -> str:
-        models = [str(reference) for reference in self.references() if reference != self.base_model]
-        base = f", base {self.base_model}" if self.base_model is not None else ""
-        kind = f", {self.out_type}" if self.out_type else ""
-        shown_models = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
-        return f"<Recipe {' + '.join(self.methods)}: {shown_models}{base}{kind}>"
-
-    def __str__(self) -> str:
-        return repr(self)
-
-    def with_files(self, files: Mapping[str, str]) -> Recipe:
-        """The same recipe, with GGUF files in the place of the stages of these names."""
-        copy = self.model_copy()
-        copy._files = dict(files)
-        return copy
-
-    def locate(self, reference: ModelReference) -> ModelReference:
-        """A reference with the file of the stage that it names; any other stays as it is."""
-        return replace(reference, path=self._files.get(reference.path, reference.path))
-
     def references(self) -> list[ModelReference]:
         """Every model of the recipe once: the base first, then in the order of mention."""
         found: dict[ModelReference, None] = {}
@@ -288,23 +224,6 @@ class Recipe(_Node):
         assert rule is not None, "the last rule of merge_method has no filter"
         return str(rule.value)
 
-    def where(self, location: Location) -> str:
-        """A place of the recipe as `file:line:column`; "" in one that a command made of its arguments."""
-        return self._document.where(location) if self._document else self.origin
-
-    def complaint(self, location: Location, what: str) -> str:
-        """A complaint about the recipe, with its place in front of it."""
-        where = self.where(location)
-        return f"{where}: {what}" if where else what
-
-    @contextmanager
-    def blamed(self, location: Location) -> Iterator[None]:
-        """While the block runs, errors get this place of the recipe in front of their complaints."""
-        try:
-            yield
-        except GgufmergeError as error:
-            raise error.at(self.where(location))  # noqa: B904 - it is the same error
-
     def place_of(self, reference: ModelReference) -> Location:
         """Where the recipe names a model."""
         if reference == self.base_model:
@@ -325,12 +244,3 @@ class Recipe(_Node):
         if self.slices is None:
             return [(list(self.models or ()), self.base_model, {})]
         return [(list(s.sources), s.base_model or self.base_model, s.parameters) for s in self.slices]
-
-
-# what pydantic would show has the validators of all fields in it
-Recipe.__signature__ = Signature(
-    [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=Parameter.empty if field.is_required() else field.get_default())
-        for name, field in Recipe.model_fields.items()
-    ]
-)
