@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from ggufmerge.chat.templates import TEMPLATES
 from ggufmerge.errors import GgufmergeError, nearest
@@ -20,11 +20,13 @@ from ggufmerge.recipe.settings import Setting
 from ggufmerge.text import shown
 from ggufmerge.types import FileType, TensorType
 
+_FLOATS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+
 
 def _dtype(value: Any) -> Any:
     if isinstance(value, str):
         value = value.removeprefix("torch.")
-        return {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}.get(value, value)
+        return _FLOATS.get(value, value)
     return value
 
 
@@ -114,16 +116,56 @@ def _methods(value: Any) -> Setting:
     return setting
 
 
-Reference = Annotated[ModelReference, BeforeValidator(ModelReference.parse)]
+def _says(text: str) -> Any:
+    """What the JSON schema says of a key."""
+    return Field(description=text)
+
+
+def _defined(name: str) -> WithJsonSchema:
+    """What stands for a form that `json_schema.py` defines under this name."""
+    return WithJsonSchema({DEFINED: name})
+
+
+DEFINED = "x-defined"
+_TEXT = {"type": "string"}
+_FLOAT_NAMES = [*dict.fromkeys(_FLOATS.values()), *_FLOATS]
+
+Reference = Annotated[ModelReference, BeforeValidator(ModelReference.parse), _defined("model")]
 Parameters = Annotated[
     dict[str, Annotated[Setting, BeforeValidator(settings.parse)]],
     BeforeValidator(lambda value: {} if value is None else value),  # "parameters:" with nothing but comments below it
+    _defined("parameters"),
 ]
-DType = Annotated[Literal["float32", "float16", "bfloat16"], BeforeValidator(_dtype)]
-LayerRange = Annotated[tuple[int, int], BeforeValidator(_layers)]
-TokenizerSource = Annotated[Literal["base", "union"] | ModelReference | None, BeforeValidator(_tokens_of)]
-FileTypeName = Annotated[str, BeforeValidator(_named(FileType.parse))]
-TensorTypeName = Annotated[str, BeforeValidator(_named(TensorType.parse))]
+DType = Annotated[
+    Literal["float32", "float16", "bfloat16"],
+    BeforeValidator(_dtype),
+    WithJsonSchema({"enum": [*_FLOAT_NAMES, *(f"torch.{name}" for name in _FLOAT_NAMES)]}),
+]
+LayerRange = Annotated[
+    tuple[int, int],
+    BeforeValidator(_layers),
+    WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2}),
+    _says("First layer, and the layer after the last one."),
+]
+TokenizerSource = Annotated[
+    Literal["base", "union"] | ModelReference | None, BeforeValidator(_tokens_of), _defined("tokenizer_source")
+]
+FileTypeName = Annotated[
+    str, BeforeValidator(_named(FileType.parse)), WithJsonSchema({**_TEXT, "examples": [str(t) for t in FileType]})
+]
+TensorTypeName = Annotated[
+    str, BeforeValidator(_named(TensorType.parse)), WithJsonSchema({**_TEXT, "examples": [str(t) for t in TensorType]})
+]
+Template = Annotated[
+    str,
+    BeforeValidator(_template),
+    WithJsonSchema({"anyOf": [{"enum": ["auto", *TEMPLATES]}, {**_TEXT, "pattern": r"\{"}]}),
+]
+Texts = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
+]
 
 
 class _Node(BaseModel):
@@ -163,7 +205,9 @@ class Graft(_Node):
 class TokenEmbedding(_Node):
     """Where the row of one token comes from; `force`: also in the models that have one."""
 
-    source: Annotated[ModelReference | TokenOfModel | Literal["zero"] | None, PlainValidator(_token_row)] = None
+    source: Annotated[
+        ModelReference | TokenOfModel | Literal["zero"] | None, PlainValidator(_token_row), _defined("token_row")
+    ] = None
     force: Annotated[bool, Field(strict=True)] = False
 
 
@@ -178,28 +222,47 @@ class Tokenizer(_Node):
 class RecipeKeys(_Node):
     """What one document of a recipe says. Exactly one of `models` and `slices` is given."""
 
-    merge_method: Annotated[Setting, BeforeValidator(_methods)]
-    base_model: Reference | None = None
+    merge_method: Annotated[
+        Setting,
+        BeforeValidator(_methods),
+        _defined("merge_method"),
+        _says("How the models are combined; with filters, not in mergekit, one method for each part."),
+    ]
+    base_model: Annotated[Reference | None, _says("The model that the others were tuned from.")] = None
     models: Annotated[list[Model], Field(min_length=1)] | None = None
     slices: Annotated[list[OutputSlice], Field(min_length=1)] | None = None
     parameters: Parameters = {}
-    dtype: DType | None = None
-    out_dtype: DType | None = None
-    tokenizer_source: TokenizerSource = None
-    tokenizer: Tokenizer | None = None
-    chat_template: Annotated[str | None, BeforeValidator(_template)] = None
-    name: str | None = None
+    dtype: Annotated[DType | None, _says("Float type of the result.")] = None
+    out_dtype: Annotated[DType | None, _says("Float type of the result.")] = None
+    tokenizer_source: Annotated[TokenizerSource, _says("Whose vocabulary the result has.")] = None
+    tokenizer: Annotated[Tokenizer | None, _says("Whose vocabulary the result has, token by token.")] = None
+    chat_template: Annotated[Template | None, _says("auto, the name of a known template, or Jinja text.")] = None
+    name: Annotated[str | None, _says("general.name of the result.")] = None
 
     # Not in mergekit
-    out_type: FileTypeName | None = None
-    tensor_types: dict[str, TensorTypeName] = {}
-    like: str | None = None
-    imatrix: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
-    rounding: Literal["stochastic", "nearest"] | None = None
-    exclude: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
-    graft: tuple[Graft, ...] = ()
-    seed: Annotated[int, Field(ge=0, lt=2**64, strict=True)] = 0
-    metadata: dict[str, Annotated[str | bool | int | float | list[str], BeforeValidator(_storable)]] = {}
+    out_type: Annotated[
+        FileTypeName | None, _says("File type of the result, as llama-quantize names it. Not in mergekit.")
+    ] = None
+    tensor_types: Annotated[
+        dict[str, TensorTypeName], _says("Regular expression on tensor names to tensor type. Not in mergekit.")
+    ] = {}
+    like: Annotated[str | None, _says("A GGUF file whose types are taken over. Not in mergekit.")] = None
+    imatrix: Annotated[Texts, _says("Importance matrices to quantize with; several add up. Not in mergekit.")] = ()
+    rounding: Annotated[
+        Literal["stochastic", "nearest"] | None,
+        _says("How changes are rounded to a type that a tensor has already. Not in mergekit."),
+    ] = None
+    exclude: Annotated[
+        Texts, _says("Filters of tensors that are not merged but taken from the base. Not in mergekit.")
+    ] = ()
+    graft: Annotated[tuple[Graft, ...], _says("Tensors taken from a model as they are. Not in mergekit.")] = ()
+    seed: Annotated[
+        int, Field(ge=0, lt=2**64, strict=True), _says("Seed of masks and stochastic rounding. Not in mergekit.")
+    ] = 0
+    metadata: Annotated[
+        dict[str, Annotated[str | bool | int | float | list[str], BeforeValidator(_storable)]],
+        _says("Keys of the result's metadata. Not in mergekit."),
+    ] = {}
 
     def references(self) -> list[ModelReference]:
         """Every model of the recipe once: the base first, then in the order of mention."""
