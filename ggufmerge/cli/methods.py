@@ -35,8 +35,11 @@ def methods(
     ] = None,
     json: Json = False,
 ) -> None:
-    from ggufmerge.cli.terminal import print_json, show_table, tell
+    from ggufmerge import plugins
+    from ggufmerge.cli.terminal import print_json, show_table, show_warnings, tell
+    from ggufmerge.errors import PluginError
     from ggufmerge.methods import NAMES, method
+    from ggufmerge.methods import names as method_names
 
     if name is not None:
         found = method(name.lower())
@@ -45,12 +48,30 @@ def methods(
         else:
             _show(found)
         return
-    every = [method(known) for known in NAMES]
+    every, amiss = [], list(plugins.METHODS.clashes(NAMES).values())
+    for known in method_names():
+        try:
+            every.append(method(known))
+        except PluginError as error:
+            amiss += error.lines
+    show_warnings(amiss)
     if json:
         print_json({"methods": [_facts(one) for one in every]})
         return
-    show_table(("method", "merges", "what it does"), [(one.name, _short_needs(one), one.summary) for one in every])
+    show_table(("method", "merges", "what it does"), [(one.name, _short_needs(one), _summary(one)) for one in every])
     tell(["ggufmerge methods NAME tells when to use one, its parameters, and a recipe to begin with"])
+
+
+def _summary(found: Method) -> str:
+    return f"{found.summary} ({_package(found)})".lstrip() if _package(found) else found.summary
+
+
+def _package(found: Method) -> str:
+    """The package that has added the method; "" when it is built in."""
+    from ggufmerge import plugins
+    from ggufmerge.methods import NAMES
+
+    return "" if found.name in NAMES else plugins.METHODS.package(found.name)
 
 
 def _facts(found: Method) -> dict[str, Any]:
@@ -61,6 +82,7 @@ def _facts(found: Method) -> dict[str, Any]:
         "summary": found.summary,
         "advice": found.advice,
         "reference": found.reference,
+        "package": _package(found) or None,
         "base": found.base.value,
         "min_models": found.min_models,
         "max_models": found.max_models,
@@ -93,10 +115,13 @@ def _show(found: Method) -> None:
         say(*textwrap.wrap(text, width, initial_indent=f"{label:7}", subsequent_indent=" " * 7))
 
     say(*textwrap.wrap(f"{found.name}: {found.summary}", width))
-    folded("when", found.advice)
+    if found.advice:
+        folded("when", found.advice)
     folded("needs", _needs(found))
     if found.reference:
         folded("source", found.reference)
+    if _package(found):
+        folded("from", f"the package {_package(found)}")
     if found.parameters:
         rows = [(p.name, _place(p), _default(p), _values(p), p.doc) for p in found.parameters]
         show_table(("parameter", "given", "default", "values", "meaning"), rows)

@@ -74,7 +74,8 @@ def _line(method: Method, complaint: Complaint) -> str:
     if not complaint.missing or q is None:
         return complaint.what
     models = f"model {complaint.model} " if complaint.model is not None else ""
-    return f'{models}{complaint.what} ({q.doc}): give parameters={{"{q.name}": {q.example}}}'
+    doc = f" ({q.doc})" if q.doc else ""
+    return f'{models}{complaint.what}{doc}: give parameters={{"{q.name}": {q.example}}}'
 
 
 def run(method: Method, p: Problem, x: NDArray[np.float32], elements: int | None = None) -> NDArray[np.float32]:

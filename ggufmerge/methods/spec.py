@@ -125,7 +125,7 @@ class Method(ABC):
     """A merge method. Subclasses set the class attributes and override the functions they need."""
 
     name: str
-    summary: str  # one line
+    summary: str = ""  # one line
     reference: str = ""  # paper or origin
     advice: str = ""  # when to use it, a sentence or two for people
     example: tuple[tuple[str, Value], ...] = ()  # parameters of a first recipe, beside those that are required

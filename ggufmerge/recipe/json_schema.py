@@ -6,17 +6,20 @@ those of the methods. Here is what neither can tell: the forms that a value may 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
-from ggufmerge.methods import NAMES
+from ggufmerge.errors import PluginError
 from ggufmerge.methods import method as find_method
+from ggufmerge.methods import names as method_names
 from ggufmerge.methods.parameters import REQUIRED, Parameter
 from ggufmerge.recipe.load import INERT
 from ggufmerge.recipe.schema import DEFINED, RecipeKeys
 
 _NULL = {"type": "null"}
 _TEXT = {"type": "string"}
-_NUMBER_AS_TEXT = {**_TEXT, "pattern": r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"}
+_NUMBER_AS_TEXT = {"$ref": "#/$defs/number_as_text"}
+_NUMBER = {**_TEXT, "pattern": r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"}
 _MODEL = {"$ref": "#/$defs/model"}
 
 
@@ -24,9 +27,10 @@ def json_schema() -> dict[str, Any]:
     """The schema (draft 2020-12) of a recipe file."""
     derived = RecipeKeys.model_json_schema()
     definitions = {name: _tidied(node) for name, node in derived.pop("$defs").items()} | {
+        "number_as_text": _NUMBER,
         "model": _model(),
         "parameters": _parameters(),
-        "merge_method": _rules({"enum": list(NAMES)}),
+        "merge_method": _rules({"enum": list(method_names())}),
         "tokenizer_source": {"anyOf": [{"enum": ["base", "union"]}, _MODEL, _NULL]},
         "token_row": _token_row(),
     }
@@ -63,9 +67,10 @@ def _inert() -> dict[str, Any]:
 def _parameters() -> dict[str, Any]:
     """An object with every parameter of every method, documented with the methods that read it."""
     readers: dict[str, list[tuple[str, Parameter]]] = {}
-    for name in NAMES:
-        for parameter in find_method(name).parameters:
-            readers.setdefault(parameter.name, []).append((name, parameter))
+    for name in method_names():
+        with contextlib.suppress(PluginError):  # a recipe that names it is told
+            for parameter in find_method(name).parameters:
+                readers.setdefault(parameter.name, []).append((name, parameter))
     properties: dict[str, Any] = {}
     for name, specs in readers.items():
         lines = []

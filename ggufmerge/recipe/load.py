@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from ggufmerge.errors import RecipeError, nearest
+from ggufmerge import plugins
+from ggufmerge.errors import GgufmergeError, RecipeError, nearest
 from ggufmerge.files.absent import RECIPES, absent
 from ggufmerge.files.small import open_regular
 from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
+from ggufmerge.methods import names as method_names
 from ggufmerge.methods.parameters import Parameter, ScopeError
 from ggufmerge.methods.spec import Base, Method
 from ggufmerge.patterns import Budget, Pattern, PatternError
@@ -329,7 +331,7 @@ def _explain(item: Any, at: Location, data: dict[str, Any]) -> str:
             hint = _MOVED.get(key) or _parameter_hint(key, data) or nearest(key, owner.model_fields)
             return f"unknown key {subject}: {hint}"
         case "missing":
-            known = f"; it is one of {', '.join(NAMES)}" if key == "merge_method" else ""
+            known = f"; it is one of {', '.join(method_names())}" if key == "merge_method" else ""
             return f"the key {subject} is missing{known}"
         case "value_error":
             return str(item["ctx"]["error"])
@@ -360,8 +362,11 @@ def _as_entry(value: Any) -> str:
 
 def _parameter_hint(key: str, data: dict[str, Any]) -> str:
     name = data.get("merge_method")
-    methods = [name] if isinstance(name, str) and name in NAMES else NAMES
-    known = any(find_method(n).parameter(key) for n in methods)
+    try:
+        methods = [find_method(str(name))]
+    except GgufmergeError:
+        methods = [find_method(known) for known in NAMES]
+    known = any(method.parameter(key) for method in methods)
     return "a parameter of the method stands under parameters:" if known else ""
 
 
@@ -380,9 +385,13 @@ def _checked(recipe: RecipeKeys, report: _Report) -> RecipeKeys:
         report.problem(("like",), 'a recipe has either "like" or "out_type": both say which types the result has')
     try:
         methods = [find_method(name) for name in recipe.methods]
-    except RecipeError as error:
+    except GgufmergeError as error:
         report.problem(("merge_method",), str(error))
         return recipe
+    clashes = plugins.METHODS.clashes(NAMES)
+    for method in methods:
+        if method.name in clashes:
+            report.warn(("merge_method",), clashes[method.name])
     _check_patterns(recipe, report)
     _warn_of_unreachable(("merge_method",), recipe.merge_method, report)
     for method in methods:
