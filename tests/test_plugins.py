@@ -230,3 +230,16 @@ def test_a_place_finds_models_by_name(install: Install) -> None:
             find(reference)
         assert complaint in str(info.value)
         assert isinstance(info.value, PlanError | PluginError)
+
+
+def test_the_plan_tells_the_package_of_a_method(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its version, so that an interrupted build is not gone on with by another one. Its own methods have none."""
+    install("sums", {"ggufmerge.methods": {"total": "sums:total"}}, {"sums": SUM})
+    monkeypatch.chdir(tmp_path)
+    for i in (1, 2):
+        write_tiny_llama(f"{i}.gguf", layers=1, tune=(i, 0.05))
+    for name, expected in (("total", {("total is of the package sums 1.0",)}), ("karcher", {()})):
+        plan = ggufmerge.plan({"merge_method": name, "models": [{"model": "1.gguf"}, {"model": "2.gguf"}]})
+        assert {tensor.decisions for tensor in plan.tensors} == expected

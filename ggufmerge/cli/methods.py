@@ -63,18 +63,14 @@ def methods(
 
 
 def _summary(found: Method) -> str:
-    return f"{found.summary} ({_package(found)})".lstrip() if _package(found) else found.summary
+    from ggufmerge.methods import package_of
 
-
-def _package(found: Method) -> str:
-    """The package that has added the method; "" when it is built in."""
-    from ggufmerge import plugins
-    from ggufmerge.methods import NAMES
-
-    return "" if found.name in NAMES else plugins.METHODS.package(found.name)
+    package = package_of(found.name)
+    return f"{found.summary} ({package})".lstrip() if package else found.summary
 
 
 def _facts(found: Method) -> dict[str, Any]:
+    from ggufmerge.methods import package_of
     from ggufmerge.methods.parameters import REQUIRED
 
     return {
@@ -82,7 +78,7 @@ def _facts(found: Method) -> dict[str, Any]:
         "summary": found.summary,
         "advice": found.advice,
         "reference": found.reference,
-        "package": _package(found) or None,
+        "package": package_of(found.name) or None,
         "base": found.base.value,
         "min_models": found.min_models,
         "max_models": found.max_models,
@@ -108,6 +104,7 @@ def _show(found: Method) -> None:
     import textwrap
 
     from ggufmerge.cli.terminal import console, say, show_table
+    from ggufmerge.methods import package_of
 
     width = min(console().width, 100)
 
@@ -120,8 +117,8 @@ def _show(found: Method) -> None:
     folded("needs", _needs(found))
     if found.reference:
         folded("source", found.reference)
-    if _package(found):
-        folded("from", f"the package {_package(found)}")
+    if package := package_of(found.name):
+        folded("from", f"the package {package}")
     if found.parameters:
         rows = [(p.name, _place(p), _default(p), _values(p), p.doc) for p in found.parameters]
         show_table(("parameter", "given", "default", "values", "meaning"), rows)

@@ -16,6 +16,7 @@ from ggufmerge.engine.plan import Input, PlannedTensor
 from ggufmerge.engine.stored_form import stored_offset
 from ggufmerge.errors import PlanError, RecipeError, collected
 from ggufmerge.methods import method as find_method
+from ggufmerge.methods import package_of
 from ggufmerge.methods.parameters import LEFT_OUT, BindError, Complaint, Parameter, Value
 from ggufmerge.methods.spec import Base, Method, Problem
 from ggufmerge.places.opening import open_source
@@ -177,6 +178,8 @@ class Resolver:
                     planned = replace(planned, decisions=(*planned.decisions, decision))
             elif (shared := self.find(q, slot)) is not None:
                 given[q.name] = shared.value
+        if package := package_of(method.name):  # another version of it is another merge, which cannot be gone on with
+            planned = replace(planned, decisions=(*planned.decisions, f"{method.name} is of the package {package}"))
         experts = planned.shape[0] if len(planned.shape) == 3 and "_exps." in planned.name else 1
         merged = replace(
             planned,

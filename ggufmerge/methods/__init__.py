@@ -56,6 +56,11 @@ def method(name: str) -> Method:
     return found
 
 
+def package_of(name: str) -> str:
+    """The name and version of the package that adds a method; "" for one that is built in."""
+    return "" if name in _MODULES else plugins.METHODS.package(name)
+
+
 def _of_plugin(name: str, plugin: plugins.Plugin) -> Method:
     """The method that a plug-in is, or the one of this name in the METHODS of a module."""
     found: Any = plugin.value
