@@ -35,7 +35,7 @@ class Between:
     high: float | None = None
 
 
-class FunctionMethod(Method):
+class FunctionMethod(Method[None]):
     """A method that a function describes and computes; calling it calls the function."""
 
     def __init__(self, function: Merge, name: str, reference: str, advice: str, min_models: int) -> None:

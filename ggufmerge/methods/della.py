@@ -12,8 +12,6 @@ Source: Deep, Bhardwaj, Poria, "DELLA-merging" (2024, arXiv:2406.11617).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,7 +47,7 @@ class AtRandomByRank(AtRandom):
         return np.ones(p.others)
 
     def prune(
-        self, x: Stack, first: int, end: int, p: Problem, state: Any, chunk: Chunk, kept: NDArray[np.float32]
+        self, x: Stack, first: int, end: int, p: Problem, state: None, chunk: Chunk, kept: NDArray[np.float32]
     ) -> None:
         start = chunk.start + first * x.shape[2]
         divide = bool(p.shared["rescale"]) and p.shared["rescale_by"] == "density"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,9 @@ from ggufmerge.methods.parameters import (
 from ggufmerge.text import shown
 
 Stack = NDArray[np.float32]  # [inputs, rows, n]
+Partial = TypeVar("Partial")  # what a pass makes of a chunk
+Folded = TypeVar("Folded")  # what a pass makes of the tensor
+Statistics = TypeVar("Statistics")  # what a method knows of a tensor when it merges
 
 
 class Base(Enum):
@@ -107,21 +110,26 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Pass:
+class Pass(Generic[Partial, Folded]):
     """One reading of the whole tensor. map(x, chunk) runs in a worker; fold(so_far, partial) in chunk order.
 
     `fold` starts from `initial`, and may change what it is given and return it.
     """
 
-    map: Callable[[Stack, Chunk], Any]
-    fold: Callable[[Any, Any], Any]
-    initial: Any = None
+    map: Callable[[Stack, Chunk], Partial]
+    fold: Callable[[Folded, Partial], Folded]
+    initial: Folded
+
+    def read(self) -> Generator[Pass[Any, Any], Any, Folded]:
+        """The folded result, within the passes of a method: `total = yield from Pass(...).read()`."""
+        result: Folded = yield self
+        return result
 
 
-Passes = Generator[Pass, Any, Any]
+Passes = Generator[Pass[Any, Any], Any, Statistics]
 
 
-class Method(ABC):
+class Method(ABC, Generic[Statistics]):
     """A merge method. Subclasses set the class attributes and override the functions they need."""
 
     name: str
@@ -136,7 +144,7 @@ class Method(ABC):
     pair: bool = False  # the base is one of the two models that are merged, not what they were tuned from
     parameters: tuple[Parameter, ...] = ()
 
-    def check(self, p: Problem) -> None:  # noqa: B027 - most methods have nothing to refuse
+    def check(self, p: Problem) -> None:
         """Raise ClashError when these parameter values cannot be used together; called while planning."""
 
     def untouched(self, p: Problem) -> int | None:
@@ -146,16 +154,24 @@ class Method(ABC):
         """
         return None
 
-    def passes(self, p: Problem) -> Passes:
-        """Yield the passes needed before `combine`; each yield gives back that pass's folded result."""
-        return None
-        yield
+    def passes(self, p: Problem) -> Passes[Statistics]:
+        """Yield the passes needed before `combine`; each yield gives back that pass's folded result.
+
+        A method that needs none overrides `statistics` instead.
+        """
+        yield from ()
+        return self.statistics(p)
+
+    def statistics(self, p: Problem) -> Statistics:
+        """What `combine` takes besides the weights, of a method that need not read them first."""
+        nothing: Any = None  # of a method without statistics
+        return nothing
 
     @abstractmethod
-    def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
+    def combine(self, x: Stack, p: Problem, statistics: Statistics, chunk: Chunk, out: NDArray[np.float32]) -> None:
         """Write the merged chunk, float32 [rows, n], to `out`. `statistics` is what `passes` returned."""
 
-    def notes(self, p: Problem, statistics: Any) -> list[str]:
+    def notes(self, p: Problem, statistics: Statistics) -> list[str]:
         """Decisions taken by numbers that only a run knows (slerp fell back to lerp), for the report."""
         return []
 
