@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import codecs
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ggufmerge
 from ggufmerge.errors import RecipeError
 from ggufmerge.methods import NAMES, method
-from ggufmerge.recipe import ModelReference, load_recipe
+from ggufmerge.recipe import ModelReference, Recipe, load_recipe
 from ggufmerge.recipe.settings import Rule, Setting
 
 SLERP = """\
@@ -493,3 +496,24 @@ def test_any_data_is_a_recipe_or_refused(data):
     except RecipeError as error:
         lines = str(error).split("\n")
     assert all(line.startswith("recipe:") for line in lines)
+
+
+def test_a_recipe_is_made_in_one_go() -> None:
+    """Nothing but its own constructor writes to what a recipe hides, and checking one leaves its parts as they were."""
+    package = Path(ggufmerge.__file__).parent
+    writes = [
+        path.name
+        for room in ("recipe", "engine", "cli")
+        for path in (package / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Attribute) and re.match("_[a-z]", target.attr) and "recipe" in ast.unparse(target)
+    ]
+    assert writes == ["recipe.py"]
+    written = Setting((Rule(None, "0.5"),))
+    by_hand = Recipe(merge_method="linear", models=[{"model": "a", "parameters": {"weight": "0.5"}}])
+    assert load_recipe(by_hand).models[0].parameters == {"weight": Setting((Rule(None, 0.5),))}
+    assert by_hand.models[0].parameters == {"weight": written}
+    assert by_hand.with_changes(seed=3).seed == 3
+    assert by_hand.seed == 0
