@@ -7,8 +7,11 @@ text passes `printable` first.
 
 from __future__ import annotations
 
+import math
 import re
+import reprlib
 import textwrap
+from typing import Any
 
 _LONG = 60
 _ENDLESS = 2000
@@ -80,6 +83,21 @@ def quoted(text: str) -> str:
     return '"' + printable(text if len(text) <= _LONG else text[: _LONG - 3] + "...") + '"'
 
 
+def shown(value: Any) -> str:
+    """A value as messages show it: on one line, shortened, without characters that steer a terminal."""
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to write very long ones
+        return f"a number of about {int(value.bit_length() * math.log10(2)) + 1} digits"
+    return printable(_SHORT.repr(value))
+
+
+def human_number(text: str) -> float | None:
+    """The number that `0,5` or `50%` means, which YAML reads as a text; None for any other text."""
+    found = _HUMAN.fullmatch(text.strip())
+    return float(found[1].replace(",", ".")) / (100 if found[2] else 1) if found else None
+
+
 def utf8(text: str) -> str:
     """The text as valid Unicode: what stands for bytes that are no UTF-8 becomes U+FFFD."""
     return _HALVES.sub("\ufffd", text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -108,3 +126,16 @@ def _escaped(letter: str) -> str:
     if "\udc80" <= letter <= "\udcff":  # a byte that Python could not decode (PEP 383)
         return f"\\x{ord(letter) - 0xDC00:02x}"
     return letter.encode("unicode_escape").decode()
+
+
+_HUMAN = re.compile(r"([-+]?(?:\d+(?:[.,]\d*)?|[.,]\d+))[ \t]*(%?)", re.ASCII)
+
+
+class _Short(reprlib.Repr):
+    """Values within values are shown as `shown` does it."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 200 else shown(x)
+
+
+_SHORT = _Short()

@@ -133,7 +133,7 @@ def test_a_recipe_made_by_hand_says_the_same_when_it_is_written(part: dict[str, 
     """Whatever its fields hold: it is written, and read back as an equal one."""
     given = {"merge_method": "linear", "base_model": "b.gguf", "models": [{"model": "c.gguf"}], **part}
     given = {key: value for key, value in given.items() if value is not None}
-    by_hand = ggufmerge.load_recipe(ggufmerge.Recipe(**ggufmerge.load_recipe(given)._document.data))
+    by_hand = ggufmerge.load_recipe(ggufmerge.Recipe(**ggufmerge.load_recipe(given).as_written()))
     read = ggufmerge.load_recipe(given)
     fields = type(read).model_fields
     assert {name: getattr(by_hand, name) for name in fields} == {name: getattr(read, name) for name in fields}

@@ -66,9 +66,9 @@ def _in_case(names: Iterable[str], incomplete: str) -> Iterator[str]:
 
 
 def _methods(incomplete: str) -> Iterator[tuple[str, str]]:
-    from ggufmerge.methods import NAMES
+    from ggufmerge.methods import names
 
-    return ((name, "") for name in NAMES if name.startswith(incomplete.lower()))
+    return ((name, "") for name in names() if name.startswith(incomplete.lower()))
 
 
 def _models(incomplete: str) -> Iterator[tuple[str, str]]:

@@ -244,13 +244,13 @@ def _too_many(words: str, command: Any, ctx: Any) -> str:
 
 
 def _no_command(group: Any, ctx: Any, word: str) -> str:
-    from ggufmerge.methods import NAMES
+    from ggufmerge.methods import names as method_names
 
     if word.lower().endswith((".yaml", ".yml")):
         return f"say what to do with {word}: ggufmerge build {word} -o merged.gguf"
     if word.lower().endswith(".gguf"):
         return f"say what to do with {word}: ggufmerge inspect {word}"
-    if word.lower() in NAMES and ctx.parent is None:
+    if word.lower() in method_names() and ctx.parent is None:
         return f"{word} is a method, not a command; it is named in a recipe: ggufmerge methods {word.lower()} shows one"
     names = [name for name, command in group.commands.items() if not command.hidden]
     own = _close(word.lower(), names)

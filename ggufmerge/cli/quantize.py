@@ -225,10 +225,10 @@ def _beside(source: str, kind: str) -> Path:
     old one; that of a model with a name (ollama:...) in the current folder.
     """
     from ggufmerge.files import ShardName
-    from ggufmerge.places.schemes import SCHEMES
+    from ggufmerge.places.schemes import is_scheme
 
     scheme, colon, name = source.partition(":")
-    if colon and scheme in SCHEMES:
+    if colon and is_scheme(scheme):
         folder, stem = Path(), name.rpartition("/")[2].removesuffix(".gguf").replace(":", "-").replace("@", "-")
     else:
         path = Path(source)

@@ -13,7 +13,7 @@ from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.resolve import Found, Resolver, lay_out, stack_order, uses_base
 from ggufmerge.errors import RecipeError
 from ggufmerge.methods import method as find_method
-from ggufmerge.methods.spec import Parameter, Value
+from ggufmerge.methods.parameters import Parameter, Value
 from ggufmerge.recipe import Recipe, load_recipe
 from ggufmerge.recipe.settings import matches
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from ggufmerge.errors import PlanError
 from ggufmerge.formats.layers import layer_count
 from ggufmerge.methods.spec import Base, Method
+from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import layer_of, with_layer
 from ggufmerge.recipe.reference import ModelReference
-from ggufmerge.recipe.schema import Model, Parameters, Recipe, SliceSource
+from ggufmerge.recipe.schema import Model, Parameters, SliceSource
 from ggufmerge.sources import Source
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any, Literal
 
-from ggufmerge.methods.spec import Value
+from ggufmerge.methods.parameters import Value
 from ggufmerge.text import size
 from ggufmerge.types import FileType, TensorType
 

@@ -27,8 +27,9 @@ from ggufmerge.files import GGUFFile, facts, open_gguf
 from ggufmerge.files.shards import model_name
 from ggufmerge.formats.peft import CONFIG
 from ggufmerge.methods import method as find_method
-from ggufmerge.methods.spec import REQUIRED, Method
+from ggufmerge.methods.parameters import REQUIRED
 from ggufmerge.methods.spec import Base as MethodBase
+from ggufmerge.methods.spec import Method
 from ggufmerge.places import inventory
 from ggufmerge.places.inventory import FoundModel
 from ggufmerge.places.opening import open_source
@@ -525,8 +526,7 @@ def _moved(recipe: Recipe, folder: Path) -> str:
         adapters = tuple(AdapterReference(path(a.path), a.strength) for a in model.adapters)
         return ModelReference(path(model.path), adapters).written()
 
-    assert recipe._document is not None
-    data = dict(recipe._document.data)
+    data = recipe.as_written()
     if recipe.base_model is not None:
         data["base_model"] = reference(recipe.base_model)
     data["models"] = [

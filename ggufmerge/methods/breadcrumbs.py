@@ -8,7 +8,8 @@ Source: Davari and Belilovsky, "Model breadcrumbs" (2023, arXiv:2312.06795).
 
 from __future__ import annotations
 
-from ggufmerge.methods.spec import Parameter, Problem
+from ggufmerge.methods.parameters import Parameter
+from ggufmerge.methods.spec import Problem
 from ggufmerge.methods.task_vectors import TaskVectors
 from ggufmerge.methods.ties import ByMagnitude
 

@@ -8,9 +8,7 @@ to mergekit, but for two: `1e-5` is a number, and a date is a text.
 
 from __future__ import annotations
 
-import math
 import re
-import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -19,7 +17,7 @@ import yaml
 
 from ggufmerge.errors import RecipeError
 from ggufmerge.recipe.slips import explain
-from ggufmerge.text import one_line, printable, quoted
+from ggufmerge.text import one_line, quoted, shown
 
 Location = tuple[str | int, ...]
 
@@ -125,34 +123,6 @@ def parse(
         raise RecipeError(f"{name}: nested deeper than any recipe; check the brackets") from None
     finally:
         loader.dispose()
-
-
-def shown(value: Any) -> str:
-    """A value as messages show it: on one line, shortened, without characters that steer a terminal."""
-    if isinstance(value, str):
-        return quoted(value)
-    if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to write very long ones
-        return f"a number of about {int(value.bit_length() * math.log10(2)) + 1} digits"
-    return printable(_SHORT.repr(value))
-
-
-def human_number(text: str) -> float | None:
-    """The number that `0,5` or `50%` means, which YAML reads as a text; None for any other text."""
-    found = _HUMAN.fullmatch(text.strip())
-    return float(found[1].replace(",", ".")) / (100 if found[2] else 1) if found else None
-
-
-_HUMAN = re.compile(r"([-+]?(?:\d+(?:[.,]\d*)?|[.,]\d+))[ \t]*(%?)", re.ASCII)
-
-
-class _Short(reprlib.Repr):
-    """Values within values are shown as `shown` does it."""
-
-    def repr_int(self, x: int, level: int) -> str:
-        return repr(x) if x.bit_length() <= 200 else shown(x)
-
-
-_SHORT = _Short()
 
 
 def _place(error: yaml.MarkedYAMLError, name: str) -> str:

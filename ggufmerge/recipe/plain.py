@@ -11,10 +11,11 @@ import yaml
 from pydantic import BaseModel
 
 from ggufmerge.errors import RecipeError
-from ggufmerge.recipe.document import MAX_DEPTH, shown
+from ggufmerge.recipe.document import MAX_DEPTH
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import TokenEmbedding, TokenOfModel
 from ggufmerge.recipe.settings import Rule, Setting
+from ggufmerge.text import shown
 
 
 def written(documents: Iterable[Mapping[str, Any]]) -> str:

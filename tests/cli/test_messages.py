@@ -14,7 +14,7 @@ from ggufmerge.cli.terminal import show_notes
 from ggufmerge.engine.bake import plan_bake
 from ggufmerge.errors import RecipeError
 from ggufmerge.recipe import load_recipe
-from ggufmerge.recipe.document import human_number
+from ggufmerge.text import human_number
 from tests.hub_server import forget
 from tests.ollama_store import add_model
 from tests.tiny import write_tiny_llama, write_tiny_lora
@@ -290,12 +290,12 @@ def test_a_strength_that_looks_like_a_percentage_is_asked_about(folder: Path) ->
     [
         (
             "merge_method: slerp\nmodels:\n  - model: french.gguf\n  - model: python.gguf\nparameters: {t: 0.5}\n",
-            "r.yaml:1:1: slerp goes from base_model to one model: make french.gguf the base_model and list only "
+            "r.yaml:1:1: slerp goes from a base to one model: make french.gguf the base_model and list only "
             "python.gguf as model",
         ),
         (
             "merge_method: nearswap\nmodels:\n  - model: french.gguf\nparameters: {t: 0.5}\n",
-            "r.yaml:1:1: nearswap goes from base_model to one model: make one of them the base_model and list only "
+            "r.yaml:1:1: nearswap goes from a base to one model: make one of them the base_model and list only "
             "the other as model",
         ),
         (
@@ -310,8 +310,7 @@ def test_a_strength_that_looks_like_a_percentage_is_asked_about(folder: Path) ->
         ),
         (
             SLERP.replace("slerp", "nearswap") + "  - model: python.gguf\nparameters: {t: 0.5}\n",
-            "r.yaml:3:1: nearswap goes from base_model to one model, not to 2: list only one of french.gguf, "
-            "python.gguf",
+            "r.yaml:3:1: nearswap goes from a base to one model, not to 2: list only one of french.gguf, python.gguf",
         ),
         (SLERP, 'r.yaml:1:1: no t is given, which slerp needs: add "parameters: {t: 0.5}"'),
         (

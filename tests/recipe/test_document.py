@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufmerge.errors import RecipeError
-from ggufmerge.recipe.document import MAX_DEPTH, Document, shown
+from ggufmerge.recipe.document import MAX_DEPTH, Document
 from ggufmerge.recipe.document import parse as parse_all
+from ggufmerge.text import shown
 
 
 def parse(text: str) -> Document:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import codecs
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ggufmerge
 from ggufmerge.errors import RecipeError
 from ggufmerge.methods import NAMES, method
-from ggufmerge.recipe import ModelReference, load_recipe
+from ggufmerge.recipe import ModelReference, Recipe, load_recipe
 from ggufmerge.recipe.settings import Rule, Setting
 from tests.systems import needs_pipes
 
@@ -531,3 +534,24 @@ def test_changes_of_a_file_name_the_file_and_the_keys(tmp_path: Path) -> None:
     path.write_text(f"name: one\n{LINEAR}---\n{LINEAR.replace('model: a', 'model: one')}")
     with pytest.raises(RecipeError, match=r"^r\.yaml \(changed\), document 2: seed: "):
         load_recipe(path).with_changes(seed=-1)
+
+
+def test_a_recipe_is_made_in_one_go() -> None:
+    """Nothing but its own constructor writes to what a recipe hides, and checking one leaves its parts as they were."""
+    package = Path(ggufmerge.__file__).parent
+    writes = [
+        path.name
+        for room in ("recipe", "engine", "cli")
+        for path in (package / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Attribute) and re.match("_[a-z]", target.attr) and "recipe" in ast.unparse(target)
+    ]
+    assert writes == ["recipe.py"]
+    written = Setting((Rule(None, "0.5"),))
+    by_hand = Recipe(merge_method="linear", models=[{"model": "a", "parameters": {"weight": "0.5"}}])
+    assert load_recipe(by_hand).models[0].parameters == {"weight": Setting((Rule(None, 0.5),))}
+    assert by_hand.models[0].parameters == {"weight": written}
+    assert by_hand.with_changes(seed=3).seed == 3
+    assert by_hand.seed == 0
