@@ -94,7 +94,7 @@ def planned_documents(
             watch = watched(kept)
             inputs.update(dict.fromkeys([*watch.paths, *opened.others]))
             # a stage is what its own plan makes of its own inputs, which are among the states already
-            own = Opened(kept, opened.imatrix, opened.alignment)
+            own = Opened(kept, opened.imatrix)
             states.append(identity(plan, own, watch))
 
         if recipe.stages:

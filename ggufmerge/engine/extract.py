@@ -32,7 +32,7 @@ from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output, Writer
 from ggufmerge.files.watch import Watch
-from ggufmerge.formats.stored import StoredTensor
+from ggufmerge.formats.stored import DescribedTensor
 from ggufmerge.methods.random import stream_key
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found
@@ -308,7 +308,7 @@ class _Selection:
             if not any(matches(pattern, name) for name in self.base.tensors):
                 raise PlanError(f'the filter "{pattern}" matches no tensor: {nearest(pattern, self.base.tensors)}')
 
-    def _is_same(self, name: str, tensor: StoredTensor) -> bool:
+    def _is_same(self, name: str, tensor: DescribedTensor) -> bool:
         """Whether both models hold the same weights; stops reading at the first difference."""
         other = self.tune.tensors.get(name)
         if other is None or other.shape != tensor.shape:
@@ -318,7 +318,7 @@ class _Selection:
         sources = (self.tune, self.base)
         plain = not any(s.changed_by_adapter(name) or s.scales(name) is not None for s in sources)
         if other.type == tensor.type and plain:
-            a, b = other.raw, tensor.raw
+            a, b = (s.file.tensors[name].raw for s in sources)
             return all(np.array_equal(a[i : i + _COMPARED], b[i : i + _COMPARED]) for i in range(0, len(a), _COMPARED))
         if not all(t.type.is_quantized or t.type.is_float for t in (tensor, other)):
             return False
@@ -332,7 +332,7 @@ class _Selection:
                 return False
         return True
 
-    def _reason_against(self, name: str, tensor: StoredTensor) -> str:
+    def _reason_against(self, name: str, tensor: DescribedTensor) -> str:
         """Why a tensor gets no halves though it differs; empty when it gets them."""
         other = self.tune.tensors.get(name)
         if self.include and not any(matches(p, name) for p in self.include):

@@ -28,22 +28,18 @@ from ggufmerge.quants.importance import Imatrix
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.settings import matches
-from ggufmerge.sources import Source, SourceTensor
-from ggufmerge.sources.aligned import AlignedTensor
-from ggufmerge.tokenizers import Alignment
+from ggufmerge.sources import Source, TensorReader
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What a plan reads from: its sources in order, its importance matrix if it has one, and how the vocabularies of
-    the sources become one if they differ.
+    """What a plan reads from: its sources in order, in one vocabulary, and its importance matrix if it has one.
 
     others: files that were read besides: the recipe, importance matrices, the file whose types are followed.
     """
 
     sources: list[Source]
     imatrix: Imatrix | None = None
-    alignment: Alignment | None = None
     others: tuple[Path, ...] = ()
 
     def files(self) -> list[Path]:
@@ -67,15 +63,16 @@ class Opened:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def inputs(self, tensor: PlannedTensor) -> list[SourceTensor | AlignedTensor]:
+    def inputs(self, tensor: PlannedTensor) -> list[TensorReader]:
         """A reader of each input of a tensor."""
-        return vocabulary.open_inputs(self.alignment, self.sources, tensor.name, tensor.inputs)
+        return [self.sources[i.source].open_tensor(i.tensor, tensor.name) for i in tensor.inputs]
 
 
 def header_of(plan: Plan, opened: Opened) -> tuple[MetadataEditor, list[TensorInfo]]:
     """What stands in the header of a plan's result: its metadata and its tensors."""
-    editor = vocabulary.apply(opened.alignment, MetadataEditor(opened.sources[0].file.metadata))
-    return header.apply(plan.metadata, editor), [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
+    return header.apply(plan.metadata, opened.sources[0].editor()), [
+        TensorInfo(t.name, t.shape, t.type) for t in plan.tensors
+    ]
 
 
 def make_plan(
@@ -113,7 +110,7 @@ def _planned(
 ) -> tuple[Plan, Opened]:
     """The plan over models that are open; see `make_plan`."""
     sources, donor = laid_out.sources, laid_out.sources[0]
-    resolver = Resolver(recipe, sources, laid_out.alignment)
+    resolver = Resolver(recipe, sources)
     tensors = [resolver.resolve(slot) for slot in laid_out.slots]
     if resolver.problems:
         raise RecipeError(*resolver.problems)
@@ -124,12 +121,9 @@ def _planned(
     matrix = combined_imatrix(matrix_files)
     structure, _ = header.layer_metadata(donor, sources, laid_out.slices)
     tensors, file_type = with_types(recipe, out_type, tensors, donor, structure, matrix)
-    tensors = with_side_tensors((with_action(t, sources, laid_out.alignment) for t in tensors), sources)
+    tensors = with_side_tensors((with_action(t, sources) for t in tensors), sources)
     asked = rounding or recipe.rounding
-    tensors = [
-        t if vocabulary.is_moved(laid_out.alignment, sources, t.inputs) else with_rounding(t, sources, asked)
-        for t in tensors
-    ]
+    tensors = [with_rounding(t, sources, asked) for t in tensors]
     tokenizer, warnings = vocabulary.tokenizer_metadata(recipe, sources, laid_out.alignment)
     warnings = [*recipe.warnings, *(w for s in sources for w in s.warnings), *laid_out.warnings, *warnings]
     warnings += check_writable(tensors, file_type, matrix)
@@ -185,7 +179,7 @@ def _planned(
     read = [Path(recipe.folder) / recipe.origin, *map(Path, matrix_files)]
     read += [locate(recipe.like, recipe.folder)] if recipe.like else []
     others = tuple(path for path in read if path.exists())
-    return plan, Opened(sources, matrix, laid_out.alignment, others)
+    return plan, Opened(sources, matrix, others)
 
 
 def _with_grafts(recipe: Recipe, tensors: list[PlannedTensor], laid_out: LaidOut) -> list[PlannedTensor]:
@@ -203,14 +197,12 @@ def _with_grafts(recipe: Recipe, tensors: list[PlannedTensor], laid_out: LaidOut
                 stored = source.tensors.get(tensors[i].name)
                 if stored is None:
                     raise PlanError(recipe.complaint(place, f"{source.label} has no {tensors[i].name} to graft"))
-                shape = vocabulary.result_shape(laid_out.alignment, stored.name, stored.shape)
-                if shape != tensors[i].shape:
-                    shapes = f"{list(shape)} in {source.label}, {list(tensors[i].shape)} in the result"
+                if stored.shape != tensors[i].shape:
+                    shapes = f"{list(stored.shape)} in {source.label}, {list(tensors[i].shape)} in the result"
                     raise PlanError(recipe.complaint(place, f"{stored.name} has another shape: {shapes}"))
                 only = (Input(index, stored.name),)
-                notes = vocabulary.decisions(laid_out.alignment, laid_out.sources, stored.name, only)
-                notes = (f"grafted from {source.label}", *notes)
-                tensors[i] = PlannedTensor(stored.name, shape, stored.type, "copy", only, decisions=notes)
+                notes = (f"grafted from {source.label}", *source.notes(stored.name))
+                tensors[i] = PlannedTensor(stored.name, stored.shape, stored.type, "copy", only, decisions=notes)
     return tensors
 
 

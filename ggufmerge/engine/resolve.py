@@ -24,6 +24,7 @@ from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import known_words, spellings
 from ggufmerge.recipe.settings import Rule, Setting, at, matches
 from ggufmerge.sources import Source
+from ggufmerge.sources.aligned import aligned
 from ggufmerge.sources.side_tensors import is_orphan
 from ggufmerge.tokenizers import Alignment
 
@@ -32,7 +33,8 @@ from ggufmerge.tokenizers import Alignment
 class LaidOut:
     """A recipe over its opened models: the tensors of the result, their parameters not yet looked up.
 
-    alignment: how their vocabularies become one, None when they are the same.
+    sources: as the result has them, in one vocabulary.
+    alignment: how their vocabularies became one, None when they were the same.
     warnings: what has no effect, one line each.
     """
 
@@ -104,13 +106,15 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     asked = next((key for key in ("tokenizer", "tokenizer_source") if getattr(recipe, key)), None)
     with recipe.blamed((asked,) if asked else models):
         alignment = vocabulary.alignment_of(recipe, references, sources)
+    if alignment is not None:
+        sources = aligned(sources, alignment)
     layout = slices(recipe, methods, references, sources)
     for number, piece in enumerate(layout):
         for method in methods:
             _check_model_count(method, piece, recipe, number)
     filled = list(slots(layout, sources))
     with recipe.blamed(models):
-        _check_presence(filled, sources, alignment)
+        _check_presence(filled, sources)
     return LaidOut(references, sources, layout, filled, _check_filters(recipe, filled), alignment)
 
 
@@ -126,8 +130,8 @@ class Found:
 class Resolver:
     """Finds the parameters that hold for each tensor; collects all problems instead of stopping at the first."""
 
-    def __init__(self, recipe: Recipe, sources: Sequence[Source], alignment: Alignment | None = None) -> None:
-        self.recipe, self.sources, self.alignment = recipe, sources, alignment
+    def __init__(self, recipe: Recipe, sources: Sequence[Source]) -> None:
+        self.recipe, self.sources = recipe, sources
         self._problems: dict[tuple[str, str], list[str]] = {}  # (place, what) -> tensors, none when all have it
         self._missing = False
         self._resolved = 0
@@ -151,9 +155,10 @@ class Resolver:
         inputs = tuple(Input(slot.slice.parts[i].source, slot.names[i] or slot.name) for i in order)
         stored = self._type_donor(slot, inputs)
         tensor = self.sources[stored.source].tensors[stored.tensor]
-        shape = vocabulary.result_shape(self.alignment, slot.name, tensor.shape)
-        decisions = (*slot.decisions, *vocabulary.decisions(self.alignment, self.sources, slot.name, inputs))
-        planned = PlannedTensor(slot.name, shape, tensor.type, "copy", inputs, decisions=decisions)
+        notes = (n for i in dict.fromkeys(inputs) for n in self.sources[i.source].notes(i.tensor, slot.name))
+        planned = PlannedTensor(
+            slot.name, tensor.shape, tensor.type, "copy", inputs, decisions=(*slot.decisions, *notes)
+        )
         if slot.constant:
             return planned
         if not tensor.rows * tensor.n:
@@ -275,7 +280,8 @@ class Resolver:
 
     def _unmergeable(self, planned: PlannedTensor, stored: Input) -> PlannedTensor:
         """A tensor of integers: copied when it is the same everywhere."""
-        values = [bytes(self.sources[i.source].tensors[i.tensor].raw) for i in planned.inputs]
+        readers = [self.sources[i.source].open_tensor(i.tensor) for i in planned.inputs]
+        values = [bytes(reader.raw_rows(0, reader.rows)) for reader in readers]
         if len(set(values)) > 1:
             what = f"{planned.name}: holds {planned.type} numbers that differ; they cannot be merged"
             self._note_problem(("models",) if self.recipe.slices is None else ("slices",), what)
@@ -333,7 +339,7 @@ def _models(count: int) -> str:
     return "1 model" if count == 1 else f"{count} models"
 
 
-def _check_presence(filled: Sequence[Slot], sources: Sequence[Source], alignment: Alignment | None) -> None:
+def _check_presence(filled: Sequence[Slot], sources: Sequence[Source]) -> None:
     """PlanError naming the tensors that some of a slice's models have and others lack, or have in another shape."""
     missing: dict[str, list[str]] = {}
     for slot in filled:
@@ -345,7 +351,7 @@ def _check_presence(filled: Sequence[Slot], sources: Sequence[Source], alignment
         raise PlanError(f"{label} lacks tensors that the other models have ({shown}); merge fine-tunes of one base")
     for slot in filled:
         shapes = [
-            (sources[p.source].label, vocabulary.result_shape(alignment, n, sources[p.source].tensors[n].shape))
+            (sources[p.source].label, sources[p.source].tensors[n].shape)
             for p, n in zip(slot.slice.parts, slot.names, strict=True)
             if n is not None
         ]

@@ -10,7 +10,6 @@ from typing import Any
 
 from ggufmerge.engine.plan import PlannedTensor, Rounding
 from ggufmerge.engine.rounding import UNIFORM
-from ggufmerge.engine.vocabulary import is_moved
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from ggufmerge.files import open_gguf
 from ggufmerge.formats.imatrix import load_imatrix
@@ -29,9 +28,7 @@ from ggufmerge.quants.mixture import (
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source
-from ggufmerge.sources.aligned import is_stored
 from ggufmerge.text import quoted
-from ggufmerge.tokenizers import Alignment
 from ggufmerge.types import FileType, TensorType
 
 _FLOAT_FILES = {"float32": FileType.F32, "float16": FileType.F16, "bfloat16": FileType.BF16}
@@ -108,15 +105,12 @@ class _PlannedHeader:
     tensors: dict[str, PlannedTensor]
 
 
-def with_action(tensor: PlannedTensor, sources: Sequence[Source], alignment: Alignment | None = None) -> PlannedTensor:
+def with_action(tensor: PlannedTensor, sources: Sequence[Source]) -> PlannedTensor:
     """A tensor with a single input is copied if its bytes stay what they are, else converted."""
     if tensor.action == "merge":
         return tensor
-    source, name = sources[tensor.inputs[0].source], tensor.inputs[0].tensor
-    if alignment is not None and is_moved(alignment, sources, tensor.inputs[:1]):
-        same = is_stored(alignment, sources, tensor.inputs[0].source, tensor.name, tensor.type)
-    else:
-        same = source.stores(name, tensor.type)
+    only = tensor.inputs[0]
+    same = sources[only.source].stores(only.tensor, tensor.type, tensor.name)
     # a single input is what is left of a merge; the others play no part any more
     return replace(tensor, inputs=tensor.inputs[:1], action="copy" if same else "convert")
 
@@ -124,9 +118,10 @@ def with_action(tensor: PlannedTensor, sources: Sequence[Source], alignment: Ali
 def with_rounding(tensor: PlannedTensor, sources: Sequence[Source], asked: Rounding | None) -> PlannedTensor:
     """A tensor with the rounding of its change: as asked for where the type has a grid that the weights lie on already.
 
+    Rows of a changed vocabulary are a change of no one model, and rounded to the nearest.
     asked: by the recipe; None leaves it to the weights ("auto").
     """
-    if not changes(tensor, sources):
+    if not changes(tensor, sources) or any(sources[i.source].moves(i.tensor) for i in tensor.inputs):
         return tensor
     keeps = tensor.type in reference_types(tensor, sources).values()
     rounds = keeps and tensor.type in UNIFORM

@@ -4,31 +4,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from ggufmerge.chat.templates import TEMPLATE, TEMPLATES, most_common
 from ggufmerge.engine.checks import check_vocabularies
-from ggufmerge.engine.plan import Input, PlannedVocabulary
+from ggufmerge.engine.plan import PlannedVocabulary
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
-from ggufmerge.files import MetadataEditor, open_gguf
+from ggufmerge.files import open_gguf
 from ggufmerge.places.references import locate
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.schema import TokenEmbedding
-from ggufmerge.sources import Source, SourceTensor
-from ggufmerge.sources.aligned import AlignedTensor, check_widths, first_dimension, has_token_rows, token_rows
+from ggufmerge.sources import Source
+from ggufmerge.sources.aligned import token_rows
 from ggufmerge.tokenizers.align import Alignment, Settings, TokenRule, align
 from ggufmerge.tokenizers.sentencepiece import KIND as SENTENCEPIECE
 from ggufmerge.tokenizers.sentencepiece import difference, read_tokenizer_model, tokenizer_model_beside
-from ggufmerge.tokenizers.vocabulary import (
-    HUGGINGFACE_JSON,
-    MODEL,
-    PRE,
-    PREFIX,
-    TOKENS,
-    Vocabulary,
-    read_vocabulary,
-)
+from ggufmerge.tokenizers.vocabulary import MODEL, PRE, TOKENS, Vocabulary, read_vocabulary
 
 
 def alignment_of(recipe: Recipe, references: Sequence[ModelReference], sources: Sequence[Source]) -> Alignment | None:
@@ -96,60 +88,6 @@ def _model(reference: ModelReference, recipe: Recipe, references: Sequence[Model
         known = ", ".join(map(str, references))
         raise RecipeError(f"{reference} does not take part in the merge; it has {known}")
     return at
-
-
-def result_shape(alignment: Alignment | None, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a tensor of a model has in the result."""
-    return (alignment.rows, *shape[1:]) if alignment and has_token_rows(name) else shape
-
-
-def is_moved(alignment: Alignment | None, sources: Sequence[Source], inputs: Sequence[Input]) -> bool:
-    """Whether the rows of a tensor are others, or elsewhere, than in its inputs."""
-    if alignment is None:
-        return False
-    return any(
-        has_token_rows(i.tensor)
-        and not alignment.is_identity(i.source, first_dimension(sources[i.source].tensors[i.tensor]))
-        for i in inputs
-    )
-
-
-def open_inputs(
-    alignment: Alignment | None, sources: Sequence[Source], name: str, inputs: Sequence[Input]
-) -> list[SourceTensor | AlignedTensor]:
-    """Readers of the inputs of the tensor `name` of the result."""
-    if alignment is None or not is_moved(alignment, sources, inputs):
-        return [sources[i.source].open_tensor(i.tensor) for i in inputs]
-    return [AlignedTensor(alignment, sources, i.source, name) for i in inputs]
-
-
-def decisions(
-    alignment: Alignment | None, sources: Sequence[Source], name: str, inputs: Sequence[Input]
-) -> tuple[str, ...]:
-    """What happens to the rows of each input of a tensor, in words; PlanError when rows to be lent do not fit."""
-    if alignment is None or not is_moved(alignment, sources, inputs):
-        return ()
-    numbers = list(dict.fromkeys(i.source for i in inputs))
-    lenders = {number for n in numbers for number in alignment.lenders(n)}
-    check_widths(name, {i: sources[i] for i in sorted({*numbers, *lenders})})
-    notes = []
-    for number in numbers:
-        filled = {what: count for what, count in alignment.filled(number).items() if count}
-        listed = ", ".join(f"{count} {_FILLED[what]}" for what, count in filled.items())
-        if filled:
-            total = f"{sum(filled.values())} of the {alignment.rows} rows of {sources[number].label}"
-            notes.append(f"{total} are not its own: {listed}")
-        if alignment.dropped[number]:
-            notes.append(f"tokens of {sources[number].label} that the result lacks: {alignment.dropped[number]}")
-    return tuple(notes)
-
-
-_FILLED = {
-    "copied": "copied from other models or tokens",
-    "averaged": "averaged over the models that have them",
-    "zero": "zero",
-    "padding": "placeholders, the mean of its rows",
-}
 
 
 def planned(alignment: Alignment | None, recipe: Recipe, sources: Sequence[Source]) -> PlannedVocabulary | None:
@@ -223,20 +161,3 @@ def _chat_template(setting: str, sources: Sequence[Source]) -> tuple[str | None,
     if at is None:
         return None, ["chat_template: auto, but no model has a chat template: the result has none"]
     return found[at], []
-
-
-def apply(alignment: Alignment | None, editor: MetadataEditor) -> MetadataEditor:
-    """The metadata with the tokenizer of the result."""
-    if alignment is None:
-        return editor
-    donor, vocabulary = alignment.donor, alignment.vocabulary
-    for key in [k for k in editor if k.startswith(PREFIX) and k not in donor.metadata]:
-        editor.remove(key)
-    for key in donor.metadata:
-        editor.set_raw(key, donor.metadata.raw(key))
-    changes: Mapping[str, Any] = vocabulary.changes(donor)
-    for key, value in changes.items():
-        editor.set(key, value)
-    if changes:
-        editor.remove(HUGGINGFACE_JSON)
-    return editor

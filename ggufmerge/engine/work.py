@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggufmerge.chat.templates import TEMPLATE
-from ggufmerge.engine import vocabulary
 from ggufmerge.engine.checks import watched
 from ggufmerge.engine.header import digest_key
 from ggufmerge.engine.plan import Plan, PlannedTensor, Rounding
@@ -21,8 +20,7 @@ from ggufmerge.engine.rates import Rates
 from ggufmerge.engine.rounding import UNIFORM
 from ggufmerge.engine.survey import is_surveyed
 from ggufmerge.quants.importance import Imatrix
-from ggufmerge.sources import Source, SourceTensor
-from ggufmerge.sources.aligned import AlignedTensor
+from ggufmerge.sources import Source, TensorReader
 
 _ROWS = "read rows"  # gathered from several models, as a changed vocabulary needs it
 TICKS = 1_000_000  # of progress in a second of work
@@ -103,9 +101,9 @@ def rank_of(tensor: PlannedTensor, sources: Sequence[Source]) -> int:
     return sum(sources[i.source].open_tensor(i.tensor).rank for i in changed)
 
 
-def read_kind(source: SourceTensor | AlignedTensor) -> str:
+def read_kind(source: TensorReader) -> str:
     """What dequantizing an input is called; `_reads` knows it from the plan."""
-    return f"read {source.tensor.type}" if isinstance(source, SourceTensor) else _ROWS
+    return _ROWS if source.gathered else f"read {source.type}"
 
 
 def finish_kind(plan: Plan, opened: Opened) -> str:
@@ -168,11 +166,11 @@ def _tensor(
 
 def _reads(tensor: PlannedTensor, opened: Opened) -> Iterator[str]:
     """A kind for each input that is dequantized; one file with several adapters is so once."""
-    if vocabulary.is_moved(opened.alignment, opened.sources, tensor.inputs):
-        yield from [_ROWS] * len(tensor.inputs)
-        return
     seen = set()
     for given in tensor.inputs:
+        if opened.sources[given.source].moves(given.tensor):
+            yield _ROWS
+            continue
         stored = opened.sources[given.source].file.tensors[given.tensor]
         place = (stored.path, stored.name)
         if place not in seen:
