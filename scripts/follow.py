@@ -2,10 +2,11 @@
 
     python scripts/follow.py RECIPE.yaml [--all]
 
-The path is an indented tree. A call that leaves its module is an entry into the other one; of several calls of one
-function from the same other function only the first is shown and counted. After the tree comes how often each module is
-entered. Calls that go down to the ground (`files`, `formats`, `quants`, ..., whose modules serve everybody) are left
-out unless `--all` is given.
+The path is an indented tree, from `engine.build.build` to the plan. Calls of one function from the same other function
+are shown and counted once. Below the tree, for each module: how many functions of it are entered from other modules,
+how often (each pair of caller and function once), and how often other modules ask an object of it that they were
+handed. Calls to the ground (`files`, `formats`, `quants`, ..., whose modules serve everybody) are left out unless
+`--all` is given.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from typing import Any
 
 import ggufmerge
 from ggufmerge.engine.build import build
-from ggufmerge.engine.progress import Progress
 
 PACKAGE = Path(ggufmerge.__file__).parent
-GROUND = (
+GROUND = {
     "chat",
     "files",
     "formats",
@@ -34,16 +34,15 @@ GROUND = (
     "types",
     "errors",
     "text",
-)
-
-Call = tuple[int, str, str]  # depth, module, function
+}
+END = "planned_documents"  # a context manager: what it gives is the plan
 
 
 class PlannedError(Exception):
     """The plan is made: nothing more is to be followed."""
 
 
-class Follower(Progress):
+class Follower:
     """Notes the calls of this thread until the plan is made."""
 
     def __init__(self, *, ground: bool) -> None:
@@ -51,30 +50,33 @@ class Follower(Progress):
         self._modules: dict[CodeType, str] = {}
         self._seen: set[tuple[str, str]] = set()
         self._stack: list[FrameType] = []
-        self.calls: list[Call] = []
+        self.calls: list[tuple[int, str, str]] = []  # (depth, module, function)
         self.entries: Counter[str] = Counter()
+        self.asked: Counter[str] = Counter()
+        self.doors: dict[str, set[str]] = {}
 
-    def warn(self, warnings: Any) -> None:
-        """The first that a build tells of is what it planned."""
-        sys.setprofile(None)
-        raise PlannedError
-
-    def profile(self, frame: FrameType, event: str, _: Any) -> None:
+    def profile(self, frame: FrameType, event: str, value: Any) -> None:
         """As `sys.setprofile` wants it."""
         if event == "return" and self._stack and self._stack[-1] is frame:
             self._stack.pop()
+            if frame.f_code.co_name == END and value is not None:
+                sys.setprofile(None)
+                raise PlannedError
         elif event == "call" and (module := self._module(frame.f_code)):
             self._note(frame, module)
 
     def _note(self, frame: FrameType, module: str) -> None:
-        if self._stack and _of_one_function(frame, self._stack[-1]):
-            return  # a comprehension, or a function inside of another
         caller = self._name(self._stack[-1]) if self._stack else ""
         name = self._name(frame)
-        if (caller, name) not in self._seen:
+        function = name.partition(":")[2]
+        if (caller, name) not in self._seen and not name.startswith(f"{caller}.<locals>."):
             self._seen.add((caller, name))
-            self.calls.append((len(self._stack), module, name.partition(":")[2]))
-            self.entries[module] += caller.partition(":")[0] != module
+            self.calls.append((len(self._stack), module, function))
+            if caller.partition(":")[0] != module:
+                is_method = frame.f_code.co_varnames[:1] == ("self",) and frame.f_code.co_name != "__init__"
+                (self.asked if is_method else self.entries)[module] += 1
+                if not is_method:
+                    self.doors.setdefault(module, set()).add(function)
         self._stack.append(frame)
 
     def _name(self, frame: FrameType) -> str:
@@ -90,17 +92,13 @@ class Follower(Progress):
         return self._modules[code]
 
 
-def _of_one_function(inner: FrameType, outer: FrameType) -> bool:
-    return inner.f_code.co_qualname.startswith(f"{outer.f_code.co_qualname}.<locals>.")
-
-
 def follow(recipe: str, *, ground: bool = False) -> Follower:
     """The calls from `engine.build.build` down to the plan of a recipe."""
     follower = Follower(ground=ground)
     with tempfile.TemporaryDirectory() as folder:
         sys.setprofile(follower.profile)
         try:
-            build(recipe, Path(folder) / "out.gguf", progress=follower)
+            build(recipe, Path(folder) / "out.gguf")
         except PlannedError:
             pass
         finally:
@@ -112,14 +110,15 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--all"]
     if len(arguments) != 1:
         sys.exit(__doc__)
-    follower = follow(arguments[0], ground="--all" in sys.argv)
-    width = max(len(module) for _, module, _ in follower.calls)
-    for depth, module, name in follower.calls:
+    found = follow(arguments[0], ground="--all" in sys.argv)
+    width = max(len(module) for _, module, _ in found.calls)
+    for depth, module, name in found.calls:
         print(f"{module:{width}}  {'  ' * depth}{name}")
-    print()
-    for module, count in follower.entries.most_common():
-        print(f"{count:4}  {module}")
-    print(f"{sum(follower.entries.values()):4}  entries in {len(follower.calls)} calls")
+    print(f"\n{'':{width}}  functions  entered  asked")
+    for module in sorted(found.entries | found.asked, key=lambda m: (-found.entries[m], -found.asked[m])):
+        doors = len(found.doors.get(module, ()))
+        print(f"{module:{width}}  {doors:9}  {found.entries[module]:7}  {found.asked[module]:5}")
+    print(f"{'together':{width}}  {'':9}  {found.entries.total():7}  {found.asked.total():5}")
 
 
 if __name__ == "__main__":

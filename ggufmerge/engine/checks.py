@@ -29,6 +29,13 @@ def check_donor(source: Source) -> None:
         )
 
 
+def check_member(source: Source, donor: Source) -> None:
+    """PlanError or FormatError unless a source can be merged with the one that gives the result its metadata."""
+    if source is donor:
+        check_donor(source)
+    check_architectures([donor, source])
+
+
 def check_architectures(sources: Sequence[Source]) -> None:
     """PlanError or FormatError unless all sources have one `general.architecture`."""
     first = sources[0]
@@ -62,7 +69,12 @@ def check_vocabularies(sources: Sequence[Source]) -> None:
         )
 
 
-def unknown_vocabularies(sources: Sequence[Source]) -> list[str]:
+def differences(sources: Sequence[Source]) -> list[str]:
+    """Warnings for what is unknown of the sources, or other than in the first, after which the result takes."""
+    return [*_unknown_vocabularies(sources), *_differing_hyperparameters(sources, sources[0])]
+
+
+def _unknown_vocabularies(sources: Sequence[Source]) -> list[str]:
     """Warnings for sources whose tokens are only counted."""
     return [
         f"{source.label}: its tokenizer is not read; its tokens are taken to be those of {sources[0].label}, since "
@@ -72,7 +84,7 @@ def unknown_vocabularies(sources: Sequence[Source]) -> list[str]:
     ]
 
 
-def differing_hyperparameters(sources: Sequence[Source], donor: Source) -> list[str]:
+def _differing_hyperparameters(sources: Sequence[Source], donor: Source) -> list[str]:
     """Warnings for keys of the architecture that a source has otherwise than the donor, whose value wins."""
     arch = donor.file.architecture + "."
     structural = {arch + "block_count", arch + "vocab_size"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ggufmerge.engine.layout import Slot
 from ggufmerge.engine.plan import Plan, PlannedTensor
-from ggufmerge.engine.planner import Opened, make_plan
+from ggufmerge.engine.planner import Opened, plan_of
 from ggufmerge.engine.resolve import Found, Resolver, lay_out, stack_order, uses_base
 from ggufmerge.errors import RecipeError
 from ggufmerge.methods import method as find_method
@@ -51,11 +51,10 @@ def explain(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], pattern
     recipe: as `load_recipe` takes it.
     """
     recipe = load_recipe(recipe)
-    plan, opened = make_plan(recipe)
-    opened.close()
-    planned: Mapping[str, PlannedTensor] = {t.name: t for t in plan.tensors}
     laid_out = lay_out(recipe)
     with Opened(laid_out.sources):
+        plan, _ = plan_of(recipe, laid_out)
+        planned: Mapping[str, PlannedTensor] = {t.name: t for t in plan.tensors}
         resolver = Resolver(recipe, laid_out.sources)
         found = [
             _explain(recipe, plan, resolver, slot, planned[slot.name])

@@ -5,18 +5,16 @@ Follows GGUF's conventions for merged models (`general.base_model.*`) and the li
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ggufmerge.engine import provenance
-from ggufmerge.engine.layout import Slice, block_count, layers_of_result
+from ggufmerge.engine.layout import Slice, layers_of_result
 from ggufmerge.errors import PlanError
 from ggufmerge.files import MetadataEditor, ValueKind, facts
-from ggufmerge.formats.layers import count_key
+from ggufmerge.formats.layers import count_key, layer_count
 from ggufmerge.sources import Source
 from ggufmerge.types import FileType
 
@@ -35,17 +33,6 @@ _STALE = (
 )
 _INHERITED = ("author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
-DIGEST_PLACEHOLDER = "0" * 64
-
-
-def display_name(source: Source) -> str:
-    """What a source and its adapters call themselves, else their files' names."""
-    return " + ".join(map(facts.name, (source.file, *(adapter.file for adapter in source.adapters))))
-
-
-def digest_key(index: int) -> str:
-    """The key under which the result keeps the sha256 of source file number `index`."""
-    return f"ggufmerge.source.{index}.sha256"
 
 
 def result_metadata(
@@ -57,7 +44,7 @@ def result_metadata(
     file_type: FileType,
     quantized: bool,
     sources: Sequence[Source],
-    layout: Sequence[Slice],
+    structure: Mapping[str, Any],
     tokenizer: Mapping[str, Any],
     imatrix: Mapping[str, Any],
     overrides: Mapping[str, Any],
@@ -65,6 +52,7 @@ def result_metadata(
     """(changes to the first source's metadata, warnings). A change is a value to set, or None to remove the key.
 
     options: what the command line changed.  settings: keys and values of those in effect (`provenance.settings`).
+    structure: what the layers of the result change (`layer_metadata`).
     """
     donor = sources[0]
     changes: dict[str, Any] = {k: None for k in donor.metadata if k in _STALE or k.startswith(_STALE_PREFIXES)}
@@ -78,18 +66,8 @@ def result_metadata(
     changes["general.tags"] = [*tags, *(t for t in ("merge", "ggufmerge") if t not in tags)]
     licence, warnings = _licence(sources, overrides)
     changes |= licence
-    layers, more = layer_metadata(donor, sources, layout)
-    changes |= layers
-    warnings += more
-    changes |= provenance.without_inherited(donor.metadata)
-    changes |= settings
-    changes["ggufmerge.recipe"] = recipe
-    changes["ggufmerge.recipe.sha256"] = hashlib.sha256(recipe.encode()).hexdigest()
-    if options:
-        changes["ggufmerge.options"] = options
-    changes |= provenance.files(sources)
-    changes |= {digest_key(i): DIGEST_PLACEHOLDER for i in range(len(source_files(sources)))}
-    changes |= provenance.lineage(sources)
+    changes |= structure
+    changes |= provenance.record(sources, settings, recipe=recipe, options=options, digests=True)
     return changes | dict(overrides), warnings
 
 
@@ -147,11 +125,6 @@ def _counted(
     return (shape[axis], what) if len(shape) >= 2 else None
 
 
-def source_files(sources: Sequence[Source]) -> list[Path]:
-    """Every file that the result is made from, once, in the order of their `ggufmerge.source.N` keys."""
-    return provenance.source_files(sources)
-
-
 def apply(changes: Mapping[str, Any], editor: MetadataEditor) -> MetadataEditor:
     """The donor's metadata with the changes made."""
     for key, value in changes.items():
@@ -193,7 +166,7 @@ def layer_metadata(
 
     PlanError when a list of a source has too few values for its layers.
     """
-    arch, count = donor.file.architecture, block_count(donor)
+    arch, count = donor.file.architecture, layer_count(donor.file)
     layers = [(piece.parts[piece.base or 0], i) for piece, i in layers_of_result(layout)]
     origins = [(sources[part.source], part.start + i) for part, i in layers]
     if origins == [(donor, i) for i in range(count)]:
@@ -234,7 +207,7 @@ def _of_layer(key: str, value: Any, source: Source, layer: int) -> Any:
     if layer < len(value):
         return value[layer].item() if isinstance(value[layer], np.generic) else value[layer]
     further = source.metadata.integer(f"{source.file.architecture}.nextn_predict_layers") or 0
-    if len(value) + further == block_count(source):
+    if len(value) + further == layer_count(source.file):
         return None
     short = f"{key} has {len(value)} values, too few for layer {layer}"
     raise PlanError(f"{source.file.path}: {short}; the file is damaged, take another")

@@ -10,19 +10,18 @@ from pathlib import Path
 
 from ggufmerge.engine import checks, header, provenance, vocabulary
 from ggufmerge.engine.plan import Input, Plan, PlannedSource, PlannedTensor, Rounding
-from ggufmerge.engine.resolve import LaidOut, Resolver, check_files, lay_out
+from ggufmerge.engine.resolve import LaidOut, lay_out, resolved
 from ggufmerge.engine.side_tensors import with_side_tensors
 from ggufmerge.engine.survival import expectations
 from ggufmerge.engine.tensor_types import (
     check_type,
     check_writable,
-    combined_imatrix,
-    with_action,
     with_rounding,
     with_types,
 )
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.files import MetadataEditor, TensorInfo, facts
+from ggufmerge.formats.imatrix import load_together
 from ggufmerge.places.references import locate
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.recipe import ModelReference, Recipe
@@ -91,37 +90,33 @@ def make_plan(
     """
     if out_type is not None:
         check_type(out_type)
-    check_files(recipe, imatrix)
-    laid_out = lay_out(recipe)
+    laid_out = lay_out(recipe, imatrix)
     with ExitStack() as on_failure:
         for source in laid_out.sources:
             on_failure.callback(source.close)
-        made = _planned(recipe, laid_out, out_type, imatrix, rounding)
+        made = plan_of(recipe, laid_out, out_type=out_type, imatrix=imatrix, rounding=rounding)
         on_failure.pop_all()
     return made
 
 
-def _planned(
+def plan_of(
     recipe: Recipe,
     laid_out: LaidOut,
-    out_type: str | None,
-    imatrix: Sequence[str | os.PathLike[str]],
-    rounding: Rounding | None,
+    *,
+    out_type: str | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    rounding: Rounding | None = None,
 ) -> tuple[Plan, Opened]:
-    """The plan over models that are open; see `make_plan`."""
+    """The plan over models that are open and stay so; see `make_plan`."""
     sources, donor = laid_out.sources, laid_out.sources[0]
-    resolver = Resolver(recipe, sources)
-    tensors = [resolver.resolve(slot) for slot in laid_out.slots]
-    if resolver.problems:
-        raise RecipeError(*resolver.problems)
-    tensors = _with_grafts(recipe, tensors, laid_out)
+    tensors = _with_grafts(recipe, resolved(recipe, laid_out), laid_out)
 
     given = [(os.fspath(p), ".") for p in imatrix] or [(p, recipe.folder) for p in recipe.imatrix]
     matrix_files = [str(locate(*place)) for place in given]
-    matrix = combined_imatrix(matrix_files)
-    structure, _ = header.layer_metadata(donor, sources, laid_out.slices)
-    tensors, file_type = with_types(recipe, out_type, tensors, donor, structure, matrix)
-    tensors = with_side_tensors((with_action(t, sources) for t in tensors), sources)
+    matrix = load_together(matrix_files)
+    structure, unclear = header.layer_metadata(donor, sources, laid_out.slices)
+    tensors, file_type = with_types(recipe, out_type, tensors, sources, structure, matrix)
+    tensors = with_side_tensors(tensors, sources)
     asked = rounding or recipe.rounding
     tensors = [with_rounding(t, sources, asked) for t in tensors]
     tokenizer, warnings = vocabulary.tokenizer_metadata(recipe, sources, laid_out.alignment)
@@ -147,12 +142,12 @@ def _planned(
         file_type=file_type,
         quantized=any(t.type.is_quantized for t in tensors),
         sources=sources,
-        layout=laid_out.slices,
+        structure=structure,
         tokenizer=tokenizer,
         imatrix=matrix.metadata() if matrix else {},
         overrides=recipe.metadata,
     )
-    warnings += [*checks.unknown_vocabularies(sources), *checks.differing_hyperparameters(sources, donor), *more]
+    warnings += [*checks.differences(sources), *more, *unclear]
     planned = tuple(map(planned_source, laid_out.references, sources))
     # the planned sources read their metadata as well, so what was ignored there is known afterwards
     warnings += [line for source in sources for line in source.misfits()]
@@ -209,7 +204,7 @@ def _with_grafts(recipe: Recipe, tensors: list[PlannedTensor], laid_out: LaidOut
 def _result_name(recipe: Recipe, donor: Source) -> str:
     if recipe.name:
         return recipe.name
-    return f"{header.display_name(donor)} merge" if recipe.origin == "recipe" else Path(recipe.origin).stem
+    return f"{donor.name} merge" if recipe.origin == "recipe" else Path(recipe.origin).stem
 
 
 def planned_source(reference: ModelReference, source: Source) -> PlannedSource:
@@ -217,7 +212,7 @@ def planned_source(reference: ModelReference, source: Source) -> PlannedSource:
         label=source.label,
         path=reference.path,
         adapters=tuple((a.path, a.strength) for a in reference.adapters),
-        name=header.display_name(source),
+        name=source.name,
         architecture=source.file.architecture,
         file_type=str(facts.file_type(source.file)),
         nbytes=sum(path.stat().st_size for path in source.files()),

@@ -18,6 +18,7 @@ from ggufmerge.formats.stored import StoredFile
 from ggufmerge.sources import Source
 
 PREFIX = "ggufmerge."
+DIGEST_PLACEHOLDER = "0" * 64
 AUTO = "stochastic where nearest loses the change"  # the rounding where nobody asked for one
 MAX_ANCESTORS = 32
 MAX_TEXT = 1 << 10  # bytes of a name or of options; longer ones are left out
@@ -44,8 +45,38 @@ def settings(
     return {PREFIX + key: value for key, value in facts.items() if value is not None}
 
 
+def record(
+    sources: Sequence[Source],
+    settings: Mapping[str, Any],
+    *,
+    recipe: str = "",
+    options: str = "",
+    digests: bool = False,
+) -> dict[str, Any]:
+    """What a result says of itself, as changes to the metadata of its first source.
+
+    settings: as `settings` gives them.  recipe: its text.  options: what the command line changed.
+    digests: keep places for the digests of the source files.
+    """
+    changes = without_inherited(sources[0].metadata) | dict(settings)
+    if recipe:
+        changes[PREFIX + "recipe"] = recipe
+        changes[PREFIX + "recipe.sha256"] = hashlib.sha256(recipe.encode()).hexdigest()
+    if options:
+        changes[PREFIX + "options"] = options
+    changes |= files(sources)
+    if digests:
+        changes |= {digest_key(i): DIGEST_PLACEHOLDER for i in range(len(source_files(sources)))}
+    return changes | lineage(sources)
+
+
+def digest_key(index: int) -> str:
+    """The key under which the result keeps the sha256 of source file number `index`."""
+    return f"{PREFIX}source.{index}.sha256"
+
+
 def source_files(sources: Iterable[Source]) -> list[Path]:
-    """Every file that a result is made from, once."""
+    """Every file that a result is made from, once, in the order of their `ggufmerge.source.N` keys."""
     return list(dict.fromkeys(path for source in sources for path in source.files()))
 
 

@@ -16,10 +16,11 @@ from ggufmerge.engine.planner import Opened, planned_source
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.run import BuildReport, run
 from ggufmerge.engine.side_tensors import with_side_tensors
-from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_decided_types
+from ggufmerge.engine.tensor_types import check_writable, with_action, with_decided_types
 from ggufmerge.errors import GgufmergeError, RoleError
 from ggufmerge.files import open_gguf
 from ggufmerge.files.sharded import SplitLimit
+from ggufmerge.formats.imatrix import load_together
 from ggufmerge.formats.layers import count_key, layer_count
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found, locate
@@ -140,7 +141,7 @@ def _planned(
     mixture: dict[str, Any],
 ) -> tuple[Plan, Opened]:
     """The plan over a file that is open; see `plan_quantize`. mixture: further arguments of `decide_types`."""
-    matrix = combined_imatrix([str(locate(os.fspath(p), ".")) for p in imatrix])
+    matrix = load_together([str(locate(os.fspath(p), ".")) for p in imatrix])
     if matrix is not None and (include_weights or exclude_weights):
         matrix = matrix.select(include_weights, exclude_weights)
     tensors = [
@@ -171,9 +172,8 @@ def _planned(
     if any(t.type.is_quantized for t in tensors):
         metadata["general.quantization_version"] = QUANTIZATION_VERSION
     metadata |= matrix.metadata() if matrix else {}
-    metadata |= provenance.without_inherited(source.metadata)
-    metadata |= provenance.settings(file_type=str(file_type), imatrix=[Path(p).name for p in imatrix])
-    metadata |= provenance.files([source]) | provenance.lineage([source])
+    settings = provenance.settings(file_type=str(file_type), imatrix=[Path(p).name for p in imatrix])
+    metadata |= provenance.record([source], settings)
     planned = planned_source(reference, source)
     warnings += source.misfits()
     plan = Plan(

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from ggufmerge.engine import checks, vocabulary
-from ggufmerge.engine.layout import Slice, Slot, slices, slots
+from ggufmerge.engine.layout import Slice, Slot, lay
 from ggufmerge.engine.plan import Input, PlannedTensor
 from ggufmerge.engine.stored_form import stored_offset
 from ggufmerge.errors import PlanError, RecipeError, collected
@@ -46,12 +46,13 @@ class LaidOut:
     alignment: Alignment | None = None
 
 
-def lay_out(recipe: Recipe) -> LaidOut:
+def lay_out(recipe: Recipe, imatrix: Sequence[str | os.PathLike[str]] = ()) -> LaidOut:
     """Open the models of a recipe and find out which tensors the result has.
 
-    RecipeError, PlanError and FormatError say which models do not fit together or do not fit the recipe.
+    RecipeError, PlanError and FormatError say which models do not fit together or do not fit the recipe, and which
+    files do not exist; imatrix: those that are given beside the recipe, instead of its own.
     """
-    check_files(recipe)
+    check_files(recipe, imatrix)
     opened: list[tuple[ModelReference, Source]] = []
     with ExitStack() as on_failure:
         for reference in recipe.references():
@@ -98,24 +99,33 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     opened.sort(key=lambda pair: pair[1].is_checkpoint)
     references, sources = [reference for reference, _ in opened], [source for _, source in opened]
     models: Location = ("models",) if recipe.slices is None else ("slices",)
-    with recipe.blamed(recipe.place_of(references[0])):
-        checks.check_donor(sources[0])
     for reference, source in zip(references, sources, strict=True):
         with recipe.blamed(recipe.place_of(reference)):
-            checks.check_architectures([sources[0], source])
+            checks.check_member(source, sources[0])
     asked = next((key for key in ("tokenizer", "tokenizer_source") if getattr(recipe, key)), None)
     with recipe.blamed((asked,) if asked else models):
         alignment = vocabulary.alignment_of(recipe, references, sources)
     if alignment is not None:
         sources = aligned(sources, alignment)
-    layout = slices(recipe, methods, references, sources)
+    layout, filled = lay(recipe, methods, references, sources)
     for number, piece in enumerate(layout):
         for method in methods:
             _check_model_count(method, piece, recipe, number)
-    filled = list(slots(layout, sources))
     with recipe.blamed(models):
         _check_presence(filled, sources)
     return LaidOut(references, sources, layout, filled, _check_filters(recipe, filled), alignment)
+
+
+def resolved(recipe: Recipe, laid_out: LaidOut) -> list[PlannedTensor]:
+    """The tensors of the result with their parameters, in the types of the model that the result takes after.
+
+    RecipeError names all parameters that are missing or that do not go together.
+    """
+    resolver = Resolver(recipe, laid_out.sources)
+    tensors = [resolver.resolve(slot) for slot in laid_out.slots]
+    if resolver.problems:
+        raise RecipeError(*resolver.problems)
+    return tensors
 
 
 @dataclass(frozen=True)

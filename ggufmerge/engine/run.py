@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine import header
+from ggufmerge.engine import provenance
 from ggufmerge.engine.checks import check_inputs, check_space, output_files, watched
 from ggufmerge.engine.encode import Figures, Scratch, TensorEncoder, warm_up
 from ggufmerge.engine.memory import own_memory
@@ -293,7 +293,7 @@ class _Build:
         self.progress.warn(self.warnings)
         self.digests = {path: self.digests[path] for path in paths}  # not as the threads came to their ends
         for i, path in enumerate(paths):
-            self.writer.patch(header.digest_key(i), self.digests[path])
+            self.writer.patch(provenance.digest_key(i), self.digests[path])
         self.writer.verify()
 
     def _measured(self, work: Callable[[], None], threads: int) -> None:

@@ -12,7 +12,6 @@ from ggufmerge.engine.plan import PlannedTensor, Rounding
 from ggufmerge.engine.rounding import UNIFORM
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from ggufmerge.files import open_gguf
-from ggufmerge.formats.imatrix import load_imatrix
 from ggufmerge.patterns import Budget, Pattern
 from ggufmerge.places.references import locate
 from ggufmerge.quants import codec
@@ -46,11 +45,15 @@ def with_types(
     recipe: Recipe,
     out_type: str | None,
     tensors: list[PlannedTensor],
-    donor: Source,
+    sources: Sequence[Source],
     structure: dict[str, Any],
     imatrix: Imatrix | None,
 ) -> tuple[list[PlannedTensor], FileType]:
-    """The tensors with the types they are written in, and the file type that describes them."""
+    """The tensors with the types they are written in and what that makes of them, and the file type for all.
+
+    structure: changes to the metadata of the first source that the result's layers bring about.
+    """
+    donor = sources[0]
     float_file = _FLOAT_FILES.get(recipe.out_dtype or recipe.dtype or "")
     wanted = out_type or recipe.out_type or (None if recipe.like else float_file)
     planned = _PlannedHeader(ChainMap(structure, donor.metadata), {t.name: t for t in tensors})  # type: ignore[arg-type]
@@ -64,7 +67,8 @@ def with_types(
         typed = _with_demanded_types(recipe, [replace(t, why_type="as in the first model") for t in tensors])
     grafted = {t.name for t in tensors if any(matches(p, t.name) for graft in recipe.graft for p in graft.tensors)}
     typed = [was if was.name in grafted else now for was, now in zip(tensors, typed, strict=True)]
-    return typed, FileType.parse(wanted) if wanted else guess_file_type({t.name: t.type for t in typed}, donor)
+    file_type = FileType.parse(wanted) if wanted else guess_file_type({t.name: t.type for t in typed}, donor)
+    return [with_action(t, sources) for t in typed], file_type
 
 
 def with_decided_types(tensors: Sequence[PlannedTensor], decided: Mapping[str, Decision]) -> list[PlannedTensor]:
@@ -176,9 +180,3 @@ def check_writable(tensors: Sequence[PlannedTensor], file_type: FileType, imatri
         return []
     more = f" and {len(uncovered) - 1} more" if len(uncovered) > 1 else ""
     return [f"the importance matrix has no entry for {uncovered[0]}{more}: quantized without"]
-
-
-def combined_imatrix(paths: Sequence[str]) -> Imatrix | None:
-    """The importance matrix of several files together; None of none."""
-    matrices = [load_imatrix(path) for path in paths]
-    return matrices[0].combine(matrices[1:]) if len(matrices) > 1 else matrices[0] if matrices else None

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.engine.checks import watched
-from ggufmerge.engine.header import digest_key
 from ggufmerge.engine.plan import Plan, PlannedTensor, Rounding
 from ggufmerge.engine.planner import Opened
+from ggufmerge.engine.provenance import digest_key
 from ggufmerge.engine.rates import Rates
 from ggufmerge.engine.rounding import UNIFORM
 from ggufmerge.engine.survey import is_surveyed

@@ -31,7 +31,7 @@ def open_source(reference: ModelReference, folder: str | os.PathLike[str] = ".")
         for path in located.adapters:
             adapters.append(open_adapter(path, file))  # noqa: PERF401 - those opened before one fails are closed below
         for adapter in reference.adapters:
-            adapters.append(open_adapter(locate(adapter.path, folder), file, adapter.strength))  # noqa: PERF401 - as above
+            adapters.append(open_adapter(find(adapter.path, folder).path, file, adapter.strength))  # noqa: PERF401 - as above
     except BaseException:
         for opened in (file, *(a.file for a in adapters)):
             opened.close()

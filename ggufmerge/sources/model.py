@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.files import GGUFFile, MetadataEditor
+from ggufmerge.files import GGUFFile, MetadataEditor, facts
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.formats.checkpoint import Checkpoint
@@ -182,6 +182,11 @@ class Source:
         self.side_tensors = side_tensors(file.tensors)
         aside = {name for names in self.side_tensors.values() for name in names}
         self.tensors: dict[str, DescribedTensor] = {name: t for name, t in file.tensors.items() if name not in aside}
+
+    @property
+    def name(self) -> str:
+        """What the model and its adapters call themselves, else their files' names."""
+        return " + ".join(map(facts.name, (self.file, *(adapter.file for adapter in self.adapters))))
 
     @property
     def is_checkpoint(self) -> bool:
