@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufmerge import keys
 from ggufmerge.cli.bake import Rounding
 from ggufmerge.cli.homes import LlamaCpp, LmStudio, To
 from ggufmerge.cli.options import All, Chunk, DryRun, Imatrix, Json, Output, Overwrite, Threads, type_option
@@ -239,7 +240,7 @@ def _show_plans(
         else:
             for number, plan in enumerate(plans):
                 if len(plans) > 1:
-                    say(*[""][:number], f"{number + 1} of {len(plans)}: {plan.metadata['general.name']}")
+                    say(*[""][:number], f"{number + 1} of {len(plans)}: {plan.metadata[keys.NAME]}")
                 show_plan(plan, every=every)
             say(*lines)
             show_forecast(forecast, documents.final, place)

@@ -13,11 +13,9 @@ from ggufmerge.files.output import work_files
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.watch import Watch
 from ggufmerge.files.writer import check_regular, partial_path, same_file
+from ggufmerge.keys import ARCHITECTURE, TOKENS, block_count, vocab_size
 from ggufmerge.sources import Source
 from ggufmerge.text import size
-
-ARCHITECTURE = "general.architecture"
-_TOKENS = "tokenizer.ggml.tokens"
 
 
 def check_donor(source: Source) -> None:
@@ -53,12 +51,12 @@ def check_vocabularies(sources: Sequence[Source]) -> None:
     """PlanError unless all sources have the same tokens at the same ids; those of checkpoints are not looked at."""
     first = sources[0]
     for other in sources[1:]:
-        if other.is_checkpoint or _raw(first, _TOKENS) == _raw(other, _TOKENS):
+        if other.is_checkpoint or _raw(first, TOKENS) == _raw(other, TOKENS):
             continue
         for source in (first, other):
-            if _TOKENS in source.metadata and source.metadata.texts(_TOKENS) is None:
-                found = source.metadata.found(_TOKENS)
-                raise PlanError(f"{source.label}: {_TOKENS} is {found}, not a list of texts; take another file")
+            if TOKENS in source.metadata and source.metadata.texts(TOKENS) is None:
+                found = source.metadata.found(TOKENS)
+                raise PlanError(f"{source.label}: {TOKENS} is {found}, not a list of texts; take another file")
         a, b = _tokens(first), _tokens(other)
         at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
         token = [repr(v[at]) if at < len(v) else "missing" for v in (a, b)]
@@ -87,7 +85,7 @@ def _unknown_vocabularies(sources: Sequence[Source]) -> list[str]:
 def _differing_hyperparameters(sources: Sequence[Source], donor: Source) -> list[str]:
     """Warnings for keys of the architecture that a source has otherwise than the donor, whose value wins."""
     arch = donor.file.architecture + "."
-    structural = {arch + "block_count", arch + "vocab_size"}
+    structural = {block_count(donor.file.architecture), vocab_size(donor.file.architecture)}
     warnings = []
     for source in sources:
         if source is donor:
@@ -155,7 +153,7 @@ def check_space(outputs: Sequence[Path], nbytes: int) -> None:
 
 
 def _tokens(source: Source) -> list[str]:
-    return source.metadata.texts(_TOKENS) or []
+    return source.metadata.texts(TOKENS) or []
 
 
 def _raw(source: Source, key: str) -> bytes | None:

@@ -22,17 +22,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge import keys
 from ggufmerge.engine import header, provenance
 from ggufmerge.engine.checks import check_architectures, check_inputs, check_space, watched
 from ggufmerge.engine.low_rank import PASSES, LowRank, low_rank
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.scheduler import Job, drive
 from ggufmerge.errors import GgufmergeError, PlanError, nearest
-from ggufmerge.files import MetadataEditor, TensorInfo
+from ggufmerge.files import MetadataEditor, TensorInfo, facts
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output, Writer
 from ggufmerge.files.watch import Watch
 from ggufmerge.formats.stored import DescribedTensor
+from ggufmerge.keys import EMBEDDING, HEAD
 from ggufmerge.methods.random import stream_key
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found
@@ -44,7 +46,6 @@ from ggufmerge.sources import Source
 from ggufmerge.sources.damage import place
 from ggufmerge.types import FileType, TensorType
 
-EMBEDDING = "token_embd.weight"
 _COMPARED = 1 << 22  # bytes compared at a time
 _TOO_LARGE = 1e12  # differences from here on: their squares, summed over a tensor, would leave float32
 # two-dimensional weights that llama.cpp does not multiply with, and so never applies adapters to
@@ -345,7 +346,7 @@ class _Selection:
             return "not a matrix"
         if name == EMBEDDING and not self.embeddings:
             return "the embedding, taken with --embeddings"
-        known = name.startswith("blk.") or name in ("output.weight", EMBEDDING)
+        known = name.startswith("blk.") or name in (HEAD, EMBEDDING)
         if not known or not name.endswith(".weight") or any(fnmatchcase(name, p) for p in _NOT_MULTIPLIED):
             return "llama.cpp applies no adapter to it"
         if other.shape != tensor.shape:
@@ -371,7 +372,7 @@ class _Selection:
                 f"the difference contains the rounding of quantized weights ({', '.join(sorted(coarse))}), which no "
                 "low rank captures; extract from F16 or F32 files if there are any"
             )
-        if EMBEDDING in (p.name for p in pairs) and "output.weight" not in self.base.tensors:
+        if EMBEDDING in (p.name for p in pairs) and HEAD not in self.base.tensors:
             warnings.append(
                 "the output head is tied to the embedding: llama.cpp cannot apply this adapter, only a merge can"
             )
@@ -388,17 +389,17 @@ def _by_reason(left_out: dict[str, str]) -> dict[str, list[str]]:
 def _metadata(plan: ExtractPlan, sources: tuple[Source, Source]) -> MetadataEditor:
     tune, base = sources
     editor = MetadataEditor()
-    editor.set("general.architecture", base.file.architecture)
-    editor.set("general.type", "adapter")
-    editor.set("adapter.type", "lora")
-    editor.set("adapter.lora.alpha", float(plan.rank))
-    editor.set("general.name", f"{tune.name} LoRA rank {plan.rank}")
-    licence = tune.metadata.text("general.license")
+    editor.set(keys.ARCHITECTURE, base.file.architecture)
+    editor.set(keys.TYPE, "adapter")
+    editor.set(keys.ADAPTER_TYPE, "lora")
+    editor.set(keys.LORA_ALPHA, float(plan.rank))
+    editor.set(keys.NAME, f"{tune.name} LoRA rank {plan.rank}")
+    licence = facts.licence(tune.file)
     if licence is not None:
-        editor.set("general.license", licence)
-    editor.set("general.base_model.count", 1)
-    editor.set("general.base_model.0.name", base.name)
-    editor.set("general.file_type", FileType.parse(str(plan.type)).id)
+        editor.set(keys.LICENSE, licence)
+    editor.set(keys.BASE_MODEL_COUNT, 1)
+    editor.set(keys.base_model(0, "name"), base.name)
+    editor.set(keys.FILE_TYPE, FileType.parse(str(plan.type)).id)
     made = provenance.settings(file_type=str(plan.type)) | provenance.files(sources) | provenance.lineage(sources)
     return header.apply(made, editor)
 

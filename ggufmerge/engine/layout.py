@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ggufmerge.errors import PlanError
 from ggufmerge.formats.layers import layer_count
+from ggufmerge.keys import EMBEDDING, HEAD
 from ggufmerge.methods.spec import Base, Method
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import layer_of, with_layer
@@ -18,7 +19,6 @@ from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Model, Parameters, Recipe, SliceSource
 from ggufmerge.sources import Source
 
-_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 # Tables computed from hyper-parameters, not trained: they belong to the model whose metadata the result takes.
 _CONSTANTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -187,10 +187,10 @@ def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *
                 only = replace(piece, parts=(replace(piece.parts[first], source=owner),), base=None)
                 note = f"computed, not trained: taken from {sources[owner].label}"
                 yield Slot(name, only, (name,), 0.0, (note,), constant=True)
-        elif name == _HEAD and None in own:
+        elif name == HEAD and None in own:
             tied = [s.label for s, n in zip(parts, own, strict=True) if n is None]
             note = f"{', '.join(tied)}: tied to the embedding, which stands in for it"
-            yield Slot(name, piece, tuple(n or _EMBEDDING for n in own), 0.0, (note,))
+            yield Slot(name, piece, tuple(n or EMBEDDING for n in own), 0.0, (note,))
         else:
             yield Slot(name, piece, own, 0.0)
 

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ggufmerge import keys
 from ggufmerge.formats.stored import StoredFile
 from ggufmerge.sources import Source
 
@@ -125,7 +126,7 @@ def _own(file: StoredFile) -> Entry:
     entry = _checked({key: value for key, value in found.items() if key not in ("file", "name", *_PLACES)})
     if not entry:
         return {}
-    return _checked({"file": file.path.name, "name": file.metadata.get("general.name")}) | entry
+    return _checked({"file": file.path.name, "name": file.metadata.get(keys.NAME)}) | entry
 
 
 def _inherited(metadata: Mapping[str, Any]) -> list[Entry]:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ggufmerge import keys
 from ggufmerge.engine import provenance
 from ggufmerge.engine.checks import check_donor
 from ggufmerge.engine.header import QUANTIZATION_VERSION
@@ -167,10 +168,10 @@ def _planned(
         warnings.append(
             f"{source.label} is quantized already ({', '.join(coarse)}): its error stays and the new one adds"
         )
-    metadata: dict[str, Any] = {"general.file_type": file_type.id}
-    metadata |= {key: None for key in source.metadata if matrix and key.startswith("quantize.imatrix.")}
+    metadata: dict[str, Any] = {keys.FILE_TYPE: file_type.id}
+    metadata |= {key: None for key in source.metadata if matrix and key.startswith(keys.IMATRIX)}
     if any(t.type.is_quantized for t in tensors):
-        metadata["general.quantization_version"] = QUANTIZATION_VERSION
+        metadata[keys.QUANTIZATION_VERSION] = QUANTIZATION_VERSION
     metadata |= matrix.metadata() if matrix else {}
     settings = provenance.settings(file_type=str(file_type), imatrix=[Path(p).name for p in imatrix])
     metadata |= provenance.record([source], settings)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from ggufmerge import keys
 from ggufmerge.chat.templates import TEMPLATE, TEMPLATES, most_common
 from ggufmerge.engine.checks import check_vocabularies
 from ggufmerge.engine.plan import PlannedVocabulary
@@ -20,7 +21,7 @@ from ggufmerge.sources.aligned import token_rows
 from ggufmerge.tokenizers.align import Alignment, Settings, TokenRule, align
 from ggufmerge.tokenizers.sentencepiece import KIND as SENTENCEPIECE
 from ggufmerge.tokenizers.sentencepiece import difference, read_tokenizer_model, tokenizer_model_beside
-from ggufmerge.tokenizers.vocabulary import MODEL, PRE, TOKENS, Vocabulary, read_vocabulary
+from ggufmerge.tokenizers.vocabulary import Vocabulary, read_vocabulary
 
 
 def alignment_of(recipe: Recipe, references: Sequence[ModelReference], sources: Sequence[Source]) -> Alignment | None:
@@ -35,7 +36,7 @@ def alignment_of(recipe: Recipe, references: Sequence[ModelReference], sources: 
                 f"{source.label}: the tokenizer of a Hugging Face checkpoint is not read, so its vocabulary cannot be "
                 "changed; leave out tokenizer_source, or convert it with convert_hf_to_gguf.py of llama.cpp"
             )
-    if all(TOKENS not in source.metadata for source in sources):
+    if all(keys.TOKENS not in source.metadata for source in sources):
         return None
     vocabularies = [read_vocabulary(source.file.metadata, source.label, token_rows(source)) for source in sources]
     rules = recipe.tokenizer.tokens if recipe.tokenizer else {}
@@ -110,7 +111,7 @@ def tokenizer_metadata(
     """(changes to the first source's metadata besides the vocabulary itself, warnings)."""
     changes: dict[str, Any] = {}
     warnings = _differing_tokenizer_models(sources)
-    size_key = f"{sources[0].file.architecture}.vocab_size"
+    size_key = keys.vocab_size(sources[0].file.architecture)
     if alignment is not None:
         if size_key in sources[0].metadata:
             changes[size_key] = alignment.rows
@@ -132,7 +133,7 @@ def _differing_tokenizer_models(sources: Sequence[Source]) -> list[str]:
     warnings = []
     for source in sources:
         beside = tokenizer_model_beside(source.file.path)
-        if beside is not None and source.metadata.text(MODEL) == SENTENCEPIECE:
+        if beside is not None and source.metadata.text(keys.TOKENIZER_MODEL) == SENTENCEPIECE:
             try:
                 differs = difference(read_vocabulary(source.file.metadata, source.label), read_tokenizer_model(beside))
             except GgufmergeError as error:
@@ -148,7 +149,7 @@ def _differing_splits(alignment: Alignment, sources: Sequence[Source]) -> list[s
     return [
         f"{s.label} splits texts as {own!r}, the result as {wanted!r}: its tokens will be cut otherwise"
         for s in sources
-        if wanted and (own := s.metadata.text(PRE)) not in (None, wanted)
+        if wanted and (own := s.metadata.text(keys.TOKENIZER_PRE)) not in (None, wanted)
     ]
 
 

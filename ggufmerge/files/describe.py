@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ggufmerge.files.facts import file_type
+from ggufmerge import keys
+from ggufmerge.files.facts import file_type, parameters
 from ggufmerge.files.metadata import Metadata, ValueKind
 from ggufmerge.files.reader import GGUFFile
 
@@ -26,7 +27,7 @@ def describe(file: GGUFFile, *, full: bool = False) -> dict[str, Any]:
     types: type -> {"tensors", "values", "nbytes", "bits_per_weight"}, by falling size.
     """
     kind = file_type(file)
-    values = sum(tensor.size for tensor in file.tensors.values())
+    values = parameters(file)
     data = sum(tensor.nbytes for tensor in file.tensors.values())
     return {
         "path": _text(str(file.path)),
@@ -34,8 +35,8 @@ def describe(file: GGUFFile, *, full: bool = False) -> dict[str, Any]:
         "nbytes": file.nbytes,
         "gguf_version": file.version,
         "alignment": file.alignment,
-        "type": _text(file.metadata.text("general.type") or "") or None,
-        "name": _text(file.metadata.text("general.name") or "") or None,
+        "type": _text(file.metadata.text(keys.TYPE) or "") or None,
+        "name": _text(file.metadata.text(keys.NAME) or "") or None,
         "architecture": _text(file.architecture) or None,
         "file_type": None if kind is None else str(kind),
         "parameters": values,

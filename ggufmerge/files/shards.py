@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufmerge.files.metadata import MetadataEditor, ValueKind
+from ggufmerge.keys import SPLIT
 
-NUMBER = "split.no"  # u16, counted from 0
-COUNT = "split.count"  # u16; 0 and 1 mean that the file is complete
-TENSORS = "split.tensors.count"  # i32, of all shards together
+NUMBER = SPLIT + "no"  # u16, counted from 0
+COUNT = SPLIT + "count"  # u16; 0 and 1 mean that the file is complete
+TENSORS = SPLIT + "tensors.count"  # i32, of all shards together
 KEYS = (NUMBER, COUNT, TENSORS)
 
 

@@ -27,12 +27,13 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge import keys
 from ggufmerge.errors import GgufmergeError, OutputError, PlanError
 from ggufmerge.files import shards
 from ggufmerge.files.atomic import fsync_folder, remove_file, write_file
 from ggufmerge.files.lock import open_locked
 from ggufmerge.files.metadata import MetadataEditor, ValueKind
-from ggufmerge.files.reader import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMENSIONS, MAX_NAME, check_header
+from ggufmerge.files.reader import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMENSIONS, MAX_NAME, check_header
 from ggufmerge.files.tensor import TensorInfo as TensorInfo
 from ggufmerge.files.tensor import map_readonly
 
@@ -54,7 +55,7 @@ class Layout:
         self, metadata: MetadataEditor, tensors: Iterable[TensorInfo], split: shards.SplitKeys | None = None
     ) -> None:
         self.metadata = MetadataEditor(metadata)
-        for key in (ALIGNMENT_KEY, *shards.KEYS):
+        for key in (keys.ALIGNMENT, *shards.KEYS):
             self.metadata.remove(key)
         if split is not None:
             split.write_to(self.metadata)

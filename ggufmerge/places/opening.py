@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 
 from ggufmerge.errors import GgufmergeError, PlanError, RoleError
-from ggufmerge.files import open_gguf
+from ggufmerge.files import facts, open_gguf
 from ggufmerge.formats.checkpoint import Checkpoint
 from ggufmerge.formats.stored import StoredFile
 from ggufmerge.places.ollama.store import OllamaSettings, layout_warnings
@@ -45,13 +45,13 @@ def is_model(path: str, folder: str | os.PathLike[str] = ".") -> bool:
     """Whether there is a GGUF file that says it is a model."""
     try:
         with open_gguf(locate(path, folder)) as file:
-            return file.metadata.text("general.type") in (None, "model") and bool(file.architecture)
+            return facts.kind(file) == "model" and bool(file.architecture)
     except GgufmergeError:
         return False
 
 
 def _check_model(file: StoredFile, reference: ModelReference, folder: str | os.PathLike[str]) -> None:
-    kind = file.metadata.text("general.type")
+    kind = facts.kind(file)
     if kind == "adapter":
         others = [adapter.path for adapter in reference.adapters]
         base = next((path for path in others if is_model(path, folder)), "MODEL.gguf")

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ggufmerge import keys
 from ggufmerge.errors import GgufmergeError, RecipeError
 from ggufmerge.files import GGUFFile, describe
 from ggufmerge.files.absent import absent
@@ -60,16 +61,19 @@ def front_matter(file: GGUFFile) -> str:
     if parents:
         fields["base_model"] = parents
         fields["base_model_relation"] = "merge" if _is_merge(file) else "quantized"
-    licence = _words(_text(file, "general.license")).lower()
+    licence = _words(_text(file, keys.LICENSE)).lower()
     if licence:
         fields["license"] = licence
-        more = {f"license_{part}": _words(_text(file, f"general.license.{part}")) for part in ("name", "link")}
+        more = {
+            "license_name": _words(_text(file, keys.LICENSE_NAME)),
+            "license_link": _words(_text(file, keys.LICENSE_LINK)),
+        }
         fields |= {key: value for key, value in more.items() if value}
-    if languages := _listed(_texts(file, "general.languages")):
+    if languages := _listed(_texts(file, keys.LANGUAGES)):
         fields["language"] = languages
     fields["library_name"] = "gguf"
     fields["pipeline_tag"] = "text-generation"
-    fields["tags"] = list(dict.fromkeys([*_listed(_texts(file, "general.tags")), "gguf"]))
+    fields["tags"] = list(dict.fromkeys([*_listed(_texts(file, keys.TAGS)), "gguf"]))
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
 
@@ -82,7 +86,7 @@ def _is_merge(file: GGUFFile) -> bool:
 def hub_parents(file: GGUFFile) -> list[str]:
     """The repositories on the Hub that a result comes from, as its recipe and the sources' metadata name them."""
     found = [repo for text in _strings(_parsed(_recipe_text(file))) for repo in _IN_RECIPE.findall(text)]
-    urls = [_text(file, f"general.base_model.{index}.repo_url") for index in _parents(file)]
+    urls = [_text(file, keys.base_model(index, "repo_url")) for index in _parents(file)]
     found += [match[1] for url in urls if (match := _URL.fullmatch(url))]
     return list(dict.fromkeys(found))
 
@@ -131,7 +135,7 @@ def _summary(file: GGUFFile, facts: Mapping[str, Any]) -> str:
         else ""
     )
     text = f"{made}{kind}. It runs in llama.cpp, Ollama and whatever else reads GGUF."
-    if not _text(file, "general.license"):
+    if not _text(file, keys.LICENSE):
         text += "\n\nNo licence is stated: those of the models it was made from differ or are not known."
     return text
 
@@ -139,7 +143,7 @@ def _summary(file: GGUFFile, facts: Mapping[str, Any]) -> str:
 def _models(file: GGUFFile) -> str:
     rows = []
     for index in _parents(file):
-        key = f"general.base_model.{index}."
+        key = keys.base_model(index, "")
         name, url = _cell(_text(file, key + "name")), _text(file, key + "repo_url")
         linked = f"[{name}]({url})" if re.fullmatch(r"https://[\w./-]+", url) else name
         rows.append((linked, _cell(_text(file, key + "organization")), _cell(_text(file, key + "version"))))
@@ -285,7 +289,7 @@ def _valid(text: str) -> str:
 
 def _parents(file: GGUFFile) -> list[int]:
     """The numbers of the models that the metadata names as parents, in order: those of which something is said."""
-    count = file.metadata.integer("general.base_model.count") or 0
+    count = file.metadata.integer(keys.BASE_MODEL_COUNT) or 0
     numbers = {int(match[1]) for key in file.metadata if (match := _PARENT.match(key))}
     return sorted(number for number in numbers if number < count)
 

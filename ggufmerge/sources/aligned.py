@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 from ggufmerge.errors import PlanError
 from ggufmerge.files import MetadataEditor, Tensor, TensorInfo
 from ggufmerge.formats.stored import DescribedTensor
+from ggufmerge.keys import EMBEDDING, HEAD, HUGGINGFACE_JSON, TOKENIZER
 from ggufmerge.sources.model import Source, SourceTensor, TensorReader
 from ggufmerge.tokenizers.align import MEAN, PAD, ZERO, Alignment, Rows
-from ggufmerge.tokenizers.vocabulary import HUGGINGFACE_JSON, PREFIX
 from ggufmerge.types import TensorType
 
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 _BY_TOKEN = re.compile(
     r"(token_embd|per_layer_token_embd|output)\.weight|output\.bias|blk\.\d+\.nextn\.(embed_tokens|shared_head_head)\.weight"
 )
@@ -94,7 +93,7 @@ class AlignedSource(Source):
     def editor(self) -> MetadataEditor:
         editor = super().editor()
         donor = self._alignment.donor
-        for key in [k for k in editor if k.startswith(PREFIX) and k not in donor.metadata]:
+        for key in [k for k in editor if k.startswith(TOKENIZER) and k not in donor.metadata]:
             editor.remove(key)
         for key in donor.metadata:
             editor.set_raw(key, donor.metadata.raw(key))
