@@ -22,6 +22,17 @@ LANGUAGES = "general.languages"
 LICENSE = "general.license"
 LICENSE_NAME = "general.license.name"
 LICENSE_LINK = "general.license.link"
+QUANTIZED_BY = "general.quantized_by"
+ORIGIN = (  # who made a model, and where it is
+    "general.author",
+    "general.version",
+    "general.organization",
+    "general.description",
+    "general.url",
+    "general.doi",
+    "general.uuid",
+    "general.repo_url",
+)
 BASE_MODEL = "general.base_model."
 BASE_MODEL_COUNT = "general.base_model.count"
 
@@ -40,7 +51,15 @@ LORA_ALPHA = "adapter.lora.alpha"
 INVOCATION_TOKENS = "adapter.alora.invocation_tokens"
 
 SPLIT = "split."
+SPLIT_NUMBER = "split.no"
+SPLIT_COUNT = "split.count"
+SPLIT_TENSORS = "split.tensors.count"
+
 IMATRIX = "quantize.imatrix."
+IMATRIX_FILE = "quantize.imatrix.file"
+IMATRIX_DATASET = "quantize.imatrix.dataset"
+IMATRIX_ENTRIES = "quantize.imatrix.entries_count"
+IMATRIX_CHUNKS = "quantize.imatrix.chunks_count"
 
 EMBEDDING = "token_embd.weight"  # a row per token
 PER_LAYER_EMBEDDING = "per_layer_token_embd.weight"

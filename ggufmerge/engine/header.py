@@ -20,8 +20,7 @@ from ggufmerge.sources import Source
 from ggufmerge.types import FileType
 
 _STALE_PREFIXES = (keys.IMATRIX, keys.SPLIT, keys.BASE_MODEL, keys.GENERAL + "source.", keys.GENERAL + "dataset.")
-_INHERITED = ("author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
-_STALE = frozenset({keys.ALIGNMENT, *(keys.GENERAL + field for field in (*_INHERITED, "quantized_by"))})
+_STALE = frozenset({keys.ALIGNMENT, keys.QUANTIZED_BY, *keys.ORIGIN})
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
 
@@ -213,9 +212,9 @@ def _parents(sources: Sequence[Source]) -> dict[str, Any]:
     changes: dict[str, Any] = {keys.BASE_MODEL_COUNT: len(parents)}
     for i, file in enumerate(parents.values()):
         changes[keys.base_model(i, "name")] = facts.name(file)
-        for field in _INHERITED:
-            if value := file.metadata.text(keys.GENERAL + field):
-                changes[keys.base_model(i, field)] = value
+        for key in keys.ORIGIN:
+            if value := file.metadata.text(key):
+                changes[keys.base_model(i, key.removeprefix(keys.GENERAL))] = value
     return changes
 
 

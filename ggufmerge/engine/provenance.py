@@ -61,10 +61,10 @@ def record(
     """
     changes = without_inherited(sources[0].metadata) | dict(settings)
     if recipe:
-        changes[PREFIX + "recipe"] = recipe
-        changes[PREFIX + "recipe.sha256"] = hashlib.sha256(recipe.encode()).hexdigest()
+        changes["ggufmerge.recipe"] = recipe
+        changes["ggufmerge.recipe.sha256"] = hashlib.sha256(recipe.encode()).hexdigest()
     if options:
-        changes[PREFIX + "options"] = options
+        changes["ggufmerge.options"] = options
     changes |= files(sources)
     if digests:
         changes |= {digest_key(i): DIGEST_PLACEHOLDER for i in range(len(source_files(sources)))}

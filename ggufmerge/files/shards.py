@@ -10,12 +10,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggufmerge import keys
 from ggufmerge.files.metadata import MetadataEditor, ValueKind
-from ggufmerge.keys import SPLIT
 
-NUMBER = SPLIT + "no"  # u16, counted from 0
-COUNT = SPLIT + "count"  # u16; 0 and 1 mean that the file is complete
-TENSORS = SPLIT + "tensors.count"  # i32, of all shards together
+NUMBER = keys.SPLIT_NUMBER  # u16, counted from 0
+COUNT = keys.SPLIT_COUNT  # u16; 0 and 1 mean that the file is complete
+TENSORS = keys.SPLIT_TENSORS  # i32, of all shards together
 KEYS = (NUMBER, COUNT, TENSORS)
 
 

@@ -36,6 +36,7 @@ from ggufmerge.files.metadata import MetadataEditor, ValueKind
 from ggufmerge.files.reader import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMENSIONS, MAX_NAME, check_header
 from ggufmerge.files.tensor import TensorInfo as TensorInfo
 from ggufmerge.files.tensor import map_readonly
+from ggufmerge.text import size
 
 VERSION = 3
 
@@ -296,14 +297,14 @@ class GGUFWriter:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             free = shutil.disk_usage(self.path.parent).free
             raise OutputError(
-                f"{self.path}: the file needs {_gigabytes(self.total_bytes)} but {_gigabytes(free)} are free: "
+                f"{self.path}: the file needs {size(self.total_bytes)} but {size(free)} are free: "
                 "make room or write to another disk"
             ) from None
         if error.errno == errno.EFAULT:  # what is written lies in a mapped file that has lost this part
             raise GgufmergeError("a source became shorter while it was read: start again when it is complete")
         if error.errno == errno.EFBIG:
             raise OutputError(
-                f"{self.path}: this file system holds no file of {_gigabytes(self.total_bytes)}: write to another disk"
+                f"{self.path}: this file system holds no file of {size(self.total_bytes)}: write to another disk"
             ) from None
         raise OutputError(f"{self.path}: cannot be written ({error.strerror}): check the disk and the folder") from None
 
@@ -504,10 +505,6 @@ def _utf8(text: str) -> bytes:
 
 def _pad(size: int) -> int:
     return -(-size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count} bytes"
 
 
 def _preallocate(descriptor: int, folder: Path, size: int) -> None:

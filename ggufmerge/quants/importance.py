@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.errors import FormatError, GgufmergeError, PlanError, nearest
-from ggufmerge.keys import EMBEDDING, IMATRIX, PER_LAYER_EMBEDDING
+from ggufmerge.keys import (
+    EMBEDDING,
+    IMATRIX_CHUNKS,
+    IMATRIX_DATASET,
+    IMATRIX_ENTRIES,
+    IMATRIX_FILE,
+    PER_LAYER_EMBEDDING,
+)
 
 _DEFAULT_CHUNK = 512  # tokens in a chunk of llama-imatrix, for files that do not say
 
@@ -166,12 +173,12 @@ class Imatrix(Collection[str]):
 
         The file stands there without its folder, so the result does not depend on where it lies.
         """
-        keys: dict[str, str | int] = {IMATRIX + "file": self.file}
+        keys: dict[str, str | int] = {IMATRIX_FILE: self.file}
         if self.datasets:
-            keys[IMATRIX + "dataset"] = self.datasets[0]
-        keys[IMATRIX + "entries_count"] = len(self)
+            keys[IMATRIX_DATASET] = self.datasets[0]
+        keys[IMATRIX_ENTRIES] = len(self)
         if self.chunks > 0:
-            keys[IMATRIX + "chunks_count"] = self.chunks
+            keys[IMATRIX_CHUNKS] = self.chunks
         return keys
 
 

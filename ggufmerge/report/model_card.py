@@ -22,7 +22,7 @@ from ggufmerge.files.absent import absent
 from ggufmerge.files.small import read_json
 from ggufmerge.recipe.document import parse
 from ggufmerge.recipe.load import MAX_BYTES
-from ggufmerge.text import printable
+from ggufmerge.text import count, printable, size
 
 CARD = "README.md"
 _MAX_EVALUATION = 1 << 24  # bytes
@@ -43,7 +43,7 @@ def model_card(file: GGUFFile, names: Sequence[str] | None = None, evaluation: M
         f"# {_cell(facts['name'] or file.path.stem)}",
         _summary(file, facts),
         "## Files\n\n"
-        + _table(("file", "size"), zip(map(_cell, names), (_size(p.stat().st_size) for p in file.paths), strict=True)),
+        + _table(("file", "size"), zip(map(_cell, names), (size(p.stat().st_size) for p in file.paths), strict=True)),
         _models(file),
         _recipe(file),
         _lineage(file),
@@ -123,7 +123,7 @@ def _is_score(score: Any) -> bool:
 
 
 def _summary(file: GGUFFile, facts: Mapping[str, Any]) -> str:
-    kind = f"{_count_text(facts['parameters'])} parameters, architecture {_cell(facts['architecture'] or 'unknown')}"
+    kind = f"{count(facts['parameters'])} parameters, architecture {_cell(facts['architecture'] or 'unknown')}"
     if facts["file_type"]:
         kind += f", type {facts['file_type']}"
     if facts["bits_per_weight"]:
@@ -223,7 +223,7 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
 
 def _types(facts: Mapping[str, Any]) -> str:
     rows = [
-        (kind, str(row["tensors"]), _count_text(row["values"]), _size(row["nbytes"]), str(row["bits_per_weight"]))
+        (kind, str(row["tensors"]), count(row["values"]), size(row["nbytes"]), str(row["bits_per_weight"]))
         for kind, row in facts["types"].items()
     ]
     return "## Types\n\n" + _table(("type", "tensors", "weights", "size", "bits per weight"), rows)
@@ -312,20 +312,6 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _strings(item)
-
-
-def _size(number: int) -> str:
-    return (
-        f"{number / 1e9:.2f} GB"
-        if number >= 10**9
-        else f"{number / 1e6:.1f} MB"
-        if number >= 10**6
-        else f"{number} bytes"
-    )
-
-
-def _count_text(number: int) -> str:
-    return f"{number / 1e9:.2f}B" if number >= 10**9 else f"{number / 1e6:.1f}M" if number >= 10**6 else str(number)
 
 
 _PARENT = re.compile(r"general\.base_model\.(\d{1,9})\.", re.ASCII)

@@ -14,6 +14,7 @@ import yaml
 import ggufmerge
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.report.model_card import _code, hub_parents, model_card, read_evaluation
+from ggufmerge.text import size
 from tests.tiny import write_tiny_llama
 
 RECIPE = """
@@ -91,7 +92,7 @@ def test_the_body_says_what_it_is_made_of(merged: Path) -> None:
     with ggufmerge.open(merged) as file:
         for number in (0, 1):
             assert f"`{file.metadata[f'ggufmerge.source.{number}.sha256']}`" in card
-    assert f"| Kingfisher.gguf | {merged.stat().st_size} bytes |" in card
+    assert f"| Kingfisher.gguf | {size(merged.stat().st_size)} |" in card
     assert "| blk.\\*.attn_q.weight | 2 | 64 x 64 | Q8_0 |" in card
     assert "| Q8_0 | 16 |" in card
 
