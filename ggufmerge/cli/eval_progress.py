@@ -70,11 +70,12 @@ class EvalProgress:
         if self._bar is not None:
             self._bar.update(self._task, total=self._total or None)
 
-    def advance(self, tokens: int) -> None:
+    def advance(self, tokens: int, times: int = 1) -> None:
+        """So many tokens were read, each `times`."""
         now = time.monotonic()
         self._computing += now - self._since
         self._since = now
-        self._done += tokens
+        self._done += tokens * times
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, left=f"{duration(self._left())} left")
         if not self._estimated:

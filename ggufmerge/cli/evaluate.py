@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,11 +132,8 @@ def evaluate(
                 progress.expect(*load.of(model, texts, limit, quick=quick))
                 for name, content in texts.items():
                     progress.says(f"{_short_name(entry.label)} reads {_short_name(name)}")
-                    times = 1 if against is None else 2
-
-                    def advance(n: int, times: int = times) -> None:
-                        progress.advance(n * times)
-
+                    # what a reference reads besides counts as much again
+                    advance = partial(progress.advance, times=1 if against is None else 2)
                     facts, perplexity = _score(model, against, content, context, limit, advance)
                     found.setdefault(entry.label, {})[name] = perplexity
                     scores.append({"model": entry.label, "text": name, **facts})
@@ -447,8 +445,9 @@ def _show_scores(scores: list[Facts], reference: str | None) -> None:
     heads += ["KL divergence", "same top"] if reference else []
     rows = []
     for text in texts:
-        first, *_ = same_text = [s for s in scores if s["text"] == text]
-        for s in same_text:
+        of_text = [s for s in scores if s["text"] == text]
+        first = of_text[0]
+        for s in of_text:
             row = [texts[text], models[s["model"]]]
             row += [f"{s['perplexity']:.2f}", f"± {s['perplexity_error']:.2f}"]
             if len(models) > 1:

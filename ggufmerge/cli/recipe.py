@@ -79,7 +79,7 @@ def explain(
         print_json({"recipe": str(recipe), "tensors": [_facts(asdict(e)) for e in explanations]})
         return
     for e in explanations:
-        how = "" if e.action == "merge" else " (the result is one of the models: copied)" * (e.action == "copy")
+        how = " (the result is one of the models: copied)" if e.action == "copy" else ""
         say(f"{e.tensor}: {e.method}{how}, written as {e.type} ({e.type_why})")
         rows = [
             (f"{o.parameter} of {o.model}" if o.model else o.parameter, value_text(o.value), o.where, o.rule)

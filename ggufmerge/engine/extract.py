@@ -14,8 +14,10 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,7 +44,7 @@ from ggufmerge.quants import codec
 from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.recipe import ModelReference
 from ggufmerge.recipe.settings import matches
-from ggufmerge.sources import Source
+from ggufmerge.sources import Source, TensorReader
 from ggufmerge.sources.damage import place
 from ggufmerge.types import FileType, TensorType
 
@@ -190,15 +192,16 @@ def plan_extract(
         raise GgufmergeError(f"the rank is a whole number of at least 1, not {rank}")
     models = _reference(tune), _reference(base)
     check_found(("", path) for reference in models for path in reference.paths)
-    sources = _opened(*models)
-    try:
+    with ExitStack() as on_failure:
+        opened_tune = open_source(models[0])
+        on_failure.callback(opened_tune.close)
+        opened_base = open_source(models[1])
+        on_failure.callback(opened_base.close)
+        sources = opened_tune, opened_base
         check_architectures(sources)
         plan = _Selection(*sources, rank, kind, include, exclude, embeddings).plan()
         misfits = [line for source in sources for line in source.misfits()]
-    except BaseException:
-        for source in sources:
-            source.close()
-        raise
+        on_failure.pop_all()
     return replace(plan, warnings=(*plan.warnings, *misfits)), sources
 
 
@@ -246,15 +249,6 @@ def _identity(plan: ExtractPlan, sources: Sequence[Source], watch: Watch) -> str
     """A hash of all that the adapter depends on, and of the state of the models."""
     text = repr((version("ggufmerge"), plan, [source.fingerprint() for source in sources], watch.stamps()))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _opened(tune: ModelReference, base: ModelReference) -> tuple[Source, Source]:
-    first = open_source(tune)
-    try:
-        return first, open_source(base)
-    except BaseException:
-        first.close()
-        raise
 
 
 def _reference(model: ModelReference | str | os.PathLike[str]) -> ModelReference:
@@ -421,20 +415,7 @@ def _job(
         first = matrix * rows
         squares: dict[int, float] = {}  # of the base's rows, by the first row of a chunk
 
-        def read(start: int, out: NDArray[np.float32], first: int = first, squares: dict[int, float] = squares) -> None:
-            old = np.empty_like(out)
-            tune.read(first + start, out)
-            base.read(first + start, old)
-            squares[start] = float(np.square(old, dtype=np.float64).sum())
-            np.subtract(out, old, out=out)
-            if not magnitude(out) < _TOO_LARGE:
-                row, column = divmod(int(np.abs(out).argmax()), n)
-                raise GgufmergeError(
-                    f"{pair.name}: the difference at {place(pair.shape, first + start + row, column)} is "
-                    f"{out[row, column]:.3g}, too large for products of float32; look whether a model is damaged, or "
-                    "leave the tensor out with --exclude"
-                )
-
+        read = partial(_read_difference, pair, (tune, base), first, squares)
         key = int(stream_key(0, f"{pair.name}#{matrix}", "extract-lora"))
         factors = yield from low_rank(rows, n, pair.rank, read, key, lambda values: progress.advance(4 * values))
         _write(plan, pair, matrix, factors, writer)
@@ -442,6 +423,30 @@ def _job(
         found = total([found, Extracted(base_energy, factors.energy, factors.captured)])
     done[pair.name] = found
     progress.tensor_done(pair.name)
+
+
+def _read_difference(
+    pair: PlannedPair,
+    models: tuple[TensorReader, TensorReader],
+    first: int,
+    squares: dict[int, float],
+    start: int,
+    out: NDArray[np.float32],
+) -> None:
+    """Fill `out` with the difference of the rows from `first` + `start` on, and note the base's energy there."""
+    tune, base = models
+    old = np.empty_like(out)
+    tune.read(first + start, out)
+    base.read(first + start, old)
+    squares[start] = float(np.square(old, dtype=np.float64).sum())
+    np.subtract(out, old, out=out)
+    if not magnitude(out) < _TOO_LARGE:
+        row, column = divmod(int(np.abs(out).argmax()), out.shape[1])
+        raise GgufmergeError(
+            f"{pair.name}: the difference at {place(pair.shape, first + start + row, column)} is "
+            f"{out[row, column]:.3g}, too large for products of float32; look whether a model is damaged, or "
+            "leave the tensor out with --exclude"
+        )
 
 
 def _write(plan: ExtractPlan, pair: PlannedPair, matrix: int, factors: LowRank, writer: Writer) -> None:

@@ -91,10 +91,8 @@ def _roles(recipe: Recipe) -> tuple[ModelReference | None, list[ModelReference]]
     base = None if _TWO_OF_A_KIND.intersection(recipe.methods) else recipe.base_model
     if base is not None and base.path in stages:
         base = None
-    found: dict[ModelReference, None] = {}
-    for part in (recipe, *recipe.stages):
-        found.update((reference, None) for reference in part.references() if reference.path not in stages)
-    parents = [reference for reference in found if reference != base]
+    named = dict.fromkeys(reference for part in (recipe, *recipe.stages) for reference in part.references())
+    parents = [reference for reference in named if reference.path not in stages and reference != base]
     if base is None and all(p.path == parents[0].path and p.adapters for p in parents):
         base = ModelReference(parents[0].path)  # adapters of one model
     return base, parents
@@ -102,16 +100,16 @@ def _roles(recipe: Recipe) -> tuple[ModelReference | None, list[ModelReference]]
 
 def _family(base: ModelReference | None, parents: Sequence[ModelReference], search: _Search) -> Family:
     found: dict[ModelReference, Relative] = {}
-    missing: dict[str, None] = {}
+    missing: list[str] = []
     for reference in (*([] if base is None else [base]), *parents):
         try:
             found[reference] = search.relative(reference)
         except GgufmergeError as error:
-            missing[f"{reference}: {error}"] = None
+            missing.append(f"{reference}: {error}")
     return Family(
         None if base is None else found.get(base),
         tuple(found[p] for p in parents if p in found),
-        tuple(missing),
+        tuple(dict.fromkeys(missing)),
     )
 
 

@@ -163,7 +163,8 @@ class Resolver:
         self._resolved += 1
         order = [0] if slot.constant else stack_order(method, slot.slice, self.recipe)
         inputs = tuple(Input(slot.slice.parts[i].source, slot.names[i] or slot.name) for i in order)
-        stored = self._type_donor(slot, inputs)
+        # the result keeps the type of its donor if that takes part, else of the first
+        stored = next((i for i in inputs if i.source == 0), inputs[0])
         tensor = self.sources[stored.source].tensors[stored.tensor]
         notes = (n for i in dict.fromkeys(inputs) for n in self.sources[i.source].notes(i.tensor, slot.name))
         planned = PlannedTensor(
@@ -283,10 +284,6 @@ class Resolver:
             if rule is not None:
                 return Found(at(rule.value, slot.position), rule, (*where, parameter.name))
         return None
-
-    def _type_donor(self, slot: Slot, inputs: Sequence[Input]) -> Input:
-        """The input whose type the tensor keeps: the result's donor if it takes part, else the first."""
-        return next((i for i in inputs if i.source == 0), inputs[0])
 
     def _unmergeable(self, planned: PlannedTensor, stored: Input) -> PlannedTensor:
         """A tensor of integers: copied when it is the same everywhere."""

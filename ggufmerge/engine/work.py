@@ -91,8 +91,16 @@ def digested(plan: Plan, opened: Opened) -> dict[Path, int]:
 
 def write_kind(tensor: PlannedTensor, imatrix: Imatrix | None, *, rounding: Rounding, measure: bool) -> str:
     """What writing this tensor is called."""
-    weighted = " weighted" * (imatrix is not None and tensor.name in imatrix)
-    return f"write {tensor.type}{weighted}{' by chance' * (rounding == 'stochastic')}{' measured' * measure}"
+    words = [_encoding(tensor, imatrix)]
+    words += ["by chance"] if rounding == "stochastic" else []
+    words += ["measured"] if measure else []
+    return " ".join(words)
+
+
+def _encoding(tensor: PlannedTensor, imatrix: Imatrix | None) -> str:
+    """What quantizing a tensor is called, with an importance matrix or without."""
+    weighted = imatrix is not None and tensor.name in imatrix
+    return f"write {tensor.type} weighted" if weighted else f"write {tensor.type}"
 
 
 def rank_of(tensor: PlannedTensor, sources: Sequence[Source]) -> int:
@@ -120,7 +128,7 @@ def kernels_of(plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None) -
     """What kernels a plan needs, in the order in which `run` prepares them."""
     made = [t for t in plan.tensors if t.action != "copy"]
     kinds = [f"read {sources[i.source].file.tensors[i.tensor].type}" for t in made for i in t.inputs]
-    kinds += [f"write {t.type}{' weighted' * (imatrix is not None and t.name in imatrix)}" for t in made]
+    kinds += [_encoding(t, imatrix) for t in made]
     kinds += ["survey"]
     kinds += [f"merge {t.method}" for t in plan.tensors if t.action == "merge"]
     if any(sources[i.source].changed_by_adapter(i.tensor) for t in made for i in t.inputs):

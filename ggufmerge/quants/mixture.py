@@ -211,11 +211,6 @@ def parse_tensor_type(text: str) -> tuple[str, TensorType]:
     return pattern, _parse_type(name)
 
 
-def parse_tensor_types(text: str) -> list[tuple[str, TensorType]]:
-    """The pairs in the text of a --tensor-type-file: NAME=TYPE items separated by blanks or line ends."""
-    return [parse_tensor_type(item) for item in text.split()]
-
-
 def fallback_type(wanted: TensorType, n: int) -> TensorType:
     """The type that rows of `n` values get when `wanted` is asked for: itself, or llama-quantize's fallback.
 

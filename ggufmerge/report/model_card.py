@@ -158,7 +158,8 @@ def _models(file: GGUFFile) -> str:
         title = "Merged models" if "ggufmerge.recipe" in file.metadata else "Base models"
         text = f"## {title}\n\n" + _table(("model", "organization", "version"), rows)
     if files:
-        text += "\n\n" * bool(text) + "The files that were read:\n\n" + _table(("file", "SHA-256"), files)
+        text += "\n\n" if text else ""
+        text += "The files that were read:\n\n" + _table(("file", "SHA-256"), files)
     return text
 
 

@@ -317,7 +317,7 @@ def twin_note(name: OllamaName, known: Iterable[OllamaName], root: Path | None =
             what = f"copy {other} to another name (ollama cp) and remove it (ollama rm), each until it succeeds"
         return (
             f"Ollama confuses names that differ in case only, and {one} and {other} do in their {PARTS[at]}, so it "
-            f"finds models of either spelling only sometimes; {what}" + f"; so with {len(more)} more" * bool(more)
+            f"finds models of either spelling only sometimes; {what}" + (f"; so with {len(more)} more" if more else "")
         )
     return None
 
