@@ -30,6 +30,7 @@ GROUND = {
     "quants",
     "tokenizers",
     "kernels",
+    "keys",
     "patterns",
     "types",
     "errors",

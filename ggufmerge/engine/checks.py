@@ -13,7 +13,7 @@ from ggufmerge.files.output import work_files
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.watch import Watch
 from ggufmerge.files.writer import check_regular, partial_path, same_file
-from ggufmerge.keys import ARCHITECTURE, TOKENS, block_count, vocab_size
+from ggufmerge.keys import ARCHITECTURE, block_count, vocab_size
 from ggufmerge.sources import Source
 from ggufmerge.text import size
 
@@ -45,26 +45,6 @@ def check_architectures(sources: Sequence[Source]) -> None:
                 f"different architectures: {first.label} is {first.file.architecture!r}, "
                 f"{other.label} is {other.file.architecture!r}; only fine-tunes of one base can be merged"
             )
-
-
-def check_vocabularies(sources: Sequence[Source]) -> None:
-    """PlanError unless all sources have the same tokens at the same ids; those of checkpoints are not looked at."""
-    first = sources[0]
-    for other in sources[1:]:
-        if other.is_checkpoint or _raw(first, TOKENS) == _raw(other, TOKENS):
-            continue
-        for source in (first, other):
-            if TOKENS in source.metadata and source.metadata.texts(TOKENS) is None:
-                found = source.metadata.found(TOKENS)
-                raise PlanError(f"{source.label}: {TOKENS} is {found}, not a list of texts; take another file")
-        a, b = _tokens(first), _tokens(other)
-        at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-        token = [repr(v[at]) if at < len(v) else "missing" for v in (a, b)]
-        raise PlanError(
-            f"different vocabularies: {first.label} has {len(a)} tokens, {other.label} has {len(b)}, and token {at} is "
-            f'{token[0]} in one and {token[1]} in the other; write "tokenizer_source: base" to take the base\'s, '
-            '"tokenizer_source: union" to take the tokens of all, or merge models that share a tokenizer'
-        )
 
 
 def differences(sources: Sequence[Source]) -> list[str]:
@@ -150,10 +130,6 @@ def check_space(outputs: Sequence[Path], nbytes: int) -> None:
             f"{folder}: the result needs {size(nbytes)} but only {size(free)} are free; "
             "free some space or choose another folder"
         )
-
-
-def _tokens(source: Source) -> list[str]:
-    return source.metadata.texts(TOKENS) or []
 
 
 def _raw(source: Source, key: str) -> bytes | None:

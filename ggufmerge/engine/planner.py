@@ -109,13 +109,15 @@ def plan_of(
 ) -> tuple[Plan, Opened]:
     """The plan over models that are open and stay so; see `make_plan`."""
     sources, donor = laid_out.sources, laid_out.sources[0]
-    tensors = _with_grafts(recipe, resolved(recipe, laid_out), laid_out)
+    merged = resolved(recipe, laid_out)
+    tensors = _with_grafts(recipe, merged, laid_out)
+    grafted = {now.name for was, now in zip(merged, tensors, strict=True) if now is not was}
 
     given = [(os.fspath(p), ".") for p in imatrix] or [(p, recipe.folder) for p in recipe.imatrix]
     matrix_files = [str(locate(*place)) for place in given]
     matrix = load_together(matrix_files)
     structure, unclear = header.layer_metadata(donor, sources, laid_out.slices)
-    tensors, file_type = with_types(recipe, out_type, tensors, sources, structure, matrix)
+    tensors, file_type = with_types(recipe, out_type, tensors, sources, structure, matrix, grafted)
     tensors = with_side_tensors(tensors, sources)
     asked = rounding or recipe.rounding
     tensors = [with_rounding(t, sources, asked) for t in tensors]
@@ -177,8 +179,9 @@ def plan_of(
     return plan, Opened(sources, matrix, others)
 
 
-def _with_grafts(recipe: Recipe, tensors: list[PlannedTensor], laid_out: LaidOut) -> list[PlannedTensor]:
+def _with_grafts(recipe: Recipe, merged: Sequence[PlannedTensor], laid_out: LaidOut) -> list[PlannedTensor]:
     """The tensors, those that a graft names replaced by the same tensors of its model, in the type they have there."""
+    tensors = list(merged)
     for number, graft in enumerate(recipe.graft):
         index = laid_out.references.index(graft.model)
         source = laid_out.sources[index]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,6 @@ from ggufmerge.quants.mixture import (
     types_like,
 )
 from ggufmerge.recipe import Recipe
-from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source
 from ggufmerge.text import quoted
 from ggufmerge.types import FileType, TensorType
@@ -48,10 +47,12 @@ def with_types(
     sources: Sequence[Source],
     structure: dict[str, Any],
     imatrix: Imatrix | None,
+    fixed: Collection[str] = (),
 ) -> tuple[list[PlannedTensor], FileType]:
     """The tensors with the types they are written in and what that makes of them, and the file type for all.
 
     structure: changes to the metadata of the first source that the result's layers bring about.
+    fixed: names of the tensors that keep the types they have.
     """
     donor = sources[0]
     float_file = _FLOAT_FILES.get(recipe.out_dtype or recipe.dtype or "")
@@ -65,8 +66,7 @@ def with_types(
             typed = _with_demanded_types(recipe, with_decided_types(tensors, types_like(planned, other)))
     else:
         typed = _with_demanded_types(recipe, [replace(t, why_type="as in the first model") for t in tensors])
-    grafted = {t.name for t in tensors if any(matches(p, t.name) for graft in recipe.graft for p in graft.tensors)}
-    typed = [was if was.name in grafted else now for was, now in zip(tensors, typed, strict=True)]
+    typed = [was if was.name in fixed else now for was, now in zip(tensors, typed, strict=True)]
     file_type = FileType.parse(wanted) if wanted else guess_file_type({t.name: t.type for t in typed}, donor)
     return [with_action(t, sources) for t in typed], file_type
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from ggufmerge import keys
 from ggufmerge.chat.templates import TEMPLATE, TEMPLATES, most_common
-from ggufmerge.engine.checks import check_vocabularies
 from ggufmerge.engine.plan import PlannedVocabulary
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from ggufmerge.files import open_gguf
@@ -28,7 +27,7 @@ def alignment_of(recipe: Recipe, references: Sequence[ModelReference], sources: 
     """The alignment that a recipe asks for; None when it asks for none, and the vocabularies are the same."""
     asked = _asked(recipe)
     if asked is None:
-        check_vocabularies(sources)
+        _check_same(sources)
         return None
     for source in sources:
         if source.is_checkpoint:
@@ -46,6 +45,34 @@ def alignment_of(recipe: Recipe, references: Sequence[ModelReference], sources: 
         pad_to_multiple_of=recipe.tokenizer.pad_to_multiple_of if recipe.tokenizer else None,
     )
     return align(vocabularies, references.index(recipe.base_model) if recipe.base_model else None, settings)
+
+
+def _check_same(sources: Sequence[Source]) -> None:
+    """PlanError unless all sources have the same tokens at the same ids; those of checkpoints are not looked at."""
+    first = sources[0]
+    for other in sources[1:]:
+        if other.is_checkpoint or _raw(first) == _raw(other):
+            continue
+        for source in (first, other):
+            if keys.TOKENS in source.metadata and source.metadata.texts(keys.TOKENS) is None:
+                found = source.metadata.found(keys.TOKENS)
+                raise PlanError(f"{source.label}: {keys.TOKENS} is {found}, not a list of texts; take another file")
+        a, b = _tokens(first), _tokens(other)
+        at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        token = [repr(v[at]) if at < len(v) else "missing" for v in (a, b)]
+        raise PlanError(
+            f"different vocabularies: {first.label} has {len(a)} tokens, {other.label} has {len(b)}, and token {at} is "
+            f'{token[0]} in one and {token[1]} in the other; write "tokenizer_source: base" to take the base\'s, '
+            '"tokenizer_source: union" to take the tokens of all, or merge models that share a tokenizer'
+        )
+
+
+def _tokens(source: Source) -> list[str]:
+    return source.metadata.texts(keys.TOKENS) or []
+
+
+def _raw(source: Source) -> bytes | None:
+    return source.file.metadata.raw(keys.TOKENS) if keys.TOKENS in source.metadata else None
 
 
 def _asked(recipe: Recipe) -> Literal["base", "union"] | ModelReference | None:
