@@ -61,6 +61,12 @@ IMATRIX_DATASET = "quantize.imatrix.dataset"
 IMATRIX_ENTRIES = "quantize.imatrix.entries_count"
 IMATRIX_CHUNKS = "quantize.imatrix.chunks_count"
 
+OWN = "ggufmerge."  # what a result says of how it was made (`engine/provenance.py`)
+RECIPE = "ggufmerge.recipe"
+RECIPE_DIGEST = "ggufmerge.recipe.sha256"
+OPTIONS = "ggufmerge.options"
+LINEAGE = "ggufmerge.lineage."
+
 EMBEDDING = "token_embd.weight"  # a row per token
 PER_LAYER_EMBEDDING = "per_layer_token_embd.weight"
 HEAD = "output.weight"  # a row per token; a model without one computes its output with EMBEDDING
@@ -69,6 +75,16 @@ HEAD = "output.weight"  # a row per token; a model without one computes its outp
 def base_model(number: int, field: str) -> str:
     """A field, such as "name", of one of the models that a model was made from."""
     return f"{BASE_MODEL}{number}.{field}"
+
+
+def source(number: int, field: str) -> str:
+    """A field, "file" or "sha256", of one of the files that a result was made from."""
+    return f"{OWN}source.{number}.{field}"
+
+
+def lineage(number: int, field: str) -> str:
+    """A field, such as "file", of one of the files that those of a result were made from."""
+    return f"{LINEAGE}{number}.{field}"
 
 
 def token_id(role: str) -> str:

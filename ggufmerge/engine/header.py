@@ -15,7 +15,7 @@ from ggufmerge.engine import provenance
 from ggufmerge.engine.layout import Slice, layers_of_result
 from ggufmerge.errors import PlanError
 from ggufmerge.files import MetadataEditor, ValueKind, facts
-from ggufmerge.formats.layers import count_key, layer_count
+from ggufmerge.formats.layers import layer_count
 from ggufmerge.sources import Source
 from ggufmerge.types import FileType
 
@@ -89,7 +89,7 @@ def check_overrides(
 
 # set by the plan or the writer, whatever a recipe says
 _OWN = frozenset({keys.ARCHITECTURE, keys.ALIGNMENT, keys.FILE_TYPE, keys.QUANTIZATION_VERSION})
-_OWN_PREFIXES = (provenance.PREFIX, keys.SPLIT)
+_OWN_PREFIXES = (keys.OWN, keys.SPLIT)
 # what the number under a key of the architecture is: (words, tensor, dimension)
 _SIZES = {
     "vocab_size": ("tokens", keys.EMBEDDING, 0),
@@ -160,7 +160,7 @@ def layer_metadata(
     origins = [(sources[part.source], part.start + i) for part, i in layers]
     if origins == [(donor, i) for i in range(count)]:
         return {}, []
-    changes: dict[str, Any] = {count_key(donor.file): len(layers)}
+    changes: dict[str, Any] = {keys.block_count(donor.file.architecture): len(layers)}
     known = [f"{arch}.{key}" for key in _PER_LAYER] + list(_PER_LAYER_ANYWHERE)
     for key in known:
         used = list(dict.fromkeys(source for source, _ in origins))

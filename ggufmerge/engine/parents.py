@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ggufmerge.engine.provenance import PREFIX
+from ggufmerge import keys
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import GGUFFile, open_gguf
 from ggufmerge.files.small import open_regular
@@ -79,10 +79,10 @@ def family(path: str | os.PathLike[str], folders: Iterable[str | os.PathLike[str
 
 def _told(file: GGUFFile) -> tuple[str, list[str], frozenset[str]]:
     """The recipe, the names of the source files in order, and the digests of all files that went into it."""
-    texts = {key: value for key in file.metadata if key.startswith(PREFIX) and (value := file.metadata.text(key))}
-    names = [texts[key] for i in range(100) if (key := f"{PREFIX}source.{i}.file") in texts]
+    texts = {key: value for key in file.metadata if key.startswith(keys.OWN) and (value := file.metadata.text(key))}
+    names = [texts[key] for i in range(100) if (key := keys.source(i, "file")) in texts]
     digests = frozenset(value for key, value in texts.items() if key.endswith(".sha256") and ".source." in key)
-    return texts.get(PREFIX + "recipe", ""), names, digests
+    return texts.get(keys.RECIPE, ""), names, digests
 
 
 def _roles(recipe: Recipe) -> tuple[ModelReference | None, list[ModelReference]]:

@@ -22,7 +22,7 @@ from ggufmerge.errors import GgufmergeError, RoleError
 from ggufmerge.files import open_gguf
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.formats.imatrix import load_together
-from ggufmerge.formats.layers import count_key, layer_count
+from ggufmerge.formats.layers import layer_count
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found, locate
 from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like
@@ -157,7 +157,7 @@ def _planned(
         file_type = guess_file_type({t.name: t.type for t in tensors}, source)
     else:
         file_type = FileType.parse(str(ftype))
-        if count_key(source.file) in source.metadata:
+        if keys.block_count(source.file.architecture) in source.metadata:
             layer_count(source.file)  # the mixture of types depends on it
         tensors = with_decided_types(tensors, decide_types(source, file_type, matrix, **mixture))
     # tensors of numbers that are no weights stay what they are under every rule, so none is converted here

@@ -19,14 +19,9 @@ _OWN = re.compile(r"blk\.(\d+)\.", re.ASCII)
 _ANY = re.compile(r"(?:^|\.)blk\.(\d+)\.", re.ASCII)
 
 
-def count_key(file: StoredFile) -> str:
-    """The key of the number of layers."""
-    return keys.block_count(file.architecture)
-
-
 def layer_count(file: StoredFile) -> int:
     """Number of layers of a model. FormatError or PlanError when it does not say, or its tensors say otherwise."""
-    key = count_key(file)
+    key = keys.block_count(file.architecture)
     count = file.metadata.need_integer(key)
     named = _highest(file, _OWN)
     low, high = named, named + _prediction_layers(file)

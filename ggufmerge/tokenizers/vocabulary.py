@@ -85,8 +85,8 @@ class Vocabulary:
     @property
     def special_ids(self) -> dict[str, int]:
         """Role to id, for the roles that the metadata name: {"bos": 1, "eos": 2, "fim_pre": 7, ...}."""
-        keys = [k for k in self.metadata if k.startswith(_ID_PREFIX) and k.endswith(_ID_SUFFIX)]
-        ids = {k[len(_ID_PREFIX) : -len(_ID_SUFFIX)]: self.metadata.integer(k) for k in keys}
+        named = [k for k in self.metadata if k.startswith(_ID_PREFIX) and k.endswith(_ID_SUFFIX)]
+        ids = {k[len(_ID_PREFIX) : -len(_ID_SUFFIX)]: self.metadata.integer(k) for k in named}
         return {role: i for role, i in ids.items() if i is not None and i < len(self.tokens)}
 
     def changes(self, donor: Vocabulary) -> dict[str, NDArray[Any] | list[str]]:

@@ -337,7 +337,7 @@ def _config(file: GGUFFile, settings: OllamaSettings) -> dict[str, Any]:
         "model_format": "gguf",
         "model_family": file.architecture,
         "model_families": [file.architecture],
-        "model_type": human_number(sum(t.size for t in file.tensors.values())),
+        "model_type": human_number(facts.parameters(file)),
         "file_type": str(facts.file_type(file) or "unknown"),
         **words,
         "architecture": "amd64",  # of the image format, whatever the machine
