@@ -22,6 +22,7 @@ from ggufmerge.cli.progress import ProgressDisplay
 from ggufmerge.cli.terminal import complain, print_plain_json, say, show_notes, show_table, show_warnings
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from tests.cli.conftest import Run
+from tests.systems import needs_full_device, needs_pipes
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 EVIL = "x\x1b[2J\nerror: y\r\x9b1m\u202ez\u2028\udcff"
@@ -121,11 +122,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_lora(folder / "lora.gguf", weights)
     models = "[{model: a.gguf, parameters: {weight: 1}}, {model: b.gguf, parameters: {weight: 1}}]"
     (folder / "recipe.yaml").write_text(f"merge_method: linear\nmodels: {models}\n")
-    os.mkfifo(folder / "pipe")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "pipe")
     (folder / "loop").symlink_to("loop")
     return folder
 
 
+@needs_pipes
 @pytest.mark.parametrize("arguments", [*PIPES, *NO_NAMES, *REFERENCES], ids=" ".join)
 def test_arguments_that_lead_nowhere(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
@@ -216,6 +219,7 @@ def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+@needs_full_device
 def test_a_report_that_cannot_be_printed_is_no_failed_command(tmp_path: Path) -> None:
     """On a full disk: the line says what is lost and what is not."""
     write_tiny_llama(tmp_path / "a.gguf", layers=1)

@@ -16,6 +16,7 @@ from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.split import split_gguf
 from ggufmerge.recipe import load_recipe
 from tests.ollama_store import add_model
+from tests.systems import needs_pipes
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 
@@ -60,6 +61,7 @@ def machine(home: Path) -> Path:
     return home
 
 
+@needs_pipes
 def test_damaged_models_hide_no_others(machine: Path) -> None:
     """Manifests that nest without end, that are pipes or name nothing, architectures that are no text."""
     before = json.loads(run("--json"))

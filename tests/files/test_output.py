@@ -16,6 +16,7 @@ from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.types import TensorType
+from tests.systems import needs_pipes
 
 TENSORS = [TensorInfo(name, (4,), TensorType.F32) for name in "abc"]
 DATA = {tensor.name: tensor.name.encode() * 16 for tensor in TENSORS}
@@ -187,6 +188,7 @@ def test_planted_links_are_not_followed(
     assert found.read_bytes() == b"precious"
 
 
+@needs_pipes
 def test_only_files_are_replaced(tmp_path: Path) -> None:
     """Devices, pipes, sockets and folders are not, with or without --overwrite."""
     os.mkfifo(tmp_path / "pipe.gguf")

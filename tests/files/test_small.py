@@ -12,6 +12,7 @@ import pytest
 from ggufmerge.errors import FormatError, PlanError
 from ggufmerge.files import open_gguf
 from ggufmerge.files.small import file_name, open_regular, parse_json, parse_mapping, read_json, read_small
+from tests.systems import needs_pipes
 
 
 def pipe(path: Path) -> Path:
@@ -34,6 +35,7 @@ def test_a_file_of_the_limit_is_read_and_a_longer_one_is_not(tmp_path: Path) -> 
         read_small(path, 4)
 
 
+@needs_pipes
 @pytest.mark.parametrize("make", [pipe, bound_socket, lambda path: Path("/dev/zero"), lambda path: path.parent])
 def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path, make: object) -> None:
     """Pipes, sockets, devices and folders; also where a GGUF file should be."""
@@ -45,6 +47,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path, make
         open_gguf(path)
 
 
+@needs_pipes
 def test_a_link_to_a_pipe_is_a_pipe(tmp_path: Path) -> None:
     """What counts is what is opened."""
     (tmp_path / "link").symlink_to(pipe(tmp_path / "pipe"))

@@ -20,6 +20,7 @@ from ggufmerge.errors import GgufmergeError
 from ggufmerge.places.opening import open_source
 from ggufmerge.recipe import ModelReference
 from ggufmerge.sources import Source
+from tests.systems import needs_pipes
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 LAYER = "base_model.model.model.layers.0."
@@ -357,6 +358,7 @@ def test_headers_that_cannot_be_read(base: Path, tmp_path: Path, header: bytes) 
         opened(base, folder)
 
 
+@needs_pipes
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_pipes_are_refused(base: Path, tmp_path: Path, name: str) -> None:
     """Instead of waiting for somebody to write into them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gguf
@@ -15,6 +15,7 @@ import pytest
 from ggufmerge.errors import FormatError, GgufmergeError, PlanError
 from ggufmerge.formats.imatrix import load_imatrix
 from ggufmerge.quants.importance import Imatrix, ImatrixEntry
+from tests.systems import needs_pipes
 
 Q, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"
 
@@ -228,9 +229,14 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: pathlib.Path) -> None:
         load_imatrix(tmp_path / "absent.dat")
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, pathlib.Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_file_is_no_imatrix(tmp_path: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
+@needs_pipes
+@pytest.mark.parametrize("make", ["mkfifo", "mkdir", "link"])
+def test_what_is_no_file_is_no_imatrix(tmp_path: pathlib.Path, make: str) -> None:
     """A pipe, a folder or a device is refused before anything waits for it or reads it without end."""
-    make(tmp_path / "x")
+    path = tmp_path / "x"
+    if make == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        getattr(os, make)(path)
     with pytest.raises(FormatError, match=r"this is (no regular file|a folder)"):
         load_imatrix(tmp_path / "x")

@@ -15,6 +15,7 @@ from ggufmerge.errors import RecipeError
 from ggufmerge.methods import NAMES, method
 from ggufmerge.recipe import ModelReference, load_recipe
 from ggufmerge.recipe.settings import Rule, Setting
+from tests.systems import needs_pipes
 
 SLERP = """\
 slices:
@@ -326,6 +327,7 @@ def test_expressions_that_nothing_can_follow_are_refused():
     assert lines[-1] == "and 1980 more"
 
 
+@needs_pipes
 def test_a_pipe_is_no_recipe(tmp_path):
     """It is refused before anybody waits for its writer."""
     os.mkfifo(tmp_path / "recipe.yaml")

@@ -15,6 +15,7 @@ import ggufmerge
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.report.model_card import _code, hub_parents, model_card, read_evaluation
 from ggufmerge.text import size
+from tests.systems import needs_pipes
 from tests.tiny import write_tiny_llama
 
 RECIPE = """
@@ -216,6 +217,7 @@ def test_recipes_in_files_are_read_as_recipes_are(tmp_path: Path, recipe: str) -
         assert all(line.isprintable() for line in model_card(file).split("\n"))
 
 
+@needs_pipes
 def test_figures_that_are_no_numbers(tmp_path: Path) -> None:
     """`ggufmerge eval --json` writes null for them; what is no figure at all is refused, as is a pipe."""
     path = tmp_path / "scores.json"
