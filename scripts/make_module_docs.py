@@ -26,7 +26,7 @@ def page() -> str:
 
 def _list(text: str) -> str:
     """A heading for each room that is a package, in the order of the table of rooms, and a line for each module."""
-    table = text[text.index("| room |") :].split("\n\n")[0].splitlines()[2:]
+    table = text[text.index("| package |") :].split("\n\n")[0].splitlines()[2:]
     rooms = [room for line in table for room in re.findall(r"`([\w/.]+)`", line.split("|")[1])]
     packages = [room.rstrip("/") for room in rooms if room.endswith("/")]
     parts = ["\n".join(_line(ROOT / "ggufmerge" / name) for name in _top(rooms))]

@@ -1,6 +1,6 @@
 """Imports point one way: down the list of rooms, and never in a circle.
 
-The list is the table "Rooms" of docs/architecture.md, outermost first. An import inside a function counts, too.
+The list is the table "Packages" of docs/architecture.md, outermost first. An import inside a function counts, too.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def imports() -> dict[str, set[str]]:
 def rooms() -> list[str]:
     """The rooms of the architecture page, outermost first."""
     text = ARCHITECTURE.read_text("utf-8")
-    table = text[text.index("| room |") :].split("\n\n")[0].splitlines()[2:]
+    table = text[text.index("| package |") :].split("\n\n")[0].splitlines()[2:]
     return [room for line in table for room in re.findall(r"`([\w/.]+)`", line.split("|")[1])]
 
 

@@ -34,8 +34,8 @@ HELP = """Write BASE with one or several LoRA adapters applied.
 
   ggufmerge bake base.gguf peft-folder/ -o tuned.gguf --dry-run
 
-An adapter is a GGUF file or a PEFT folder (adapter_config.json with adapter_model.safetensors); its strength stands
-behind an equals sign. The base may be quantized, and no full-precision file is made in between. Tensors that no adapter
+An adapter is a GGUF file or a PEFT folder (adapter_config.json with adapter_model.safetensors); its strength follows
+an equals sign. The base may be quantized, and no full-precision file is made in between. Tensors that no adapter
 touches are copied. How much of the adapters' change outlived the rounding to the type of the result is measured and
 shown.
 """
@@ -68,7 +68,7 @@ def bake(
         typer.Option(
             "--rounding",
             metavar="nearest|stochastic",
-            help="Of weights that keep their type: nearest loses what is smaller than its steps.",
+            help="How to round tensors that keep their type; nearest loses changes smaller than one step of the type.",
             show_default="stochastic where nearest would lose the change",
         ),
     ] = None,

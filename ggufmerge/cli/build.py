@@ -47,7 +47,7 @@ BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
 
   ggufmerge build recipe.yaml --dry-run
 
-The file appears when it is complete. An interrupted build goes on where it was when the same command is given again.
+The file appears when it is complete. To continue an interrupted build, give the same command again.
 """
 
 PLAN_HELP = """Show what building RECIPE would do to each tensor; reads headers only.
@@ -70,7 +70,7 @@ _Rounding = Annotated[
     typer.Option(
         "--rounding",
         metavar="nearest|stochastic",
-        help="Of changes to weights that keep their type; wins over the recipe's.",
+        help="How to round tensors that keep their type; wins over the recipe's.",
         show_default="stochastic where nearest would lose the change",
     ),
 ]
@@ -90,15 +90,13 @@ def build(
     metadata_first: MetadataFirst = False,
     ollama: Annotated[
         str | None,
-        typer.Option(
-            "--ollama", metavar="NAME[:TAG]", help="Make it a model of Ollama's, with or without --output beside it."
-        ),
+        typer.Option("--ollama", metavar="NAME[:TAG]", help="Also add the result to Ollama under this name."),
     ] = None,
     lmstudio: LmStudio = None,
     to: To = None,
     llama_cpp: LlamaCpp = False,
     modelfile: Annotated[
-        bool, typer.Option("--modelfile/--no-modelfile", help="Write a Modelfile for Ollama beside the output.")
+        bool, typer.Option("--modelfile/--no-modelfile", help="Write a Modelfile for Ollama next to the output.")
     ] = True,
     mmproj: Annotated[
         Path | None,
@@ -146,8 +144,7 @@ def build(
     if dry_run:
         if ollama is not None:
             check_recipe(loaded, ollama, wanted, overwrite=overwrite)
-        warnings = for_homes.try_out(loaded, wanted)
-        show_warnings(() if json else warnings)
+        show_warnings(for_homes.try_out(loaded, wanted))
         place = Place(output, split, overwrite, chunk, threads)
         homes = [home_line(home) for home in for_homes.homes]
         more = for_homes.planned()
@@ -157,7 +154,7 @@ def build(
     if built is None and ollama is None:
         raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
     if built is None and (push is not None or card is not None or llama_cpp):
-        raise typer.BadParameter("--push, --card and --llama-cpp need --output beside --ollama", param_hint="--output")
+        raise typer.BadParameter("--push, --card and --llama-cpp need --output, too", param_hint="--output")
     from ggufmerge.cli.progress import progress_display
     from ggufmerge.engine import build as carry_out
 
@@ -197,7 +194,8 @@ def build(
 def plan(
     recipe: _Recipe,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where it would go: look what is there.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The file to be written: check whether that is possible."),
     ] = None,
     out_type: _Type = None,
     imatrix: Imatrix = None,

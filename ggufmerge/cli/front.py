@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ggufmerge.cli import facts, habits
 from ggufmerge.cli import help as pages
+from ggufmerge.cli.completion import whole_words
 from ggufmerge.cli.habits import UsageError
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.text import message
@@ -113,7 +114,8 @@ class Group(TyperGroup):
     ) -> Any:
         """As typer's, except that a mistake of usage is an error as any other."""
         try:
-            result = super().main(args, "ggufmerge", complete_var, False, windows_expand_args, **extra)
+            with whole_words():
+                result = super().main(args, "ggufmerge", complete_var, False, windows_expand_args, **extra)
         except UsageError as error:
             if sys.stderr is not None:
                 print(f"error: {message(str(error))}", file=sys.stderr)
@@ -212,7 +214,7 @@ def _no_command(group: Any, ctx: Any, word: str) -> str:
     if word.lower().endswith(".gguf"):
         return f"say what to do with {word}: ggufmerge inspect {word}"
     if word.lower() in NAMES and ctx.parent is None:
-        return f"{word} is a method, which stands in a recipe: ggufmerge methods {word.lower()} shows one"
+        return f"{word} is a method, not a command; it is named in a recipe: ggufmerge methods {word.lower()} shows one"
     names = [name for name, command in group.commands.items() if not command.hidden]
     own = _close(word.lower(), names)
     if own is None and ctx.parent is None:

@@ -62,17 +62,17 @@ def inspect(
 
 def _headline(facts: dict[str, Any]) -> str:
     """One line: what the file is, how many weights, how large."""
+    from ggufmerge.files.shards import model_name
     from ggufmerge.text import count, size
 
     kind = [word for word in (facts["architecture"], facts["type"], facts["file_type"]) if word]
     parts = [" ".join(kind) or "no architecture", "no tensors", size(facts["nbytes"])]
     if facts["tensors"]:
         parts[1] = f"{count(facts['parameters'])} parameters in {len(facts['tensors'])} tensors"
-    if len(facts["shards"]) > 1:
-        parts[2] += f" in {len(facts['shards'])} files"
     if facts["bits_per_weight"]:
         parts.append(f"{facts['bits_per_weight']:.2f} bits per weight")
-    return f"{facts['path']}: {', '.join(parts)} (GGUF version {facts['gguf_version']})"
+    name = model_name(facts["path"], len(facts["shards"]))
+    return f"{name}: {', '.join(parts)} (GGUF version {facts['gguf_version']})"
 
 
 def _metadata_rows(facts: dict[str, Any], limit: int | None) -> Iterator[tuple[str, ...]]:

@@ -30,8 +30,8 @@ HELP = """Merge MODELs into one GGUF file, without a recipe.
 
   ggufmerge merge a.gguf b.gguf c.gguf --method ties --set density=0.4 --dry-run --save-recipe abc.yaml
 
-A MODEL is a path, or a name that `ggufmerge models` lists; LoRA adapters among them are taken as such. What is not
-said is found out and shown with the reason: the base that the models were tuned from, the method, and the type of the
+A MODEL is a path, or a name that `ggufmerge models` lists; LoRA adapters may be among them. What you do not give is
+chosen for you and shown with the reason: the base that the models were tuned from, the method, and the type of the
 result. Nothing is overwritten: without --output the file gets a free name.
 """
 

@@ -12,7 +12,7 @@ from ggufmerge.cli.options import Json
 if TYPE_CHECKING:
     from ggufmerge.methods.spec import Method, Parameter
 
-HELP = """List the merge methods, or tell of one: when to use it, its parameters, a recipe to begin with.
+HELP = """List the merge methods, or describe one: when to use it, its parameters, a recipe to begin with.
 
 [bold]Examples[/bold]
 

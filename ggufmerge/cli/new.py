@@ -185,7 +185,7 @@ def _base(text: str, found: Sequence[FoundModel], names: Sequence[str]) -> str:
         return ""
     base = _numbered(text, found)
     if base.kind == "adapter":
-        raise PlanError(f"{base.references[0]} is an adapter, which is no base")
+        raise PlanError(f"{base.references[0]} is an adapter and cannot be the base")
     if base.references[0] in names and len(names) < 3:
         raise PlanError(f"{base.references[0]} is one of the two models: a base is a third one, or none")
     return base.references[0]

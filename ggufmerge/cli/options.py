@@ -32,7 +32,7 @@ def type_option(text: str, **more: Any) -> Any:
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The GGUF file to write.")]
 Imatrix = Annotated[
     list[Path] | None,
-    typer.Option("--imatrix", metavar="FILE", help="Importance matrix to quantize with; several add up."),
+    typer.Option("--imatrix", metavar="FILE", help="Importance matrix to quantize with; several are added up."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and stop.")]

@@ -70,11 +70,14 @@ def explain(
 ) -> None:
     from dataclasses import asdict
 
-    from ggufmerge.cli.terminal import print_json, say, show_table, value_text
+    from ggufmerge.cli.terminal import print_json, say, show_table, show_warnings, value_text
     from ggufmerge.engine.explain import explain as explain_recipe
+    from ggufmerge.files.shards import model_name
     from ggufmerge.recipe import load_recipe
 
-    explanations = explain_recipe(load_recipe(recipe), tensor)
+    loaded = load_recipe(recipe)
+    explanations = explain_recipe(loaded, tensor)
+    show_warnings(line for part in (*loaded.stages, loaded) for line in part.warnings)
     if json:
         print_json({"recipe": str(recipe), "tensors": [_facts(asdict(e)) for e in explanations]})
         return
@@ -82,7 +85,12 @@ def explain(
         how = " (the result is one of the models: copied)" if e.action == "copy" else ""
         say(f"{e.tensor}: {e.method}{how}, written as {e.type} ({e.type_why})")
         rows = [
-            (f"{o.parameter} of {o.model}" if o.model else o.parameter, value_text(o.value), o.where, o.rule)
+            (
+                f"{o.parameter} of {model_name(o.model)}" if o.model else o.parameter,
+                value_text(o.value),
+                o.where,
+                o.rule,
+            )
             for o in e.origins
         ]
         show_table(("parameter", "value", "from", "because"), rows)

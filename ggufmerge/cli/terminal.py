@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ggufmerge.cli import voice
-from ggufmerge.cli.facts import facts, plain_json
+from ggufmerge.cli.facts import facts, plain_json, warn
 from ggufmerge.text import count, message, printable, shortened, size
 
 if TYPE_CHECKING:
@@ -38,7 +38,12 @@ def say(*lines: str) -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print the facts of a command as JSON, behind those that stand in front everywhere (`cli.facts`)."""
+    """Print the facts of a command as JSON, after those that all commands begin with (`cli.facts`).
+
+    Its warnings go to standard error, too, and those that were shown before are among its facts.
+    """
+    for part in (*value.get("stages", ()), value):
+        show_warnings(part.get("warnings", ()))
     typer.echo(facts(value))
 
 
@@ -113,8 +118,10 @@ def kind_of(tensor: str) -> str:
 
 
 def show_warnings(warnings: Iterable[str]) -> None:
+    """Print warnings on standard error, each once, and keep them for the command's JSON."""
     for warning in warnings:
-        complain(f"warning: {warning}")
+        if warn(warning):
+            complain(f"warning: {warning}")
 
 
 def complain(line: str) -> None:

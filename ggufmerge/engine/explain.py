@@ -88,7 +88,7 @@ def _origins(resolver: Resolver, slot: Slot, name: str) -> Iterator[Origin]:
     others = order[1:] if uses_base(method, slot.slice) else order
     for parameter in method.parameters:
         for i in [None] if parameter.scope == "shared" else others:
-            model = "" if i is None else resolver.sources[slot.slice.parts[i].source].label
+            model = "" if i is None else resolver.sources[slot.slice.parts[i].source].reference
             yield _origin(resolver.recipe, parameter, model, resolver.find(parameter, slot, i), slot)
 
 

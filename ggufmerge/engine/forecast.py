@@ -1,4 +1,4 @@
-"""What a build will cost and what stands in its way, before it begins: size, time, memory, disk, what is there.
+"""What a build will cost and what prevents it, before it begins: size, time, memory, disk, what is there.
 
 The size is that of the file, to the byte: its header is made as the build makes it. Time and memory come from the rates
 that builds on this machine have measured (`engine.rates`); what was never measured is a guess, and said to be one.

@@ -1,4 +1,4 @@
-"""Which tensors the result has, and which tensors of which sources each is made from.
+"""Which tensors the result has, and the tensors of the sources that each is made from.
 
 Layers of the result are counted through the recipe's output slices. Tensors outside the blocks come from the first
 slice (embeddings and the like) or the last one (final norm and output head), as in mergekit.
@@ -189,7 +189,7 @@ def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *
                 yield Slot(name, only, (name,), 0.0, (note,), constant=True)
         elif name == HEAD and None in own:
             tied = [s.label for s, n in zip(parts, own, strict=True) if n is None]
-            note = f"{', '.join(tied)}: tied to the embedding, which stands in for it"
+            note = f"{', '.join(tied)}: tied to the embedding, which is used in its place"
             yield Slot(name, piece, tuple(n or EMBEDDING for n in own), 0.0, (note,))
         else:
             yield Slot(name, piece, own, 0.0)

@@ -21,7 +21,7 @@ PlannedRounding = Literal["nearest", "stochastic", "auto"]
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A model of the recipe. `label` is its reference as the recipe writes it."""
+    """A model of the recipe. `label` is what tables and messages call it."""
 
     label: str
     path: str

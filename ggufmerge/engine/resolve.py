@@ -94,7 +94,7 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     """A recipe over its models, which are open; see `lay_out`."""
     methods = [find_method(name) for name in recipe.methods]
     for reference, source in opened:
-        source.label = str(reference)  # a stage is called by its name, not by the file it was built into
+        source.reference = str(reference)  # a stage is called by its name, not by the file it was built into
     # the first source gives metadata and tokenizer, which checkpoints do not bring; the order has no other meaning
     opened.sort(key=lambda pair: pair[1].is_checkpoint)
     references, sources = [reference for reference, _ in opened], [source for _, source in opened]
@@ -333,7 +333,7 @@ def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int
         what = f"{method.name} goes from base_model to one model, not to {count}: list only one of {models}"
         raise RecipeError(recipe.complaint(place, what))
     if method.base is Base.MODEL:
-        besides = f", of which base_model {recipe.base_model} is one" if recipe.base_model else ""
+        besides = f", one of them base_model {recipe.base_model}" if recipe.base_model else ""
     if count < method.min_models:
         what = f"{method.name} needs at least {_models(method.min_models)}{besides}, not {count}"
         raise RecipeError(recipe.complaint(place, what))

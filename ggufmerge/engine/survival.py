@@ -1,4 +1,4 @@
-"""How much of a change of weights is left after it was rounded to a type, and how large the noise beside it is.
+"""How much of a change of weights is left after it was rounded to a type, and how large the rounding noise is.
 
 written - base = share * change + what has nothing to do with the change. A type whose steps are larger than the change
 either loses it (rounded to the nearest) or adds noise that is larger than it (rounded stochastically).
@@ -207,12 +207,12 @@ def _kept_by_nearest(change: float) -> float:
 
 
 def _left(s: Survival, kind: str) -> str:
-    noise = f", beside rounding noise {s.noise:.2g} times as large," if s.noise >= 0.05 else ""
+    noise = f", with rounding noise {s.noise:.2g} times as large," if s.noise >= 0.05 else ""
     return f"{_percent(s.share)} of the change survived{noise} in {kind}"
 
 
 def _figures(s: Survival) -> str:
-    return f"{_percent(s.share)}" + (f" beside noise {s.noise:.2g} times as large" if s.noise >= 0.05 else "")
+    return f"{_percent(s.share)}" + (f" with noise {s.noise:.2g} times as large" if s.noise >= 0.05 else "")
 
 
 def _tensors(number: int) -> str:

@@ -1,4 +1,4 @@
-"""What a plan is made of, as work: how many values are read, merged and written, of which kinds.
+"""What a plan is made of, as work: how many values of each kind are read, merged and written.
 
 `Work` is what the rates of a machine (`engine.rates`) turn into seconds: before a build, to say how long it will take,
 and while it runs, to say how much of it is done. A tensor's weight in the progress is its share of the processor time,

@@ -128,7 +128,7 @@ def _first_type(case: _Case) -> Iterator[str]:
     for (kind, wide), _ in better.most_common(1):
         source = case.plan.sources[kept[0].inputs[0].source]
         yield (
-            f"the result is {kind} because {source.label} stands first, though another model is {wide}: "
+            f"the result is {kind} because {source.label} is listed first, though another model is {wide}: "
             f"name the type that you want (out_type: {_file_type(wide)}, or {kind} to say that you mean it)"
         )
 

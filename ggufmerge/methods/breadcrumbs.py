@@ -35,7 +35,7 @@ METHODS = {
         "Model breadcrumbs, arXiv:2312.06795",
         WithoutOutliers(),
         rescale=False,
-        advice="Fine-tunes of which a few very large changes spoil the sum: those go, and the smallest, too.",
+        advice="Fine-tunes with a few very large changes that spoil the sum: they are dropped, as are the smallest.",
         example=(("weight", 0.5), ("density", 0.9)),
     ),
     "breadcrumbs_ties": TaskVectors(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ggufmerge.kernels import kernel
 from ggufmerge.methods.spec import Chunk, Method, Parameter, Pass, Passes, Problem, Stack
 
-_EPSILON = Parameter("epsilon", "shared", float, "changes up to this are none", 1e-5, low=0)
+_EPSILON = Parameter("epsilon", "shared", float, "changes up to this size do not count", 1e-5, low=0)
 
 
 class Ram(Method):

@@ -671,7 +671,7 @@ def _parse_type(name: TensorType | str) -> TensorType:
     """A type that a user may ask for; GgufmergeError for unknown ones and those that weights are not stored in."""
     kind = TensorType.parse(name)
     if not (kind.is_float or kind.is_quantized) or kind in (T.Q8_1, T.Q8_K):
-        raise GgufmergeError(f"{kind} is no type for weights; choose a float or a block format such as Q8_0")
+        raise GgufmergeError(f"{kind} is not a type for weights; choose a float or a block format such as Q8_0")
     return kind
 
 

@@ -25,7 +25,7 @@ from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import Base, Method, Parameter
 from ggufmerge.patterns import Budget, Pattern, PatternError
-from ggufmerge.recipe.document import Document, Location, human_number, parse, shown
+from ggufmerge.recipe.document import NAME, Document, Location, human_number, parse, shown
 from ggufmerge.recipe.plain import plain, written
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Graft, Model, OutputSlice, Recipe, SliceSource, TokenEmbedding, Tokenizer
@@ -58,9 +58,11 @@ _KEYS: dict[str, type[pydantic.BaseModel]] = {
 _MOVED = {
     "modules": "a GGUF file holds one module; keep the one of the language model",
     "random_seed": 'write "seed" at the top level',
-    "tokens": "it stands under tokenizer:",
-    "pad_to_multiple_of": "it stands under tokenizer:",
+    "tokens": "it belongs under tokenizer:",
+    "pad_to_multiple_of": "it belongs under tokenizer:",
 }
+
+_CHANGED = " (changed)"  # after the name of a file whose recipe a program has changed
 
 
 def load_recipe(
@@ -72,17 +74,18 @@ def load_recipe(
     Relative model paths start from the recipe file's folder (for text and mappings: the working folder). In a mapping
     paths may be `Path` objects, tuples count as lists, and NumPy's numbers as Python's. A Recipe that was loaded comes
     back as it is; one that was made by hand is checked. RecipeError lists what is wrong in its `lines`, at most 20, as
-    `file:line:column: what is wrong and what to do`.
+    `file:line:column: what is wrong and what to do`; of a mapping, the keys take the place of the line:
+    `models[1].parameters.weight: ...`.
 
     arguments: for a text that a command made of its arguments: the options that stand for keys. Complaints then name an
     option, or nothing, where they would name a line that nobody has written.
     """
     if isinstance(source, Recipe):
-        return source if source.text else _build(written([plain(source)]), "recipe", ".")
+        return source if source.text else _build(written([plain(source)]), NAME, ".", has_lines=False)
     if isinstance(source, Mapping):
-        return _build(written([source]), "recipe", ".", arguments)
+        return _build(written([source]), NAME, ".", arguments, has_lines=False)
     if isinstance(source, str) and "\n" in source:
-        return _build(source, "recipe", ".", arguments)
+        return _build(source, NAME, ".", arguments)
     path = Path(source)
     return _build(_text(path), printable(path.name), str(path.parent))
 
@@ -92,8 +95,8 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     recipe = load_recipe(recipe)
     data = [_data(stage) for stage in recipe.stages]
     final = {key: value for key, value in (_data(recipe) | dict(changes)).items() if value is not None}
-    name = recipe.origin if recipe.origin == "recipe" else f"{recipe.origin} (changed)"  # its lines are others
-    return _build(written([*data, final]), name, recipe.folder)
+    name = recipe.origin if recipe.origin == NAME else f"{recipe.origin.removesuffix(_CHANGED)}{_CHANGED}"
+    return _build(written([*data, final]), name, recipe.folder, has_lines=False)
 
 
 Recipe._changed = _changed
@@ -122,7 +125,7 @@ def _text(path: Path) -> str:
     if data[:4] == b"GGUF":
         raise RecipeError(f'{path}: a GGUF file, not a recipe; name it under "models:" of a recipe (YAML)')
     if len(data) > MAX_BYTES:
-        raise RecipeError(f"{path}: more than {MAX_BYTES >> 20} MiB, which is no recipe; give a YAML file")
+        raise RecipeError(f"{path}: more than {MAX_BYTES >> 20} MiB, which is too large for a recipe; give a YAML file")
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what `>` writes in Windows PowerShell
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")
@@ -132,10 +135,12 @@ def _text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _build(text: str, name: str, folder: str, arguments: Mapping[str, str] | None = None) -> Recipe:
+def _build(
+    text: str, name: str, folder: str, arguments: Mapping[str, str] | None = None, *, has_lines: bool = True
+) -> Recipe:
     recipes: list[Recipe] = []
     complaints: list[_Complaint] = []
-    for document in _documents(text, name, arguments):
+    for document in _documents(text, name, arguments, has_lines=has_lines):
         report = _Report(document)
         recipe = None
         if isinstance(document.data, dict):
@@ -155,20 +160,20 @@ def _build(text: str, name: str, folder: str, arguments: Mapping[str, str] | Non
     return recipes[0] if len(recipes) == 1 else _with_stages(recipes)
 
 
-def _documents(text: str, name: str, arguments: Mapping[str, str] | None) -> list[Document]:
+def _documents(text: str, name: str, arguments: Mapping[str, str] | None, *, has_lines: bool) -> list[Document]:
     """The documents of a recipe; a text that is none, such as a letter, is not corrected as if it were one."""
     keys = "|".join(Recipe.model_fields)
     pattern = rf"^[^\w\n]*(?:(?:merge_method|base_model|models|slices)\b|(?:{keys})[ \t]*:)"
     is_recipe = not text.strip() or re.search(pattern, text, re.MULTILINE)
     try:
-        documents = parse(text, name, arguments)
+        documents = parse(text, name, arguments, has_lines=has_lines)
     except RecipeError:
         if is_recipe:
             raise
     else:
         if is_recipe or any(isinstance(document.data, dict | list) for document in documents):
             return documents
-    raise RecipeError(f'{name}:1: this is no recipe, which has lines such as "merge_method: linear" and "models:"')
+    raise RecipeError(f'{name}:1: this is not a recipe, which has lines such as "merge_method: linear" and "models:"')
 
 
 def _with_stages(recipes: list[Recipe]) -> Recipe:
@@ -393,7 +398,7 @@ def _parameter_hint(key: str, data: dict[str, Any]) -> str:
     name = data.get("merge_method")
     methods = [name] if isinstance(name, str) and name in NAMES else NAMES
     known = any(find_method(n).parameter(key) for n in methods)
-    return "a parameter of the method stands under parameters:" if known else ""
+    return "a parameter of the method belongs under parameters:" if known else ""
 
 
 def _check(recipe: Recipe, report: _Report) -> None:

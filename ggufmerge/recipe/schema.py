@@ -73,7 +73,7 @@ def _token_row(value: Any) -> ModelReference | TokenOfModel | Literal["zero"] | 
 
 def _template(value: Any) -> Any:
     if isinstance(value, str) and value != "auto" and value not in TEMPLATES and "{" not in value:
-        raise ValueError(f"{shown(value)} is no chat template: write auto, {', '.join(TEMPLATES)} or a Jinja template")
+        raise ValueError(f"{shown(value)} is not a template: write auto, {', '.join(TEMPLATES)} or a Jinja template")
     return value
 
 
@@ -239,7 +239,7 @@ class Recipe(_Node):
 
             recipe.with_changes(out_type="Q6_K", parameters={"weight": 0.3})
 
-        A value takes the place of all that stood under its key, and is written as in `load_recipe` of a mapping. The
+        A value replaces everything under its key, and is written as in `load_recipe` of a mapping. The
         recipe keeps its folder, its name, and the documents that it is made from. RecipeError says what does not fit.
         """
         return self._changed(changes)
@@ -292,13 +292,13 @@ class Recipe(_Node):
         return self._document.where(location) if self._document else self.origin
 
     def complaint(self, location: Location, what: str) -> str:
-        """A complaint about the recipe, with its place in front of it."""
+        """A complaint about the recipe that begins with its place."""
         where = self.where(location)
         return f"{where}: {what}" if where else what
 
     @contextmanager
     def blamed(self, location: Location) -> Iterator[None]:
-        """While the block runs, errors get this place of the recipe in front of their complaints."""
+        """While the block runs, the complaints of errors begin with this place of the recipe."""
         try:
             yield
         except GgufmergeError as error:

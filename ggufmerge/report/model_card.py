@@ -19,6 +19,7 @@ from ggufmerge import keys
 from ggufmerge.errors import GgufmergeError, RecipeError
 from ggufmerge.files import GGUFFile, describe
 from ggufmerge.files.absent import absent
+from ggufmerge.files.shards import model_name
 from ggufmerge.files.small import read_json
 from ggufmerge.recipe.document import parse
 from ggufmerge.recipe.load import MAX_BYTES
@@ -109,7 +110,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise GgufmergeError(f"{path}: the evaluation cannot be read ({error.strerror}): check the path") from None
     scores = facts.get("scores")
     if not isinstance(scores, list) or not all(map(_is_score, scores)):
-        raise GgufmergeError(f"{path}: this is no evaluation: give a file with what `ggufmerge eval --json` prints")
+        raise GgufmergeError(f"{path}: this is not an evaluation: give a file with what `ggufmerge eval --json` prints")
     return facts
 
 
@@ -209,7 +210,7 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
     rows = [
         [
             _cell(Path(str(score["text"])).name),
-            _cell("+".join(Path(part).name for part in str(score["model"]).split("+"))),
+            _cell(model_name("+".join(Path(part).name for part in str(score["model"]).split("+")))),
             f"{_figure(score['perplexity'], 3)} ± {_figure(score['perplexity_error'], 3)}",
             _figure(score["kl_divergence"], 4) if "kl_divergence" in score else "",
         ]
@@ -218,13 +219,13 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
     if not any(row[3] for row in rows):
         heads, rows = heads[:3], [row[:3] for row in rows]
     reference = evaluation.get("reference")
-    note = f"\n\nKL divergence is from {_cell(Path(str(reference)).name)}." if reference else ""
+    note = f"\n\nKL divergence is from {_cell(model_name(Path(str(reference)).name))}." if reference else ""
     return f"## Evaluation\n\n{_table(heads, rows)}{note}"
 
 
 def _types(facts: Mapping[str, Any]) -> str:
     rows = [
-        (kind, str(row["tensors"]), count(row["values"]), size(row["nbytes"]), str(row["bits_per_weight"]))
+        (kind, str(row["tensors"]), count(row["values"]), size(row["nbytes"]), f"{row['bits_per_weight']:.2f}")
         for kind, row in facts["types"].items()
     ]
     return "## Types\n\n" + _table(("type", "tensors", "weights", "size", "bits per weight"), rows)

@@ -135,7 +135,7 @@ class LoraAdapter:
         if kind != "adapter" or meta.text(keys.ADAPTER_TYPE) != "lora":
             found = "model" if kind == "model" and self.file.architecture else ""
             what = "a model, not a LoRA adapter" if found else "not a LoRA adapter in GGUF form"
-            todo = "only adapters stand behind a +; to merge models, list each of them under models: of a recipe"
+            todo = "only adapters may follow a +; to merge models, list each of them under models: of a recipe"
             raise RoleError(f"{path}: {what}", todo, wanted="adapter", found=found)
         if keys.INVOCATION_TOKENS in meta:
             raise PlanError(

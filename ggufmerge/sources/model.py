@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ggufmerge.files import GGUFFile, MetadataEditor, facts
 from ggufmerge.files.metadata import KeyValues
+from ggufmerge.files.shards import model_name
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.formats.checkpoint import Checkpoint
 from ggufmerge.formats.stored import DescribedTensor, StoredFile, StoredTensor
@@ -160,7 +161,7 @@ class SourceTensor(TensorReader):
 
 
 class Source:
-    """An opened model reference. `label` is how the recipe calls it; `tensors` are those of the file but for side
+    """An opened model reference. `reference` is how the recipe calls it; `tensors` are those of the file but for side
     tensors, which `side_tensors` names by their weight; `located` is what is known of the model beside its file.
 
     Some methods take the role of a tensor, which is its name in the result: an embedding may stand in for a tied output
@@ -169,12 +170,12 @@ class Source:
 
     def __init__(
         self,
-        label: str,
+        reference: str,
         file: GGUFFile | Checkpoint,
         adapters: list[LoraAdapter],
         located: Located | None = None,
     ) -> None:
-        self.label = label
+        self.reference = reference
         self.file = file
         self.adapters = adapters
         self.located = located or Located(file.path)
@@ -187,6 +188,11 @@ class Source:
     def name(self) -> str:
         """What the model and its adapters call themselves, else their files' names."""
         return " + ".join(map(facts.name, (self.file, *(adapter.file for adapter in self.adapters))))
+
+    @property
+    def label(self) -> str:
+        """What messages and tables call the model."""
+        return model_name(self.reference, 1 if isinstance(self.file, Checkpoint) else len(self.file.paths))
 
     @property
     def is_checkpoint(self) -> bool:

@@ -123,7 +123,7 @@ def read_vocabulary(metadata: KeyValues, label: str, rows: int | None = None) ->
     if len(set(tokens)) < len(tokens):
         token, times = Counter(tokens).most_common(1)[0]
         raise PlanError(
-            f"{label}: the token {token!r} stands {times} times in {keys.TOKENS}; llama.cpp refuses such a file"
+            f"{label}: the token {token!r} appears {times} times in {keys.TOKENS}; llama.cpp refuses such a file"
         )
     types = _numbers(metadata, keys.TOKEN_TYPES, len(tokens), label, ValueKind.I32)
     scores = _numbers(metadata, keys.TOKEN_SCORES, len(tokens), label, ValueKind.F32, ValueKind.I32)

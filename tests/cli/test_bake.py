@@ -45,7 +45,7 @@ def test_stochastic_rounding_is_the_default_and_its_noise_is_told(folder: Path) 
     assert done.returncode == 0
     assert "4 tensors rounded stochastically" in done.stdout
     [warning] = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
-    assert "beside rounding noise" in warning
+    assert "with rounding noise" in warning
     assert ggufmerge.open(folder / "out.gguf").tensors["blk.1.ffn_down.weight"].type == "Q4_K"
 
 

@@ -76,14 +76,29 @@ def test_a_page_in_a_pipe_is_its_markdown(run: Run, word: str) -> None:
 
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("recipies", 'did you mean "recipes"?'), ("slerp", "see: ggufmerge docs methods"), ("../x", "known: index")],
+    [
+        ("recipies", 'did you mean "recipes"?'),
+        ("slerp", "see: ggufmerge docs methods"),
+        ("imatrix", "see: ggufmerge docs types"),
+        ("perplexity", "see: ggufmerge docs evaluation"),
+        ("troubleshooting", "see: ggufmerge docs nonsense"),
+        ("quantise", "see: ggufmerge docs "),
+        ("zzzz", 'the nearest is "fuzzing"; ggufmerge docs lists all'),
+    ],
 )
 def test_an_unknown_topic_is_an_error_that_leads_on(run: Run, word: str, hint: str) -> None:
-    """To the nearest name, or to the page with a heading that has the word."""
+    """To the nearest name, or to the page that says most about the word, however it is spelt."""
     code, out, err = run("docs", word)
     assert (code, out) == (1, "")
     assert err.startswith(f'error: no page is called "{word}": ')
     assert hint in err
+    assert len(err) < 120
+
+
+def test_words_for_a_page_lead_to_one_that_exists() -> None:
+    """So a page that gets another name takes them along."""
+    assert set(docs._MEANT.values()) <= set(docs._pages())
+    assert not set(docs._MEANT) & set(docs._pages())
 
 
 def test_a_page_on_a_terminal_opens_in_a_pager(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,7 +225,7 @@ def test_a_model_that_ollama_has_is_found_without_its_scheme(run: Run, folder: P
         ),
         (
             ("diff", "base.gguf", "base.gguf+french.gguf"),
-            "french.gguf: a model, not a LoRA adapter; only adapters stand behind a +; to merge models, list each of "
+            "french.gguf: a model, not a LoRA adapter; only adapters may follow a +; to merge models, list each of "
             "them under models: of a recipe",
         ),
         (
@@ -256,7 +256,7 @@ def test_a_model_that_ollama_has_is_found_without_its_scheme(run: Run, folder: P
         (("plan", "."), ".: a folder, not a recipe; it has r.yaml"),
         (
             ("plan", "letter.txt"),
-            'letter.txt:1: this is no recipe, which has lines such as "merge_method: linear" and "models:"',
+            'letter.txt:1: this is not a recipe, which has lines such as "merge_method: linear" and "models:"',
         ),
         (("plan", "base.gguf"), 'base.gguf: a GGUF file, not a recipe; name it under "models:" of a recipe (YAML)'),
     ],
@@ -366,7 +366,7 @@ def test_recipes_that_do_not_fit_their_models(run: Run, folder: Path, recipe: st
             "1:1: base_model alone makes no merge: add models:, and below it a line such as "
             '"- model: FILE.gguf" for each model',
         ),
-        (LINEAR + "  -model: a.gguf\n", '3:3: an entry of a list has a blank behind its dash: "- model: ..."'),
+        (LINEAR + "  -model: a.gguf\n", '3:3: an entry of a list has a blank after its dash: "- model: ..."'),
         (
             LINEAR + "  - model: a\n    parameters:\n      weight: 0,5\n",
             '5:7: "weight" is a number, not "0,5": write 0.5',
@@ -432,7 +432,7 @@ def test_recipes_that_do_not_fit_their_models(run: Run, folder: Path, recipe: st
         ),
         (
             "merge_method:linear\nmodels: []\n",
-            '2:7: not valid YAML: line 1 needs a blank behind the colon: "merge_method: linear"',
+            '2:7: not valid YAML: line 1 needs a blank after the colon: "merge_method: linear"',
         ),
         ("merge_method: linear\nname: a: b\n", '2:8: not valid YAML: a value with ": " in it is written in quotes'),
         (

@@ -191,7 +191,7 @@ def test_noise_larger_than_the_change_is_told(folder: Path, tmp_path: Path) -> N
     noise = report.kept[0].survival.noise
     assert noise == pytest.approx((error / change) ** 0.5, rel=0.2)
     assert noise > 1
-    assert "beside rounding noise" in report.warnings[0]
+    assert "with rounding noise" in report.warnings[0]
 
 
 def test_a_change_of_type_adds_no_noise_of_its_own(folder: Path, tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_only_files_are_replaced(tmp_path: Path) -> None:
     listener.bind(str(tmp_path / "socket.gguf"))
     for path in (tmp_path / "pipe.gguf", tmp_path / "folder.gguf", tmp_path / "socket.gguf", Path("/dev/null")):
         for overwrite in (False, True):
-            with pytest.raises(PlanError, match=r"no regular file|a folder"):
+            with pytest.raises(PlanError, match=r"not a regular file|a folder"):
                 Output([path], overwrite=overwrite)
     (tmp_path / "loop.gguf").symlink_to("loop.gguf")
     assert make(tmp_path / "loop.gguf", overwrite=True) is Move.START

@@ -468,11 +468,11 @@ _WRONG_SHARDS = (
         (_no_weights, "has neither"),
         (_pickle_only, "safe_serialization"),
         (_shard_missing, "lacks model-9.safetensors"),
-        (_shard_elsewhere, "does not name the safetensors files beside it"),
+        (_shard_elsewhere, "does not name the safetensors files in its folder"),
         (_cut, "ends before the data"),
-        (_float8, "no vector or matrix of F32, F16 or BF16"),
+        (_float8, "not a matrix or vector of F32, F16, BF16"),
         (_empty, "holds no tensors"),
-        (_twice, "stands twice"),
+        (_twice, "appears twice"),
     ],
 )
 def test_damaged_checkpoints_are_refused(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:

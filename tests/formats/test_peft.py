@@ -254,7 +254,7 @@ GOOD = halves(DOWN, 64, 128)
         (GOOD, {"r": None}, "r is not a number"),
         (GOOD, {"r": 10**400}, "401 digits is too large"),
         (GOOD, {"r": 10**5000}, "5001 digits is too large"),
-        (GOOD, {"lora_alpha": float("inf")}, "Infinity is no number"),
+        (GOOD, {"lora_alpha": float("inf")}, "Infinity is not a number"),
         (GOOD, {"modules_to_save": True}, "modules_to_save is not a list of names"),
         (GOOD, {"modules_to_save": [1]}, "modules_to_save is not a list of names"),
         (GOOD, {"rank_pattern": {r"(a)\1": 1}}, "reference back"),

@@ -321,9 +321,9 @@ def test_layouts_of_ollamas_own_are_named(store: Path, files: Path) -> None:
     add_model(store, "gpt-oss/20b", data.replace(b"llama", b"gptos"))
     assert not open_source(ModelReference.parse("ollama:llama3.2")).warnings
     (vision,) = open_source(ModelReference.parse("ollama:gemma3:4b")).warnings
-    assert "1 tensors (v.patch_embd.weigh, ...) are in a layout of Ollama's own" in vision
+    assert "1 tensors (v.patch_embd.weigh, ...) are in Ollama's own layout" in vision
     (unknown,) = open_source(ModelReference.parse("ollama:gpt-oss:20b")).warnings
-    assert "'gptos' is no architecture of llama.cpp" in unknown
+    assert "'gptos' is not known as an architecture of llama.cpp" in unknown
 
 
 def test_a_recipe_of_ollama_models(store: Path, files: Path, tmp_path: Path) -> None:

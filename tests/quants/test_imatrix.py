@@ -175,8 +175,8 @@ def test_entries_can_be_selected_by_parts_of_their_names() -> None:
 BAD_GGUF: dict[str, tuple[dict[str, Any], str]] = {
     "no data sets": ({"lacking": ["imatrix.datasets"]}, r"lacks imatrix\.datasets"),
     "no chunk count": ({"lacking": ["imatrix.chunk_count", "imatrix.chunk_size"]}, r"lacks imatrix\.chunk_count, "),
-    "no counts": ({"entries": {Q: ([[1]], None)}}, r"in_sum2 stands without its other half"),
-    "no sums": ({"entries": {Q: (None, [1])}}, r"counts stands without its other half"),
+    "no counts": ({"entries": {Q: ([[1]], None)}}, r"in_sum2 is there without its other half"),
+    "no sums": ({"entries": {Q: (None, [1])}}, r"counts is there without its other half"),
     "nothing": ({"entries": {}}, "holds no importance values"),
     "halves": ({"dtype": np.float16}, "is F16 instead of F32"),
     "not a number": ({"entries": {Q: ([[1, np.nan]], [1])}}, rf"{Q} holds NaN or infinity"),
@@ -208,7 +208,7 @@ BAD_LEGACY: dict[str, tuple[bytes, str]] = {
     "endless values": (struct.pack("<ii", 1, 1) + b"w" + struct.pack("<ii", 1, 2**31 - 1) + bytes(8), "but 8 are left"),
     "no values": (struct.pack("<i", 1) + legacy_entry(b"weight", 1, []), "entry 1 of 1, weight, has 0 values"),
     "not text": (struct.pack("<i", 1) + legacy_entry(b"\xff\xfe", 1, [1.0]), "is not UTF-8"),
-    "twice": (struct.pack("<i", 2) + GOOD + GOOD, "w stands there twice"),
+    "twice": (struct.pack("<i", 2) + GOOD + GOOD, "w appears twice"),
     "not finite": (struct.pack("<i", 1) + legacy_entry(b"w", 1, [1.0, np.inf]), "w holds NaN or infinity"),
     "half a trailer": (struct.pack("<i", 1) + GOOD + bytes(3), "the number of chunks should have 4 bytes, but 3"),
     "endless data set": (struct.pack("<i", 1) + GOOD + struct.pack("<ii", 1, 99), "the data set should have 99 bytes"),
@@ -238,5 +238,5 @@ def test_what_is_no_file_is_no_imatrix(tmp_path: pathlib.Path, make: str) -> Non
         path.symlink_to("/dev/zero")
     else:
         getattr(os, make)(path)
-    with pytest.raises(FormatError, match=r"this is (no regular file|a folder)"):
+    with pytest.raises(FormatError, match=r"this is (not a regular file|a folder)"):
         load_imatrix(tmp_path / "x")

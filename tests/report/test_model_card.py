@@ -13,8 +13,9 @@ import yaml
 
 import ggufmerge
 from ggufmerge.errors import GgufmergeError
+from ggufmerge.files import describe
 from ggufmerge.report.model_card import _code, hub_parents, model_card, read_evaluation
-from ggufmerge.text import size
+from ggufmerge.text import count, size
 from tests.systems import needs_pipes
 from tests.tiny import write_tiny_llama
 
@@ -94,6 +95,10 @@ def test_the_body_says_what_it_is_made_of(merged: Path) -> None:
         for number in (0, 1):
             assert f"`{file.metadata[f'ggufmerge.source.{number}.sha256']}`" in card
     assert f"| Kingfisher.gguf | {size(merged.stat().st_size)} |" in card
+    with ggufmerge.open(merged) as file:
+        assert f"{count(describe(file)['parameters'])} parameters" in card
+    words = re.sub(r"```.*?```|`.*?`|^---.*?^---", "", card, flags=re.DOTALL | re.MULTILINE)
+    assert not re.search(r"(?<![\w.])\d{4,}(?![\w.])", words), "a number that nobody can read"
     assert "| blk.\\*.attn_q.weight | 2 | 64 x 64 | Q8_0 |" in card
     assert "| Q8_0 | 16 |" in card
 
@@ -234,5 +239,5 @@ def test_figures_that_are_no_numbers(tmp_path: Path) -> None:
         read_evaluation(path)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(GgufmergeError, match="no regular file"):
+    with pytest.raises(GgufmergeError, match="not a regular file"):
         read_evaluation(path)

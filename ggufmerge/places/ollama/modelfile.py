@@ -93,7 +93,7 @@ def modelfile_text(
         lines += _line("TEMPLATE", settings.template)
     for key, value in settings.parameters.items():
         if key not in PARAMETERS:
-            lines.append(comment(f"PARAMETER {key} is left out: it can stand in no model today"))
+            lines.append(comment(f"PARAMETER {key} is left out: no model can have it today"))
             continue
         for item in value if isinstance(value, list) else [value]:
             lines += _line(f"PARAMETER {key}", _plain(item))

@@ -53,7 +53,7 @@ class OllamaName:
         for what, part, allowed in zip(PARTS, name.parts, _ALLOWED, strict=True):
             if not allowed.fullmatch(part):
                 raise PlanError(
-                    f"{text!r} is no name of an Ollama model: its {what} is {part!r}; "
+                    f"{text!r} cannot be the name of an Ollama model: its {what} is {part!r}; "
                     "write [host/][namespace/]model[:tag] with letters, digits, _, - and ."
                 )
         return name
