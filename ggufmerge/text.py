@@ -111,6 +111,11 @@ def count(number: int) -> str:
     return str(number)
 
 
+def counted(number: int, thing: str) -> str:
+    """How many there are of a thing whose plural ends in s: 1 model, 3 models."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def size(number: int) -> str:
     """A number of bytes: 98.4 MB."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):

@@ -166,9 +166,14 @@ class FileType(StrEnum):
         return next((f for f in cls if f.id == id & ~1024), None)
 
     @classmethod
-    def declared(cls, value: Any) -> FileType | None:
-        """The file type that a value of `general.file_type` names; None for any that names none."""
-        return cls.from_id(value) if isinstance(value, int) and not isinstance(value, bool) else None
+    def describing(cls, types: Mapping[str, TensorType], declared: Any = None) -> FileType | None:
+        """The file type of a file with tensors of these types: the one that it declares, else `of` these.
+
+        declared: what the file has under `general.file_type`; a value that names no type is ignored.
+        None without tensors and without a declared type.
+        """
+        known = cls.from_id(declared) if isinstance(declared, int) and not isinstance(declared, bool) else None
+        return cls.of(types) if known is None and types else known
 
     @classmethod
     def of(cls, types: Mapping[str, TensorType]) -> FileType:

@@ -21,7 +21,7 @@ from unittest import mock
 
 import numpy as np
 
-from ggufmerge.engine import encode, header
+from ggufmerge.engine import encode, provenance
 from ggufmerge.engine.planner import make_plan
 from ggufmerge.engine.run import run
 from ggufmerge.files import MetadataEditor, TensorInfo
@@ -68,7 +68,9 @@ def builder(folder: Path, recipe: str) -> Callable[[], None]:
 
     def build() -> None:
         plan, opened = make_plan(load_recipe(path))
-        metadata = {k: v for k, v in plan.metadata.items() if k not in {header.digest_key(0), header.digest_key(1)}}
+        metadata = {
+            k: v for k, v in plan.metadata.items() if k not in {provenance.digest_key(0), provenance.digest_key(1)}
+        }
         run(dataclasses.replace(plan, metadata=metadata), opened, folder / "out.gguf", overwrite=True, threads=1)
         opened.close()
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.text import count, one_line, printable, quoted, size, utf8
+from ggufmerge.text import count, counted, one_line, printable, quoted, size, utf8
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,9 @@ def test_an_error_has_a_line_for_each_complaint_of_its_own() -> None:
     assert GgufmergeError("a\nb").lines == ("a\nb",)
     assert GgufmergeError("a", "b\nc").lines == ("a", "b\nc")
     assert str(GgufmergeError("a", "b")) == "a\nb"
+
+
+@pytest.mark.parametrize(("number", "shown"), [(0, "0 models"), (1, "1 model"), (2, "2 models")])
+def test_things_are_counted_in_words(number: int, shown: str) -> None:
+    """One of them without an s."""
+    assert counted(number, "model") == shown

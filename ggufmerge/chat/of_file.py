@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ggufmerge import keys
 from ggufmerge.chat.formats import ChatFormat, learn
 from ggufmerge.chat.jinja import Conversation, render
 from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.files.metadata import KeyValues
-from ggufmerge.tokenizers.vocabulary import MODEL, PRE, TOKENS, TYPES, TokenType
+from ggufmerge.tokenizers.vocabulary import TokenType
 
 # Of a file that does not say it: ids of the first and last token of a text, and whether the first one is added.
 # Source: llama.cpp's `llama_vocab::impl::load`.
@@ -52,11 +53,11 @@ def chat_format(metadata: KeyValues) -> ChatFormat | None:
 
 def adds_bos(metadata: KeyValues) -> bool:
     """Whether the tokenizer puts a beginning-of-sequence token in front of a prompt."""
-    pre = metadata.text(PRE)
-    told = metadata.get("tokenizer.ggml.add_bos_token")
+    pre = metadata.text(keys.TOKENIZER_PRE)
+    told = metadata.get(keys.ADD_BOS_TOKEN)
     if isinstance(told, bool) and pre != "gemma4":
         return told
-    return metadata.text(MODEL) in _ADD_BOS_MODELS or pre in _ADD_BOS_PRES
+    return metadata.text(keys.TOKENIZER_MODEL) in _ADD_BOS_MODELS or pre in _ADD_BOS_PRES
 
 
 def stops(metadata: KeyValues, form: ChatFormat | None) -> list[str]:
@@ -65,9 +66,9 @@ def stops(metadata: KeyValues, form: ChatFormat | None) -> list[str]:
     A model ends its turns with such a token anyway, if the file names the right one, which not all do. As text it also
     stops a model that writes it letter by letter.
     """
-    ids = [i for what in ("eot", "eos") if (i := metadata.integer(f"tokenizer.ggml.{what}_token_id")) is not None]
+    ids = [i for what in ("eot", "eos") if (i := metadata.integer(keys.token_id(what))) is not None]
     template = metadata.text(TEMPLATE)
-    tokens, kinds = metadata.texts(TOKENS), metadata.integers(TYPES)
+    tokens, kinds = metadata.texts(keys.TOKENS), metadata.integers(keys.TOKEN_TYPES)
     if template is None or tokens is None or kinds is None:
         return []
     special = {t for t, kind in zip(tokens, kinds, strict=False) if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)}
@@ -86,8 +87,8 @@ def _is_text(text: str) -> bool:
 
 def _special(metadata: KeyValues, what: str) -> str:
     """The text of a token by its role, "" where the file has none."""
-    default = _DEFAULT_IDS.get(metadata.text(MODEL) or "", {}).get(what)
-    number = metadata.integer(f"tokenizer.ggml.{what}_token_id")
+    default = _DEFAULT_IDS.get(metadata.text(keys.TOKENIZER_MODEL) or "", {}).get(what)
+    number = metadata.integer(keys.token_id(what))
     number = default if number is None else number
-    tokens = metadata.texts(TOKENS)
+    tokens = metadata.texts(keys.TOKENS)
     return tokens[number] if number is not None and tokens is not None and number < len(tokens) else ""

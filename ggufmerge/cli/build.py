@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufmerge import keys
 from ggufmerge.cli.bake import Rounding
 from ggufmerge.cli.homes import LlamaCpp, LmStudio, To
 from ggufmerge.cli.options import (
@@ -249,7 +250,7 @@ def _show_plans(
         else:
             for number, plan in enumerate(plans):
                 if len(plans) > 1:
-                    say(*[""][:number], f"{number + 1} of {len(plans)}: {plan.metadata['general.name']}")
+                    say(*[""][:number], f"{number + 1} of {len(plans)}: {plan.metadata[keys.NAME]}")
                 show_plan(plan, documents.sources[number], every=every, tried=forecast.trial is not None)
             say(*lines)
             show_forecast(forecast, documents.final, place)

@@ -231,8 +231,9 @@ def _show_scores(scores: list[Facts], reference: str | None) -> None:
     heads += ["KL divergence", "same top"] if reference else []
     rows = []
     for text in texts:
-        first, *_ = same_text = [s for s in scores if s["text"] == text]
-        for s in same_text:
+        of_text = [s for s in scores if s["text"] == text]
+        first = of_text[0]
+        for s in of_text:
             row = [texts[text], models[s["model"]]]
             row += [f"{s['perplexity']:.2f}", f"± {s['perplexity_error']:.2f}"]
             if len(models) > 1:

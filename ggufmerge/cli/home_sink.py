@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ggufmerge import keys
 from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.engine.documents import planned_documents
 from ggufmerge.engine.planner import header_of
@@ -178,7 +179,7 @@ class ForHomes:
         elif homes:
             stem = _stem(homes[0].files[0])
         else:
-            stem = safe_stem(str(self._plan.metadata.get("general.name") or ""))
+            stem = safe_stem(str(self._plan.metadata.get(keys.NAME) or ""))
             stem = stem if stem.lower().endswith(f"-{file_type}".lower()) else f"{stem}-{file_type}"
         for place in sorted(to, key=_is_preset):  # the sort is stable, and an entry names a file that has its place
             home = find_home(place, Model(stem, shards, projector), llama_cpp=self._llama_cpp)
@@ -230,7 +231,7 @@ def _claim(entry: Entry) -> str:
 def _told(metadata: KeyValues, architecture: str) -> tuple[int | None, bool]:
     """How many tokens a model was trained for, and whether it has a chat template."""
     template = metadata.text(TEMPLATE)
-    return metadata.integer(f"{architecture}.context_length"), bool(template)
+    return metadata.integer(keys.context_length(architecture)), bool(template)
 
 
 def _files(output: Path, split: SplitLimit | None, plan: Plan) -> list[Path]:

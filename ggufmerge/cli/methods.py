@@ -130,15 +130,14 @@ def _show(found: Method) -> None:
 def _needs(found: Method) -> str:
     """`base_model and 2 or more models`."""
     from ggufmerge.methods.spec import Base
+    from ggufmerge.text import counted
 
     low, high = found.min_models, found.max_models
     if found.name == "slerp":  # further models only in a chain
         return "base_model, which is the first of the two, and 1 other model (more with chain: true)"
     if high == 1 and found.base is Base.REQUIRED:
         return "base_model, which is the first of the two, and 1 other model"
-    count = (
-        f"{low} model{'s' * (low > 1)}" if low == high else f"{low} or more models" if low > 1 else "1 or more models"
-    )
+    count = counted(low, "model") if low == high else f"{low} or more models" if low > 1 else "1 or more models"
     return {
         Base.REQUIRED: f"base_model, the model that the others were tuned from, and {count}",
         Base.OPTIONAL: f"{count}; with base_model their differences from it are merged",

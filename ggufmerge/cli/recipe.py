@@ -89,7 +89,7 @@ def explain(
         return
     for name, alike in _alike(explanations, every=every).items():
         e = alike[0]
-        how = "" if e.action == "merge" else " (the result is one of the models: copied)" * (e.action == "copy")
+        how = " (the result is one of the models: copied)" if e.action == "copy" else ""
         title = f"{len(alike)} x {name}" if len(alike) > 1 else e.tensor
         say(f"{title}: {e.method}{how}, written as {e.type} ({e.type_why})")
         rows = []

@@ -111,7 +111,7 @@ def _show_file(facts: dict[str, Any]) -> None:
 
 
 def _marks(facts: dict[str, Any]) -> str:
-    return "i" * (facts["imatrix"] == "required") + "o" * (not facts["ollama"])
+    return ("i" if facts["imatrix"] == "required" else "") + ("" if facts["ollama"] else "o")
 
 
 def _file_facts(kind: FileType) -> dict[str, Any]:

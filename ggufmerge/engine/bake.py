@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
-from ggufmerge.engine import header
 from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.progress import Progress
@@ -84,7 +83,7 @@ def plan_bake(
     check_found([*(("", path) for path in reference.paths), *(("--imatrix", os.fspath(path)) for path in imatrix)])
     source = _opened(reference)
     try:
-        name = header.display_name(source)
+        name = source.name
     finally:
         source.close()
     recipe = {

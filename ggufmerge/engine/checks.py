@@ -13,11 +13,9 @@ from ggufmerge.files.output import work_files
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.watch import Watch
 from ggufmerge.files.writer import check_regular, partial_path, same_file
+from ggufmerge.keys import ARCHITECTURE, block_count, vocab_size
 from ggufmerge.sources import Source
 from ggufmerge.text import size
-
-ARCHITECTURE = "general.architecture"
-_TOKENS = "tokenizer.ggml.tokens"
 
 
 def check_donor(source: Source) -> None:
@@ -27,6 +25,13 @@ def check_donor(source: Source) -> None:
             f"{source.file.path}: a Hugging Face checkpoint gives weights only, but the result takes its metadata and "
             "tokenizer from a GGUF file; convert it with convert_hf_to_gguf.py of llama.cpp and name the result"
         )
+
+
+def check_member(source: Source, donor: Source) -> None:
+    """PlanError or FormatError unless a source can be merged with the one that gives the result its metadata."""
+    if source is donor:
+        check_donor(source)
+    check_architectures([donor, source])
 
 
 def check_architectures(sources: Sequence[Source]) -> None:
@@ -42,27 +47,12 @@ def check_architectures(sources: Sequence[Source]) -> None:
             )
 
 
-def check_vocabularies(sources: Sequence[Source]) -> None:
-    """PlanError unless all sources have the same tokens at the same ids; those of checkpoints are not looked at."""
-    first = sources[0]
-    for other in sources[1:]:
-        if other.is_checkpoint or _raw(first, _TOKENS) == _raw(other, _TOKENS):
-            continue
-        for source in (first, other):
-            if _TOKENS in source.metadata and source.metadata.texts(_TOKENS) is None:
-                found = source.metadata.found(_TOKENS)
-                raise PlanError(f"{source.label}: {_TOKENS} is {found}, not a list of texts; take another file")
-        a, b = _tokens(first), _tokens(other)
-        at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-        token = [repr(v[at]) if at < len(v) else "missing" for v in (a, b)]
-        raise PlanError(
-            f"different vocabularies: {first.label} has {len(a)} tokens, {other.label} has {len(b)}, and token {at} is "
-            f'{token[0]} in one and {token[1]} in the other; write "tokenizer_source: base" to take the base\'s, '
-            '"tokenizer_source: union" to take the tokens of all, or merge models that share a tokenizer'
-        )
+def differences(sources: Sequence[Source]) -> list[str]:
+    """Warnings for what is unknown of the sources, or other than in the first, after which the result takes."""
+    return [*_unknown_vocabularies(sources), *_differing_hyperparameters(sources, sources[0])]
 
 
-def unknown_vocabularies(sources: Sequence[Source]) -> list[str]:
+def _unknown_vocabularies(sources: Sequence[Source]) -> list[str]:
     """Warnings for sources whose tokens are only counted."""
     return [
         f"{source.label}: its tokenizer is not read; its tokens are taken to be those of {sources[0].label}, since "
@@ -72,10 +62,10 @@ def unknown_vocabularies(sources: Sequence[Source]) -> list[str]:
     ]
 
 
-def differing_hyperparameters(sources: Sequence[Source], donor: Source) -> list[str]:
+def _differing_hyperparameters(sources: Sequence[Source], donor: Source) -> list[str]:
     """Warnings for keys of the architecture that a source has otherwise than the donor, whose value wins."""
     arch = donor.file.architecture + "."
-    structural = {arch + "block_count", arch + "vocab_size"}
+    structural = {block_count(donor.file.architecture), vocab_size(donor.file.architecture)}
     warnings = []
     for source in sources:
         if source is donor:
@@ -140,10 +130,6 @@ def check_space(outputs: Sequence[Path], nbytes: int) -> None:
             f"{folder}: the result needs {size(nbytes)} but only {size(free)} are free; "
             "free some space or choose another folder"
         )
-
-
-def _tokens(source: Source) -> list[str]:
-    return source.metadata.texts(_TOKENS) or []
 
 
 def _raw(source: Source, key: str) -> bytes | None:

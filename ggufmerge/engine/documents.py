@@ -82,7 +82,7 @@ def planned_documents(
     plans: list[Plan] = []
     sources: list[Opened] = []
     states: list[str] = []
-    inputs: dict[Path, None] = {}
+    inputs: list[Path] = []
     with ExitStack() as stack:
         files: dict[str, str] = {}
 
@@ -92,9 +92,9 @@ def planned_documents(
             sources.append(opened)
             kept = [s for s in opened.sources if str(s.file.path) not in files.values()]
             watch = watched(kept)
-            inputs.update(dict.fromkeys([*watch.paths, *opened.others]))
+            inputs.extend([*watch.paths, *opened.others])
             # a stage is what its own plan makes of its own inputs, which are among the states already
-            own = Opened(kept, opened.imatrix, opened.alignment)
+            own = Opened(kept, opened.imatrix)
             states.append(identity(plan, own, watch))
 
         if recipe.stages:
@@ -109,7 +109,7 @@ def planned_documents(
         plan, opened = make_plan(recipe.with_files(files), out_type=out_type, imatrix=imatrix, rounding=rounding)
         note(plan, opened)
         whole = states[0] if len(states) == 1 else hashlib.sha256("/".join(states).encode()).hexdigest()
-        yield Documents(recipe, tuple(plans), tuple(sources), tuple(inputs), whole)
+        yield Documents(recipe, tuple(plans), tuple(sources), tuple(dict.fromkeys(inputs)), whole)
 
 
 def documents_of(plan: Plan, opened: Opened) -> Documents:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ggufmerge.engine.layout import Slot
-from ggufmerge.engine.plan import Plan, PlannedTensor
-from ggufmerge.engine.planner import Opened, make_plan
+from ggufmerge.engine.plan import PlannedTensor
+from ggufmerge.engine.planner import Opened, plan_of
 from ggufmerge.engine.resolve import Found, Resolver, lay_out, stack_order, uses_base
 from ggufmerge.errors import RecipeError
 from ggufmerge.methods import method as find_method
@@ -51,14 +51,13 @@ def explain(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], pattern
     recipe: as `load_recipe` takes it.
     """
     recipe = load_recipe(recipe)
-    plan, opened = make_plan(recipe)
-    opened.close()
-    planned: Mapping[str, PlannedTensor] = {t.name: t for t in plan.tensors}
     laid_out = lay_out(recipe)
     with Opened(laid_out.sources):
+        plan, _ = plan_of(recipe, laid_out)
+        planned: Mapping[str, PlannedTensor] = {t.name: t for t in plan.tensors}
         resolver = Resolver(recipe, laid_out.sources)
         found = [
-            _explain(recipe, plan, resolver, slot, planned[slot.name])
+            _explain(recipe, resolver, slot, planned[slot.name])
             for slot in laid_out.slots
             if pattern == "*" or matches(pattern, slot.name)
         ]
@@ -69,7 +68,7 @@ def explain(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], pattern
     return found
 
 
-def _explain(recipe: Recipe, plan: Plan, resolver: Resolver, slot: Slot, planned: PlannedTensor) -> Explanation:
+def _explain(recipe: Recipe, resolver: Resolver, slot: Slot, planned: PlannedTensor) -> Explanation:
     name = recipe.method_for(slot.name)
     origins = () if slot.constant else tuple(_origins(resolver, slot, name))
     return Explanation(

@@ -14,25 +14,29 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge import keys
 from ggufmerge.engine import header, provenance
 from ggufmerge.engine.checks import check_architectures, check_inputs, check_space, watched
 from ggufmerge.engine.low_rank import PASSES, LowRank, low_rank
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.scheduler import Job, drive
 from ggufmerge.errors import GgufmergeError, PlanError, nearest
-from ggufmerge.files import MetadataEditor, TensorInfo
+from ggufmerge.files import MetadataEditor, TensorInfo, facts
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output, Writer
 from ggufmerge.files.watch import Watch
-from ggufmerge.formats.stored import StoredTensor
+from ggufmerge.formats.stored import DescribedTensor
+from ggufmerge.keys import EMBEDDING, HEAD
 from ggufmerge.methods.random import stream_key
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found
@@ -40,11 +44,10 @@ from ggufmerge.quants import codec
 from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.recipe import ModelReference
 from ggufmerge.recipe.settings import matches
-from ggufmerge.sources import Source
+from ggufmerge.sources import Source, TensorReader
 from ggufmerge.sources.damage import place
 from ggufmerge.types import FileType, TensorType
 
-EMBEDDING = "token_embd.weight"
 _COMPARED = 1 << 22  # bytes compared at a time
 _TOO_LARGE = 1e12  # differences from here on: their squares, summed over a tensor, would leave float32
 # two-dimensional weights that llama.cpp does not multiply with, and so never applies adapters to
@@ -189,15 +192,16 @@ def plan_extract(
         raise GgufmergeError(f"the rank is a whole number of at least 1, not {rank}")
     models = _reference(tune), _reference(base)
     check_found(("", path) for reference in models for path in reference.paths)
-    sources = _opened(*models)
-    try:
+    with ExitStack() as on_failure:
+        opened_tune = open_source(models[0])
+        on_failure.callback(opened_tune.close)
+        opened_base = open_source(models[1])
+        on_failure.callback(opened_base.close)
+        sources = opened_tune, opened_base
         check_architectures(sources)
         plan = _Selection(*sources, rank, kind, include, exclude, embeddings).plan()
         misfits = [line for source in sources for line in source.misfits()]
-    except BaseException:
-        for source in sources:
-            source.close()
-        raise
+        on_failure.pop_all()
     return replace(plan, warnings=(*plan.warnings, *misfits)), sources
 
 
@@ -245,15 +249,6 @@ def _identity(plan: ExtractPlan, sources: Sequence[Source], watch: Watch) -> str
     """A hash of all that the adapter depends on, and of the state of the models."""
     text = repr((version("ggufmerge"), plan, [source.fingerprint() for source in sources], watch.stamps()))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _opened(tune: ModelReference, base: ModelReference) -> tuple[Source, Source]:
-    first = open_source(tune)
-    try:
-        return first, open_source(base)
-    except BaseException:
-        first.close()
-        raise
 
 
 def _reference(model: ModelReference | str | os.PathLike[str]) -> ModelReference:
@@ -308,7 +303,7 @@ class _Selection:
             if not any(matches(pattern, name) for name in self.base.tensors):
                 raise PlanError(f'the filter "{pattern}" matches no tensor: {nearest(pattern, self.base.tensors)}')
 
-    def _is_same(self, name: str, tensor: StoredTensor) -> bool:
+    def _is_same(self, name: str, tensor: DescribedTensor) -> bool:
         """Whether both models hold the same weights; stops reading at the first difference."""
         other = self.tune.tensors.get(name)
         if other is None or other.shape != tensor.shape:
@@ -318,7 +313,7 @@ class _Selection:
         sources = (self.tune, self.base)
         plain = not any(s.changed_by_adapter(name) or s.scales(name) is not None for s in sources)
         if other.type == tensor.type and plain:
-            a, b = other.raw, tensor.raw
+            a, b = (s.file.tensors[name].raw for s in sources)
             return all(np.array_equal(a[i : i + _COMPARED], b[i : i + _COMPARED]) for i in range(0, len(a), _COMPARED))
         if not all(t.type.is_quantized or t.type.is_float for t in (tensor, other)):
             return False
@@ -332,7 +327,7 @@ class _Selection:
                 return False
         return True
 
-    def _reason_against(self, name: str, tensor: StoredTensor) -> str:
+    def _reason_against(self, name: str, tensor: DescribedTensor) -> str:
         """Why a tensor gets no halves though it differs; empty when it gets them."""
         other = self.tune.tensors.get(name)
         if self.include and not any(matches(p, name) for p in self.include):
@@ -345,7 +340,7 @@ class _Selection:
             return "not a matrix"
         if name == EMBEDDING and not self.embeddings:
             return "the embedding, taken with --embeddings"
-        known = name.startswith("blk.") or name in ("output.weight", EMBEDDING)
+        known = name.startswith("blk.") or name in (HEAD, EMBEDDING)
         if not known or not name.endswith(".weight") or any(fnmatchcase(name, p) for p in _NOT_MULTIPLIED):
             return "llama.cpp applies no adapter to it"
         if other.shape != tensor.shape:
@@ -371,7 +366,7 @@ class _Selection:
                 f"the difference contains the rounding of quantized weights ({', '.join(sorted(coarse))}), which no "
                 "low rank captures; extract from F16 or F32 files if there are any"
             )
-        if EMBEDDING in (p.name for p in pairs) and "output.weight" not in self.base.tensors:
+        if EMBEDDING in (p.name for p in pairs) and HEAD not in self.base.tensors:
             warnings.append(
                 "the output head is tied to the embedding: llama.cpp cannot apply this adapter, only a merge can"
             )
@@ -388,17 +383,17 @@ def _by_reason(left_out: dict[str, str]) -> dict[str, list[str]]:
 def _metadata(plan: ExtractPlan, sources: tuple[Source, Source]) -> MetadataEditor:
     tune, base = sources
     editor = MetadataEditor()
-    editor.set("general.architecture", base.file.architecture)
-    editor.set("general.type", "adapter")
-    editor.set("adapter.type", "lora")
-    editor.set("adapter.lora.alpha", float(plan.rank))
-    editor.set("general.name", f"{header.display_name(tune)} LoRA rank {plan.rank}")
-    licence = tune.metadata.text("general.license")
+    editor.set(keys.ARCHITECTURE, base.file.architecture)
+    editor.set(keys.TYPE, "adapter")
+    editor.set(keys.ADAPTER_TYPE, "lora")
+    editor.set(keys.LORA_ALPHA, float(plan.rank))
+    editor.set(keys.NAME, f"{tune.name} LoRA rank {plan.rank}")
+    licence = facts.licence(tune.file)
     if licence is not None:
-        editor.set("general.license", licence)
-    editor.set("general.base_model.count", 1)
-    editor.set("general.base_model.0.name", header.display_name(base))
-    editor.set("general.file_type", FileType.parse(str(plan.type)).id)
+        editor.set(keys.LICENSE, licence)
+    editor.set(keys.BASE_MODEL_COUNT, 1)
+    editor.set(keys.base_model(0, "name"), base.name)
+    editor.set(keys.FILE_TYPE, FileType.parse(str(plan.type)).id)
     made = provenance.settings(file_type=str(plan.type)) | provenance.files(sources) | provenance.lineage(sources)
     return header.apply(made, editor)
 
@@ -420,20 +415,7 @@ def _job(
         first = matrix * rows
         squares: dict[int, float] = {}  # of the base's rows, by the first row of a chunk
 
-        def read(start: int, out: NDArray[np.float32], first: int = first, squares: dict[int, float] = squares) -> None:
-            old = np.empty_like(out)
-            tune.read(first + start, out)
-            base.read(first + start, old)
-            squares[start] = float(np.square(old, dtype=np.float64).sum())
-            np.subtract(out, old, out=out)
-            if not magnitude(out) < _TOO_LARGE:
-                row, column = divmod(int(np.abs(out).argmax()), n)
-                raise GgufmergeError(
-                    f"{pair.name}: the difference at {place(pair.shape, first + start + row, column)} is "
-                    f"{out[row, column]:.3g}, too large for products of float32; look whether a model is damaged, or "
-                    "leave the tensor out with --exclude"
-                )
-
+        read = partial(_read_difference, pair, (tune, base), first, squares)
         key = int(stream_key(0, f"{pair.name}#{matrix}", "extract-lora"))
         factors = yield from low_rank(rows, n, pair.rank, read, key, lambda values: progress.advance(4 * values))
         _write(plan, pair, matrix, factors, writer)
@@ -441,6 +423,30 @@ def _job(
         found = total([found, Extracted(base_energy, factors.energy, factors.captured)])
     done[pair.name] = found
     progress.tensor_done(pair.name)
+
+
+def _read_difference(
+    pair: PlannedPair,
+    models: tuple[TensorReader, TensorReader],
+    first: int,
+    squares: dict[int, float],
+    start: int,
+    out: NDArray[np.float32],
+) -> None:
+    """Fill `out` with the difference of the rows from `first` + `start` on, and note the base's energy there."""
+    tune, base = models
+    old = np.empty_like(out)
+    tune.read(first + start, out)
+    base.read(first + start, old)
+    squares[start] = float(np.square(old, dtype=np.float64).sum())
+    np.subtract(out, old, out=out)
+    if not magnitude(out) < _TOO_LARGE:
+        row, column = divmod(int(np.abs(out).argmax()), out.shape[1])
+        raise GgufmergeError(
+            f"{pair.name}: the difference at {place(pair.shape, first + start + row, column)} is "
+            f"{out[row, column]:.3g}, too large for products of float32; look whether a model is damaged, or "
+            "leave the tensor out with --exclude"
+        )
 
 
 def _write(plan: ExtractPlan, pair: PlannedPair, matrix: int, factors: LowRank, writer: Writer) -> None:

@@ -5,47 +5,23 @@ Follows GGUF's conventions for merged models (`general.base_model.*`) and the li
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ggufmerge import keys
 from ggufmerge.engine import provenance
-from ggufmerge.engine.layout import Slice, block_count, layers_of_result
+from ggufmerge.engine.layout import Slice, layers_of_result
 from ggufmerge.errors import PlanError
 from ggufmerge.files import MetadataEditor, ValueKind, facts
-from ggufmerge.formats.layers import count_key
+from ggufmerge.formats.layers import layer_count
 from ggufmerge.sources import Source
 from ggufmerge.types import FileType
 
-_STALE_PREFIXES = ("quantize.imatrix.", "split.", "general.source.", "general.base_model.", "general.dataset.")
-_STALE = (
-    "general.alignment",
-    "general.author",
-    "general.description",
-    "general.doi",
-    "general.organization",
-    "general.quantized_by",
-    "general.repo_url",
-    "general.url",
-    "general.uuid",
-    "general.version",
-)
-_INHERITED = ("author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
+_STALE_PREFIXES = (keys.IMATRIX, keys.SPLIT, keys.BASE_MODEL, keys.GENERAL + "source.", keys.GENERAL + "dataset.")
+_STALE = frozenset({keys.ALIGNMENT, keys.QUANTIZED_BY, *keys.ORIGIN})
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
-DIGEST_PLACEHOLDER = "0" * 64
-
-
-def display_name(source: Source) -> str:
-    """What a source and its adapters call themselves, else their files' names."""
-    return " + ".join(map(facts.name, (source.file, *(adapter.file for adapter in source.adapters))))
-
-
-def digest_key(index: int) -> str:
-    """The key under which the result keeps the sha256 of source file number `index`."""
-    return f"ggufmerge.source.{index}.sha256"
 
 
 def result_metadata(
@@ -57,7 +33,7 @@ def result_metadata(
     file_type: FileType,
     quantized: bool,
     sources: Sequence[Source],
-    layout: Sequence[Slice],
+    structure: Mapping[str, Any],
     tokenizer: Mapping[str, Any],
     imatrix: Mapping[str, Any],
     overrides: Mapping[str, Any],
@@ -65,31 +41,22 @@ def result_metadata(
     """(changes to the first source's metadata, warnings). A change is a value to set, or None to remove the key.
 
     options: what the command line changed.  settings: keys and values of those in effect (`provenance.settings`).
+    structure: what the layers of the result change (`layer_metadata`).
     """
     donor = sources[0]
     changes: dict[str, Any] = {k: None for k in donor.metadata if k in _STALE or k.startswith(_STALE_PREFIXES)}
-    changes |= {"general.name": name, "general.finetune": "merge", "general.file_type": file_type.id}
+    changes |= {keys.NAME: name, keys.FINETUNE: "merge", keys.FILE_TYPE: file_type.id}
     if quantized:
-        changes["general.quantization_version"] = QUANTIZATION_VERSION
+        changes[keys.QUANTIZATION_VERSION] = QUANTIZATION_VERSION
     changes |= tokenizer
     changes |= imatrix
     changes |= _parents(sources)
-    tags = donor.metadata.texts("general.tags") or []
-    changes["general.tags"] = [*tags, *(t for t in ("merge", "ggufmerge") if t not in tags)]
+    tags = donor.metadata.texts(keys.TAGS) or []
+    changes[keys.TAGS] = [*tags, *(t for t in ("merge", "ggufmerge") if t not in tags)]
     licence, warnings = _licence(sources, overrides)
     changes |= licence
-    layers, more = layer_metadata(donor, sources, layout)
-    changes |= layers
-    warnings += more
-    changes |= provenance.without_inherited(donor.metadata)
-    changes |= settings
-    changes["ggufmerge.recipe"] = recipe
-    changes["ggufmerge.recipe.sha256"] = hashlib.sha256(recipe.encode()).hexdigest()
-    if options:
-        changes["ggufmerge.options"] = options
-    changes |= provenance.files(sources)
-    changes |= {digest_key(i): DIGEST_PLACEHOLDER for i in range(len(source_files(sources)))}
-    changes |= provenance.lineage(sources)
+    changes |= structure
+    changes |= provenance.record(sources, settings, recipe=recipe, options=options, digests=True)
     return changes | dict(overrides), warnings
 
 
@@ -110,7 +77,7 @@ def check_overrides(
         if counted is None:
             continue
         wanted, what = counted
-        if key.startswith("tokenizer."):
+        if key.startswith(keys.TOKENIZER):
             given = len(value) if isinstance(value, list) else None
             shown = f"a list of {given} texts" if given is not None else repr(value)
         else:
@@ -121,12 +88,12 @@ def check_overrides(
 
 
 # set by the plan or the writer, whatever a recipe says
-_OWN = frozenset({"general.architecture", "general.alignment", "general.file_type", "general.quantization_version"})
-_OWN_PREFIXES = ("ggufmerge.", "split.")
+_OWN = frozenset({keys.ARCHITECTURE, keys.ALIGNMENT, keys.FILE_TYPE, keys.QUANTIZATION_VERSION})
+_OWN_PREFIXES = (keys.OWN, keys.SPLIT)
 # what the number under a key of the architecture is: (words, tensor, dimension)
 _SIZES = {
-    "vocab_size": ("tokens", "token_embd.weight", 0),
-    "embedding_length": ("values in a row of the embedding", "token_embd.weight", -1),
+    "vocab_size": ("tokens", keys.EMBEDDING, 0),
+    "embedding_length": ("values in a row of the embedding", keys.EMBEDDING, -1),
     "expert_count": ("experts", "ffn_down_exps.weight", 0),
 }
 
@@ -135,9 +102,9 @@ def _counted(
     key: str, architecture: str, tensors: Mapping[str, tuple[int, ...]], layers: int
 ) -> tuple[int, str] | None:
     """(number, of what) that the tensors show for a key; None when they show none."""
-    if key == f"{architecture}.block_count":
+    if key == keys.block_count(architecture):
         return layers, "layers"
-    if key == "tokenizer.ggml.tokens":
+    if key == keys.TOKENS:
         what, name, axis = _SIZES["vocab_size"]
     elif key.removeprefix(architecture + ".") in _SIZES and key.startswith(architecture + "."):
         what, name, axis = _SIZES[key.removeprefix(architecture + ".")]
@@ -145,11 +112,6 @@ def _counted(
         return None
     shape = next((shape for own, shape in tensors.items() if own == name or own.endswith("." + name)), ())
     return (shape[axis], what) if len(shape) >= 2 else None
-
-
-def source_files(sources: Sequence[Source]) -> list[Path]:
-    """Every file that the result is made from, once, in the order of their `ggufmerge.source.N` keys."""
-    return provenance.source_files(sources)
 
 
 def apply(changes: Mapping[str, Any], editor: MetadataEditor) -> MetadataEditor:
@@ -193,12 +155,12 @@ def layer_metadata(
 
     PlanError when a list of a source has too few values for its layers.
     """
-    arch, count = donor.file.architecture, block_count(donor)
+    arch, count = donor.file.architecture, layer_count(donor.file)
     layers = [(piece.parts[piece.base or 0], i) for piece, i in layers_of_result(layout)]
     origins = [(sources[part.source], part.start + i) for part, i in layers]
     if origins == [(donor, i) for i in range(count)]:
         return {}, []
-    changes: dict[str, Any] = {count_key(donor.file): len(layers)}
+    changes: dict[str, Any] = {keys.block_count(donor.file.architecture): len(layers)}
     known = [f"{arch}.{key}" for key in _PER_LAYER] + list(_PER_LAYER_ANYWHERE)
     for key in known:
         used = list(dict.fromkeys(source for source, _ in origins))
@@ -233,8 +195,8 @@ def _of_layer(key: str, value: Any, source: Source, layer: int) -> Any:
         return value
     if layer < len(value):
         return value[layer].item() if isinstance(value[layer], np.generic) else value[layer]
-    further = source.metadata.integer(f"{source.file.architecture}.nextn_predict_layers") or 0
-    if len(value) + further == block_count(source):
+    further = source.metadata.integer(keys.prediction_layers(source.file.architecture)) or 0
+    if len(value) + further == layer_count(source.file):
         return None
     short = f"{key} has {len(value)} values, too few for layer {layer}"
     raise PlanError(f"{source.file.path}: {short}; the file is damaged, take another")
@@ -247,25 +209,23 @@ def _is_list(value: Any) -> bool:
 def _parents(sources: Sequence[Source]) -> dict[str, Any]:
     """`general.base_model.*`: each model and each adapter once."""
     parents = {file.path: file for source in sources for file in (source.file, *(a.file for a in source.adapters))}
-    changes: dict[str, Any] = {"general.base_model.count": len(parents)}
+    changes: dict[str, Any] = {keys.BASE_MODEL_COUNT: len(parents)}
     for i, file in enumerate(parents.values()):
-        changes[f"general.base_model.{i}.name"] = facts.name(file)
-        for field in _INHERITED:
-            if value := file.metadata.text(f"general.{field}"):
-                changes[f"general.base_model.{i}.{field}"] = value
+        changes[keys.base_model(i, "name")] = facts.name(file)
+        for key in keys.ORIGIN:
+            if value := file.metadata.text(key):
+                changes[keys.base_model(i, key.removeprefix(keys.GENERAL))] = value
     return changes
 
 
 def _licence(sources: Sequence[Source], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The licence when all sources agree on it; otherwise it is dropped, with a warning."""
-    key = "general.license"
-    licences = {s.label: s.metadata.text(key) for s in sources}
-    if key in overrides:
+    licences = {s.label: facts.licence(s.file) for s in sources}
+    if keys.LICENSE in overrides:
         return {}, []
     if len(set(licences.values())) == 1:
-        return ({key: None} if sources[0].metadata.text(key) is None else {}), []
+        return ({keys.LICENSE: None} if facts.licence(sources[0].file) is None else {}), []
     listed = ", ".join(f"{label}: {licence or 'not stated'}" for label, licence in licences.items())
-    keys = (key, key + ".name", key + ".link")
-    return dict.fromkeys(keys), [
-        f"the licences differ ({listed}): none is written; set general.license under metadata:"
+    return dict.fromkeys((keys.LICENSE, keys.LICENSE_NAME, keys.LICENSE_LINK)), [
+        f"the licences differ ({listed}): none is written; set {keys.LICENSE} under metadata:"
     ]

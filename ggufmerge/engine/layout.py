@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ggufmerge.errors import PlanError
 from ggufmerge.formats.layers import layer_count
+from ggufmerge.keys import EMBEDDING, HEAD
 from ggufmerge.methods.spec import Base, Method
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
@@ -19,9 +20,11 @@ from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Model, Parameters, SliceSource
 from ggufmerge.sources import Source
 
-_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 # Tables computed from hyper-parameters, not trained: they belong to the model whose metadata the result takes.
 _CONSTANTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+_Names = dict[int | None, list[str]]
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,18 @@ class Slot:
     constant: bool = False
 
 
-def block_count(source: Source) -> int:
-    """Number of layers of a model; FormatError or PlanError when its metadata and its tensors do not agree on one."""
-    return layer_count(source.file)
+def lay(
+    recipe: Recipe, methods: Sequence[Method], references: Sequence[ModelReference], sources: Sequence[Source]
+) -> tuple[list[Slice], list[Slot]]:
+    """The recipe's output slices over opened sources, and every tensor of the result.
+
+    PlanError and FormatError say which layers do not fit together.
+    """
+    layout = _slices(recipe, methods, references, sources)
+    return layout, list(_slots(layout, sources))
 
 
-def slices(
+def _slices(
     recipe: Recipe, methods: Sequence[Method], references: Sequence[ModelReference], sources: Sequence[Source]
 ) -> list[Slice]:
     """The recipe's output slices over opened sources, each with its base among the parts if it has one."""
@@ -90,7 +99,7 @@ def slices(
             index = references.index(base)
             at = next((i for i, part in enumerate(parts) if part.source == index), None)
             if at is None and recipe.slices is None:
-                parts.append(Part(index, 0, block_count(sources[index]), {}, False, ("base_model",)))
+                parts.append(Part(index, 0, layer_count(sources[index].file), {}, False, ("base_model",)))
                 at = len(parts) - 1
             elif at is None and uses_base:
                 what = f"base_model {base} is not among the sources; add it with its layer_range"
@@ -112,12 +121,12 @@ def _part(
     if isinstance(entry, SliceSource):
         where = (*place, "sources", number, "parameters")
         return Part(index, *entry.layer_range, entry.parameters, True, where)
-    return Part(index, 0, block_count(sources[index]), entry.parameters, True, ("models", number, "parameters"))
+    return Part(index, 0, layer_count(sources[index].file), entry.parameters, True, ("models", number, "parameters"))
 
 
 def _check_lengths(parts: Sequence[Part], sources: Sequence[Source], where: str) -> None:
     for part in parts:
-        source, available = sources[part.source], block_count(sources[part.source])
+        source, available = sources[part.source], layer_count(sources[part.source].file)
         if part.stop <= part.start and available:
             raise PlanError(f"{where}layer_range [{part.start}, {part.stop}] of {source.label} is empty")
         if part.stop > available:
@@ -133,47 +142,56 @@ def layers_of_result(layout: Sequence[Slice]) -> list[tuple[Slice, int]]:
     return [(s, i) for s in layout for i in range(s.layers)]
 
 
-def slots(layout: Sequence[Slice], sources: Sequence[Source]) -> Iterator[Slot]:
+def _slots(layout: Sequence[Slice], sources: Sequence[Source]) -> Iterator[Slot]:
     """Every tensor of the result in the order of a llama.cpp file: before the blocks, the blocks, after them."""
-    yield from _outside(layout[0], sources, after=False)
+    names = [_by_layer(source) for source in sources]
+    yield from _outside(layout[0], sources, names, after=False)
     for layer, (piece, i) in enumerate(layers_of_result(layout)):
         position = i / (piece.layers - 1) if piece.layers > 1 else 1.0
-        yield from _inside(piece, sources, layer, i, position)
-    yield from _outside(layout[-1], sources, after=True)
+        yield from _inside(piece, sources, names, layer, i, position)
+    yield from _outside(layout[-1], sources, names, after=True)
 
 
-def _inside(piece: Slice, sources: Sequence[Source], layer: int, i: int, position: float) -> Iterator[Slot]:
-    numbers = [part.start + i for part in piece.parts]
-    names: dict[str, None] = {}
-    for part, number in zip(piece.parts, numbers, strict=True):
-        names.update((with_layer(n, layer), None) for n in sources[part.source].tensors if layer_of(n) == number)
-    for name in names:
+def _by_layer(source: Source) -> _Names:
+    """The names of a source's tensors, in the order of its file, by their layer; those outside of layers under None."""
+    found: _Names = {None: []}
+    for name in source.tensors:
+        found.setdefault(layer_of(name), []).append(name)
+    return found
+
+
+def _inside(
+    piece: Slice, sources: Sequence[Source], names: Sequence[_Names], layer: int, i: int, position: float
+) -> Iterator[Slot]:
+    origins = [(part.source, part.start + i) for part in piece.parts]
+    found = (with_layer(name, layer) for source, number in origins for name in names[source].get(number, ()))
+    for name in dict.fromkeys(found):
         own = tuple(
-            n if (n := with_layer(name, number)) in sources[part.source].tensors else None
-            for part, number in zip(piece.parts, numbers, strict=True)
+            n if (n := with_layer(name, number)) in sources[source].tensors else None for source, number in origins
         )
         yield Slot(name, piece, own, position)
 
 
-def _outside(piece: Slice, sources: Sequence[Source], *, after: bool) -> Iterator[Slot]:
+def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *, after: bool) -> Iterator[Slot]:
     parts = [sources[part.source] for part in piece.parts]
     first = piece.base if piece.base is not None else 0
     # checkpoints have no constants; the first source is a GGUF file
     owner = 0 if parts[first].is_checkpoint else piece.parts[first].source
-    names = {
-        n: None for s in [parts[first], *parts] for n in s.tensors if layer_of(n) is None and _is_after(n) == after
-    } | {n: None for n in _CONSTANTS if n in sources[owner].tensors and not after}
-    for name in names:
+    order = (piece.parts[first], *piece.parts)
+    found = [name for part in order for name in names[part.source][None] if _is_after(name) == after]
+    if not after:
+        found += [name for name in _CONSTANTS if name in sources[owner].tensors]
+    for name in dict.fromkeys(found):
         own = tuple(name if name in s.tensors else None for s in parts)
         if name in _CONSTANTS:
             if name in sources[owner].tensors:
                 only = replace(piece, parts=(replace(piece.parts[first], source=owner),), base=None)
                 note = f"computed, not trained: taken from {sources[owner].label}"
                 yield Slot(name, only, (name,), 0.0, (note,), constant=True)
-        elif name == _HEAD and None in own:
+        elif name == HEAD and None in own:
             tied = [s.label for s, n in zip(parts, own, strict=True) if n is None]
             note = f"{', '.join(tied)}: tied to the embedding, which is used in its place"
-            yield Slot(name, piece, tuple(n or _EMBEDDING for n in own), 0.0, (note,))
+            yield Slot(name, piece, tuple(n or EMBEDDING for n in own), 0.0, (note,))
         else:
             yield Slot(name, piece, own, 0.0)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,14 +72,8 @@ def low_rank(
         return z, d.size
 
     for _ in range(PASSES - 1):
-        total = np.zeros((n, width), np.float64)
-
-        def add(part: tuple[Floats, int], total: Doubles = total) -> None:
-            np.add(total, part[0], out=total)
-            advance(part[1])
-
-        yield Stage(len(starts), iterate, add)
-        v = yield from _in_thread(lambda total=total: _orthonormal(total).astype(np.float32))  # type: ignore[misc]
+        total = yield from _summed(len(starts), iterate, (n, width), advance)
+        v = yield from _in_thread(partial(_directions, total))
 
     y = np.empty((rows, width), np.float32)
     energy = 0.0
@@ -96,6 +91,20 @@ def low_rank(
     yield Stage(len(starts), project, count)
     left, right, captured = yield from _in_thread(lambda: _factors(y, v, rank))
     return LowRank(left, right, energy, captured)
+
+
+def _summed(
+    count: int, task: Callable[[int], tuple[Floats, int]], shape: tuple[int, int], advance: Callable[[int], None]
+) -> Generator[Stage, None, Doubles]:
+    """A stage of `count` tasks, each of which gives a summand and how many values it went through; gives the sum."""
+    total = np.zeros(shape, np.float64)
+
+    def add(part: tuple[Floats, int]) -> None:
+        np.add(total, part[0], out=total)
+        advance(part[1])
+
+    yield Stage(count, task, add)
+    return total
 
 
 def _in_thread(task: Callable[[], Any]) -> Generator[Stage, None, Any]:
@@ -118,6 +127,11 @@ def _factors(y: Floats, v: Floats, rank: int) -> tuple[Floats, Floats, float]:
     left = _projected(tall, w * inverse).astype(np.float32)
     right = _projected(v.astype(np.float64), w * root).T.astype(np.float32)
     return left, np.ascontiguousarray(right), float(squares.sum())
+
+
+def _directions(z: Doubles) -> Floats:
+    """The columns of `_orthonormal` to go on with."""
+    return _orthonormal(z).astype(np.float32)
 
 
 def _orthonormal(z: Doubles) -> Doubles:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ggufmerge.engine.provenance import PREFIX
+from ggufmerge import keys
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import GGUFFile, open_gguf
 from ggufmerge.files.shards import model_name
@@ -85,14 +85,14 @@ def family(path: str | os.PathLike[str], folders: Iterable[str | os.PathLike[str
 
 def _told(file: GGUFFile) -> tuple[str, dict[str, str], frozenset[str]]:
     """The recipe, the source files in order with their digests ("" for none), and the digests of all that went in."""
-    texts = {key: value for key in file.metadata if key.startswith(PREFIX) and (value := file.metadata.text(key))}
+    texts = {key: value for key in file.metadata if key.startswith(keys.OWN) and (value := file.metadata.text(key))}
     names = {
-        texts[key]: texts.get(f"{PREFIX}source.{i}.sha256", "")
+        texts[key]: texts.get(keys.source(i, "sha256"), "")
         for i in range(100)
-        if (key := f"{PREFIX}source.{i}.file") in texts
+        if (key := keys.source(i, "file")) in texts
     }
     digests = frozenset(value for key, value in texts.items() if key.endswith(".sha256") and ".source." in key)
-    return texts.get(PREFIX + "recipe", ""), names, digests
+    return texts.get(keys.RECIPE, ""), names, digests
 
 
 def _roles(recipe: Recipe) -> tuple[ModelReference | None, list[ModelReference]]:
@@ -101,10 +101,8 @@ def _roles(recipe: Recipe) -> tuple[ModelReference | None, list[ModelReference]]
     base = None if _TWO_OF_A_KIND.intersection(recipe.methods) else recipe.base_model
     if base is not None and base.path in stages:
         base = None
-    found: dict[ModelReference, None] = {}
-    for part in (recipe, *recipe.stages):
-        found.update((reference, None) for reference in part.references() if reference.path not in stages)
-    parents = [reference for reference in found if reference != base]
+    named = dict.fromkeys(reference for part in (recipe, *recipe.stages) for reference in part.references())
+    parents = [reference for reference in named if reference.path not in stages and reference != base]
     if base is None and all(p.path == parents[0].path and p.adapters for p in parents):
         base = ModelReference(parents[0].path)  # adapters of one model
     return base, parents
@@ -112,16 +110,16 @@ def _roles(recipe: Recipe) -> tuple[ModelReference | None, list[ModelReference]]
 
 def _family(base: ModelReference | None, parents: Sequence[ModelReference], search: _Search) -> Family:
     found: dict[ModelReference, Relative] = {}
-    missing: dict[str, None] = {}
+    missing: list[str] = []
     for reference in (*([] if base is None else [base]), *parents):
         try:
             found[reference] = search.relative(reference)
         except GgufmergeError as error:
-            missing[f"{model_name(str(reference))}: {error}"] = None
+            missing.append(f"{model_name(str(reference))}: {error}")
     return Family(
         None if base is None else found.get(base),
         tuple(found[p] for p in parents if p in found),
-        tuple(missing),
+        tuple(dict.fromkeys(missing)),
     )
 
 

@@ -11,7 +11,7 @@ from math import prod
 from typing import Any, Literal
 
 from ggufmerge.methods.parameters import Value
-from ggufmerge.text import size
+from ggufmerge.text import counted, size
 from ggufmerge.types import FileType, TensorType
 
 Action = Literal["copy", "convert", "merge"]
@@ -142,9 +142,9 @@ class Plan:
         return sum(prod(t.shape) for t in self.tensors)
 
     def __repr__(self) -> str:
-        models = f"{len(self.sources)} model{'s' * (len(self.sources) != 1)}"
+        models = counted(len(self.sources), "model")
         facts = f"{self.file_type}, {len(self.tensors)} tensors, {size(self.nbytes)}"
-        warned = f", {len(self.warnings)} warning{'s' * (len(self.warnings) > 1)}" if self.warnings else ""
+        warned = f", {counted(len(self.warnings), 'warning')}" if self.warnings else ""
         return f"<Plan {self.method or 'copy'} of {models} ({self.architecture}): {facts}{warned}>"
 
     def count(self, action: Action) -> int:

@@ -10,40 +10,35 @@ from pathlib import Path
 
 from ggufmerge.engine import checks, header, provenance, vocabulary
 from ggufmerge.engine.plan import Input, Plan, PlannedSource, PlannedTensor, Rounding
-from ggufmerge.engine.resolve import LaidOut, Resolver, check_files, lay_out
+from ggufmerge.engine.resolve import LaidOut, lay_out, resolved
 from ggufmerge.engine.side_tensors import with_side_tensors
 from ggufmerge.engine.survival import expectations
 from ggufmerge.engine.tensor_types import (
     check_type,
     check_writable,
-    combined_imatrix,
-    with_action,
     with_rounding,
     with_types,
 )
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.files import MetadataEditor, TensorInfo, facts
+from ggufmerge.formats.imatrix import load_together
 from ggufmerge.places.references import locate
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.settings import matches
-from ggufmerge.sources import Source, SourceTensor
-from ggufmerge.sources.aligned import AlignedTensor
-from ggufmerge.tokenizers import Alignment
+from ggufmerge.sources import Source, TensorReader
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What a plan reads from: its sources in order, its importance matrix if it has one, and how the vocabularies of
-    the sources become one if they differ.
+    """What a plan reads from: its sources in order, in one vocabulary, and its importance matrix if it has one.
 
     others: files that were read besides: the recipe, importance matrices, the file whose types are followed.
     """
 
     sources: list[Source]
     imatrix: Imatrix | None = None
-    alignment: Alignment | None = None
     others: tuple[Path, ...] = ()
 
     def files(self) -> list[Path]:
@@ -67,15 +62,16 @@ class Opened:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def inputs(self, tensor: PlannedTensor) -> list[SourceTensor | AlignedTensor]:
+    def inputs(self, tensor: PlannedTensor) -> list[TensorReader]:
         """A reader of each input of a tensor."""
-        return vocabulary.open_inputs(self.alignment, self.sources, tensor.name, tensor.inputs)
+        return [self.sources[i.source].open_tensor(i.tensor, tensor.name) for i in tensor.inputs]
 
 
 def header_of(plan: Plan, opened: Opened) -> tuple[MetadataEditor, list[TensorInfo]]:
     """What stands in the header of a plan's result: its metadata and its tensors."""
-    editor = vocabulary.apply(opened.alignment, MetadataEditor(opened.sources[0].file.metadata))
-    return header.apply(plan.metadata, editor), [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
+    return header.apply(plan.metadata, opened.sources[0].editor()), [
+        TensorInfo(t.name, t.shape, t.type) for t in plan.tensors
+    ]
 
 
 def make_plan(
@@ -94,42 +90,37 @@ def make_plan(
     """
     if out_type is not None:
         check_type(out_type)
-    check_files(recipe, imatrix)
-    laid_out = lay_out(recipe)
+    laid_out = lay_out(recipe, imatrix)
     with ExitStack() as on_failure:
         for source in laid_out.sources:
             on_failure.callback(source.close)
-        made = _planned(recipe, laid_out, out_type, imatrix, rounding)
+        made = plan_of(recipe, laid_out, out_type=out_type, imatrix=imatrix, rounding=rounding)
         on_failure.pop_all()
     return made
 
 
-def _planned(
+def plan_of(
     recipe: Recipe,
     laid_out: LaidOut,
-    out_type: str | None,
-    imatrix: Sequence[str | os.PathLike[str]],
-    rounding: Rounding | None,
+    *,
+    out_type: str | None = None,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    rounding: Rounding | None = None,
 ) -> tuple[Plan, Opened]:
-    """The plan over models that are open; see `make_plan`."""
+    """The plan over models that are open and stay so; see `make_plan`."""
     sources, donor = laid_out.sources, laid_out.sources[0]
-    resolver = Resolver(recipe, sources, laid_out.alignment)
-    tensors = [resolver.resolve(slot) for slot in laid_out.slots]
-    if resolver.problems:
-        raise RecipeError(*resolver.problems)
-    tensors = _with_grafts(recipe, tensors, laid_out)
+    merged = resolved(recipe, laid_out)
+    tensors = _with_grafts(recipe, merged, laid_out)
+    grafted = {now.name for was, now in zip(merged, tensors, strict=True) if now is not was}
 
     given = [(os.fspath(p), ".") for p in imatrix] or [(p, recipe.folder) for p in recipe.imatrix]
     matrix_files = [str(locate(*place)) for place in given]
-    matrix = combined_imatrix(matrix_files)
-    structure, _ = header.layer_metadata(donor, sources, laid_out.slices)
-    tensors, file_type = with_types(recipe, out_type, tensors, donor, structure, matrix)
-    tensors = with_side_tensors((with_action(t, sources, laid_out.alignment) for t in tensors), sources)
+    matrix = load_together(matrix_files)
+    structure, unclear = header.layer_metadata(donor, sources, laid_out.slices)
+    tensors, file_type = with_types(recipe, out_type, tensors, sources, structure, matrix, grafted)
+    tensors = with_side_tensors(tensors, sources)
     asked = rounding or recipe.rounding
-    tensors = [
-        t if vocabulary.is_moved(laid_out.alignment, sources, t.inputs) else with_rounding(t, sources, asked)
-        for t in tensors
-    ]
+    tensors = [with_rounding(t, sources, asked) for t in tensors]
     tokenizer, warnings = vocabulary.tokenizer_metadata(recipe, sources, laid_out.alignment)
     warnings = [*recipe.warnings, *(w for s in sources for w in s.warnings), *laid_out.warnings, *warnings]
     warnings += check_writable(tensors, file_type, matrix)
@@ -153,12 +144,12 @@ def _planned(
         file_type=file_type,
         quantized=any(t.type.is_quantized for t in tensors),
         sources=sources,
-        layout=laid_out.slices,
+        structure=structure,
         tokenizer=tokenizer,
         imatrix=matrix.metadata() if matrix else {},
         overrides=recipe.metadata,
     )
-    warnings += [*checks.unknown_vocabularies(sources), *checks.differing_hyperparameters(sources, donor), *more]
+    warnings += [*checks.differences(sources), *more, *unclear]
     planned = tuple(map(planned_source, laid_out.references, sources))
     # the planned sources read their metadata as well, so what was ignored there is known afterwards
     warnings += [line for source in sources for line in source.misfits()]
@@ -185,11 +176,12 @@ def _planned(
     read = [Path(recipe.folder) / recipe.origin, *map(Path, matrix_files)]
     read += [locate(recipe.like, recipe.folder)] if recipe.like else []
     others = tuple(path for path in read if path.exists())
-    return plan, Opened(sources, matrix, laid_out.alignment, others)
+    return plan, Opened(sources, matrix, others)
 
 
-def _with_grafts(recipe: Recipe, tensors: list[PlannedTensor], laid_out: LaidOut) -> list[PlannedTensor]:
+def _with_grafts(recipe: Recipe, merged: Sequence[PlannedTensor], laid_out: LaidOut) -> list[PlannedTensor]:
     """The tensors, those that a graft names replaced by the same tensors of its model, in the type they have there."""
+    tensors = list(merged)
     for number, graft in enumerate(recipe.graft):
         index = laid_out.references.index(graft.model)
         source = laid_out.sources[index]
@@ -203,21 +195,19 @@ def _with_grafts(recipe: Recipe, tensors: list[PlannedTensor], laid_out: LaidOut
                 stored = source.tensors.get(tensors[i].name)
                 if stored is None:
                     raise PlanError(recipe.complaint(place, f"{source.label} has no {tensors[i].name} to graft"))
-                shape = vocabulary.result_shape(laid_out.alignment, stored.name, stored.shape)
-                if shape != tensors[i].shape:
-                    shapes = f"{list(shape)} in {source.label}, {list(tensors[i].shape)} in the result"
+                if stored.shape != tensors[i].shape:
+                    shapes = f"{list(stored.shape)} in {source.label}, {list(tensors[i].shape)} in the result"
                     raise PlanError(recipe.complaint(place, f"{stored.name} has another shape: {shapes}"))
                 only = (Input(index, stored.name),)
-                notes = vocabulary.decisions(laid_out.alignment, laid_out.sources, stored.name, only)
-                notes = (f"grafted from {source.label}", *notes)
-                tensors[i] = PlannedTensor(stored.name, shape, stored.type, "copy", only, decisions=notes)
+                notes = (f"grafted from {source.label}", *source.notes(stored.name))
+                tensors[i] = PlannedTensor(stored.name, stored.shape, stored.type, "copy", only, decisions=notes)
     return tensors
 
 
 def _result_name(recipe: Recipe, donor: Source) -> str:
     if recipe.name:
         return recipe.name
-    return f"{header.display_name(donor)} merge" if recipe.origin == "recipe" else Path(recipe.origin).stem
+    return f"{donor.name} merge" if recipe.origin == "recipe" else Path(recipe.origin).stem
 
 
 def planned_source(reference: ModelReference, source: Source) -> PlannedSource:
@@ -225,7 +215,7 @@ def planned_source(reference: ModelReference, source: Source) -> PlannedSource:
         label=source.label,
         path=reference.path,
         adapters=tuple((a.path, a.strength) for a in reference.adapters),
-        name=header.display_name(source),
+        name=source.name,
         architecture=source.file.architecture,
         file_type=str(facts.file_type(source.file)),
         nbytes=sum(path.stat().st_size for path in source.files()),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ggufmerge import keys
 from ggufmerge.engine import relatives
 from ggufmerge.engine.plan import Plan
 from ggufmerge.engine.planner import Opened, make_plan
@@ -207,7 +208,7 @@ def _as_adapter(text: str) -> AdapterReference | None:
     if path.suffix == ".safetensors":
         return reference if (path.parent / CONFIG).is_file() else None
     with open_gguf(path) as file:
-        return reference if file.metadata.text("general.type") == "adapter" else None
+        return reference if facts.kind(file) == "adapter" else None
 
 
 def _opened(stack: ExitStack, reference: ModelReference) -> Source:
@@ -299,7 +300,7 @@ def _names_of_bases(adapters: Sequence[AdapterReference]) -> set[str]:
         path = find(adapter.path).path
         if path.suffix == ".gguf":
             with open_gguf(path) as file:
-                names.add(relatives.word(file.metadata.text("general.base_model.0.name") or ""))
+                names.add(relatives.word(file.metadata.text(keys.base_model(0, "name")) or ""))
     return names - {""}
 
 

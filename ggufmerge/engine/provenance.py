@@ -14,18 +14,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ggufmerge import keys
 from ggufmerge.formats.stored import StoredFile
 from ggufmerge.sources import Source
 
-PREFIX = "ggufmerge."
+DIGEST_PLACEHOLDER = "0" * 64
 AUTO = "stochastic where nearest loses the change"  # the rounding where nobody asked for one
 MAX_ANCESTORS = 32
 MAX_TEXT = 1 << 10  # bytes of a name or of options; longer ones are left out
 MAX_RECIPE = 1 << 14  # bytes; of a longer recipe only the digest is kept
 MAX_LINEAGE = 1 << 18  # bytes of texts in all entries together
 
-_LINEAGE = PREFIX + "lineage."
-_NESTED = re.compile(re.escape(_LINEAGE) + r"(0|[1-9]\d{0,3})\.(.+)", re.ASCII)
+_NESTED = re.compile(re.escape(keys.LINEAGE) + r"(0|[1-9]\d{0,3})\.(.+)", re.ASCII)
 _SOURCE = re.compile(r"source\.(0|[1-9]\d?)\.(file|sha256)", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TEXTS = {"file", "name", "version", "options", "type", "rounding"}
@@ -41,22 +41,52 @@ def settings(
     """The settings that were in effect, wherever they were asked for; `imatrix` are names of files."""
     facts: dict[str, Any] = {"version": version("ggufmerge"), "type": file_type, "rounding": rounding, "seed": seed}
     facts["imatrix"] = list(imatrix) or None
-    return {PREFIX + key: value for key, value in facts.items() if value is not None}
+    return {keys.OWN + key: value for key, value in facts.items() if value is not None}
+
+
+def record(
+    sources: Sequence[Source],
+    settings: Mapping[str, Any],
+    *,
+    recipe: str = "",
+    options: str = "",
+    digests: bool = False,
+) -> dict[str, Any]:
+    """What a result says of itself, as changes to the metadata of its first source.
+
+    settings: as `settings` gives them.  recipe: its text.  options: what the command line changed.
+    digests: keep places for the digests of the source files.
+    """
+    changes = without_inherited(sources[0].metadata) | dict(settings)
+    if recipe:
+        changes[keys.RECIPE] = recipe
+        changes[keys.RECIPE_DIGEST] = hashlib.sha256(recipe.encode()).hexdigest()
+    if options:
+        changes[keys.OPTIONS] = options
+    changes |= files(sources)
+    if digests:
+        changes |= {digest_key(i): DIGEST_PLACEHOLDER for i in range(len(source_files(sources)))}
+    return changes | lineage(sources)
+
+
+def digest_key(index: int) -> str:
+    """The key under which the result keeps the sha256 of source file number `index`."""
+    return keys.source(index, "sha256")
 
 
 def source_files(sources: Iterable[Source]) -> list[Path]:
-    """Every file that a result is made from, once."""
+    """Every file that a result is made from, once, in the order of their `ggufmerge.source.N` keys."""
     return list(dict.fromkeys(path for source in sources for path in source.files()))
 
 
 def files(sources: Iterable[Source]) -> dict[str, Any]:
     """The names of the files that a result is made from."""
-    return {f"{PREFIX}source.{i}.file": path.name for i, path in enumerate(source_files(sources))}
+    return {keys.source(i, "file"): path.name for i, path in enumerate(source_files(sources))}
 
 
 def without_inherited(donor: Mapping[str, Any]) -> dict[str, Any]:
     """Changes that take all keys of ours out of the metadata of a file that a result takes after."""
-    return {key: None for key in donor if key.startswith(PREFIX)}
+    return {key: None for key in donor if key.startswith(keys.OWN)}
 
 
 def lineage(sources: Iterable[Source]) -> dict[str, Any]:
@@ -72,29 +102,29 @@ def lineage(sources: Iterable[Source]) -> dict[str, Any]:
         if own:
             nested.append((len(entries), _inherited(file.metadata)))
             entries.append(own)
-            omitted += _checked({"omitted": file.metadata.get(_LINEAGE + "omitted")}).get("omitted", 0)
+            omitted += _checked({"omitted": file.metadata.get(keys.LINEAGE + "omitted")}).get("omitted", 0)
     for into, ancestors in nested:
         first = len(entries)
         entries += [{**e, "into": first + e["into"] if "into" in e else into} for e in ancestors]
     kept = _within_limits(entries)
-    changes = {f"{_LINEAGE}{i}.{key}": value for i, entry in enumerate(kept) for key, value in entry.items()}
+    changes = {keys.lineage(i, key): value for i, entry in enumerate(kept) for key, value in entry.items()}
     omitted += len(entries) - len(kept)
     if omitted:
-        changes[_LINEAGE + "omitted"] = min(omitted, 2**32 - 1)
+        changes[keys.LINEAGE + "omitted"] = min(omitted, 2**32 - 1)
     return changes
 
 
 def _own(file: StoredFile) -> Entry:
     """What a file says of its own making; empty unless ggufmerge made it."""
     found = {
-        key.removeprefix(PREFIX): file.metadata[key]
+        key.removeprefix(keys.OWN): file.metadata[key]
         for key in file.metadata
-        if key.startswith(PREFIX) and not key.startswith(_LINEAGE)
+        if key.startswith(keys.OWN) and not key.startswith(keys.LINEAGE)
     }
     entry = _checked({key: value for key, value in found.items() if key not in ("file", "name", *_PLACES)})
     if not entry:
         return {}
-    return _checked({"file": file.path.name, "name": file.metadata.get("general.name")}) | entry
+    return _checked({"file": file.path.name, "name": file.metadata.get(keys.NAME)}) | entry
 
 
 def _inherited(metadata: Mapping[str, Any]) -> list[Entry]:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ggufmerge import keys
 from ggufmerge.engine import provenance
 from ggufmerge.engine.checks import check_donor
 from ggufmerge.engine.header import QUANTIZATION_VERSION
@@ -16,11 +17,12 @@ from ggufmerge.engine.planner import Opened, planned_source
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.run import BuildReport, run
 from ggufmerge.engine.side_tensors import with_side_tensors
-from ggufmerge.engine.tensor_types import check_writable, combined_imatrix, with_action, with_decided_types
+from ggufmerge.engine.tensor_types import check_writable, with_action, with_decided_types
 from ggufmerge.errors import GgufmergeError, RoleError
 from ggufmerge.files import open_gguf
 from ggufmerge.files.sharded import SplitLimit
-from ggufmerge.formats.layers import count_key, layer_count
+from ggufmerge.formats.imatrix import load_together
+from ggufmerge.formats.layers import layer_count
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found, locate
 from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like
@@ -140,7 +142,7 @@ def _planned(
     mixture: dict[str, Any],
 ) -> tuple[Plan, Opened]:
     """The plan over a file that is open; see `plan_quantize`. mixture: further arguments of `decide_types`."""
-    matrix = combined_imatrix([str(locate(os.fspath(p), ".")) for p in imatrix])
+    matrix = load_together([str(locate(os.fspath(p), ".")) for p in imatrix])
     if matrix is not None and (include_weights or exclude_weights):
         matrix = matrix.select(include_weights, exclude_weights)
     tensors = [
@@ -155,7 +157,7 @@ def _planned(
         file_type = guess_file_type({t.name: t.type for t in tensors}, source)
     else:
         file_type = FileType.parse(str(ftype))
-        if count_key(source.file) in source.metadata:
+        if keys.block_count(source.file.architecture) in source.metadata:
             layer_count(source.file)  # the mixture of types depends on it
         tensors = with_decided_types(tensors, decide_types(source, file_type, matrix, **mixture))
     # tensors of numbers that are no weights stay what they are under every rule, so none is converted here
@@ -166,14 +168,13 @@ def _planned(
         warnings.append(
             f"{source.label} is quantized already ({', '.join(coarse)}): its error stays and the new one adds"
         )
-    metadata: dict[str, Any] = {"general.file_type": file_type.id}
-    metadata |= {key: None for key in source.metadata if matrix and key.startswith("quantize.imatrix.")}
+    metadata: dict[str, Any] = {keys.FILE_TYPE: file_type.id}
+    metadata |= {key: None for key in source.metadata if matrix and key.startswith(keys.IMATRIX)}
     if any(t.type.is_quantized for t in tensors):
-        metadata["general.quantization_version"] = QUANTIZATION_VERSION
+        metadata[keys.QUANTIZATION_VERSION] = QUANTIZATION_VERSION
     metadata |= matrix.metadata() if matrix else {}
-    metadata |= provenance.without_inherited(source.metadata)
-    metadata |= provenance.settings(file_type=str(file_type), imatrix=[Path(p).name for p in imatrix])
-    metadata |= provenance.files([source]) | provenance.lineage([source])
+    settings = provenance.settings(file_type=str(file_type), imatrix=[Path(p).name for p in imatrix])
+    metadata |= provenance.record([source], settings)
     planned = planned_source(reference, source)
     warnings += source.misfits()
     plan = Plan(

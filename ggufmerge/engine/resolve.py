@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from ggufmerge.engine import checks, vocabulary
-from ggufmerge.engine.layout import Slice, Slot, slices, slots
+from ggufmerge.engine.layout import Slice, Slot, lay
 from ggufmerge.engine.plan import Input, PlannedTensor
 from ggufmerge.engine.stored_form import stored_offset
 from ggufmerge.errors import PlanError, RecipeError, collected
@@ -26,6 +26,7 @@ from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import known_words, spellings
 from ggufmerge.recipe.settings import Rule, Setting, at, matches
 from ggufmerge.sources import Source
+from ggufmerge.sources.aligned import aligned
 from ggufmerge.sources.side_tensors import is_orphan
 from ggufmerge.tokenizers import Alignment
 
@@ -34,7 +35,8 @@ from ggufmerge.tokenizers import Alignment
 class LaidOut:
     """A recipe over its opened models: the tensors of the result, their parameters not yet looked up.
 
-    alignment: how their vocabularies become one, None when they are the same.
+    sources: as the result has them, in one vocabulary.
+    alignment: how their vocabularies became one, None when they were the same.
     warnings: what has no effect, one line each.
     """
 
@@ -46,12 +48,13 @@ class LaidOut:
     alignment: Alignment | None = None
 
 
-def lay_out(recipe: Recipe) -> LaidOut:
+def lay_out(recipe: Recipe, imatrix: Sequence[str | os.PathLike[str]] = ()) -> LaidOut:
     """Open the models of a recipe and find out which tensors the result has.
 
-    RecipeError, PlanError and FormatError say which models do not fit together or do not fit the recipe.
+    RecipeError, PlanError and FormatError say which models do not fit together or do not fit the recipe, and which
+    files do not exist; imatrix: those that are given beside the recipe, instead of its own.
     """
-    check_files(recipe)
+    check_files(recipe, imatrix)
     opened: list[tuple[ModelReference, Source]] = []
     with ExitStack() as on_failure:
         for reference in recipe.references():
@@ -98,22 +101,33 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     opened.sort(key=lambda pair: pair[1].is_checkpoint)
     references, sources = [reference for reference, _ in opened], [source for _, source in opened]
     models: Location = ("models",) if recipe.slices is None else ("slices",)
-    with recipe.blamed(recipe.place_of(references[0])):
-        checks.check_donor(sources[0])
     for reference, source in zip(references, sources, strict=True):
         with recipe.blamed(recipe.place_of(reference)):
-            checks.check_architectures([sources[0], source])
+            checks.check_member(source, sources[0])
     asked = next((key for key in ("tokenizer", "tokenizer_source") if getattr(recipe, key)), None)
     with recipe.blamed((asked,) if asked else models):
         alignment = vocabulary.alignment_of(recipe, references, sources)
-    layout = slices(recipe, methods, references, sources)
+    if alignment is not None:
+        sources = aligned(sources, alignment)
+    layout, filled = lay(recipe, methods, references, sources)
     for number, piece in enumerate(layout):
         for method in methods:
             _check_model_count(method, piece, recipe, number)
-    filled = list(slots(layout, sources))
     with recipe.blamed(models):
-        _check_presence(filled, sources, alignment)
+        _check_presence(filled, sources)
     return LaidOut(references, sources, layout, filled, _check_filters(recipe, filled), alignment)
+
+
+def resolved(recipe: Recipe, laid_out: LaidOut) -> list[PlannedTensor]:
+    """The tensors of the result with their parameters, in the types of the model that the result takes after.
+
+    RecipeError names all parameters that are missing or that do not go together.
+    """
+    resolver = Resolver(recipe, laid_out.sources)
+    tensors = [resolver.resolve(slot) for slot in laid_out.slots]
+    if resolver.problems:
+        raise RecipeError(*resolver.problems)
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -128,8 +142,8 @@ class Found:
 class Resolver:
     """Finds the parameters that hold for each tensor; collects all problems instead of stopping at the first."""
 
-    def __init__(self, recipe: Recipe, sources: Sequence[Source], alignment: Alignment | None = None) -> None:
-        self.recipe, self.sources, self.alignment = recipe, sources, alignment
+    def __init__(self, recipe: Recipe, sources: Sequence[Source]) -> None:
+        self.recipe, self.sources = recipe, sources
         self._problems: dict[tuple[str, str], list[str]] = {}  # (place, what) -> tensors, none when all have it
         self._resolved = 0
 
@@ -150,11 +164,13 @@ class Resolver:
         self._resolved += 1
         order = [0] if slot.constant else stack_order(method, slot.slice, self.recipe)
         inputs = tuple(Input(slot.slice.parts[i].source, slot.names[i] or slot.name) for i in order)
-        stored = self._type_donor(slot, inputs)
+        # the result keeps the type of its donor if that takes part, else of the first
+        stored = next((i for i in inputs if i.source == 0), inputs[0])
         tensor = self.sources[stored.source].tensors[stored.tensor]
-        shape = vocabulary.result_shape(self.alignment, slot.name, tensor.shape)
-        decisions = (*slot.decisions, *vocabulary.decisions(self.alignment, self.sources, slot.name, inputs))
-        planned = PlannedTensor(slot.name, shape, tensor.type, "copy", inputs, decisions=decisions)
+        notes = (n for i in dict.fromkeys(inputs) for n in self.sources[i.source].notes(i.tensor, slot.name))
+        planned = PlannedTensor(
+            slot.name, tensor.shape, tensor.type, "copy", inputs, decisions=(*slot.decisions, *notes)
+        )
         if slot.constant:
             return planned
         if not tensor.rows * tensor.n:
@@ -252,13 +268,10 @@ class Resolver:
                 return Found(at(rule.value, slot.position), rule, (*where, parameter.name))
         return None
 
-    def _type_donor(self, slot: Slot, inputs: Sequence[Input]) -> Input:
-        """The input whose type the tensor keeps: the result's donor if it takes part, else the first."""
-        return next((i for i in inputs if i.source == 0), inputs[0])
-
     def _unmergeable(self, planned: PlannedTensor, stored: Input) -> PlannedTensor:
         """A tensor of integers: copied when it is the same everywhere."""
-        values = [bytes(self.sources[i.source].tensors[i.tensor].raw) for i in planned.inputs]
+        readers = [self.sources[i.source].open_tensor(i.tensor) for i in planned.inputs]
+        values = [bytes(reader.raw_rows(0, reader.rows)) for reader in readers]
         if len(set(values)) > 1:
             what = f"{planned.name}: holds {planned.type} numbers that differ; they cannot be merged"
             self._note_problem(("models",) if self.recipe.slices is None else ("slices",), what)
@@ -305,7 +318,7 @@ def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int
         raise RecipeError(recipe.complaint(place, f"{error}{todo}")) from None
 
 
-def _check_presence(filled: Sequence[Slot], sources: Sequence[Source], alignment: Alignment | None) -> None:
+def _check_presence(filled: Sequence[Slot], sources: Sequence[Source]) -> None:
     """PlanError naming the tensors that some of a slice's models have and others lack, or have in another shape."""
     missing: dict[str, list[str]] = {}
     for slot in filled:
@@ -317,7 +330,7 @@ def _check_presence(filled: Sequence[Slot], sources: Sequence[Source], alignment
         raise PlanError(f"{label} lacks tensors that the other models have ({shown}); merge fine-tunes of one base")
     for slot in filled:
         shapes = [
-            (sources[p.source].label, vocabulary.result_shape(alignment, n, sources[p.source].tensors[n].shape))
+            (sources[p.source].label, sources[p.source].tensors[n].shape)
             for p, n in zip(slot.slice.parts, slot.names, strict=True)
             if n is not None
         ]

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine import header
+from ggufmerge.engine import provenance
 from ggufmerge.engine.checks import check_inputs, check_space, output_files, watched
 from ggufmerge.engine.encode import Figures, Scratch, TensorEncoder, warm_up
 from ggufmerge.engine.memory import own_memory
@@ -59,8 +59,7 @@ from ggufmerge.methods.random import stream_key
 from ggufmerge.methods.spec import Chunk, Pass, Passes
 from ggufmerge.quants import codec
 from ggufmerge.quants.importance import Imatrix
-from ggufmerge.sources import Source, SourceTensor
-from ggufmerge.sources.aligned import AlignedTensor
+from ggufmerge.sources import Source, TensorReader
 from ggufmerge.text import count, size
 from ggufmerge.types import TensorType
 
@@ -294,7 +293,7 @@ class _Build:
         self.progress.warn(self.warnings)
         self.digests = {path: self.digests[path] for path in paths}  # not as the threads came to their ends
         for i, path in enumerate(paths):
-            self.writer.patch(header.digest_key(i), self.digests[path])
+            self.writer.patch(provenance.digest_key(i), self.digests[path])
         self.writer.verify()
 
     def _measured(self, work: Callable[[], None], threads: int) -> None:
@@ -425,7 +424,7 @@ class _Build:
         self.left[tensor] -= units
         self.progress.advance(units)
 
-    def _copy(self, tensor: PlannedTensor, source: SourceTensor | AlignedTensor, start: int, stop: int) -> _Written:
+    def _copy(self, tensor: PlannedTensor, source: TensorReader, start: int, stop: int) -> _Written:
         """Write stored rows as they are."""
         self.meter.note("tasks", 1, 0)
         with self.meter.measure(f"copy {tensor.type}", (stop - start) * tensor.type.row_bytes(tensor.n)):
@@ -436,14 +435,14 @@ class _Build:
     def _convert(
         self,
         tensor: PlannedTensor,
-        source: SourceTensor | AlignedTensor,
+        source: TensorReader,
         encoder: TensorEncoder,
         steps: Sequence[tuple[int, int]],
         fold: Callable[[_Written], None],
     ) -> Job:
         """Write one input in another type, or with its adapters."""
         adapted = self._is_adapted(tensor.inputs[0])
-        holds = isinstance(source, SourceTensor) and source.holds(tensor.type, encoder.scales)
+        holds = source.holds(tensor.type, encoder.scales)
 
         def read(start: int, stop: int, wanted: Sequence[int] = ()) -> Sample:
             rows = self._read([source], start, stop)[0]
@@ -464,7 +463,7 @@ class _Build:
     def _merge(
         self,
         tensor: PlannedTensor,
-        inputs: Sequence[SourceTensor | AlignedTensor],
+        inputs: Sequence[TensorReader],
         encoder: TensorEncoder,
         expert: int,
         fold: Callable[[_Written], None],
@@ -519,7 +518,7 @@ class _Build:
                 bases[i] = self._without_adapters(source, start, stop, i)
                 if tensor.offset:
                     bases[i] -= np.float32(tensor.offset)
-                if isinstance(source, SourceTensor) and source.holds(tensor.type, encoder.scales):
+                if source.holds(tensor.type, encoder.scales):
                     same.append((bases[i], source.raw_rows(start, stop)))
             return Sample(start, out, bases, same)
 
@@ -561,7 +560,7 @@ class _Build:
         self,
         tensor: PlannedTensor,
         encoder: TensorEncoder,
-        inputs: Sequence[SourceTensor | AlignedTensor],
+        inputs: Sequence[TensorReader],
         read: Callable[[int, int, Sequence[int]], Sample],
         first: int,
         rows: int,
@@ -570,11 +569,11 @@ class _Build:
 
         read(start, stop, wanted): a run of rows, with the inputs of the numbers `wanted` as references.
         """
-        if not tensor.type.is_quantized or isinstance(inputs[0], AlignedTensor):
+        if not tensor.type.is_quantized or any(source.gathered for source in inputs):
             return "nearest", 0
         types = reference_types(tensor, self.sources)
         # of several models that are one file with different adapters the first one's reference is that of all
-        distinct = [i for i in types if not any(_same_data(inputs[i], inputs[j]) for j in types if j < i)]
+        distinct = [i for i in types if not any(inputs[i].same_data(inputs[j]) for j in types if j < i)]
         runs = sample_runs(rows, tensor.n, tensor.rows // (tensor.matrices or 1))
         width = tensor.type.row_bytes(tensor.n)
 
@@ -607,19 +606,19 @@ class _Build:
         models = tensor.inputs[1:] if tensor.has_base else tensor.inputs
         return [int(stream_key(self.plan.seed, name, self.fingerprints[i.source])) for i in models]
 
-    def _read(self, inputs: Sequence[SourceTensor | AlignedTensor], start: int, stop: int) -> NDArray[np.float32]:
+    def _read(self, inputs: Sequence[TensorReader], start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) of all inputs, float32 [inputs, rows, n], in the thread's own buffer."""
         x: NDArray[np.float32] = self.scratch.array("in", (len(inputs), stop - start, inputs[0].n), np.float32)
         for i, source in enumerate(inputs):
             # one base with several adapters is dequantized once
-            twin = next((j for j in range(i) if _same_data(inputs[j], source)), None)
+            twin = next((j for j in range(i) if inputs[j].same_data(source)), None)
             if twin is None:
                 with self.meter.measure(read_kind(source), x[i].size):
                     source.dequantize(start, x[i])
             else:
                 x[i] = x[twin]
         for i, source in enumerate(inputs):
-            if isinstance(source, SourceTensor) and source.rank:
+            if source.rank and not source.gathered:
                 with self.meter.measure("adapt", x[i].size * source.rank):
                     source.adapt(start, x[i])
             else:
@@ -634,9 +633,7 @@ class _Build:
         """Whether adapters change an input."""
         return self.sources[given.source].changed_by_adapter(given.tensor)
 
-    def _without_adapters(
-        self, source: SourceTensor | AlignedTensor, start: int, stop: int, number: int = 0
-    ) -> NDArray[np.float32]:
+    def _without_adapters(self, source: TensorReader, start: int, stop: int, number: int = 0) -> NDArray[np.float32]:
         """Rows [start, stop) as the file holds them, float32 [rows, n], in the thread's own buffer for this input."""
         base: NDArray[np.float32] = self.scratch.array(f"base {number}", (stop - start, source.n), np.float32)
         source.dequantize(start, base)
@@ -716,14 +713,7 @@ def _chunks(shape: tuple[int, int], chunk: int, matrix: int) -> list[Chunk]:
     return [Chunk(i, row, end - row, row * n) for i, (row, end) in enumerate(zip(starts, ends, strict=True))]
 
 
-def _same_data(a: SourceTensor | AlignedTensor, b: SourceTensor | AlignedTensor) -> bool:
-    """Whether two inputs of a tensor read the same data, adapters aside; all of its inputs are aligned, or none."""
-    if isinstance(a, AlignedTensor):
-        return isinstance(b, AlignedTensor) and a.same_data(b)
-    return not isinstance(b, AlignedTensor) and a.same_data(b)
-
-
-def _stores(source: SourceTensor | AlignedTensor, tensor: PlannedTensor, scales: NDArray[np.float32] | None) -> bool:
+def _stores(source: TensorReader, tensor: PlannedTensor, scales: NDArray[np.float32] | None) -> bool:
     """Whether an input has the tensor's type, in units of these scales, and writing its values anew may round them."""
     return (tensor.type.is_quantized or tensor.offset != 0) and source.stores(tensor.type, scales)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from ggufmerge.engine.plan import PlannedRounding, PlannedSource, PlannedTensor
 from ggufmerge.engine.rounding import STEPS, UNIFORM
+from ggufmerge.text import counted
 from ggufmerge.types import TensorType
 
 LOW_SURVIVAL = 0.8  # share of a change; below it the result is worth a warning
@@ -175,7 +176,7 @@ def expectations(
     for (kind, rounding), count in groups.items():
         change = _ORDINARY / STEPS[kind]
         share, noise = _kept_by_nearest(change), math.sqrt(_STOCHASTIC_NOISE / change)
-        where = f"{kind} ({count} tensor{'s' * (count > 1)})"
+        where = f"{kind} ({counted(count, 'tensor')})"
         if rounding == "nearest" and share < LOW_SURVIVAL:
             lines.append(
                 f"{where}: rounded to the nearest, a change of 1 % of the weights, as of an ordinary adapter, keeps "

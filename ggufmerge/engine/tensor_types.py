@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ggufmerge.engine.plan import PlannedTensor, Rounding
 from ggufmerge.engine.rounding import UNIFORM
-from ggufmerge.engine.vocabulary import is_moved
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from ggufmerge.files import open_gguf
-from ggufmerge.formats.imatrix import load_imatrix
 from ggufmerge.patterns import Budget, Pattern
 from ggufmerge.places.references import locate
 from ggufmerge.quants import codec
@@ -27,11 +25,8 @@ from ggufmerge.quants.mixture import (
     types_like,
 )
 from ggufmerge.recipe import Recipe
-from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source
-from ggufmerge.sources.aligned import is_stored
 from ggufmerge.text import quoted
-from ggufmerge.tokenizers import Alignment
 from ggufmerge.types import FileType, TensorType
 
 _FLOAT_FILES = {"float32": FileType.F32, "float16": FileType.F16, "bfloat16": FileType.BF16}
@@ -49,11 +44,17 @@ def with_types(
     recipe: Recipe,
     out_type: str | None,
     tensors: list[PlannedTensor],
-    donor: Source,
+    sources: Sequence[Source],
     structure: dict[str, Any],
     imatrix: Imatrix | None,
+    fixed: Collection[str] = (),
 ) -> tuple[list[PlannedTensor], FileType]:
-    """The tensors with the types they are written in, and the file type that describes them."""
+    """The tensors with the types they are written in and what that makes of them, and the file type for all.
+
+    structure: changes to the metadata of the first source that the result's layers bring about.
+    fixed: names of the tensors that keep the types they have.
+    """
+    donor = sources[0]
     float_file = _FLOAT_FILES.get(recipe.out_dtype or recipe.dtype or "")
     wanted = out_type or recipe.out_type or (None if recipe.like else float_file)
     planned = _PlannedHeader(ChainMap(structure, donor.metadata), {t.name: t for t in tensors})  # type: ignore[arg-type]
@@ -65,9 +66,9 @@ def with_types(
             typed = _with_demanded_types(recipe, with_decided_types(tensors, types_like(planned, other)))
     else:
         typed = _with_demanded_types(recipe, [replace(t, why_type="as in the first model") for t in tensors])
-    grafted = {t.name for t in tensors if any(matches(p, t.name) for graft in recipe.graft for p in graft.tensors)}
-    typed = [was if was.name in grafted else now for was, now in zip(tensors, typed, strict=True)]
-    return typed, FileType.parse(wanted) if wanted else guess_file_type({t.name: t.type for t in typed}, donor)
+    typed = [was if was.name in fixed else now for was, now in zip(tensors, typed, strict=True)]
+    file_type = FileType.parse(wanted) if wanted else guess_file_type({t.name: t.type for t in typed}, donor)
+    return [with_action(t, sources) for t in typed], file_type
 
 
 def with_decided_types(tensors: Sequence[PlannedTensor], decided: Mapping[str, Decision]) -> list[PlannedTensor]:
@@ -108,15 +109,12 @@ class _PlannedHeader:
     tensors: dict[str, PlannedTensor]
 
 
-def with_action(tensor: PlannedTensor, sources: Sequence[Source], alignment: Alignment | None = None) -> PlannedTensor:
+def with_action(tensor: PlannedTensor, sources: Sequence[Source]) -> PlannedTensor:
     """A tensor with a single input is copied if its bytes stay what they are, else converted."""
     if tensor.action == "merge":
         return tensor
-    source, name = sources[tensor.inputs[0].source], tensor.inputs[0].tensor
-    if alignment is not None and is_moved(alignment, sources, tensor.inputs[:1]):
-        same = is_stored(alignment, sources, tensor.inputs[0].source, tensor.name, tensor.type)
-    else:
-        same = source.stores(name, tensor.type)
+    only = tensor.inputs[0]
+    same = sources[only.source].stores(only.tensor, tensor.type, tensor.name)
     # a single input is what is left of a merge; the others play no part any more
     return replace(tensor, inputs=tensor.inputs[:1], action="copy" if same else "convert")
 
@@ -124,9 +122,10 @@ def with_action(tensor: PlannedTensor, sources: Sequence[Source], alignment: Ali
 def with_rounding(tensor: PlannedTensor, sources: Sequence[Source], asked: Rounding | None) -> PlannedTensor:
     """A tensor with the rounding of its change: as asked for where the type has a grid that the weights lie on already.
 
+    Rows of a changed vocabulary are a change of no one model, and rounded to the nearest.
     asked: by the recipe; None leaves it to the weights ("auto").
     """
-    if not changes(tensor, sources):
+    if not changes(tensor, sources) or any(sources[i.source].moves(i.tensor) for i in tensor.inputs):
         return tensor
     keeps = tensor.type in reference_types(tensor, sources).values()
     rounds = keeps and tensor.type in UNIFORM
@@ -181,9 +180,3 @@ def check_writable(tensors: Sequence[PlannedTensor], file_type: FileType, imatri
         return []
     more = f" and {len(uncovered) - 1} more" if len(uncovered) > 1 else ""
     return [f"the importance matrix has no entry for {uncovered[0]}{more}: quantized without"]
-
-
-def combined_imatrix(paths: Sequence[str]) -> Imatrix | None:
-    """The importance matrix of several files together; None of none."""
-    matrices = [load_imatrix(path) for path in paths]
-    return matrices[0].combine(matrices[1:]) if len(matrices) > 1 else matrices[0] if matrices else None

@@ -4,38 +4,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
+from ggufmerge import keys
 from ggufmerge.chat.templates import TEMPLATE, TEMPLATES, most_common
-from ggufmerge.engine.checks import check_vocabularies
-from ggufmerge.engine.plan import Input, PlannedVocabulary
+from ggufmerge.engine.plan import PlannedVocabulary
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
-from ggufmerge.files import MetadataEditor, open_gguf
+from ggufmerge.files import open_gguf
 from ggufmerge.places.references import locate
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.schema import TokenEmbedding
-from ggufmerge.sources import Source, SourceTensor
-from ggufmerge.sources.aligned import AlignedTensor, check_widths, first_dimension, has_token_rows, token_rows
+from ggufmerge.sources import Source
+from ggufmerge.sources.aligned import token_rows
 from ggufmerge.tokenizers.align import Alignment, Settings, TokenRule, align
 from ggufmerge.tokenizers.sentencepiece import KIND as SENTENCEPIECE
 from ggufmerge.tokenizers.sentencepiece import difference, read_tokenizer_model, tokenizer_model_beside
-from ggufmerge.tokenizers.vocabulary import (
-    HUGGINGFACE_JSON,
-    MODEL,
-    PRE,
-    PREFIX,
-    TOKENS,
-    Vocabulary,
-    read_vocabulary,
-)
+from ggufmerge.tokenizers.vocabulary import Vocabulary, read_vocabulary
 
 
 def alignment_of(recipe: Recipe, references: Sequence[ModelReference], sources: Sequence[Source]) -> Alignment | None:
     """The alignment that a recipe asks for; None when it asks for none, and the vocabularies are the same."""
     asked = _asked(recipe)
     if asked is None:
-        check_vocabularies(sources)
+        _check_same(sources)
         return None
     for source in sources:
         if source.is_checkpoint:
@@ -43,7 +35,7 @@ def alignment_of(recipe: Recipe, references: Sequence[ModelReference], sources: 
                 f"{source.label}: the tokenizer of a Hugging Face checkpoint is not read, so its vocabulary cannot be "
                 "changed; leave out tokenizer_source, or convert it with convert_hf_to_gguf.py of llama.cpp"
             )
-    if all(TOKENS not in source.metadata for source in sources):
+    if all(keys.TOKENS not in source.metadata for source in sources):
         return None
     vocabularies = [read_vocabulary(source.file.metadata, source.label, token_rows(source)) for source in sources]
     rules = recipe.tokenizer.tokens if recipe.tokenizer else {}
@@ -53,6 +45,34 @@ def alignment_of(recipe: Recipe, references: Sequence[ModelReference], sources: 
         pad_to_multiple_of=recipe.tokenizer.pad_to_multiple_of if recipe.tokenizer else None,
     )
     return align(vocabularies, references.index(recipe.base_model) if recipe.base_model else None, settings)
+
+
+def _check_same(sources: Sequence[Source]) -> None:
+    """PlanError unless all sources have the same tokens at the same ids; those of checkpoints are not looked at."""
+    first = sources[0]
+    for other in sources[1:]:
+        if other.is_checkpoint or _raw(first) == _raw(other):
+            continue
+        for source in (first, other):
+            if keys.TOKENS in source.metadata and source.metadata.texts(keys.TOKENS) is None:
+                found = source.metadata.found(keys.TOKENS)
+                raise PlanError(f"{source.label}: {keys.TOKENS} is {found}, not a list of texts; take another file")
+        a, b = _tokens(first), _tokens(other)
+        at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        token = [repr(v[at]) if at < len(v) else "missing" for v in (a, b)]
+        raise PlanError(
+            f"different vocabularies: {first.label} has {len(a)} tokens, {other.label} has {len(b)}, and token {at} is "
+            f'{token[0]} in one and {token[1]} in the other; write "tokenizer_source: base" to take the base\'s, '
+            '"tokenizer_source: union" to take the tokens of all, or merge models that share a tokenizer'
+        )
+
+
+def _tokens(source: Source) -> list[str]:
+    return source.metadata.texts(keys.TOKENS) or []
+
+
+def _raw(source: Source) -> bytes | None:
+    return source.file.metadata.raw(keys.TOKENS) if keys.TOKENS in source.metadata else None
 
 
 def _asked(recipe: Recipe) -> Literal["base", "union"] | ModelReference | None:
@@ -98,60 +118,6 @@ def _model(reference: ModelReference, recipe: Recipe, references: Sequence[Model
     return at
 
 
-def result_shape(alignment: Alignment | None, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a tensor of a model has in the result."""
-    return (alignment.rows, *shape[1:]) if alignment and has_token_rows(name) else shape
-
-
-def is_moved(alignment: Alignment | None, sources: Sequence[Source], inputs: Sequence[Input]) -> bool:
-    """Whether the rows of a tensor are others, or elsewhere, than in its inputs."""
-    if alignment is None:
-        return False
-    return any(
-        has_token_rows(i.tensor)
-        and not alignment.is_identity(i.source, first_dimension(sources[i.source].tensors[i.tensor]))
-        for i in inputs
-    )
-
-
-def open_inputs(
-    alignment: Alignment | None, sources: Sequence[Source], name: str, inputs: Sequence[Input]
-) -> list[SourceTensor | AlignedTensor]:
-    """Readers of the inputs of the tensor `name` of the result."""
-    if alignment is None or not is_moved(alignment, sources, inputs):
-        return [sources[i.source].open_tensor(i.tensor) for i in inputs]
-    return [AlignedTensor(alignment, sources, i.source, name) for i in inputs]
-
-
-def decisions(
-    alignment: Alignment | None, sources: Sequence[Source], name: str, inputs: Sequence[Input]
-) -> tuple[str, ...]:
-    """What happens to the rows of each input of a tensor, in words; PlanError when rows to be lent do not fit."""
-    if alignment is None or not is_moved(alignment, sources, inputs):
-        return ()
-    numbers = list(dict.fromkeys(i.source for i in inputs))
-    lenders = {number for n in numbers for number in alignment.lenders(n)}
-    check_widths(name, {i: sources[i] for i in sorted({*numbers, *lenders})})
-    notes = []
-    for number in numbers:
-        filled = {what: count for what, count in alignment.filled(number).items() if count}
-        listed = ", ".join(f"{count} {_FILLED[what]}" for what, count in filled.items())
-        if filled:
-            total = f"{sum(filled.values())} of the {alignment.rows} rows of {sources[number].label}"
-            notes.append(f"{total} are not its own: {listed}")
-        if alignment.dropped[number]:
-            notes.append(f"tokens of {sources[number].label} that the result lacks: {alignment.dropped[number]}")
-    return tuple(notes)
-
-
-_FILLED = {
-    "copied": "copied from other models or tokens",
-    "averaged": "averaged over the models that have them",
-    "zero": "zero",
-    "padding": "placeholders, the mean of its rows",
-}
-
-
 def planned(alignment: Alignment | None, recipe: Recipe, sources: Sequence[Source]) -> PlannedVocabulary | None:
     """The alignment as the plan shows it."""
     if alignment is None:
@@ -172,7 +138,7 @@ def tokenizer_metadata(
     """(changes to the first source's metadata besides the vocabulary itself, warnings)."""
     changes: dict[str, Any] = {}
     warnings = _differing_tokenizer_models(sources)
-    size_key = f"{sources[0].file.architecture}.vocab_size"
+    size_key = keys.vocab_size(sources[0].file.architecture)
     if alignment is not None:
         if size_key in sources[0].metadata:
             changes[size_key] = alignment.rows
@@ -194,7 +160,7 @@ def _differing_tokenizer_models(sources: Sequence[Source]) -> list[str]:
     warnings = []
     for source in sources:
         beside = tokenizer_model_beside(source.file.path)
-        if beside is not None and source.metadata.text(MODEL) == SENTENCEPIECE:
+        if beside is not None and source.metadata.text(keys.TOKENIZER_MODEL) == SENTENCEPIECE:
             try:
                 differs = difference(read_vocabulary(source.file.metadata, source.label), read_tokenizer_model(beside))
             except GgufmergeError as error:
@@ -210,7 +176,7 @@ def _differing_splits(alignment: Alignment, sources: Sequence[Source]) -> list[s
     return [
         f"{s.label} splits texts as {own!r}, the result as {wanted!r}: its tokens will be cut otherwise"
         for s in sources
-        if wanted and (own := s.metadata.text(PRE)) not in (None, wanted)
+        if wanted and (own := s.metadata.text(keys.TOKENIZER_PRE)) not in (None, wanted)
     ]
 
 
@@ -223,20 +189,3 @@ def _chat_template(setting: str, sources: Sequence[Source]) -> tuple[str | None,
     if at is None:
         return None, ["chat_template: auto, but no model has a chat template: the result has none"]
     return found[at], []
-
-
-def apply(alignment: Alignment | None, editor: MetadataEditor) -> MetadataEditor:
-    """The metadata with the tokenizer of the result."""
-    if alignment is None:
-        return editor
-    donor, vocabulary = alignment.donor, alignment.vocabulary
-    for key in [k for k in editor if k.startswith(PREFIX) and k not in donor.metadata]:
-        editor.remove(key)
-    for key in donor.metadata:
-        editor.set_raw(key, donor.metadata.raw(key))
-    changes: Mapping[str, Any] = vocabulary.changes(donor)
-    for key, value in changes.items():
-        editor.set(key, value)
-    if changes:
-        editor.remove(HUGGINGFACE_JSON)
-    return editor

@@ -12,17 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggufmerge.chat.templates import TEMPLATE
-from ggufmerge.engine import vocabulary
 from ggufmerge.engine.checks import watched
-from ggufmerge.engine.header import digest_key
 from ggufmerge.engine.plan import Plan, PlannedTensor, Rounding
 from ggufmerge.engine.planner import Opened
+from ggufmerge.engine.provenance import digest_key
 from ggufmerge.engine.rates import Rates
 from ggufmerge.engine.rounding import UNIFORM
 from ggufmerge.engine.survey import is_surveyed
 from ggufmerge.quants.importance import Imatrix
-from ggufmerge.sources import Source, SourceTensor
-from ggufmerge.sources.aligned import AlignedTensor
+from ggufmerge.sources import Source, TensorReader
 
 _ROWS = "read rows"  # gathered from several models, as a changed vocabulary needs it
 TICKS = 1_000_000  # of progress in a second of work
@@ -93,7 +91,7 @@ def digested(plan: Plan, opened: Opened) -> dict[Path, int]:
 
 def is_one_tensor(tensor: PlannedTensor, opened: Opened) -> bool:
     """Whether a tensor has several inputs that are all the same stored weights, changed by no adapter."""
-    if len(tensor.inputs) < 2 or vocabulary.is_moved(opened.alignment, opened.sources, tensor.inputs):
+    if len(tensor.inputs) < 2 or any(opened.sources[i.source].moves(i.tensor) for i in tensor.inputs):
         return False
     stored = {(t.path, t.name) for i in tensor.inputs for t in [opened.sources[i.source].file.tensors[i.tensor]]}
     return len(stored) == 1 and not rank_of(tensor, opened.sources)
@@ -101,8 +99,16 @@ def is_one_tensor(tensor: PlannedTensor, opened: Opened) -> bool:
 
 def write_kind(tensor: PlannedTensor, imatrix: Imatrix | None, *, rounding: Rounding, measure: bool) -> str:
     """What writing this tensor is called."""
-    weighted = " weighted" * (imatrix is not None and tensor.name in imatrix)
-    return f"write {tensor.type}{weighted}{' by chance' * (rounding == 'stochastic')}{' measured' * measure}"
+    words = [_encoding(tensor, imatrix)]
+    words += ["by chance"] if rounding == "stochastic" else []
+    words += ["measured"] if measure else []
+    return " ".join(words)
+
+
+def _encoding(tensor: PlannedTensor, imatrix: Imatrix | None) -> str:
+    """What quantizing a tensor is called, with an importance matrix or without."""
+    weighted = imatrix is not None and tensor.name in imatrix
+    return f"write {tensor.type} weighted" if weighted else f"write {tensor.type}"
 
 
 def rank_of(tensor: PlannedTensor, sources: Sequence[Source]) -> int:
@@ -111,9 +117,9 @@ def rank_of(tensor: PlannedTensor, sources: Sequence[Source]) -> int:
     return sum(sources[i.source].open_tensor(i.tensor).rank for i in changed)
 
 
-def read_kind(source: SourceTensor | AlignedTensor) -> str:
+def read_kind(source: TensorReader) -> str:
     """What dequantizing an input is called; `_reads` knows it from the plan."""
-    return f"read {source.tensor.type}" if isinstance(source, SourceTensor) else _ROWS
+    return _ROWS if source.gathered else f"read {source.type}"
 
 
 def finish_kind(plan: Plan, opened: Opened) -> str:
@@ -130,7 +136,7 @@ def kernels_of(plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None) -
     """What kernels a plan needs, in the order in which `run` prepares them."""
     made = [t for t in plan.tensors if t.action != "copy"]
     kinds = [f"read {sources[i.source].file.tensors[i.tensor].type}" for t in made for i in t.inputs]
-    kinds += [f"write {t.type}{' weighted' * (imatrix is not None and t.name in imatrix)}" for t in made]
+    kinds += [_encoding(t, imatrix) for t in made]
     kinds += ["survey"]
     kinds += [f"merge {t.method}" for t in plan.tensors if t.action == "merge"]
     if any(sources[i.source].changed_by_adapter(i.tensor) for t in made for i in t.inputs):
@@ -176,11 +182,11 @@ def _tensor(
 
 def _reads(tensor: PlannedTensor, opened: Opened) -> Iterator[str]:
     """A kind for each input that is dequantized; one file with several adapters is so once."""
-    if vocabulary.is_moved(opened.alignment, opened.sources, tensor.inputs):
-        yield from [_ROWS] * len(tensor.inputs)
-        return
     seen = set()
     for given in tensor.inputs:
+        if opened.sources[given.source].moves(given.tensor):
+            yield _ROWS
+            continue
         stored = opened.sources[given.source].file.tensors[given.tensor]
         place = (stored.path, stored.name)
         if place not in seen:

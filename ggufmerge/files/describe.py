@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ggufmerge.files.facts import file_type
+from ggufmerge import keys
+from ggufmerge.files.facts import file_type, parameters
 from ggufmerge.files.metadata import Metadata, ValueKind
 from ggufmerge.files.reader import GGUFFile
+from ggufmerge.text import utf8
 
 LONG = 64  # elements of an array that are shown when it is longer
 
@@ -26,29 +28,29 @@ def describe(file: GGUFFile, *, full: bool = False) -> dict[str, Any]:
     types: type -> {"tensors", "values", "nbytes", "bits_per_weight"}, by falling size.
     """
     kind = file_type(file)
-    values = sum(tensor.size for tensor in file.tensors.values())
+    values = parameters(file)
     data = sum(tensor.nbytes for tensor in file.tensors.values())
     return {
-        "path": _text(str(file.path)),
-        "shards": [{"path": _text(str(path))} for path in file.paths],
+        "path": utf8(str(file.path)),
+        "shards": [{"path": utf8(str(path))} for path in file.paths],
         "nbytes": file.nbytes,
         "gguf_version": file.version,
         "alignment": file.alignment,
-        "type": _text(file.metadata.text("general.type") or "") or None,
-        "name": _text(file.metadata.text("general.name") or "") or None,
-        "architecture": _text(file.architecture) or None,
+        "type": utf8(file.metadata.text(keys.TYPE) or "") or None,
+        "name": utf8(file.metadata.text(keys.NAME) or "") or None,
+        "architecture": utf8(file.architecture) or None,
         "file_type": None if kind is None else str(kind),
         "parameters": values,
         "bits_per_weight": _bits(data, values),
-        "metadata": {_text(key): _value(file.metadata, key, full) for key in file.metadata},
+        "metadata": {utf8(key): _value(file.metadata, key, full) for key in file.metadata},
         "types": _types(file),
         "tensors": [
             {
-                "name": _text(tensor.name),
+                "name": utf8(tensor.name),
                 "shape": list(tensor.shape),
                 "type": tensor.type.value,
                 "nbytes": tensor.nbytes,
-                "file": _text(tensor.path.name),
+                "file": utf8(tensor.path.name),
                 "offset": tensor.offset,
             }
             for tensor in file.tensors.values()
@@ -90,12 +92,7 @@ def _bits(nbytes: int, values: int) -> float | None:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, str):
-        return _text(value)
+        return utf8(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
-
-
-def _text(value: str) -> str:
-    """A string as valid Unicode."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -5,22 +5,23 @@ What a file does not say, or says in a way that nobody understands, is told from
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from ggufmerge import keys
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.types import FileType, TensorType
 
-FILE_TYPE = "general.file_type"
-NAME = "general.name"
 
-
-class Typed(Protocol):
-    """A tensor of which the type is known."""
+class Described(Protocol):
+    """A tensor of which the type and the shape are known."""
 
     @property
     def type(self) -> TensorType: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 class Header(Protocol):
@@ -31,7 +32,17 @@ class Header(Protocol):
     @property
     def metadata(self) -> KeyValues: ...
     @property
-    def tensors(self) -> Mapping[str, Typed]: ...
+    def architecture(self) -> str: ...
+    @property
+    def tensors(self) -> Mapping[str, Described]: ...
+
+
+def kind(file: Header) -> str:
+    """What a file says it is: "model", "adapter", "imatrix", "mmproj", ...
+
+    A file that does not say is a model if it has an architecture, and nothing known ("") without one.
+    """
+    return file.metadata.text(keys.TYPE) or ("model" if file.architecture else "")
 
 
 def file_type(file: Header) -> FileType | None:
@@ -39,13 +50,20 @@ def file_type(file: Header) -> FileType | None:
 
     None when there is neither.
     """
-    declared = file.metadata.integer(FILE_TYPE)
-    known = None if declared is None else FileType.from_id(declared)
-    if known is None and file.tensors:
-        known = FileType.of({name: tensor.type for name, tensor in file.tensors.items()})
-    return known
+    types = {name: tensor.type for name, tensor in file.tensors.items()}
+    return FileType.describing(types, file.metadata.integer(keys.FILE_TYPE))
 
 
 def name(file: Header) -> str:
     """What a file calls itself, else its name on disk without the suffix."""
-    return file.metadata.text(NAME) or file.path.stem
+    return file.metadata.text(keys.NAME) or file.path.stem
+
+
+def licence(file: Header) -> str | None:
+    """The licence that a file states, by its short name; None when it states none."""
+    return file.metadata.text(keys.LICENSE)
+
+
+def parameters(file: Header) -> int:
+    """Number of weights in a file."""
+    return sum(math.prod(tensor.shape) for tensor in file.tensors.values())

@@ -23,11 +23,11 @@ from ggufmerge.files.absent import absent
 from ggufmerge.files.metadata import MAX_ARRAY, MAX_STRING, Metadata, ValueKind
 from ggufmerge.files.small import open_regular
 from ggufmerge.files.tensor import MappedFile, Tensor, TensorInfo, Tensors
+from ggufmerge.keys import ALIGNMENT, ARCHITECTURE
 from ggufmerge.types import TensorType
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # llama.cpp reads both; they differ from 1 in the width of counts
-ALIGNMENT_KEY = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
 MAX_NAME = 63  # bytes of a tensor's name
@@ -58,7 +58,7 @@ class GGUFFile:
     @property
     def architecture(self) -> str:
         """`general.architecture`; "" for files without one, such as an imatrix, and for what is no name."""
-        name = self.metadata.text("general.architecture") or ""
+        name = self.metadata.text(ARCHITECTURE) or ""
         return name if len(name) <= MAX_NAME else ""
 
     @property
@@ -270,14 +270,14 @@ class _Header:
             self.refuse(f"{_show(key)} has the unknown value type {number}", _DAMAGED)
 
     def _read_alignment(self) -> int:
-        if ALIGNMENT_KEY not in self.metadata:
+        if ALIGNMENT not in self.metadata:
             return DEFAULT_ALIGNMENT
-        kind = self.metadata.kind(ALIGNMENT_KEY)
+        kind = self.metadata.kind(ALIGNMENT)
         if kind != ValueKind.U32:
-            self.refuse(f"{ALIGNMENT_KEY} must be of type U32, not {kind.name}", "convert the model again")
-        alignment: int = self.metadata[ALIGNMENT_KEY]
+            self.refuse(f"{ALIGNMENT} must be of type U32, not {kind.name}", "convert the model again")
+        alignment: int = self.metadata[ALIGNMENT]
         if alignment.bit_count() != 1:
-            self.refuse(f"{ALIGNMENT_KEY} is {alignment}, which is not a power of two", "convert the model again")
+            self.refuse(f"{ALIGNMENT} is {alignment}, which is not a power of two", "convert the model again")
         return alignment
 
     def _read_infos(self) -> list[tuple[TensorInfo, int]]:

@@ -29,6 +29,7 @@ from ggufmerge.files.shards import ShardName, SplitKeys
 from ggufmerge.files.small import file_name
 from ggufmerge.files.tensor import TensorInfo
 from ggufmerge.files.writer import GGUFWriter, check_target, publish
+from ggufmerge.text import size
 
 DEFAULT_MAX_TENSORS = 128
 MAX_SHARDS = 0xFFFF  # split.count is a u16
@@ -97,7 +98,7 @@ class SplitLimit:
     def warnings(self, tensors: Iterable[Sized]) -> list[str]:
         """One line each for tensors that make their shard larger than the limit."""
         return [
-            f"{tensor.name} has {tensor.nbytes / 1e6:.0f} MB, more than a shard should have: it gets one of its own"
+            f"{tensor.name} has {size(tensor.nbytes)}, more than a shard should have: it gets one of its own"
             for tensor in tensors
             if self.max_bytes is not None and tensor.nbytes > self.max_bytes
         ]

@@ -10,11 +10,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggufmerge import keys
 from ggufmerge.files.metadata import MetadataEditor, ValueKind
 
-NUMBER = "split.no"  # u16, counted from 0
-COUNT = "split.count"  # u16; 0 and 1 mean that the file is complete
-TENSORS = "split.tensors.count"  # i32, of all shards together
+NUMBER = keys.SPLIT_NUMBER  # u16, counted from 0
+COUNT = keys.SPLIT_COUNT  # u16; 0 and 1 mean that the file is complete
+TENSORS = keys.SPLIT_TENSORS  # i32, of all shards together
 KEYS = (NUMBER, COUNT, TENSORS)
 
 

@@ -71,11 +71,11 @@ def look(output: Path) -> Unfinished | None:
 
 def find_unfinished(folders: Iterable[Path], outputs: Iterable[Path] = ()) -> list[Unfinished]:
     """The unfinished builds in some folders (not below them), and those of these outputs, by their paths."""
-    wanted: dict[Path, None] = dict.fromkeys(map(_plain, outputs))
+    wanted = set(map(_plain, outputs))
     for folder in folders:
         with contextlib.suppress(OSError):
             for journal in sorted(Path(folder).glob(f".?*{_SUFFIX}")):
-                wanted[_plain(journal.with_name(journal.name[1 : -len(_SUFFIX)]))] = None
+                wanted.add(_plain(journal.with_name(journal.name[1 : -len(_SUFFIX)])))
     return [found for path in sorted(wanted) if (found := look(path)) is not None]
 
 

@@ -27,14 +27,16 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge import keys
 from ggufmerge.errors import GgufmergeError, OutputError, PlanError
 from ggufmerge.files import shards
 from ggufmerge.files.atomic import fsync_folder, remove_file, write_file
 from ggufmerge.files.lock import open_locked
 from ggufmerge.files.metadata import MetadataEditor, ValueKind
-from ggufmerge.files.reader import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMENSIONS, MAX_NAME, check_header
+from ggufmerge.files.reader import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMENSIONS, MAX_NAME, check_header
 from ggufmerge.files.tensor import TensorInfo as TensorInfo
 from ggufmerge.files.tensor import map_readonly
+from ggufmerge.text import size
 
 VERSION = 3
 
@@ -54,7 +56,7 @@ class Layout:
         self, metadata: MetadataEditor, tensors: Iterable[TensorInfo], split: shards.SplitKeys | None = None
     ) -> None:
         self.metadata = MetadataEditor(metadata)
-        for key in (ALIGNMENT_KEY, *shards.KEYS):
+        for key in (keys.ALIGNMENT, *shards.KEYS):
             self.metadata.remove(key)
         if split is not None:
             split.write_to(self.metadata)
@@ -295,14 +297,14 @@ class GGUFWriter:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             free = shutil.disk_usage(self.path.parent).free
             raise OutputError(
-                f"{self.path}: the file needs {_gigabytes(self.total_bytes)} but {_gigabytes(free)} are free: "
+                f"{self.path}: the file needs {size(self.total_bytes)} but {size(free)} are free: "
                 "make room or write to another disk"
             ) from None
         if error.errno == errno.EFAULT:  # what is written lies in a mapped file that has lost this part
             raise GgufmergeError("a source became shorter while it was read: start again when it is complete")
         if error.errno == errno.EFBIG:
             raise OutputError(
-                f"{self.path}: this file system holds no file of {_gigabytes(self.total_bytes)}: write to another disk"
+                f"{self.path}: this file system holds no file of {size(self.total_bytes)}: write to another disk"
             ) from None
         raise OutputError(f"{self.path}: cannot be written ({error.strerror}): check the disk and the folder") from None
 
@@ -503,10 +505,6 @@ def _utf8(text: str) -> bytes:
 
 def _pad(size: int) -> int:
     return -(-size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count} bytes"
 
 
 def _preallocate(descriptor: int, folder: Path, size: int) -> None:

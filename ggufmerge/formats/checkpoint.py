@@ -21,6 +21,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge import keys
 from ggufmerge.errors import FormatError, PlanError
 from ggufmerge.files import MetadataEditor
 from ggufmerge.files.metadata import ValueKind
@@ -106,7 +107,7 @@ class Checkpoint:
                 if _NOT_TEXT.match(own) or own.endswith(_COMPUTED):
                     continue
                 name = names.get_name(own.replace("language_model.", ""), (".weight", ".bias"))
-                if name == "output.weight" and tied:
+                if name == keys.HEAD and tied:
                     continue
                 if name is None or name in found:
                     what = "has no place" if name is None else "appears twice"
@@ -254,10 +255,10 @@ def _architecture(folder: Path, config: dict[str, Any]) -> gguf.MODEL_ARCH:
 def _metadata(folder: Path, config: Mapping[str, Any], arch: str) -> MetadataEditor:
     """The hyper-parameters that tell whether the checkpoint fits other models."""
     metadata = MetadataEditor()
-    metadata.set("general.architecture", arch)
-    metadata.set("general.name", folder.resolve().name or arch)
+    metadata.set(keys.ARCHITECTURE, arch)
+    metadata.set(keys.NAME, folder.resolve().name or arch)
     if licence := _licence(folder):
-        metadata.set("general.license", licence)
+        metadata.set(keys.LICENSE, licence)
     for key, own in _COUNTS.items():
         count = config.get(own)
         if type(count) is int and 0 <= count < 1 << 32:

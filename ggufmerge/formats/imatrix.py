@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,6 +51,12 @@ def load_imatrix(path: str | os.PathLike[str]) -> Imatrix:
         ) from None
     with open_gguf(file) as gguf:
         return _from_gguf(gguf)
+
+
+def load_together(paths: Sequence[str]) -> Imatrix | None:
+    """The importance matrix of several files, whose sums and counts add up; None of none."""
+    matrices = [load_imatrix(path) for path in paths]
+    return matrices[0].combine(matrices[1:]) if len(matrices) > 1 else matrices[0] if matrices else None
 
 
 def _from_gguf(file: GGUFFile) -> Imatrix:

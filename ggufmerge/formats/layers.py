@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from ggufmerge import keys
 from ggufmerge.errors import PlanError
 from ggufmerge.formats.stored import StoredFile
 
@@ -18,19 +19,14 @@ _OWN = re.compile(r"blk\.(\d+)\.", re.ASCII)
 _ANY = re.compile(r"(?:^|\.)blk\.(\d+)\.", re.ASCII)
 
 
-def count_key(file: StoredFile) -> str:
-    """The key of the number of layers."""
-    return f"{file.architecture}.block_count"
-
-
 def layer_count(file: StoredFile) -> int:
     """Number of layers of a model. FormatError or PlanError when it does not say, or its tensors say otherwise."""
-    key = count_key(file)
+    key = keys.block_count(file.architecture)
     count = file.metadata.need_integer(key)
     named = _highest(file, _OWN)
     low, high = named, named + _prediction_layers(file)
     if not named:  # encoders and decoders have layers under names of their own
-        high = max(_highest(file, _ANY), file.metadata.integer(f"{file.architecture}.decoder_block_count") or 0)
+        high = max(_highest(file, _ANY), file.metadata.integer(keys.of(file.architecture, "decoder_block_count")) or 0)
     if file.architecture in _EMPTY_LAYERS or not high:
         high = MAX_LAYERS
     if not low <= count <= min(high, MAX_LAYERS):
@@ -41,7 +37,7 @@ def layer_count(file: StoredFile) -> int:
 
 def _prediction_layers(file: StoredFile) -> int:
     """Layers at the end that predict further tokens: they count, but a fine-tune may have been saved without them."""
-    return min(file.metadata.integer(f"{file.architecture}.nextn_predict_layers") or 0, MAX_LAYERS)
+    return min(file.metadata.integer(keys.prediction_layers(file.architecture)) or 0, MAX_LAYERS)
 
 
 def _highest(file: StoredFile, pattern: re.Pattern[str]) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 
 import gguf
 
+from ggufmerge import keys
 from ggufmerge.errors import FormatError, PlanError
 from ggufmerge.files import MetadataEditor, ValueKind
 from ggufmerge.files.small import read_json
@@ -70,11 +71,11 @@ class PeftFile:
         self._config_path = folder / CONFIG
         self._config = self._read_config(folder)
         self.metadata = MetadataEditor(where=str(self._config_path))
-        self.metadata.set("general.name", folder.resolve().name or "adapter")
-        self.metadata.set("general.type", "adapter")
-        self.metadata.set("general.architecture", base.architecture)
-        self.metadata.set("adapter.type", "lora")
-        self.metadata.set("adapter.lora.alpha", float(self._config["lora_alpha"]), ValueKind.F64)
+        self.metadata.set(keys.NAME, folder.resolve().name or "adapter")
+        self.metadata.set(keys.TYPE, "adapter")
+        self.metadata.set(keys.ARCHITECTURE, base.architecture)
+        self.metadata.set(keys.ADAPTER_TYPE, "lora")
+        self.metadata.set(keys.LORA_ALPHA, float(self._config["lora_alpha"]), ValueKind.F64)
         if base.architecture not in PERMUTED | _RENAMED:
             raise PlanError(
                 f"{self.path}: PEFT adapters are not read for architecture {base.architecture!r}, whose weights GGUF "

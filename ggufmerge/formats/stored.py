@@ -14,8 +14,8 @@ from ggufmerge.files.tensor import MappedFile
 from ggufmerge.types import TensorType
 
 
-class StoredTensor(Protocol):
-    """A tensor of an open file, under GGUF's name, with the shape and the bytes that a GGUF file would hold."""
+class DescribedTensor(Protocol):
+    """What is known of a tensor without its bytes: GGUF's name for it, its shape and its type."""
 
     @property
     def name(self) -> str: ...
@@ -24,11 +24,16 @@ class StoredTensor(Protocol):
     @property
     def type(self) -> TensorType: ...
     @property
-    def path(self) -> Path: ...
-    @property
     def rows(self) -> int: ...
     @property
     def n(self) -> int: ...
+
+
+class StoredTensor(DescribedTensor, Protocol):
+    """A tensor of an open file, with the bytes that a GGUF file would hold."""
+
+    @property
+    def path(self) -> Path: ...
     @property
     def raw(self) -> NDArray[np.uint8]: ...
     def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]: ...

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from ggufmerge import keys
 from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import GGUFFile, ShardName, facts, open_gguf
@@ -26,8 +27,7 @@ from ggufmerge.places.schemes import SCHEMES
 from ggufmerge.sources.located import Located
 
 # a head may be tied to the embedding, and constants of the rotation are not merged
-_MAY_DIFFER = frozenset({"output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
-_VOCABULARY = "tokenizer.ggml.tokens"
+_MAY_DIFFER = frozenset({keys.HEAD, "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _is_later_shard(path: Path) -> bool:
 def _described(reference: str, origin: str, keeper: str, located: Located) -> FoundModel:
     path = located.path
     with open_gguf(path) as file:
-        kind = file.metadata.text("general.type") or ("model" if file.architecture else "")
+        kind = facts.kind(file)
         return FoundModel(
             references=(reference,),
             origin=origin,
@@ -225,7 +225,7 @@ def _described(reference: str, origin: str, keeper: str, located: Located) -> Fo
             name=facts.name(file),
             architecture=file.architecture,
             file_type=str(facts.file_type(file) or ""),
-            parameters=sum(tensor.size for tensor in file.tensors.values()),
+            parameters=facts.parameters(file),
             nbytes=file.nbytes,
             family=_family(file) if kind == "model" and file.tensors else "",
             keeper=keeper,
@@ -247,7 +247,7 @@ def _needs(file: GGUFFile, kind: str, located: Located) -> tuple[str, ...]:
     if settings is not None and ollama.layout_warnings("", file):
         needs.append("Ollama")
     prompted = settings is not None and (settings.template or settings.renderer)
-    if kind == "model" and _VOCABULARY in file.metadata and not prompted and not file.metadata.text(TEMPLATE):
+    if kind == "model" and keys.TOKENS in file.metadata and not prompted and not file.metadata.text(TEMPLATE):
         needs.append("a chat template")
     return tuple(needs)
 
@@ -271,5 +271,5 @@ def _family(file: GGUFFile) -> str:
     digest = hashlib.blake2b(file.architecture.encode("utf-8", "surrogateescape"), digest_size=16)
     for name in sorted(file.tensors.keys() - _MAY_DIFFER):
         digest.update(f"|{name}|{file.tensors[name].shape}".encode("utf-8", "surrogateescape"))
-    digest.update(file.metadata.raw(_VOCABULARY) if _VOCABULARY in file.metadata else b"")
+    digest.update(file.metadata.raw(keys.TOKENS) if keys.TOKENS in file.metadata else b"")
     return digest.hexdigest()

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 
 from ggufmerge.errors import GgufmergeError, PlanError, RoleError
-from ggufmerge.files import open_gguf
+from ggufmerge.files import facts, open_gguf
 from ggufmerge.formats.checkpoint import Checkpoint
 from ggufmerge.formats.stored import StoredFile
 from ggufmerge.places.ollama.store import OllamaSettings, layout_warnings
@@ -31,7 +31,7 @@ def open_source(reference: ModelReference, folder: str | os.PathLike[str] = ".")
         for path in located.adapters:
             adapters.append(open_adapter(path, file))  # noqa: PERF401 - those opened before one fails are closed below
         for adapter in reference.adapters:
-            adapters.append(open_adapter(locate(adapter.path, folder), file, adapter.strength))  # noqa: PERF401 - as above
+            adapters.append(open_adapter(find(adapter.path, folder).path, file, adapter.strength))  # noqa: PERF401 - as above
     except BaseException:
         for opened in (file, *(a.file for a in adapters)):
             opened.close()
@@ -45,13 +45,13 @@ def is_model(path: str, folder: str | os.PathLike[str] = ".") -> bool:
     """Whether there is a GGUF file that says it is a model."""
     try:
         with open_gguf(locate(path, folder)) as file:
-            return file.metadata.text("general.type") in (None, "model") and bool(file.architecture)
+            return facts.kind(file) == "model" and bool(file.architecture)
     except GgufmergeError:
         return False
 
 
 def _check_model(file: StoredFile, reference: ModelReference, folder: str | os.PathLike[str]) -> None:
-    kind = file.metadata.text("general.type")
+    kind = facts.kind(file)
     if kind == "adapter":
         others = [adapter.path for adapter in reference.adapters]
         base = next((path for path in others if is_model(path, folder)), "MODEL.gguf")

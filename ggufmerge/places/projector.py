@@ -15,8 +15,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from ggufmerge import keys
 from ggufmerge.errors import GgufmergeError, PlanError
-from ggufmerge.files import GGUFFile, open_gguf
+from ggufmerge.files import GGUFFile, facts, open_gguf
 from ggufmerge.files.atomic import replacing
 from ggufmerge.files.writer import exists, same_file
 from ggufmerge.places.ollama.modelfile import modelfile_path
@@ -103,12 +104,12 @@ def _beside(source: Source) -> dict[str, str]:
 
 
 def _is_projector(file: GGUFFile) -> bool:
-    return file.metadata.text("general.type") == "mmproj" or file.architecture == "clip"
+    return facts.kind(file) == "mmproj" or file.architecture == "clip"
 
 
 def _fits(file: GGUFFile, source: Source) -> bool:
     """Whether a projector makes embeddings as wide as those of a model, as far as it says."""
-    width = source.metadata.integer(f"{source.file.architecture}.embedding_length")
+    width = source.metadata.integer(keys.embedding_length(source.file.architecture))
     made = [made for key in _WIDTHS if (made := file.metadata.integer(key)) is not None]
     return width is None or all(other == width for other in made)
 

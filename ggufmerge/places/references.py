@@ -39,15 +39,15 @@ def check_found(wanted: Iterable[tuple[str, str]], folder: str | os.PathLike[str
     wanted: (where, reference) pairs; `where` is what the complaint begins with, such as `recipe.yaml:7:5` or an option,
     "" for nothing. What may have to be downloaded first is not looked for.
     """
-    lines: dict[str, None] = {}
+    lines: list[str] = []
     for where, reference in dict.fromkeys(wanted):
         if not reference.startswith("hf:"):
             try:
                 find(reference, folder)
             except GgufmergeError as error:
-                lines.update(dict.fromkeys(error.at(where).lines))
+                lines += error.at(where).lines
     if lines:
-        raise PlanError(*lines)
+        raise PlanError(*dict.fromkeys(lines))
 
 
 def _path(path: str, folder: str | os.PathLike[str]) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from ggufmerge import keys
 from ggufmerge.quants.mixture import decide_types, needs_imatrix
 from ggufmerge.types import FileType, TensorType
 
@@ -104,7 +105,7 @@ def _size(tensor: _Tensor) -> int:
 @cache
 def _llama_3_8b() -> _Model:
     embed, ff, vocab, layers, kv = 4096, 14336, 128256, 32, 1024
-    tensors = {"token_embd.weight": (vocab, embed), "output_norm.weight": (embed,), "output.weight": (vocab, embed)}
+    tensors = {keys.EMBEDDING: (vocab, embed), "output_norm.weight": (embed,), keys.HEAD: (vocab, embed)}
     for i in range(layers):
         layer = {
             "attn_norm": (embed,),
@@ -119,8 +120,8 @@ def _llama_3_8b() -> _Model:
         }
         tensors |= {f"blk.{i}.{name}.weight": shape for name, shape in layer.items()}
     metadata = {
-        "general.architecture": "llama",
-        "llama.block_count": layers,
+        keys.ARCHITECTURE: "llama",
+        keys.block_count("llama"): layers,
         "llama.attention.head_count": 32,
         "llama.attention.head_count_kv": 8,
     }

@@ -15,6 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.errors import FormatError, GgufmergeError, PlanError, nearest
+from ggufmerge.keys import (
+    EMBEDDING,
+    IMATRIX_CHUNKS,
+    IMATRIX_DATASET,
+    IMATRIX_ENTRIES,
+    IMATRIX_FILE,
+    PER_LAYER_EMBEDDING,
+)
 
 _DEFAULT_CHUNK = 512  # tokens in a chunk of llama-imatrix, for files that do not say
 
@@ -96,7 +104,7 @@ class Imatrix(Collection[str]):
             return None
         entry = self._entries[name]
         if entry.sums.size != n * n_mat:
-            if name in ("token_embd.weight", "per_layer_token_embd.weight"):
+            if name in (EMBEDDING, PER_LAYER_EMBEDDING):
                 return None
             raise PlanError(
                 f"{self.file}: {name} has {entry.sums.size} importance values, but the tensor needs {n * n_mat} "
@@ -165,12 +173,12 @@ class Imatrix(Collection[str]):
 
         The file stands there without its folder, so the result does not depend on where it lies.
         """
-        keys: dict[str, str | int] = {"quantize.imatrix.file": self.file}
+        keys: dict[str, str | int] = {IMATRIX_FILE: self.file}
         if self.datasets:
-            keys["quantize.imatrix.dataset"] = self.datasets[0]
-        keys["quantize.imatrix.entries_count"] = len(self)
+            keys[IMATRIX_DATASET] = self.datasets[0]
+        keys[IMATRIX_ENTRIES] = len(self)
         if self.chunks > 0:
-            keys["quantize.imatrix.chunks_count"] = self.chunks
+            keys[IMATRIX_CHUNKS] = self.chunks
         return keys
 
 

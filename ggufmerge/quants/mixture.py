@@ -18,6 +18,7 @@ from enum import Enum, StrEnum, auto
 from numbers import Integral
 from typing import Any, Protocol
 
+from ggufmerge import keys
 from ggufmerge.errors import FormatError, GgufmergeError, PlanError
 from ggufmerge.patterns import Budget, Pattern, PatternError
 from ggufmerge.types import FileType, TensorType, block_number, visiting_order
@@ -183,7 +184,7 @@ def require_imatrix(
 
 def needs_imatrix(name: str, type: TensorType, ftype: FileType | None = None) -> bool:  # noqa: A002
     """Whether llama-quantize refuses to quantize `name` to `type`, in a file of type `ftype`, without an imatrix."""
-    if name in _TOKEN_EMBEDDINGS or name == "output.weight":
+    if name in _TOKEN_EMBEDDINGS or name == keys.HEAD:
         return False
     return type in _IMATRIX_TYPES or (type is T.Q2_K and ftype is F.Q2_K_S)
 
@@ -193,11 +194,9 @@ def guess_file_type(types: Mapping[str, TensorType], base: ModelHeader | None = 
 
     With `base`, a file whose tensors have exactly these types, its declared file type. Otherwise `FileType.of`.
     """
-    if base is not None and {name: t.type for name, t in base.tensors.items()} == dict(types):
-        known = FileType.declared(base.metadata.get("general.file_type"))
-        if known is not None:
-            return known
-    return FileType.of(types)
+    same = base is not None and {name: t.type for name, t in base.tensors.items()} == dict(types)
+    declared = base.metadata.get(keys.FILE_TYPE) if base is not None and same else None
+    return FileType.describing(types, declared) or FileType.F32
 
 
 def parse_tensor_type(text: str) -> tuple[str, TensorType]:
@@ -210,11 +209,6 @@ def parse_tensor_type(text: str) -> tuple[str, TensorType]:
         raise GgufmergeError(f'tensor type "{text}": write it as NAME=TYPE, for example ffn_down=Q6_K')
     _compile(pattern)
     return pattern, _parse_type(name)
-
-
-def parse_tensor_types(text: str) -> list[tuple[str, TensorType]]:
-    """The pairs in the text of a --tensor-type-file: NAME=TYPE items separated by blanks or line ends."""
-    return [parse_tensor_type(item) for item in text.split()]
 
 
 def fallback_type(wanted: TensorType, n: int) -> TensorType:
@@ -232,7 +226,7 @@ def fallback_type(wanted: TensorType, n: int) -> TensorType:
     return substitute if n % substitute.block_size == 0 else T.F16
 
 
-_TOKEN_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+_TOKEN_EMBEDDINGS = (keys.EMBEDDING, keys.PER_LAYER_EMBEDDING)
 
 _IMATRIX_TYPES = frozenset({T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS})
 
@@ -323,7 +317,7 @@ _ROLES = (
 
 
 def _role(name: str) -> _Role:
-    if name == "output.weight":
+    if name == keys.HEAD:
         return _Role.OUTPUT
     if name in _TOKEN_EMBEDDINGS:
         return _Role.EMBEDDING
@@ -345,15 +339,15 @@ class _ModelFacts:
     @staticmethod
     def of(model: ModelHeader) -> _ModelFacts:
         meta = model.metadata
-        arch = meta.get("general.architecture", "")
+        arch = meta.get(keys.ARCHITECTURE, "")
         arch = arch if isinstance(arch, str) else ""
-        required = f"{arch}.block_count" if arch else "general.architecture"
+        required = keys.block_count(arch) if arch else keys.ARCHITECTURE
         if required not in meta and arch != "clip":  # vision encoders of llama.cpp count no blocks
             raise PlanError(f'the metadata lack "{required}", so types cannot be chosen layer by layer')
 
         def number(key: str, default: int = 0) -> int:
             """A value of the whole model, or of its first layer when there is one for each."""
-            value = meta.get(f"{arch}.{key}", default)
+            value = meta.get(keys.of(arch, key), default)
             is_list = isinstance(value, Iterable) and not isinstance(value, str)
             first = next(iter(value), default) if is_list else value
             if not isinstance(first, Integral) or isinstance(first, bool):
@@ -372,7 +366,7 @@ class _ModelFacts:
             n_expert=number("expert_count"),
             queries_per_value=n_head // n_head_kv if n_head_kv else 0,
             n_values=sum(_role(name) is _Role.VALUE for name in model.tensors),
-            is_tied="output.weight" not in model.tensors,
+            is_tied=keys.HEAD not in model.tensors,
             is_70b=(arch in ("qwen2", "deci", "olmo") and depth == 80)
             or (arch == "jais2" and depth == 68)
             or (arch == "llama" and depth == 80 and n_head != n_head_kv),
@@ -432,7 +426,7 @@ class _Chooser:
             return "fewer than two dimensions"
         if not name.endswith("weight"):
             return "not a weight"
-        if name == "output.weight" and self.leave_output:
+        if name == keys.HEAD and self.leave_output:
             self.used.add("--leave-output-tensor")
             return "output.weight is left as it is"
         if name in ("position_embd.weight", "token_types.weight"):
@@ -448,7 +442,7 @@ class _Chooser:
         role, n = _role(name), tensor.shape[-1]
         override = self._override(name)
         # The per-layer embeddings of Gemma 3n are a table of their own, which an override may name.
-        may_name = override is not None and name == "per_layer_token_embd.weight"
+        may_name = override is not None and name == keys.PER_LAYER_EMBEDDING
         if role is _Role.EMBEDDING and self.embedding_type and not may_name:
             self.used.add("--token-embedding-type")
             return _demanded(name, self.embedding_type, n, "token_embedding_type")
@@ -620,7 +614,7 @@ class _Chooser:
         if not 0 <= layer < self.facts.n_layer:
             raise PlanError(
                 f"{name} does not belong to one of the {self.facts.n_layer} layers that the metadata count "
-                f"({self.facts.architecture}.block_count)"
+                f"({keys.block_count(self.facts.architecture)})"
             )
         return layer
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ggufmerge import keys
 from ggufmerge.errors import GgufmergeError, RecipeError
 from ggufmerge.files import GGUFFile, describe
 from ggufmerge.files.absent import absent
@@ -22,7 +23,7 @@ from ggufmerge.files.shards import model_name
 from ggufmerge.files.small import read_json
 from ggufmerge.recipe.document import parse
 from ggufmerge.recipe.load import MAX_BYTES
-from ggufmerge.text import count, printable, size
+from ggufmerge.text import count, printable, size, utf8
 
 CARD = "README.md"
 _MAX_EVALUATION = 1 << 24  # bytes
@@ -61,37 +62,40 @@ def front_matter(file: GGUFFile) -> str:
     if parents:
         fields["base_model"] = parents
         fields["base_model_relation"] = "merge" if _is_merge(file) else "quantized"
-    licence = _words(_text(file, "general.license")).lower()
+    licence = _words(_text(file, keys.LICENSE)).lower()
     if licence:
         fields["license"] = licence
-        more = {f"license_{part}": _words(_text(file, f"general.license.{part}")) for part in ("name", "link")}
+        more = {
+            "license_name": _words(_text(file, keys.LICENSE_NAME)),
+            "license_link": _words(_text(file, keys.LICENSE_LINK)),
+        }
         fields |= {key: value for key, value in more.items() if value}
-    if languages := _listed(_texts(file, "general.languages")):
+    if languages := _listed(_texts(file, keys.LANGUAGES)):
         fields["language"] = languages
     fields["library_name"] = "gguf"
     fields["pipeline_tag"] = "text-generation"
-    fields["tags"] = list(dict.fromkeys([*_listed(_texts(file, "general.tags")), "gguf"]))
+    fields["tags"] = list(dict.fromkeys([*_listed(_texts(file, keys.TAGS)), "gguf"]))
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
 
 def _is_merge(file: GGUFFile) -> bool:
     """Whether it is a merge, or a file that was quantized from one."""
-    own = "ggufmerge.recipe" in file.metadata
-    return own or ("ggufmerge.source.1.file" not in file.metadata and "ggufmerge.lineage.0.recipe" in file.metadata)
+    own = keys.RECIPE in file.metadata
+    return own or (keys.source(1, "file") not in file.metadata and keys.lineage(0, "recipe") in file.metadata)
 
 
 def hub_parents(file: GGUFFile) -> list[str]:
     """The repositories on the Hub that a result comes from, as its recipe and the sources' metadata name them."""
     found = [repo for text in _strings(_parsed(_recipe_text(file))) for repo in _IN_RECIPE.findall(text)]
-    urls = [_text(file, f"general.base_model.{index}.repo_url") for index in _parents(file)]
+    urls = [_text(file, keys.base_model(index, "repo_url")) for index in _parents(file)]
     found += [match[1] for url in urls if (match := _URL.fullmatch(url))]
     return list(dict.fromkeys(found))
 
 
 def _recipe_text(file: GGUFFile) -> str:
     """The recipe of a merge, or of the one that a file was quantized from."""
-    own = _text(file, "ggufmerge.recipe")
-    return own or (_text(file, "ggufmerge.lineage.0.recipe") if _is_merge(file) else "")
+    own = _text(file, keys.RECIPE)
+    return own or (_text(file, keys.lineage(0, "recipe")) if _is_merge(file) else "")
 
 
 def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -125,14 +129,14 @@ def _summary(file: GGUFFile, facts: Mapping[str, Any]) -> str:
         kind += f", type {facts['file_type']}"
     if facts["bits_per_weight"]:
         kind += f" ({facts['bits_per_weight']:.2f} bits per weight)"
-    version = _text(file, "ggufmerge.version")
+    version = _text(file, keys.OWN + "version")
     made = (
         f"Made with ggufmerge {_cell(version)}, which merges quantized GGUF models without their originals. "
         if version
         else ""
     )
     text = f"{made}{kind}. It runs in llama.cpp, Ollama and whatever else reads GGUF."
-    if not _text(file, "general.license"):
+    if not _text(file, keys.LICENSE):
         text += "\n\nNo licence is stated: those of the models it was made from differ or are not known."
     return text
 
@@ -140,35 +144,36 @@ def _summary(file: GGUFFile, facts: Mapping[str, Any]) -> str:
 def _models(file: GGUFFile) -> str:
     rows = []
     for index in _parents(file):
-        key = f"general.base_model.{index}."
+        key = keys.base_model(index, "")
         name, url = _cell(_text(file, key + "name")), _text(file, key + "repo_url")
         linked = f"[{name}]({url})" if re.fullmatch(r"https://[\w./-]+", url) else name
         rows.append((linked, _cell(_text(file, key + "organization")), _cell(_text(file, key + "version"))))
     files, index = [], 0
-    while f"ggufmerge.source.{index}.file" in file.metadata:
-        key = f"ggufmerge.source.{index}."
+    while keys.source(index, "file") in file.metadata:
+        key = keys.source(index, "")
         digest = _text(file, key + "sha256")
         files.append((_cell(_text(file, key + "file")), _code(digest) if digest else ""))
         index += 1
     text = ""
     if rows:
-        title = "Merged models" if "ggufmerge.recipe" in file.metadata else "Base models"
+        title = "Merged models" if keys.RECIPE in file.metadata else "Base models"
         text = f"## {title}\n\n" + _table(("model", "organization", "version"), rows)
     if files:
-        text += "\n\n" * bool(text) + "The files that were read:\n\n" + _table(("file", "SHA-256"), files)
+        text += "\n\n" if text else ""
+        text += "The files that were read:\n\n" + _table(("file", "SHA-256"), files)
     return text
 
 
 def _recipe(file: GGUFFile) -> str:
-    recipe = _text(file, "ggufmerge.recipe")
+    recipe = _text(file, keys.RECIPE)
     if not recipe:
         return ""
     if len(recipe) > MAX_BYTES:
         return ""
     fence = _fence(recipe, 3)
-    options = _text(file, "ggufmerge.options")
+    options = _text(file, keys.OPTIONS)
     command = f"\n\nBuilt with the options {_code(options)}." if options else ""
-    found = [(key, file.metadata.get(f"ggufmerge.{key}")) for key in ("type", "rounding", "seed", "imatrix")]
+    found = [(key, file.metadata.get(keys.OWN + key)) for key in ("type", "rounding", "seed", "imatrix")]
     settings = ", ".join(f"{key} {_cell(shown)}" for key, value in found if (shown := _setting(value)))
     effect = f"\n\nSettings in effect: {settings}." if settings else ""
     lines = (printable(line) for line in recipe.strip().replace("\r\n", "\n").expandtabs().split("\n"))
@@ -185,8 +190,8 @@ def _setting(value: Any) -> str:
 def _lineage(file: GGUFFile) -> str:
     """The models that a result's parents were made from, as their own files told."""
     rows, number = [], 0
-    while any(f"ggufmerge.lineage.{number}.{key}" in file.metadata for key in ("file", "name", "version")):
-        key = f"ggufmerge.lineage.{number}."
+    while any(keys.lineage(number, key) in file.metadata for key in ("file", "name", "version")):
+        key = keys.lineage(number, "")
         into = file.metadata.get(key + "into")
         texts = [_cell(_text(file, key + part)) for part in ("file", "name", "type", "rounding", "options")]
         rows.append((str(number), *texts, str(into) if isinstance(into, int) else "this file"))
@@ -272,21 +277,16 @@ def _fence(text: str, least: int) -> str:
 
 
 def _text(file: GGUFFile, key: str) -> str:
-    return _valid(file.metadata.text(key) or "")
+    return utf8(file.metadata.text(key) or "")
 
 
 def _texts(file: GGUFFile, key: str) -> list[str]:
-    return [_valid(text) for text in file.metadata.texts(key) or []]
-
-
-def _valid(text: str) -> str:
-    """A text out of a file as valid Unicode."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return [utf8(text) for text in file.metadata.texts(key) or []]
 
 
 def _parents(file: GGUFFile) -> list[int]:
     """The numbers of the models that the metadata names as parents, in order: those of which something is said."""
-    count = file.metadata.integer("general.base_model.count") or 0
+    count = file.metadata.integer(keys.BASE_MODEL_COUNT) or 0
     numbers = {int(match[1]) for key in file.metadata if (match := _PARENT.match(key))}
     return sorted(number for number in numbers if number < count)
 

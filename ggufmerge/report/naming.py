@@ -9,6 +9,7 @@ import re
 
 from gguf.utility import naming_convention, size_label
 
+from ggufmerge import keys
 from ggufmerge.files import GGUFFile, facts
 from ggufmerge.types import FileType
 
@@ -24,12 +25,12 @@ def conventional_names(file: GGUFFile) -> list[str]:
 
 def conventional_stem(file: GGUFFile) -> str:
     """The name without shard and suffix, out of the metadata; what that does not say is counted or assumed (v1.0)."""
-    label = _text(file, "general.size_label") or _size_label(file)
-    base, finetune = _base(file), _text(file, "general.finetune") or None
+    label = _text(file, keys.SIZE_LABEL) or _size_label(file)
+    base, finetune = _base(file), _text(file, keys.FINETUNE) or None
     words = [word.lower() for word in base.split("-")]
     if finetune and all(word in words for word in finetune.lower().split()):
         finetune = None
-    version = _text(file, "general.version") or "1.0"
+    version = _text(file, keys.VERSION) or "1.0"
     return naming_convention(
         None,
         base,
@@ -42,7 +43,7 @@ def conventional_stem(file: GGUFFile) -> str:
 
 def _base(file: GGUFFile) -> str:
     """The name that the model goes by, or that of its family when its own only adds to it."""
-    name, family = _plain(_text(file, "general.name")), _plain(_text(file, "general.basename"))
+    name, family = _plain(_text(file, keys.NAME)), _plain(_text(file, keys.BASENAME))
     if family and name.lower().startswith(family.lower()):
         return family
     return name or family or _plain(file.path.stem)
@@ -50,7 +51,7 @@ def _base(file: GGUFFile) -> str:
 
 def _size_label(file: GGUFFile) -> str:
     """The number of weights, rounded: 135M; with experts that of a model with one of them: 8x7B."""
-    total = sum(tensor.size for tensor in file.tensors.values())
+    total = facts.parameters(file)
     experts = [t for t in file.tensors.values() if "_exps." in t.name and len(t.shape) == 3]
     stacked = sum(tensor.size for tensor in experts)
     # counted, not taken from the metadata: a stranger's number there could be anything

@@ -1,4 +1,4 @@
-"""A tensor with a row per token, read as the vocabulary of the result has it.
+"""Models in the vocabulary of the result: their tensors with a row per token have the rows that the result has.
 
 `tokenizers.align` says where each row of the result comes from. Here those rows are gathered while they stream: only
 the rows asked for are dequantized, rows that a model lacks are made from those of the other models, and adapters
@@ -8,27 +8,101 @@ rows are read together with it. Memory: a chunk, beside the row numbers of the v
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.errors import PlanError
-from ggufmerge.files import Tensor
-from ggufmerge.formats.stored import StoredTensor
-from ggufmerge.sources.model import Source, SourceTensor
+from ggufmerge.files import MetadataEditor, Tensor, TensorInfo
+from ggufmerge.formats.stored import DescribedTensor
+from ggufmerge.keys import EMBEDDING, HEAD, HUGGINGFACE_JSON, TOKENIZER
+from ggufmerge.sources.model import Source, SourceTensor, TensorReader
 from ggufmerge.tokenizers.align import MEAN, PAD, ZERO, Alignment, Rows
 from ggufmerge.types import TensorType
 
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 _BY_TOKEN = re.compile(
     r"(token_embd|per_layer_token_embd|output)\.weight|output\.bias|blk\.\d+\.nextn\.(embed_tokens|shared_head_head)\.weight"
 )
 _MEAN_VALUES = 1 << 16  # values read at a time to average a model's rows
+_FILLED = {
+    "copied": "copied from other models or tokens",
+    "averaged": "averaged over the models that have them",
+    "zero": "zero",
+    "padding": "placeholders, the mean of its rows",
+}
+
+
+def aligned(sources: Sequence[Source], alignment: Alignment) -> list[Source]:
+    """The same models, which stay open, in the vocabulary of the result."""
+    return [AlignedSource(alignment, sources, number) for number in range(len(sources))]
+
+
+class AlignedSource(Source):
+    """A model whose tensors have the shapes and the rows that the result has; see `Source`."""
+
+    def __init__(self, alignment: Alignment, sources: Sequence[Source], number: int) -> None:
+        """sources: all models of the merge, as their files are.  number: of this one, as `alignment` counts them."""
+        own = sources[number]
+        super().__init__(own.label, own.file, own.adapters, own.located)
+        self._alignment, self._sources, self._number = alignment, sources, number
+        self._moved = {
+            name
+            for name, tensor in own.tensors.items()
+            if has_token_rows(name) and not alignment.is_identity(number, first_dimension(tensor))
+        }
+        self.tensors |= {
+            name: TensorInfo(name, (alignment.rows, *own.tensors[name].shape[1:]), own.tensors[name].type)
+            for name in self._moved
+        }
+
+    def moves(self, name: str) -> bool:
+        return name in self._moved
+
+    def notes(self, name: str, role: str = "") -> list[str]:
+        if not self.moves(name):
+            return []
+        alignment, number = self._alignment, self._number
+        check_widths(role or name, {i: self._sources[i] for i in sorted({number, *alignment.lenders(number)})})
+        notes = []
+        filled = {what: count for what, count in alignment.filled(number).items() if count}
+        if filled:
+            listed = ", ".join(f"{count} {_FILLED[what]}" for what, count in filled.items())
+            total = f"{sum(filled.values())} of the {alignment.rows} rows of {self.label}"
+            notes.append(f"{total} are not its own: {listed}")
+        if alignment.dropped[number]:
+            notes.append(f"tokens of {self.label} that the result lacks: {alignment.dropped[number]}")
+        return notes
+
+    def stores(self, name: str, kind: TensorType, role: str = "") -> bool:
+        if not self.moves(name):
+            return super().stores(name, kind)
+        return is_stored(self._alignment, self._sources, self._number, role or name, kind)
+
+    def open_tensor(self, name: str, role: str = "") -> TensorReader:
+        if not self.moves(name):
+            return self.open_stored(name)
+        return AlignedTensor(self._alignment, self._sources, self._number, role or name)
+
+    def editor(self) -> MetadataEditor:
+        editor = super().editor()
+        donor = self._alignment.donor
+        for key in [k for k in editor if k.startswith(TOKENIZER) and k not in donor.metadata]:
+            editor.remove(key)
+        for key in donor.metadata:
+            editor.set_raw(key, donor.metadata.raw(key))
+        changes: Mapping[str, Any] = self._alignment.vocabulary.changes(donor)
+        for key, value in changes.items():
+            editor.set(key, value)
+        if changes:
+            editor.remove(HUGGINGFACE_JSON)
+        return editor
 
 
 def has_token_rows(name: str) -> bool:
@@ -41,7 +115,7 @@ def token_rows(source: Source) -> int | None:
     return min((first_dimension(t) for name, t in source.tensors.items() if has_token_rows(name)), default=None)
 
 
-def first_dimension(tensor: StoredTensor) -> int:
+def first_dimension(tensor: DescribedTensor) -> int:
     """The outermost dimension of a tensor; 1 for a single value without dimensions."""
     return tensor.shape[0] if tensor.shape else 1
 
@@ -86,11 +160,13 @@ def is_stored(alignment: Alignment, sources: Sequence[Source], model: int, name:
     )
 
 
-class AlignedTensor:
-    """Reads like a `SourceTensor`, in the rows of the result's vocabulary. Several threads may read at once.
+class AlignedTensor(TensorReader):
+    """A tensor of a source whose rows in the result are others, or elsewhere, than in the model's file.
 
-    `rows` and `n` are the result's; a vector (a bias of the output) is one row with a value per token.
+    A vector (a bias of the output) is one row with a value per token.
     """
+
+    gathered = True
 
     def __init__(self, alignment: Alignment, sources: Sequence[Source], model: int, name: str) -> None:
         """name: what the source `model` calls the tensor, or what the result calls it."""
@@ -104,14 +180,17 @@ class AlignedTensor:
         self.n, self.rows = (alignment.rows, 1) if self._vector else (part.reader.n, alignment.rows)
         self._mean: NDArray[np.float32] | None = None
         self._lock = threading.Lock()
+        self.data = (part.reader.tensor, hashlib.blake2b(alignment.maps[model].tobytes(), digest_size=16).digest())
 
-    def read(self, start: int, out: NDArray[np.float32]) -> None:
-        """Fill `out`, float32 [k, n], with rows [start, start + k), with adapters applied."""
-        self.dequantize(start, out)
-        self.adapt(start, out)
+    @property
+    def type(self) -> TensorType:
+        return self._own.reader.type
+
+    @property
+    def rank(self) -> int:
+        return self._own.reader.rank
 
     def dequantize(self, start: int, out: NDArray[np.float32]) -> None:
-        """The first half of `read`: what the model's own file holds; rows it lacks are zero."""
         if self._vector:
             start, out = 0, out.reshape(-1, 1)
         own = self._alignment.own(self._model, start, start + len(out))
@@ -125,7 +204,6 @@ class AlignedTensor:
         out[here] = rows
 
     def adapt(self, start: int, out: NDArray[np.float32]) -> None:
-        """The second half of `read`: what the model's adapters change, and the rows that the model lacks."""
         if self._vector:
             start, out = 0, out.reshape(-1, 1)
         own = self._alignment.own(self._model, start, start + len(out))
@@ -133,25 +211,23 @@ class AlignedTensor:
         self._fill(start, own, out)
 
     def stores(self, kind: TensorType, scales: NDArray[np.float32] | None = None) -> bool:
-        """Whether the bytes of every row stand in some file in this type, without scales and adapters; then `raw_rows`
-        gives them."""
         return scales is None and is_stored(self._alignment, self._sources, self._model, self._name, kind)
 
-    def same_data(self, other: AlignedTensor) -> bool:
-        """Whether both read the same rows of the same file, adapters aside."""
-        maps = (self._alignment.maps[self._model], other._alignment.maps[other._model])
-        return self._own.reader.same_data(other._own.reader) and bool((maps[0] == maps[1]).all())
+    def holds(self, kind: TensorType, scales: NDArray[np.float32] | None = None) -> bool:
+        """False: bytes are given of rows that the model lacks, too, which are zero without what others lend."""
+        return False
 
     def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The stored bytes of rows [start, stop); only for tensors of which `stores` holds. DamageError when they hold
-        NaN or infinity.
+        """Those that the model lacks from where they are lent; only for tensors of which `stores` holds. DamageError
+        when they hold NaN or infinity.
         """
         a = self._alignment
         if self._vector:
             return self._gather(0, a.rows).reshape(1, -1)
         return self._gather(start, stop)
 
-    intact_rows = raw_rows
+    def intact_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        return self.raw_rows(start, stop)
 
     def _gather(self, start: int, stop: int) -> NDArray[np.uint8]:
         a = self._alignment
@@ -266,7 +342,7 @@ def _part(source: Source, name: str) -> _Part | None:
     own = counterpart(source, name)
     if own is None:
         return None
-    reader = source.open_tensor(own)
+    reader = source.open_stored(own)
     if len(reader.tensor.shape) == 1:
         assert isinstance(reader.tensor, Tensor), "vocabularies of checkpoints are not aligned"
         reader = SourceTensor(_as_column(reader.tensor), [], label=reader.label)

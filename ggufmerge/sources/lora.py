@@ -14,13 +14,12 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge import keys
 from ggufmerge.errors import PlanError, RoleError
-from ggufmerge.files import open_gguf
+from ggufmerge.files import facts, open_gguf
 from ggufmerge.formats.stored import StoredFile, StoredTensor
 from ggufmerge.kernels import kernel
 from ggufmerge.quants import codec
-
-_FLIPPED = "token_embd.weight"
 
 
 class Delta:
@@ -115,7 +114,7 @@ class LoraAdapter:
             return None
         a, b = self._pairs[name]
         scale = self.strength * self._scale(name, b.n)
-        if name == _FLIPPED:
+        if name == keys.EMBEDDING:
             return Delta(a, b, scale, flipped=True)
         return Delta(b, a, scale)
 
@@ -132,12 +131,13 @@ class LoraAdapter:
 
     def _check_header(self, base: StoredFile) -> None:
         meta, path = self.file.metadata, self.file.path
-        if meta.text("general.type") != "adapter" or meta.text("adapter.type") != "lora":
-            found = "model" if meta.text("general.type") in (None, "model") and self.file.architecture else ""
+        kind = facts.kind(self.file)
+        if kind != "adapter" or meta.text(keys.ADAPTER_TYPE) != "lora":
+            found = "model" if kind == "model" and self.file.architecture else ""
             what = "a model, not a LoRA adapter" if found else "not a LoRA adapter in GGUF form"
             todo = "only adapters may follow a +; to merge models, list each of them under models: of a recipe"
             raise RoleError(f"{path}: {what}", todo, wanted="adapter", found=found)
-        if "adapter.alora.invocation_tokens" in meta:
+        if keys.INVOCATION_TOKENS in meta:
             raise PlanError(
                 f"{path}: an activated LoRA, which works only after its invocation tokens and would always work "
                 "once merged; use an ordinary LoRA adapter"
@@ -149,7 +149,7 @@ class LoraAdapter:
             )
 
     def _read_alpha(self) -> float:
-        key = "adapter.lora.alpha"
+        key = keys.LORA_ALPHA
         alpha = self.file.metadata.number(key)
         if alpha is None and key in self.file.metadata:
             found = self.file.metadata.found(key)
@@ -180,7 +180,7 @@ class LoraAdapter:
     def _check_pair(self, base: StoredFile, name: str, a: StoredTensor, b: StoredTensor) -> None:
         target = base.tensors.get(name)
         if target is None:
-            tied = "; its output head is its token embedding" if name == "output.weight" else ""
+            tied = "; its output head is its token embedding" if name == keys.HEAD else ""
             raise PlanError(
                 f'{self.file.path}: changes "{name}", which {base.path} does not have{tied}; '
                 "use an adapter made for this base"
@@ -201,6 +201,6 @@ def _fits(name: str, a: tuple[int, ...], b: tuple[int, ...], target: tuple[int, 
     """Whether the two halves multiply to the target's shape, with a rank of at least 1."""
     if not len(a) == len(b) == len(target) or len(a) not in (2, 3):
         return False
-    if name == _FLIPPED:
+    if name == keys.EMBEDDING:
         return len(a) == 2 and a[1] == b[1] > 0 and target == (a[0], b[0])
     return a[-2] == b[-1] > 0 and target == (*b[:-1], a[-1]) and a[:-2] == b[:-2]

@@ -5,6 +5,7 @@ applied while it streams.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.files import GGUFFile
+from ggufmerge.files import GGUFFile, MetadataEditor, facts
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.shards import model_name
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.formats.checkpoint import Checkpoint
-from ggufmerge.formats.stored import StoredFile, StoredTensor
+from ggufmerge.formats.stored import DescribedTensor, StoredFile, StoredTensor
 from ggufmerge.quants import codec
 from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.sources.damage import adapter_damage, damage, too_large
@@ -29,20 +30,28 @@ from ggufmerge.types import TensorType
 STRONG = 5  # times: from here on an adapter's strength is taken for a percentage, and the user is asked
 
 
-class SourceTensor:
-    """One tensor of a source. `rows` and `n` are its shape as a matrix (leading dimensions flattened).
+class TensorReader(ABC):
+    """Reads one tensor of a source, as the result has it. Several threads may read at once.
 
-    Nothing of it is kept in memory but a factor of each adapter. Several threads may read at once.
+    rows, n: its shape as a matrix (leading dimensions flattened).
+    gathered: whether its rows are collected from several places, as a changed vocabulary needs it.
+    data: what tells the stored data that is read from other data, adapters aside.
     """
 
-    def __init__(
-        self, tensor: StoredTensor, deltas: list[Delta], scales: NDArray[np.float32] | None = None, label: str = ""
-    ) -> None:
-        """scales: float32 [matrices], factors of what is stored; None for 1.  label: of the source, for errors."""
-        self.tensor, self.scales, self.label = tensor, scales, label or str(tensor.path)
-        self.n, self.rows = tensor.n, tensor.rows
-        self._deltas = deltas
-        self._codec = codec(tensor.type)
+    rows: int
+    n: int
+    gathered: bool
+    data: tuple[StoredTensor, bytes]
+
+    @property
+    @abstractmethod
+    def type(self) -> TensorType:
+        """Of what the model's own file stores."""
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """Of all the model's adapters together: how many products are added to each value."""
 
     def read(self, start: int, out: NDArray[np.float32]) -> None:
         """Fill `out`, float32 [k, n], with rows [start, start + k), dequantized and with adapters applied.
@@ -52,8 +61,62 @@ class SourceTensor:
         self.dequantize(start, out)
         self.adapt(start, out)
 
+    @abstractmethod
     def dequantize(self, start: int, out: NDArray[np.float32]) -> None:
-        """The first half of `read`: what the file holds."""
+        """The first half of `read`: what the model's own file holds; rows it lacks are zero."""
+
+    @abstractmethod
+    def adapt(self, start: int, out: NDArray[np.float32]) -> None:
+        """The second half of `read`: what the model's adapters change, and the rows that its file lacks."""
+
+    @abstractmethod
+    def stores(self, kind: TensorType, scales: NDArray[np.float32] | None = None) -> bool:
+        """Whether `raw_rows` are bytes of this type, in units of these scales, and say what `read` gives."""
+
+    @abstractmethod
+    def holds(self, kind: TensorType, scales: NDArray[np.float32] | None = None) -> bool:
+        """Whether `raw_rows` are bytes of this type, in units of these scales, and say what `dequantize` gives."""
+
+    @abstractmethod
+    def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The stored bytes of rows [start, stop), to which no adapter has added anything."""
+
+    @abstractmethod
+    def intact_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The same, to be copied: DamageError when they hold NaN or infinity."""
+
+    def same_data(self, other: TensorReader) -> bool:
+        """Whether both read the same rows of the same file, adapters aside."""
+        return self.data == other.data
+
+
+class SourceTensor(TensorReader):
+    """One tensor of a source as the file has it.
+
+    Nothing of it is kept in memory but a factor of each adapter.
+    """
+
+    gathered = False
+
+    def __init__(
+        self, tensor: StoredTensor, deltas: list[Delta], scales: NDArray[np.float32] | None = None, label: str = ""
+    ) -> None:
+        """scales: float32 [matrices], factors of what is stored; None for 1.  label: of the source, for errors."""
+        self.tensor, self.scales, self.label = tensor, scales, label or str(tensor.path)
+        self.n, self.rows = tensor.n, tensor.rows
+        self.data = (tensor, b"")
+        self._deltas = deltas
+        self._codec = codec(tensor.type)
+
+    @property
+    def type(self) -> TensorType:
+        return self.tensor.type
+
+    @property
+    def rank(self) -> int:
+        return sum(delta.rank for delta in self._deltas)
+
+    def dequantize(self, start: int, out: NDArray[np.float32]) -> None:
         self.decode(self.raw_rows(start, start + len(out)), np.arange(start, start + len(out)), out)
 
     def decode(self, raw: NDArray[np.uint8], rows: NDArray[np.integer[Any]], out: NDArray[np.float32]) -> None:
@@ -73,38 +136,25 @@ class SourceTensor:
             raise damage(self.label, self.tensor, raw, rows, block)
 
     def adapt(self, start: int, out: NDArray[np.float32]) -> None:
-        """The second half of `read`: what the adapters change."""
         for delta in self._deltas:
             delta.add_to(out, start)
             if not magnitude(out) < np.inf:
                 raise adapter_damage(self.label, self.tensor, delta, start, out)
 
     def stores(self, kind: TensorType, scales: NDArray[np.float32] | None = None) -> bool:
-        """Whether the stored bytes are of this type, in units of these scales, and no adapter changes what they say."""
         return not self._deltas and self.holds(kind, scales)
 
     def holds(self, kind: TensorType, scales: NDArray[np.float32] | None = None) -> bool:
-        """Whether the stored bytes are of this type, in units of these scales, whatever adapters add to them."""
-        same = self.scales is scales is None or (
-            self.scales is not None and scales is not None and np.array_equal(self.scales, scales)
-        )
+        if self.scales is None or scales is None:
+            same = self.scales is None and scales is None
+        else:
+            same = np.array_equal(self.scales, scales)
         return self.tensor.type == kind and same
 
-    @property
-    def rank(self) -> int:
-        """Of all its adapters together: how many products are added to each value."""
-        return sum(delta.rank for delta in self._deltas)
-
-    def same_data(self, other: SourceTensor) -> bool:
-        """Whether both read the same bytes of the same file, adapters aside."""
-        return self.tensor == other.tensor
-
     def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The stored bytes of rows [start, stop), to which no adapter has added anything."""
         return self.tensor.raw_rows(start, stop)
 
     def intact_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The same, to be copied: DamageError when they hold NaN or infinity."""
         raw = self.raw_rows(start, stop)
         self.check(raw, np.arange(start, stop))
         return raw
@@ -113,6 +163,9 @@ class SourceTensor:
 class Source:
     """An opened model reference. `reference` is how the recipe calls it; `tensors` are those of the file but for side
     tensors, which `side_tensors` names by their weight; `located` is what is known of the model beside its file.
+
+    Some methods take the role of a tensor, which is its name in the result: an embedding may stand in for a tied output
+    head there. It decides which rows other models lend (`sources.aligned`).
     """
 
     def __init__(
@@ -129,7 +182,12 @@ class Source:
         self.metadata: KeyValues = file.metadata
         self.side_tensors = side_tensors(file.tensors)
         aside = {name for names in self.side_tensors.values() for name in names}
-        self.tensors: dict[str, StoredTensor] = {name: t for name, t in file.tensors.items() if name not in aside}
+        self.tensors: dict[str, DescribedTensor] = {name: t for name, t in file.tensors.items() if name not in aside}
+
+    @property
+    def name(self) -> str:
+        """What the model and its adapters call themselves, else their files' names."""
+        return " + ".join(map(facts.name, (self.file, *(adapter.file for adapter in self.adapters))))
 
     @property
     def label(self) -> str:
@@ -145,12 +203,24 @@ class Source:
         """Whether the tensor's stored bytes are not what the model computes with."""
         return any(name in adapter.names for adapter in self.adapters)
 
-    def stores(self, name: str, kind: TensorType) -> bool:
+    def moves(self, name: str) -> bool:
+        """Whether the rows of a tensor are others, or elsewhere, than in the file."""
+        return False
+
+    def notes(self, name: str, role: str = "") -> list[str]:
+        """What happens to the rows of a tensor, in words; PlanError when rows that are to be lent do not fit."""
+        return []
+
+    def stores(self, name: str, kind: TensorType, role: str = "") -> bool:
         """Whether the bytes of a tensor are what the model computes with, in this type."""
         return self.tensors[name].type == kind and not self.changed_by_adapter(name)
 
-    def open_tensor(self, name: str) -> SourceTensor:
+    def open_tensor(self, name: str, role: str = "") -> TensorReader:
         """A reader of one tensor, also of a side tensor; a factor of each adapter is held while it lives."""
+        return self.open_stored(name)
+
+    def open_stored(self, name: str) -> SourceTensor:
+        """A reader of one tensor as the file has it."""
         deltas = [d for adapter in self.adapters if (d := adapter.delta(name)) is not None]
         return SourceTensor(self.file.tensors[name], deltas, self.scales(name), self.label)
 
@@ -160,6 +230,10 @@ class Source:
         if scale not in self.side_tensors.get(name, ()):
             return None
         return read_scales(self.file.tensors[scale], self.tensors[name])
+
+    def editor(self) -> MetadataEditor:
+        """The metadata that a result takes over from this source, to be changed."""
+        return MetadataEditor(self.file.metadata)
 
     def files(self) -> Iterator[Path]:
         """All files that the source's numbers come from."""

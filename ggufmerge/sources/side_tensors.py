@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.errors import FormatError
-from ggufmerge.formats.stored import StoredTensor
+from ggufmerge.formats.stored import DescribedTensor, StoredTensor
 from ggufmerge.quants import dequantize
 
 SCALE, INPUT_SCALE = ".scale", ".input_scale"
@@ -30,7 +30,7 @@ def side_names(weight: str) -> tuple[str, str]:
     return stem + SCALE, stem + INPUT_SCALE
 
 
-def side_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, list[str]]:
+def side_tensors(tensors: Mapping[str, DescribedTensor]) -> dict[str, list[str]]:
     """The weights that have side tensors, with the names of these."""
     found = {}
     for name, weight in tensors.items():
@@ -41,13 +41,13 @@ def side_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, list[str]]:
     return found
 
 
-def is_orphan(name: str, tensors: Mapping[str, StoredTensor]) -> bool:
+def is_orphan(name: str, tensors: Mapping[str, DescribedTensor]) -> bool:
     """Whether a tensor is a scale of a weight that goes by another name."""
     stem = name.removesuffix(INPUT_SCALE).removesuffix(SCALE)
     return stem != name and stem + _WEIGHT not in tensors
 
 
-def read_scales(scale: StoredTensor, weight: StoredTensor) -> NDArray[np.float32]:
+def read_scales(scale: StoredTensor, weight: DescribedTensor) -> NDArray[np.float32]:
     """float32 [matrices of the weight]; FormatError for values by which nothing can be divided."""
     values = dequantize(scale.raw_rows(0, scale.rows), scale.type, scale.n).reshape(-1)
     if not (np.isfinite(values).all() and values.all()):
@@ -55,9 +55,9 @@ def read_scales(scale: StoredTensor, weight: StoredTensor) -> NDArray[np.float32
     return np.ascontiguousarray(np.broadcast_to(values, (_matrices(weight),)))
 
 
-def _belongs(beside: StoredTensor, weight: StoredTensor) -> bool:
+def _belongs(beside: DescribedTensor, weight: DescribedTensor) -> bool:
     return beside.type.is_float and math.prod(beside.shape) in (1, _matrices(weight))
 
 
-def _matrices(tensor: StoredTensor) -> int:
+def _matrices(tensor: DescribedTensor) -> int:
     return math.prod(tensor.shape[:-2])

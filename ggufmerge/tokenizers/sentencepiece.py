@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ggufmerge import keys
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files.small import read_small
 from ggufmerge.text import one_line, quoted
@@ -151,7 +152,7 @@ def _model(vocabulary: Vocabulary) -> bytes:
         trainer += _int(id_field, at)
         if at >= 0:
             trainer += _bytes(piece_field, _utf8(vocabulary, at, vocabulary.tokens[at]))
-    prefix = vocabulary.metadata.flag("tokenizer.ggml.add_space_prefix") is not False
+    prefix = vocabulary.metadata.flag(keys.ADD_SPACE_PREFIX) is not False
     normalizer = _bytes(1, b"identity") + _int(3, int(prefix)) + _int(4, 0) + _int(5, 1)
     return b"".join(pieces) + _bytes(2, trainer) + _bytes(3, normalizer)
 

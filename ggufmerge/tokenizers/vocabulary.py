@@ -16,18 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge import keys
 from ggufmerge.errors import PlanError
 from ggufmerge.files.metadata import KeyValues, MetadataEditor, ValueKind
 
-PREFIX = "tokenizer."
-MODEL = "tokenizer.ggml.model"
-PRE = "tokenizer.ggml.pre"
-TOKENS = "tokenizer.ggml.tokens"
-SCORES = "tokenizer.ggml.scores"
-TYPES = "tokenizer.ggml.token_type"
-# A tokenizer of Hugging Face in JSON: it describes the vocabulary of its own model and no other.
-HUGGINGFACE_JSON = "tokenizer.huggingface.json"
-_ID_PREFIX, _ID_SUFFIX = "tokenizer.ggml.", "_token_id"
+_ID_PREFIX, _ID_SUFFIX = keys.token_id("|").split("|")
 
 
 class TokenType(IntEnum):
@@ -87,21 +80,21 @@ class Vocabulary:
     @property
     def pre(self) -> str:
         """The pre-tokenizer of a BPE vocabulary (`tokenizer.ggml.pre`)."""
-        return self.metadata.text(PRE) or ""
+        return self.metadata.text(keys.TOKENIZER_PRE) or ""
 
     @property
     def special_ids(self) -> dict[str, int]:
         """Role to id, for the roles that the metadata name: {"bos": 1, "eos": 2, "fim_pre": 7, ...}."""
-        keys = [k for k in self.metadata if k.startswith(_ID_PREFIX) and k.endswith(_ID_SUFFIX)]
-        ids = {k[len(_ID_PREFIX) : -len(_ID_SUFFIX)]: self.metadata.integer(k) for k in keys}
+        named = [k for k in self.metadata if k.startswith(_ID_PREFIX) and k.endswith(_ID_SUFFIX)]
+        ids = {k[len(_ID_PREFIX) : -len(_ID_SUFFIX)]: self.metadata.integer(k) for k in named}
         return {role: i for role, i in ids.items() if i is not None and i < len(self.tokens)}
 
     def changes(self, donor: Vocabulary) -> dict[str, NDArray[Any] | list[str]]:
         """The arrays of `tokenizer.ggml.*` in which this vocabulary differs from the one its other keys come from."""
         if self is donor:
             return {}
-        arrays: dict[str, NDArray[Any] | list[str]] = {TOKENS: self.tokens, TYPES: self.types}
-        return arrays if self.scores is None else {**arrays, SCORES: self.scores}
+        arrays: dict[str, NDArray[Any] | list[str]] = {keys.TOKENS: self.tokens, keys.TOKEN_TYPES: self.types}
+        return arrays if self.scores is None else {**arrays, keys.TOKEN_SCORES: self.scores}
 
 
 def padding_token(i: int) -> str:
@@ -115,26 +108,30 @@ def read_vocabulary(metadata: KeyValues, label: str, rows: int | None = None) ->
     rows: rows of the embedding; None for as many as tokens.
     PlanError when there is none, or llama.cpp would not read it.
     """
-    if MODEL not in metadata or TOKENS not in metadata:
-        raise PlanError(f"{label}: holds no vocabulary ({MODEL}, {TOKENS}); take another file")
-    kind, texts = metadata.text(MODEL), metadata.texts(TOKENS)
+    if keys.TOKENIZER_MODEL not in metadata or keys.TOKENS not in metadata:
+        raise PlanError(f"{label}: holds no vocabulary ({keys.TOKENIZER_MODEL}, {keys.TOKENS}); take another file")
+    kind, texts = metadata.text(keys.TOKENIZER_MODEL), metadata.texts(keys.TOKENS)
     if kind is None or texts is None:
-        what = f"{MODEL} is {metadata.found(MODEL)}, not a text" if kind is None else f"{TOKENS} is not a list of texts"
+        what = (
+            f"{keys.TOKENIZER_MODEL} is {metadata.found(keys.TOKENIZER_MODEL)}, not a text"
+            if kind is None
+            else f"{keys.TOKENS} is not a list of texts"
+        )
         raise PlanError(f"{label}: {what}; the file is damaged, convert it again")
     # llama.cpp gives tokens without a text one of their own
     tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(texts)]
     if len(set(tokens)) < len(tokens):
         token, times = Counter(tokens).most_common(1)[0]
         raise PlanError(
-            f"{label}: the token {token!r} appears {times} times in {TOKENS}; llama.cpp refuses such a file"
+            f"{label}: the token {token!r} appears {times} times in {keys.TOKENS}; llama.cpp refuses such a file"
         )
-    types = _numbers(metadata, TYPES, len(tokens), label, ValueKind.I32)
-    scores = _numbers(metadata, SCORES, len(tokens), label, ValueKind.F32, ValueKind.I32)
+    types = _numbers(metadata, keys.TOKEN_TYPES, len(tokens), label, ValueKind.I32)
+    scores = _numbers(metadata, keys.TOKEN_SCORES, len(tokens), label, ValueKind.F32, ValueKind.I32)
     if types is None:
         types = np.full(len(tokens), TokenType.NORMAL, np.int32)
     own = MetadataEditor()
     for key in metadata:
-        if key.startswith(PREFIX):
+        if key.startswith(keys.TOKENIZER):
             own.set_raw(key, metadata.raw(key))
     return Vocabulary(
         label=label,

@@ -22,6 +22,7 @@ from typing import Any
 import gguf
 
 import ggufmerge
+from ggufmerge.keys import OWN, base_model, lineage, source
 from ggufmerge.types import TensorType
 from tests.attacks.containers import SCALARS, Gguf, Pair, Pieces, Safetensors, array_value, elements
 from tests.files import craft
@@ -168,7 +169,8 @@ def known_keys() -> tuple[bytes, ...]:
     """Metadata keys that the program's own source names, so that new ones join by themselves."""
     complete = re.compile(r"(general|tokenizer|adapter|imatrix|split|quantize|ggufmerge|clip)(\.[a-z0-9_]+)+")
     ends = {key.removeprefix("{arch}.") for key in _gguf_keys() if key.startswith("{arch}.")}
-    found: set[str] = set()
+    numbered = {base_model(0, "name"), source(1, "file"), lineage(0, "recipe"), OWN + "version"}
+    found = set(numbered)
     for path in sorted(Path(ggufmerge.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -61,7 +61,7 @@ def test_a_tensor_above_the_limit_is_told(folder: Path) -> None:
     """A warning, not an error: llama-gguf-split writes such shards, too."""
     done = ggufmerge(folder, "split", "model.gguf", "cut", "--split-max-size", "1M")
     assert done.returncode == 0
-    assert done.stderr == "warning: tensor.3 has 1 MB, more than a shard should have: it gets one of its own\n"
+    assert done.stderr == "warning: tensor.3 has 1.2 MB, more than a shard should have: it gets one of its own\n"
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 import ggufmerge
+from ggufmerge.engine.bake import plan_bake
 from ggufmerge.engine.compare import compare
 from ggufmerge.engine.explain import explain
 from ggufmerge.engine.extract import plan_extract
 from ggufmerge.engine.planner import make_plan
 from ggufmerge.engine.quantize import plan_quantize
+from ggufmerge.engine.resolve import lay_out
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo
 from ggufmerge.files.tensor import MappedFile
@@ -49,11 +51,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_tiny_llama("b.gguf", tune=(1, 0.02))
     write_tiny_llama("deep.gguf", layers=3)
     write_tiny_llama("wide.gguf", embed=128)
+    write_tiny_llama("spelled.gguf", tokenizer="bpe")
     return tmp_path
 
 
-def recipe(other: str = "b.gguf", parameters: str = "{weight: 1}") -> str:
-    return TWO.replace("OTHER", other).replace("PARAMETERS", parameters)
+def recipe(other: str = "b.gguf", parameters: str = "{weight: 1}", more: str = "name: merge") -> str:
+    return TWO.replace("OTHER", other).replace("PARAMETERS", f"{parameters}, {more}")
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,19 @@ def recipe(other: str = "b.gguf", parameters: str = "{weight: 1}") -> str:
         lambda: plan_extract("b.gguf", "missing.gguf"),
         lambda: plan_extract("b.gguf", "a.gguf", include=["nothing"]),
         lambda: explain(load_recipe(recipe()), "no such tensor"),
+        lambda: explain(load_recipe(recipe(parameters="{weight: 0}"))),
+        lambda: explain(load_recipe(recipe("wide.gguf"))),
+        lambda: lay_out(load_recipe(recipe("missing.gguf"))),
+        lambda: lay_out(load_recipe(recipe("deep.gguf"))),
+        lambda: lay_out(load_recipe(recipe("spelled.gguf"))),
+        lambda: make_plan(load_recipe(recipe(more="tokenizer_source: union", other="spelled.gguf"))),
+        lambda: make_plan(load_recipe(recipe(more="graft: [{model: a.gguf, tensors: [nothing]}]"))),
+        lambda: make_plan(load_recipe(recipe(more="metadata: {llama.block_count: 7}"))),
+        lambda: plan_quantize("a.gguf", None, like="missing.gguf"),
+        lambda: plan_quantize("a.gguf", "Q4_0", imatrix=["b.gguf"]),
+        lambda: plan_extract("b.gguf", "wide.gguf"),
+        lambda: plan_bake("a.gguf", ["b.gguf"]),
+        lambda: compare("a.gguf", "b.gguf", base="a.gguf+b.gguf"),
     ],
 )
 def test_a_plan_that_fails_closes_what_it_opened(
@@ -79,6 +95,18 @@ def test_a_plan_that_fails_closes_what_it_opened(
     """So that the files can be removed, on Windows too, while the error is told."""
     with pytest.raises(GgufmergeError):
         fail()
+    assert not still_open
+
+
+def test_models_in_one_vocabulary_are_closed_with_their_files(folder: Path, still_open: set[Path]) -> None:
+    """A model as the result has it is the same open file, once."""
+    write_tiny_llama("more.gguf", vocab=330, added={"<more>": 4})
+    union = load_recipe(recipe("more.gguf", more="tokenizer_source: union"))
+    _, opened = make_plan(union)
+    with opened:
+        assert len(still_open) == 2
+    assert not still_open
+    explain(union)
     assert not still_open
 
 

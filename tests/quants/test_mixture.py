@@ -20,7 +20,6 @@ from ggufmerge.quants.mixture import (
     guess_file_type,
     needs_imatrix,
     parse_tensor_type,
-    parse_tensor_types,
     plan_types,
     require_imatrix,
     types_like,
@@ -355,7 +354,6 @@ def test_a_file_whose_types_are_kept_keeps_its_file_type() -> None:
 def test_a_tensor_type_option_is_a_pattern_and_a_type() -> None:
     assert parse_tensor_type("ffn_down=q6_k") == ("ffn_down", TensorType.Q6_K)
     assert parse_tensor_type(r"blk\.(?=1)=F16") == (r"blk\.(?=1)", TensorType.F16)
-    assert parse_tensor_types("a=Q8_0 b=Q4_0\nc=F16\n") == [("a", "Q8_0"), ("b", "Q4_0"), ("c", "F16")]
 
 
 @pytest.mark.parametrize("text", ["ffn_down", "=Q8_0", "ffn_down=", "ffn_down=Q8", "(=Q8_0"])

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ggufmerge import keys
 from ggufmerge.errors import PlanError
 from ggufmerge.files import open_gguf
 from ggufmerge.files.small import file_name
@@ -57,9 +58,9 @@ def write_modelfile(
     with open_gguf(output) as file:
         settings = completed(settings or OllamaSettings(), file.metadata)
         problems = refusals({n: t.type for n, t in file.tensors.items()}, file.metadata)
-        context = file.metadata.integer(f"{file.architecture}.context_length")
+        context = file.metadata.integer(keys.context_length(file.architecture))
         names = [p.name for p in (*file.paths, *([projector] if projector else ()))]
-        notes = prompt_warnings(settings, file.metadata) if "tokenizer.ggml.model" in file.metadata else []
+        notes = prompt_warnings(settings, file.metadata) if keys.TOKENIZER_MODEL in file.metadata else []
         text = modelfile_text(names, settings, problems, context, notes)
     path, data = modelfile_path(output), text.encode("utf-8", "replace")
     # one with this content is what an interrupted run has written

@@ -317,7 +317,7 @@ def twin_note(name: OllamaName, known: Iterable[OllamaName], root: Path | None =
             what = f"copy {other} to another name (ollama cp) and remove it (ollama rm), each until it succeeds"
         return (
             f"Ollama confuses names that differ in case only, and {one} and {other} do in their {PARTS[at]}, so it "
-            f"finds models of either spelling only sometimes; {what}" + f"; so with {len(more)} more" * bool(more)
+            f"finds models of either spelling only sometimes; {what}" + (f"; so with {len(more)} more" if more else "")
         )
     return None
 
@@ -337,7 +337,7 @@ def _config(file: GGUFFile, settings: OllamaSettings) -> dict[str, Any]:
         "model_format": "gguf",
         "model_family": file.architecture,
         "model_families": [file.architecture],
-        "model_type": human_number(sum(t.size for t in file.tensors.values())),
+        "model_type": human_number(facts.parameters(file)),
         "file_type": str(facts.file_type(file) or "unknown"),
         **words,
         "architecture": "amd64",  # of the image format, whatever the machine

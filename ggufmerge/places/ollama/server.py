@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from ggufmerge import keys
 from ggufmerge.errors import PlanError
 from ggufmerge.files import open_gguf
 from ggufmerge.files.digest import STEP, Advance, file_digest, nobody
@@ -29,7 +30,6 @@ from ggufmerge.places.ollama.store import OllamaSettings, environment
 _PORT = 11434
 _PROBE_SECONDS, _SEND_SECONDS, _CREATE_SECONDS = 5.0, 300.0, 3600.0  # without a sign of life
 _MAX_ANSWER = 64 << 20  # bytes; the list of ten thousand models has a few
-_ORIGIN = "ggufmerge."  # keys of the metadata that say of what a file was merged
 _UNNUMBERED = (9999,)  # what a server that was built without a version counts as: newer than any
 
 
@@ -150,7 +150,7 @@ class Server:
         with open_gguf(path) as file:
             check_file(file)
             settings = completed(settings, file.metadata)
-            origin = {key: file.metadata.text(key) for key in file.metadata if key.startswith(_ORIGIN)}
+            origin = {key: file.metadata.text(key) for key in file.metadata if key.startswith(keys.OWN)}
         if not (self.claimed and self._is_ours(origin)):
             self.check_name()
         digest, size = f"sha256:{file_digest(path, advance)}", path.stat().st_size

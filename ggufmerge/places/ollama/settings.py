@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ggufmerge import keys
 from ggufmerge.chat.go_template import go_template
 from ggufmerge.chat.of_file import chat_format, stops
 from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.errors import PlanError
-from ggufmerge.files import GGUFFile
+from ggufmerge.files import GGUFFile, facts
 from ggufmerge.files.metadata import KeyValues, ValueKind
 from ggufmerge.places.ollama.store import OllamaSettings, settings_of
 from ggufmerge.sources import Source
@@ -128,7 +129,7 @@ def completed(settings: OllamaSettings, metadata: KeyValues) -> OllamaSettings:
     The template is that of the file in Ollama's language, so that every version of Ollama prompts the model alike, and
     `ollama show --modelfile` gives a whole Modelfile. None where it cannot be said in that language.
     """
-    architecture = metadata.text("general.architecture") or ""
+    architecture = metadata.text(keys.ARCHITECTURE) or ""
     renderer, parser, ends = _RENDERED.get(architecture, (None, None, ()))
     renderer, parser = settings.renderer or renderer, settings.parser or parser
     form = chat_format(metadata) if settings.template is None and renderer is None and parser is None else None
@@ -137,7 +138,7 @@ def completed(settings: OllamaSettings, metadata: KeyValues) -> OllamaSettings:
         parameters["stop"] = found
     licenses = settings.licenses
     if not licenses:
-        texts = [metadata.text(f"general.license{part}") for part in (".name", "", ".link")]
+        texts = [metadata.text(key) for key in (keys.LICENSE_NAME, keys.LICENSE, keys.LICENSE_LINK)]
         licenses = ("\n".join(filter(None, texts)),)
     return replace(
         settings,
@@ -186,13 +187,13 @@ def check_file(file: GGUFFile) -> None:
     """PlanError when Ollama would refuse a file."""
     if len(file.paths) > 1:
         raise PlanError(f"{file.path}: is split into {len(file.paths)} shards; Ollama takes one file: write it in one")
-    kind = file.metadata.text("general.type") or "model"
+    kind = facts.kind(file)
     if kind == "adapter":
         raise PlanError(
             f"{file.path}: is an adapter, which Ollama runs on a model: write a Modelfile with the lines FROM BASE and "
             f"ADAPTER ./{file.path.name}, then ollama create NAME -f Modelfile; or bake it into its base"
         )
-    if kind != "model":
+    if kind not in ("model", ""):
         raise PlanError(f"{file.path}: is not a model but of type {kind!r}; give the file with the model's weights")
     check_content({n: t.type for n, t in file.tensors.items()}, file.metadata)
 
