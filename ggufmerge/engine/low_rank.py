@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine.scheduler import Stage
+from ggufmerge.engine.scheduler import Step
 from ggufmerge.kernels import kernel
+from ggufmerge.methods.chunks import chunks_of
 from ggufmerge.methods.random import words
 
 Floats = NDArray[np.float32]
@@ -47,21 +48,20 @@ class LowRank:
 
 def low_rank(
     rows: int, n: int, rank: int, read: Callable[[int, Floats], None], key: int, advance: Callable[[int], None]
-) -> Generator[Stage, None, LowRank]:
-    """Factors of a matrix D, [rows, n], as a job's stages (`engine.scheduler`); `yield from` gives the result.
+) -> Generator[Step, None, LowRank]:
+    """Factors of a matrix D, [rows, n], as a job's steps (`engine.scheduler`); `yield from` gives the result.
 
     rank: at most min(rows, n).  read(start, out): fills `out`, float32 [k, n], with rows [start, start + k) of D; it is
     called by several threads, `PASSES` times for each row.  key: of the random start.
     advance: is told how many values were gone through.
     """
-    step = max(1, _CHUNK // n)
-    starts = range(0, rows, step)
+    chunks = chunks_of(rows, n, _CHUNK)
     width = min(-(-(rank + OVERSAMPLING) // _LANES) * _LANES, rows, n)
     v = _random(n, width, key)
 
     def load(i: int) -> Floats:
-        d = np.empty((min(step, rows - starts[i]), n), np.float32)
-        read(starts[i], d)
+        d = np.empty((chunks[i].rows, n), np.float32)
+        read(chunks[i].row, d)
         return d
 
     def iterate(i: int) -> tuple[Floats, int]:
@@ -77,7 +77,7 @@ def low_rank(
             np.add(total, part[0], out=total)
             advance(part[1])
 
-        yield Stage(len(starts), iterate, add)
+        yield Step(len(chunks), iterate, add)
         v = yield from _in_thread(lambda total=total: _orthonormal(total).astype(np.float32))  # type: ignore[misc]
 
     y = np.empty((rows, width), np.float32)
@@ -85,7 +85,7 @@ def low_rank(
 
     def project(i: int) -> tuple[float, int]:
         d = load(i)
-        y[starts[i] : starts[i] + len(d)] = _projected(d, v)
+        y[chunks[i].row : chunks[i].end] = _projected(d, v)
         return _energy(d), d.size
 
     def count(part: tuple[float, int]) -> None:
@@ -93,15 +93,15 @@ def low_rank(
         energy += part[0]
         advance(part[1])
 
-    yield Stage(len(starts), project, count)
+    yield Step(len(chunks), project, count)
     left, right, captured = yield from _in_thread(lambda: _factors(y, v, rank))
     return LowRank(left, right, energy, captured)
 
 
-def _in_thread(task: Callable[[], Any]) -> Generator[Stage, None, Any]:
-    """A single task as a stage, so that the main thread goes on meanwhile; gives its result."""
+def _in_thread(task: Callable[[], Any]) -> Generator[Step, None, Any]:
+    """A single task as a step, so that the main thread goes on meanwhile; gives its result."""
     results: list[Any] = []
-    yield Stage(1, lambda _: task(), results.append)
+    yield Step(1, lambda _: task(), results.append)
     return results[0]
 
 

@@ -15,8 +15,8 @@ from ggufmerge.text import size
 from ggufmerge.types import FileType, TensorType
 
 Action = Literal["copy", "convert", "merge"]
-Rounding = Literal["nearest", "stochastic"]
-PlannedRounding = Literal["nearest", "stochastic", "auto"]
+Rounding = str  # the name of an encoder (`quants.encoders`): "nearest", "stochastic"
+PlannedRounding = str  # or "auto"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class PlannedTensor:
     experts: number of matrices stacked in the tensor that are merged one by one (1 for ordinary tensors).
     scale: the input whose scale (`engine.side_tensors`) the values are divided by before they are quantized.
     offset: what the stored values are larger by than the weights that the method is about (see `stored_form`).
-    rounding: "stochastic" rounds the change onto the grid of the blocks that it is a change of (`engine.rounding`);
+    rounding: "stochastic" rounds the change onto the grid of the blocks that it is a change of (`quants.encoders`);
         "auto" does so where rounding to the nearest would lose the change (`engine.survey`).
     keeps_type: whether the type is that of an input which the result may be a change of.
     why_type: the rule that chose the type.

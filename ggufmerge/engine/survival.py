@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ggufmerge.engine.plan import PlannedRounding, PlannedSource, PlannedTensor
-from ggufmerge.engine.rounding import STEPS, UNIFORM
+from ggufmerge.quants import grid_of
 from ggufmerge.types import TensorType
 
 LOW_SURVIVAL = 0.8  # share of a change; below it the result is worth a warning
@@ -97,7 +97,7 @@ class TypeSurvival:
         """What a poor result could be instead, as a warning."""
         better = [f"out_type: {name} keeps {_figures(s)}" for name, s in self.wider.items()]
         ways = better or ["an adapter that is applied at run time keeps all of it"]
-        if self.survival.share < LOW_SURVIVAL and not self.stochastic and TensorType.parse(self.type) in UNIFORM:
+        if self.survival.share < LOW_SURVIVAL and not self.stochastic and grid_of(TensorType.parse(self.type)):
             ways.insert(0, "rounding: stochastic keeps it where models keep their type")
         return f"{_left(self.survival, self.type)}: {'; '.join(ways)}"
 
@@ -153,11 +153,13 @@ def expectations(
     """
     groups: dict[tuple[TensorType, PlannedRounding], int] = {}
     for t in tensors:
-        if _has_change(t) and t.type in STEPS and _is_on_grid(t, sources) and adapted(t):
+        if _has_change(t) and grid_of(t.type) and _is_on_grid(t, sources) and adapted(t):
             groups[t.type, t.rounding] = groups.get((t.type, t.rounding), 0) + 1
     lines = []
     for (kind, rounding), count in groups.items():
-        change = _ORDINARY / STEPS[kind]
+        grid = grid_of(kind)
+        assert grid is not None, "as asked above"
+        change = _ORDINARY / grid.typical_step
         share, noise = _kept_by_nearest(change), math.sqrt(_STOCHASTIC_NOISE / change)
         where = f"{kind} ({count} tensor{'s' * (count > 1)})"
         if rounding == "nearest" and share < LOW_SURVIVAL:
@@ -178,7 +180,7 @@ def unknown(tensors: Iterable[PlannedTensor], sources: Sequence[PlannedSource]) 
     kinds = dict.fromkeys(
         str(t.type)
         for t in tensors
-        if _has_change(t) and t.type.is_quantized and not (t.type in STEPS and _is_on_grid(t, sources))
+        if _has_change(t) and t.type.is_quantized and not (grid_of(t.type) and _is_on_grid(t, sources))
     )
     if not kinds:
         return ""

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ggufmerge.engine.plan import PlannedTensor, Rounding
-from ggufmerge.engine.rounding import UNIFORM
 from ggufmerge.engine.vocabulary import is_moved
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from ggufmerge.files import open_gguf
 from ggufmerge.formats.imatrix import load_imatrix
 from ggufmerge.patterns import Budget, Pattern
 from ggufmerge.places.references import locate
-from ggufmerge.quants import codec
+from ggufmerge.quants import codec, grid_of
+from ggufmerge.quants.encoders import encoder
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.quants.mixture import (
     Decision,
@@ -129,8 +129,8 @@ def with_rounding(tensor: PlannedTensor, sources: Sequence[Source], asked: Round
     if not changes(tensor, sources):
         return tensor
     keeps = tensor.type in reference_types(tensor, sources).values()
-    rounds = keeps and tensor.type in UNIFORM
-    return replace(tensor, keeps_type=keeps, rounding=(asked or "auto") if rounds else "nearest")
+    fits = (keeps and grid_of(tensor.type) is not None) or not encoder(asked or "stochastic").needs_grid
+    return replace(tensor, keeps_type=keeps, rounding=(asked or "auto") if fits else "nearest")
 
 
 def changes(tensor: PlannedTensor, sources: Sequence[Source]) -> bool:

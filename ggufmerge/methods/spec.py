@@ -114,6 +114,11 @@ class Chunk:
     rows: int
     start: int
 
+    @property
+    def end(self) -> int:
+        """The row behind the last one."""
+        return self.row + self.rows
+
 
 @dataclass(frozen=True)
 class Pass:
