@@ -250,6 +250,7 @@ def _show_plans(
 def _planned(plan: Plan) -> dict[str, Any]:
     """A plan as JSON: as it is, with what its tensors are together, and the reason for a type as elsewhere."""
     facts = plan.to_json()
+    del facts["opening"]  # of the files as they are now
     for tensor, planned in zip(facts["tensors"], plan.tensors, strict=True):
         tensor["why"] = tensor.pop("why_type")
         tensor["nbytes"] = planned.nbytes

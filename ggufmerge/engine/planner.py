@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufmerge.engine import checks, header, provenance, vocabulary
-from ggufmerge.engine.plan import Input, Plan, PlannedSource, PlannedTensor, Rounding
+from ggufmerge.engine.plan import Input, Opening, Plan, PlannedSource, PlannedTensor, Rounding
 from ggufmerge.engine.resolve import LaidOut, Resolver, check_files, lay_out
 from ggufmerge.engine.side_tensors import with_side_tensors
 from ggufmerge.engine.survival import expectations
@@ -23,10 +23,12 @@ from ggufmerge.engine.tensor_types import (
 )
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.files import MetadataEditor, TensorInfo, facts
+from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import locate
 from ggufmerge.quants.importance import Imatrix
-from ggufmerge.recipe import ModelReference, Recipe
+from ggufmerge.recipe import ModelReference, Recipe, load_recipe
 from ggufmerge.recipe.document import Location
+from ggufmerge.recipe.reference import AdapterReference
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source, SourceTensor
 from ggufmerge.sources.aligned import AlignedTensor
@@ -45,6 +47,33 @@ class Opened:
     imatrix: Imatrix | None = None
     alignment: Alignment | None = None
     others: tuple[Path, ...] = ()
+
+    @classmethod
+    def from_plan(cls, plan: Plan) -> Opened:
+        """What a plan reads from, opened again: in another process, whose working folder is that of the planner, or in
+        this one. What was read besides (`others`) is left out.
+
+        PlanError when a file is not there any more, or has other weights than it had for the plan.
+        """
+        opening, sources = plan.opening, list[Source]()
+        with ExitStack() as on_failure:
+            for planned in plan.sources:
+                path = opening.stages.get(planned.path, planned.path)
+                adapters = tuple(AdapterReference(*adapter) for adapter in planned.adapters)
+                source = open_source(ModelReference(path, adapters), plan.folder)
+                on_failure.callback(source.close)
+                source.label = planned.label
+                sources.append(source)
+            matrix = combined_imatrix([str(locate(path, ".")) for path in plan.imatrix])
+            if matrix is not None and (opening.include or opening.exclude):
+                matrix = matrix.select(opening.include, opening.exclude)
+            opened = cls(sources, matrix, _alignment_of(plan, sources))
+            names = [*(source.label for source in sources), "the importance matrix"]
+            for name, was, now in zip(names, opening.fingerprints, opened.fingerprints(), strict=False):
+                if was != now:
+                    raise PlanError(f"{name}: has other weights than when the plan was made: make the plan again")
+            on_failure.pop_all()
+        return opened
 
     def files(self) -> list[Path]:
         """Every file that the plan was made from, none of which may be written."""
@@ -185,7 +214,27 @@ def _planned(
     read = [Path(recipe.folder) / recipe.origin, *map(Path, matrix_files)]
     read += [locate(recipe.like, recipe.folder)] if recipe.like else []
     others = tuple(path for path in read if path.exists())
-    return plan, Opened(sources, matrix, laid_out.alignment, others)
+    opened = Opened(sources, matrix, laid_out.alignment, others)
+    located = {reference.path: recipe.locate(reference).path for reference in laid_out.references}
+    stages = {name: path for name, path in located.items() if name != path}
+    return replace(plan, opening=Opening(tuple(opened.fingerprints()), stages)), opened
+
+
+def _alignment_of(plan: Plan, sources: Sequence[Source]) -> Alignment | None:
+    """How the vocabularies of a plan's sources become one, found out from its recipe again."""
+    if plan.vocabulary is None:
+        return None
+    recipe = load_recipe(f"{plan.recipe}\n")
+    labels = [source.label for source in plan.sources]
+    for document in (recipe, *recipe.stages):
+        references = document.references()
+        if list(map(str, references)) != labels:
+            continue
+        document = document.with_files(plan.opening.stages).in_folder(plan.folder)
+        alignment = vocabulary.alignment_of(document, references, sources)
+        if vocabulary.planned(alignment, document, sources) == plan.vocabulary:
+            return alignment
+    raise PlanError(f"the vocabularies of {' and '.join(labels)} are others than when the plan was made: make it again")
 
 
 def _with_grafts(recipe: Recipe, tensors: list[PlannedTensor], laid_out: LaidOut) -> list[PlannedTensor]:

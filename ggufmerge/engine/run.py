@@ -28,7 +28,7 @@ from ggufmerge.engine.effort import TICKS, Work, digested, work_of
 from ggufmerge.engine.encode import Figures
 from ggufmerge.engine.making import Batch, Making, joined
 from ggufmerge.engine.memory import own_memory
-from ggufmerge.engine.plan import Plan, PlannedTensor
+from ggufmerge.engine.plan import Opening, Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened, header_of
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.rates import Meter, Rates
@@ -155,7 +155,9 @@ def identity(plan: Plan, opened: Opened, watch: Watch) -> str:
     importance matrix, and, since a fingerprint reads too little to notice every change, sizes and times of the files.
     Where the files lie plays no part. What a journal belongs to depends on the chunks and the cutting into files, too.
     """
-    text = json.dumps([replace(plan, folder="").to_json(), opened.fingerprints(), watch.stamps()], sort_keys=True)
+    text = json.dumps(
+        [replace(plan, folder="", opening=Opening()).to_json(), opened.fingerprints(), watch.stamps()], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.spec import REQUIRED, Parameter
+from ggufmerge.quants.encoders import encoder_names
 from ggufmerge.recipe.load import INERT
 from ggufmerge.types import FileType, TensorType
 
@@ -79,7 +80,7 @@ def json_schema() -> dict[str, Any]:
             "description": "Importance matrices to quantize with; several add up. Not in mergekit.",
         },
         "rounding": {
-            "enum": ["stochastic", "nearest"],
+            "enum": list(encoder_names()),
             "description": "How changes are rounded to a type that a tensor has already. Not in mergekit.",
         },
         "exclude": {

@@ -12,6 +12,7 @@ from inspect import Parameter, Signature
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PrivateAttr
+from pydantic_core import PydanticCustomError
 
 from ggufmerge.chat.templates import TEMPLATES
 from ggufmerge.errors import GgufmergeError, nearest
@@ -176,6 +177,20 @@ class Tokenizer(_Node):
     pad_to_multiple_of: Annotated[int, Field(ge=1, le=1 << 20, strict=True)] | None = None
 
 
+def _rounding(value: Any) -> Any:
+    """The name of an encoder."""
+    from ggufmerge.quants.encoders import encoder_names  # of compiled kernels, which most recipes need later or never
+
+    names = encoder_names()
+    if value not in names:
+        listed = " or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1]))))
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": listed})
+    return value
+
+
+Rounding = Annotated[str, BeforeValidator(_rounding)]
+
+
 class Recipe(_Node):
     """A whole recipe. Exactly one of `models` and `slices` is given."""
 
@@ -196,7 +211,7 @@ class Recipe(_Node):
     tensor_types: dict[str, TensorTypeName] = {}
     like: str | None = None
     imatrix: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
-    rounding: Literal["stochastic", "nearest"] | None = None
+    rounding: Rounding | None = None
     exclude: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
     graft: tuple[Graft, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**64, strict=True)] = 0
@@ -258,6 +273,12 @@ class Recipe(_Node):
         """The same recipe, with GGUF files in the place of the stages of these names."""
         copy = self.model_copy()
         copy._files = dict(files)
+        return copy
+
+    def in_folder(self, folder: str) -> Recipe:
+        """The same recipe, with relative model paths that start from another folder."""
+        copy = self.model_copy()
+        copy._source = (self.text, self.origin, folder)
         return copy
 
     def locate(self, reference: ModelReference) -> ModelReference:
