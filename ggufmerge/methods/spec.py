@@ -161,7 +161,11 @@ class Method(ABC):
         return None
 
     def passes(self, p: Problem) -> Passes:
-        """Yield the passes needed before `combine`; each yield gives back that pass's folded result."""
+        """Yield the passes needed before `combine`; each yield gives back that pass's folded result.
+
+        Other processes replay them from these results (`methods.drive`): they are data that pickles and is not changed
+        any more, and nothing else is carried from one pass to the next.
+        """
         return None
         yield
 

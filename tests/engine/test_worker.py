@@ -18,6 +18,7 @@ import pytest
 import ggufmerge
 from ggufmerge.engine import Plan, make_plan, run
 from ggufmerge.engine.bake import plan_bake
+from ggufmerge.engine.documents import planned_documents
 from ggufmerge.engine.making import Making
 from ggufmerge.engine.planner import Opened
 from ggufmerge.engine.quantize import plan_quantize
@@ -27,6 +28,7 @@ from ggufmerge.engine.worker import Worker
 from ggufmerge.errors import PlanError
 from ggufmerge.quants import encoders
 from tests.engine.conftest import raw
+from tests.engine.test_quantize import write_imatrix
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 CHUNK = 3000  # values, so that every matrix has several chunks
@@ -171,6 +173,27 @@ def test_a_plan_from_json_opens_its_sources(folder: Path) -> None:
         assert again.alignment is not None
         assert opened.alignment is not None
         assert again.alignment.digest() == opened.alignment.digest()
+
+
+def test_a_plan_opens_the_documents_that_it_is_made_from(folder: Path) -> None:
+    """By the files that they became, under the names that the recipe has for them."""
+    stage = "name: first\nmerge_method: linear\nmodels: [{model: a.gguf}, {model: b.gguf}]\nparameters: {weight: 1}\n"
+    (folder / "two.yaml").write_text(f"{stage}---\n{stage.replace('name: first', '').replace('b.gguf', 'first')}")
+    with planned_documents(ggufmerge.load_recipe(folder / "two.yaml")) as documents:
+        for plan, opened in zip(documents.plans, documents.sources, strict=True):
+            with Opened.from_plan(plan) as again:
+                assert [s.label for s in again.sources] == [s.label for s in opened.sources]
+                assert [s.file.path for s in again.sources] == [s.file.path for s in opened.sources]
+
+
+def test_a_plan_opens_the_entries_of_an_importance_matrix_that_it_uses(folder: Path, tmp_path: Path) -> None:
+    """Not those that were left out."""
+    names = ("blk.0.attn_q.weight", "blk.0.attn_k.weight")
+    matrix = write_imatrix(tmp_path / "imatrix.dat", {name: np.ones(256, np.float32) for name in names})
+    plan, opened = plan_quantize(folder / "wide.gguf", "Q4_K_M", imatrix=[matrix], exclude_weights=["attn_k"])
+    with opened, Opened.from_plan(plan) as again:
+        assert again.imatrix is not None
+        assert again.imatrix.names == [names[0]]
 
 
 def test_sources_that_have_changed_are_refused(tmp_path: Path) -> None:
