@@ -145,9 +145,9 @@ class TensorEncoder:
             offset=tensor.offset,
             scale=None if self.scales is None else self.scales[matrix],
             chance=partial(self._fill_with_chance, start * tensor.n),
+            array=self._scratch.array,
         )
-        units = None if self.scales is None else self._scratch.array("scaled", rows.shape, np.float32)
-        scaled = encoder(rounding).encode(self._codec, piece, raw, units)
+        scaled = encoder(rounding).encode(self._codec, piece, raw)
         largest = figures.largest if scaled is rows else magnitude(scaled)
         figures.excess = largest / self._codec.limit
         if not figures.excess <= _CLIPPED:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from ggufmerge.engine.encode import Figures
@@ -106,7 +107,7 @@ class Making:
             known = replace(known, rounding=finding.rounding, reference=finding.reference)
         return known
 
-    @property
+    @cached_property
     def _chunks(self) -> list[Chunk]:
         """Of a matrix that is made by itself."""
         tensor = self.tensor

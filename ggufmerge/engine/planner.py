@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from ggufmerge.engine import checks, header, provenance, vocabulary
@@ -80,10 +81,15 @@ class Opened:
         return [*(path for source in self.sources for path in source.files()), *self.others]
 
     def fingerprints(self) -> list[str]:
-        """What tells these weights from others: of each source, then of the importance matrix."""
-        return [source.fingerprint() for source in self.sources] + (
-            [self.imatrix.fingerprint()] if self.imatrix else []
-        )
+        """What tells these weights from others: of each source, then of the importance matrix; as they were when this
+        was asked first (`files.watch` notices what changes later).
+        """
+        return list(self._fingerprints)
+
+    @cached_property
+    def _fingerprints(self) -> list[str]:
+        matrix = [self.imatrix.fingerprint()] if self.imatrix else []
+        return [source.fingerprint() for source in self.sources] + matrix
 
     def close(self) -> None:
         """Close the files of the sources; leaving a `with` block does so, too."""

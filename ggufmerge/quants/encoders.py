@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,17 @@ from ggufmerge.quants.codec import Codec
 
 Floats = NDArray[np.float32]
 Raw = NDArray[np.uint8]
+
+
+class Arrays(Protocol):
+    """Gives arrays to work in, of anything; what a name was given before is overwritten."""
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: type[np.generic], /) -> NDArray[Any]: ...
+
+
+def new_array(name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+    """An array of its own."""
+    return np.empty(shape, dtype)
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,8 @@ class Piece:
     offset, scale: what is quantized is (weight + offset) / scale; a scale of None is 1.
     chance: fills an array, uint32 [k * n], with the random words of these weights; None for encoders that leave nothing
         to chance.
+    array: for what is needed beside the blocks, such as a thread's own arrays that are used again: making them for each
+        piece takes as long as rounding does.
     """
 
     rows: Floats
@@ -50,6 +64,7 @@ class Piece:
     offset: float = 0.0
     scale: np.float32 | None = None
     chance: Callable[[NDArray[np.uint32]], None] | None = None
+    array: Arrays = new_array
 
 
 class Encoder(ABC):
@@ -62,14 +77,12 @@ class Encoder(ABC):
     def targets(self, codec: Codec, piece: Piece) -> Floats:
         """The weights, float32 [k, n], whose nearest neighbours are written; never in place."""
 
-    def encode(self, codec: Codec, piece: Piece, raw: Raw, units: Floats | None = None) -> Floats:
-        """Fill `raw`, uint8 [k, row bytes], with the blocks of a piece; gives what was quantized, float32 [k, n].
-
-        units: an array of that shape to work in, which may be what is given back; None makes one when it is needed.
-        """
+    def encode(self, codec: Codec, piece: Piece, raw: Raw) -> Floats:
+        """Fill `raw`, uint8 [k, row bytes], with the blocks of a piece; gives what was quantized, float32 [k, n]."""
         target = self.targets(codec, piece)
         scaled = target + np.float32(piece.offset) if piece.offset else target
         if piece.scale is not None:
+            units = piece.array("encoder units", piece.rows.shape, np.float32)
             with np.errstate(over="ignore"):  # what a very small scale makes infinite is for the caller to refuse
                 scaled = np.divide(scaled, piece.scale, out=units)
         codec.encode(scaled, raw, piece.weights)
@@ -97,9 +110,9 @@ class Stochastic(Encoder):
         if piece.base is None:
             return piece.rows
         assert piece.chance is not None, "given with a base"
-        luck = np.empty(piece.rows.size, np.uint32)
+        luck = piece.array("encoder luck", (piece.rows.size,), np.uint32)
         piece.chance(luck)
-        return round_on_grid(codec, piece.base, piece.rows, luck.reshape(piece.rows.shape))
+        return round_on_grid(codec, piece.base, piece.rows, luck.reshape(piece.rows.shape), piece.array)
 
 
 _ENCODERS: dict[str, Encoder] = {}
@@ -128,19 +141,21 @@ def encoder(name: str) -> Encoder:
     return _ENCODERS[name]
 
 
-def round_on_grid(codec: Codec, base: Floats, rows: Floats, luck: NDArray[np.uint32]) -> Floats:
+def round_on_grid(
+    codec: Codec, base: Floats, rows: Floats, luck: NDArray[np.uint32], array: Arrays = new_array
+) -> Floats:
     """`rows` moved onto the grids of `base`, float32 [k, n], at random and on average to where they are.
 
     base: the same weights before their change, dequantized from blocks of the codec, which has a grid.
-    luck: a random word for each, uint32 [k, n].
+    luck: a random word for each, uint32 [k, n].  array: as in `Piece`.
     Groups of equal values have no grid and stay as they are in `rows`.
     """
     grid = codec.grid
     if grid is None:
         raise GgufmergeError(f"{codec.type} has no uniform grid to round on")
-    steps = np.empty((base.shape[0], base.shape[1] // grid.group))
+    steps = array("encoder steps", (base.shape[0], base.shape[1] // grid.group), np.float64)
     grid.steps(base, steps)
-    out = np.empty_like(rows)
+    out: Floats = array("encoder rows", rows.shape, np.float32)
     _round(base, rows, luck, steps, out)
     return out
 
