@@ -25,26 +25,32 @@ class Statistics:
 class Replay:
     """The passes of a method for one problem. Several threads may ask at once.
 
-    Asked in order it is the method's own generator, which is advanced once; asked in another process, or again, the
-    generator is replayed with what is given.
+    Asked in order it is the method's own generator, which is advanced once for each pass; asked in another process, or
+    for an earlier pass, a new one is replayed with what is given.
     """
 
     def __init__(self, method: Method, problem: Problem) -> None:
-        self.problem = problem
-        self._passes = method.passes(problem)
-        self._reached: list[Pass | Statistics] = []
+        self._method, self.problem = method, problem
+        self._done = 0  # passes that the generator has got the results of
+        self._current: Pass | Statistics | None = None
         self._lock = threading.Lock()
 
     def after(self, gathered: Sequence[Any]) -> Pass | Statistics:
         """What follows on the passes that have gathered this: the next pass, or the statistics."""
         with self._lock:
-            while len(self._reached) <= len(gathered):
-                at = len(self._reached)
-                try:
-                    self._reached.append(self._passes.send(gathered[at - 1]) if at else next(self._passes))
-                except StopIteration as end:
-                    self._reached.append(Statistics(end.value))
-            return self._reached[len(gathered)]
+            if self._current is None or self._done > len(gathered):
+                self._passes, self._done = self._method.passes(self.problem), 0
+                self._current = self._advanced(None)
+            while self._done < len(gathered):
+                self._current, result = None, gathered[self._done]
+                self._current, self._done = self._advanced(result), self._done + 1
+            return self._current
+
+    def _advanced(self, result: Any) -> Pass | Statistics:
+        try:
+            return self._passes.send(result)
+        except StopIteration as end:
+            return Statistics(end.value)
 
 
 class Reading:
