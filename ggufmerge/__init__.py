@@ -33,6 +33,7 @@ if _TYPE_CHECKING:
         GgufmergeError,
         OutputError,
         PlanError,
+        PluginError,
         RecipeError,
         ShapeError,
         UnknownTensorError,
@@ -44,6 +45,7 @@ if _TYPE_CHECKING:
     from ggufmerge.files.split import split_gguf as split_file
     from ggufmerge.formats.imatrix import load_imatrix
     from ggufmerge.methods.api import merge
+    from ggufmerge.methods.define import Between, merge_method
     from ggufmerge.places.hub.upload import plan_upload, push
     from ggufmerge.places.inspect import inspect
     from ggufmerge.places.inventory import families
@@ -52,6 +54,7 @@ if _TYPE_CHECKING:
     from ggufmerge.quants.mixture import plan_types
     from ggufmerge.recipe import Recipe, load_recipe
     from ggufmerge.recipe.json_schema import json_schema as recipe_schema
+    from ggufmerge.sources.located import Located
 
     __version__: str
 
@@ -69,6 +72,7 @@ _PUBLIC = {  # name -> where it is defined, under which name
     "load_imatrix": ("formats.imatrix", "load_imatrix"),
     "load_recipe": ("recipe", "load_recipe"),
     "merge": ("methods.api", "merge"),
+    "merge_method": ("methods.define", "merge_method"),
     "merge_models": ("engine.merge", "merge_models"),
     "models": ("places.inventory", "find_models"),
     "open": ("files", "open_gguf"),
@@ -81,7 +85,9 @@ _PUBLIC = {  # name -> where it is defined, under which name
     "quantize_file": ("engine.quantize", "quantize_file"),
     "recipe_schema": ("recipe.json_schema", "json_schema"),
     "split_file": ("files.split", "split_gguf"),
+    "Between": ("methods.define", "Between"),
     "BuildReport": ("engine", "BuildReport"),
+    "Located": ("sources.located", "Located"),
     "Plan": ("engine", "Plan"),
     "Progress": ("engine", "Progress"),
     "Proposal": ("engine.propose", "Proposal"),
@@ -92,19 +98,23 @@ _PUBLIC = {  # name -> where it is defined, under which name
     "GgufmergeError": ("errors", "GgufmergeError"),
     "OutputError": ("errors", "OutputError"),
     "PlanError": ("errors", "PlanError"),
+    "PluginError": ("errors", "PluginError"),
     "RecipeError": ("errors", "RecipeError"),
     "ShapeError": ("errors", "ShapeError"),
     "UnknownTensorError": ("errors", "UnknownTensorError"),
 }
 
 __all__ = [
+    "Between",
     "BuildReport",
     "DamageError",
     "FormatError",
     "GgufmergeError",
+    "Located",
     "OutputError",
     "Plan",
     "PlanError",
+    "PluginError",
     "Progress",
     "Proposal",
     "Recipe",
@@ -126,6 +136,7 @@ __all__ = [
     "load_imatrix",
     "load_recipe",
     "merge",
+    "merge_method",
     "merge_models",
     "models",
     "open",

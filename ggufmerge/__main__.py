@@ -1,3 +1,5 @@
+"""`python -m ggufmerge` is the command `ggufmerge`."""
+
 from ggufmerge.cli import main
 
 main()

@@ -81,6 +81,10 @@ class OutputError(PlanError):
     """
 
 
+class PluginError(GgufmergeError):
+    """Something that another package adds does not work: the package is to blame, not the recipe or the files."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A phrase that suggests the choice closest to `word`, or lists the choices when none is close.
 

@@ -7,7 +7,11 @@ text passes `printable` first.
 
 from __future__ import annotations
 
+import math
 import re
+import reprlib
+import textwrap
+from typing import Any
 
 _LONG = 60
 _ENDLESS = 2000
@@ -46,6 +50,18 @@ def shortened(text: str, width: int) -> str:
     return f"{text[: width - 3 - end]}...{text[len(text) - end :]}"
 
 
+def folded(line: str, width: int, indent: str = "") -> list[str]:
+    """A printable line as several of at most `width` characters, broken at spaces, all but the first behind `indent`.
+
+    A word that is longer than a line, such as a path, stays whole, so that it can be copied.
+
+    >>> folded("error: models/base-Q4_K_M.gguf: no such file", 20, "  ")
+    ['error:', '  models/base-Q4_K_M.gguf:', '  no such file']
+    """
+    whole = textwrap.TextWrapper(width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return whole.wrap(line) or [""]
+
+
 def duration(seconds: float) -> str:
     """A time as one says it, no more exact than an estimate is: 12 s, 3 min, 2 h 10 min."""
     if seconds < 9.5:
@@ -65,6 +81,21 @@ def one_line(text: str, limit: int = 500) -> str:
 def quoted(text: str) -> str:
     """A name as messages show it: in quotes, printable, cut after 60 characters."""
     return '"' + printable(text if len(text) <= _LONG else text[: _LONG - 3] + "...") + '"'
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: on one line, shortened, without characters that steer a terminal."""
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to write very long ones
+        return f"a number of about {int(value.bit_length() * math.log10(2)) + 1} digits"
+    return printable(_SHORT.repr(value))
+
+
+def human_number(text: str) -> float | None:
+    """The number that `0,5` or `50%` means, which YAML reads as a text; None for any other text."""
+    found = _HUMAN.fullmatch(text.strip())
+    return float(found[1].replace(",", ".")) / (100 if found[2] else 1) if found else None
 
 
 def utf8(text: str) -> str:
@@ -95,3 +126,16 @@ def _escaped(letter: str) -> str:
     if "\udc80" <= letter <= "\udcff":  # a byte that Python could not decode (PEP 383)
         return f"\\x{ord(letter) - 0xDC00:02x}"
     return letter.encode("unicode_escape").decode()
+
+
+_HUMAN = re.compile(r"([-+]?(?:\d+(?:[.,]\d*)?|[.,]\d+))[ \t]*(%?)", re.ASCII)
+
+
+class _Short(reprlib.Repr):
+    """Values within values are shown as `shown` does it."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 200 else shown(x)
+
+
+_SHORT = _Short()

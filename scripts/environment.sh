@@ -28,6 +28,14 @@ make_environment() {
   echo "$stamp" >"$folder/stamp"
 }
 
+# new_environment FOLDER
+#   Makes a virtual environment in FOLDER with nothing but pip. Sets BIN.
+
+new_environment() {
+  local python
+  python=$(find_python) && "$python" -m venv "$1" && programs_of "$1"
+}
+
 programs_of() {
   BIN=$(cd "$1" && pwd)/bin
   [ -d "$BIN" ] || BIN=${BIN%/bin}/Scripts # Windows
@@ -36,7 +44,7 @@ programs_of() {
 
 find_python() {
   local name
-  for name in python3.13 python3.12 python3.11 python3 python; do
+  for name in python3.14 python3.13 python3.12 python3.11 python3 python; do
     # a name may be a shim without a Python behind it, or a Python without venv
     if "$name" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       echo "$name"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,3 +29,21 @@ def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GGUFMERGE_CACHE", str(folder))
         yield folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On Windows the wheel of xllamacpp gives no llama.cpp to others, so modules that ask it need a build of it."""
+    from ggufmerge.evaluation.libllama import VARIABLE
+
+    if sys.platform != "win32" or VARIABLE in os.environ:
+        return
+    lacking = pytest.mark.skip(reason=f"needs a build of llama.cpp: name its llama.dll in {VARIABLE}")
+    for item in items:
+        if _asks_llama_cpp(item.path):
+            item.add_marker(lacking)
+
+
+@functools.cache
+def _asks_llama_cpp(module: Path) -> bool:
+    text = module.read_text(encoding="utf-8")
+    return any(word in text for word in ("LlamaModel", "xllamacpp", '"eval"', "--try"))

@@ -18,7 +18,8 @@ def lib() -> C.CDLL:
     assert spec, "pip install libggml-python"
     assert spec.submodule_search_locations
     folder = pathlib.Path(spec.submodule_search_locations[0])
-    ggml = C.CDLL(str(folder / "lib64" / "libggml-base.so"))
+    places = ("lib64/libggml-base.so", "lib/libggml-base.dylib", "bin/ggml-base.dll")  # Linux, macOS, Windows
+    ggml = C.CDLL(str(next(folder / place for place in places if (folder / place).exists())))
     ggml.ggml_quantize_chunk.argtypes = [C.c_int, C.c_void_p, C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_void_p]
     ggml.ggml_quantize_chunk.restype = C.c_size_t
     ggml.ggml_get_type_traits.argtypes = [C.c_int]

@@ -133,7 +133,7 @@ def test_a_recipe_made_by_hand_says_the_same_when_it_is_written(part: dict[str, 
     """Whatever its fields hold: it is written, and read back as an equal one."""
     given = {"merge_method": "linear", "base_model": "b.gguf", "models": [{"model": "c.gguf"}], **part}
     given = {key: value for key, value in given.items() if value is not None}
-    by_hand = ggufmerge.load_recipe(ggufmerge.Recipe(**ggufmerge.load_recipe(given)._document.data))
+    by_hand = ggufmerge.load_recipe(ggufmerge.Recipe(**ggufmerge.load_recipe(given).as_written()))
     read = ggufmerge.load_recipe(given)
     fields = type(read).model_fields
     assert {name: getattr(by_hand, name) for name in fields} == {name: getattr(read, name) for name in fields}
@@ -141,7 +141,7 @@ def test_a_recipe_made_by_hand_says_the_same_when_it_is_written(part: dict[str, 
 
 def test_values_that_are_none_of_a_recipe_are_refused() -> None:
     """With what they are; so is a mapping that contains itself."""
-    with pytest.raises(ggufmerge.RecipeError, match="is no value of a recipe"):
+    with pytest.raises(ggufmerge.RecipeError, match="cannot be a value of a recipe"):
         ggufmerge.load_recipe({**RECIPE, "seed": object()})
     endless: dict[str, Any] = {}
     endless["x"] = endless
@@ -239,3 +239,19 @@ def test_one_adapter_is_a_list_too(folder: Path) -> None:
         ggufmerge.bake("base.gguf", "lora.gguf", "o.gguf")
     with pytest.raises(ggufmerge.GgufmergeError, match="finite"):
         ggufmerge.bake("base.gguf", ["lora.gguf=nan"], "o.gguf")
+
+
+def test_what_functions_give_prints_in_a_line(folder: Path) -> None:
+    """In a session or a notebook, where it would flood the screen; a list has an entry a line's length."""
+    with ggufmerge.open("a.gguf") as model:
+        given = [
+            ggufmerge.compare("a.gguf", "base.gguf"),
+            *ggufmerge.models([folder]),
+            model,
+            model.metadata,
+            model.tensors,
+        ]
+        for what in given:
+            assert len(repr(what)) < 200
+            assert "\n" not in repr(what)
+    assert repr(ggufmerge.compare("a.gguf", "a.gguf")) == "<Comparison a.gguf with a.gguf: 12 tensors, identical>"

@@ -1,6 +1,6 @@
 """Imports point one way: down the list of rooms, and never in a circle.
 
-The list is the table "Rooms" of docs/architecture.md, outermost first. An import inside a function counts, too.
+The list is the table "Packages" of docs/architecture.md, outermost first. An import inside a function counts, too.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import ast
 import functools
 import graphlib
 import re
+import runpy
 from pathlib import Path
 
 import ggufmerge
@@ -45,7 +46,7 @@ def imports() -> dict[str, set[str]]:
 def rooms() -> list[str]:
     """The rooms of the architecture page, outermost first."""
     text = ARCHITECTURE.read_text("utf-8")
-    table = text[text.index("| room |") :].split("\n\n")[0].splitlines()[2:]
+    table = text[text.index("| package |") :].split("\n\n")[0].splitlines()[2:]
     return [room for line in table for room in re.findall(r"`([\w/.]+)`", line.split("|")[1])]
 
 
@@ -71,3 +72,15 @@ def test_there_are_no_circles() -> None:
     """No module imports itself by way of others. A package that gathers the names of its modules is no module here."""
     graph = {a: {b for b in used if "__init__" not in modules()[b].name} for a, used in imports().items()}
     list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    """Each once, with the sentence that its docstring begins with; when not: python scripts/make_module_docs.py."""
+    made = runpy.run_path(str(PACKAGE.parent / "scripts" / "make_module_docs.py"))
+    page = made["page"]()
+    assert ARCHITECTURE.read_text("utf-8") == page
+    listed = re.findall(r"^- `([\w/.]+)`: (.+)", page, re.M)
+    assert sorted(name for name, _ in listed) == sorted(
+        str(p.relative_to(PACKAGE).as_posix()) for p in modules().values()
+    )
+    assert [name for name, question in listed if len(question) < 20] == []

@@ -11,7 +11,7 @@ import dataclasses
 import fnmatch
 import pathlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gguf
@@ -19,6 +19,9 @@ import numpy as np
 
 from ggufmerge.types import FileType, TensorType
 from tests import ggml
+
+Draw = Callable[[str, tuple[int, ...], int], np.ndarray]  # (tensor name, shape, seed) -> float32
+Quantize = Callable[[np.ndarray, TensorType], np.ndarray]  # float32 [rows, n] -> uint8 [rows, row_bytes]
 
 WORDS = ("the", "and", "of", "to", "in", "that", "is", "was", "for", "with", "on", "as", "he", "it", "his", "not")
 CHAT_TEMPLATE = (
@@ -49,6 +52,9 @@ def write_tiny_llama(
     types: Mapping[str, TensorType | str] | None = None,
     replace: Mapping[str, np.ndarray] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    extra: Mapping[str, np.ndarray] | None = None,
+    draw: Draw | None = None,
+    quantize: Quantize | None = None,
 ) -> dict[str, np.ndarray]:
     """Write a valid GGUF file of architecture llama; returns its float32 weights as they were before quantization.
 
@@ -60,10 +66,11 @@ def write_tiny_llama(
     tune: (seed, strength): adds noise of that strength relative to each matrix, as a fine-tune would.
     type: of all matrices; vectors are always F32. types: file-name-like patterns on tensor names that override it.
     replace: arrays to write instead of the random ones. metadata: further keys, or other values for known ones;
-    None leaves one out.
+    None leaves one out.  extra: float32 tensors behind those of the model.
+    draw: where the random numbers come from, instead of NumPy.  quantize: who writes blocks, instead of ggml.
     """
     shape = _Shape(layers, embed, ff, heads, kv_heads, vocab, tied, experts)
-    weights = {name: _weight(name, dims, seed, tune) for name, dims in shape.tensors()}
+    weights = {name: _weight(name, dims, seed, tune, draw or _normal) for name, dims in shape.tensors()}
     for name, values in (replace or {}).items():
         assert weights[name].shape == values.shape, f"{name}: {values.shape} instead of {weights[name].shape}"
         weights[name] = values.astype(np.float32)
@@ -93,7 +100,9 @@ def write_tiny_llama(
             _add(writer, key, value)
     for name, values in weights.items():
         wanted = next((t for pattern, t in (types or {}).items() if fnmatch.fnmatchcase(name, pattern)), kind)
-        _add_tensor(writer, name, values, TensorType.parse(wanted))
+        _add_tensor(writer, name, values, TensorType.parse(wanted), quantize or _by_ggml)
+    for name, values in (extra or {}).items():
+        _add_tensor(writer, name, values, TensorType.F32, _by_ggml)
     _finish(writer)
     return weights
 
@@ -109,12 +118,17 @@ def write_tiny_lora(
     seed: int = 0,
     rows: int | None = None,
     type: TensorType | str = TensorType.F32,  # noqa: A002
+    factor: float | None = None,
+    draw: Draw | None = None,
+    quantize: Quantize | None = None,
 ) -> dict[str, np.ndarray]:
     """Write a LoRA adapter for a model of `write_tiny_llama`; returns the delta of each target at strength 1.
 
     base: the model's weights by name. targets: patterns on tensor names (`token_embd.weight` is stored flipped, as
     llama.cpp wants it). strength: size of the delta relative to the weights. rows: only the first so many are changed.
+    factor: of the random numbers of `lora_b`, instead of what gives that strength.  draw, quantize: as for models.
     """
+    draw = draw or _normal
     writer = gguf.GGUFWriter(path, "llama")
     known = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": float(alpha)}
     for key, value in known.items():
@@ -124,15 +138,16 @@ def write_tiny_lora(
         if w.ndim < 2 or not any(fnmatch.fnmatchcase(name, pattern) for pattern in targets):
             continue
         *experts, n_out, n_in = w.shape
-        a = _normal(f"{name}.lora_a", (*experts, rank, n_in), seed)
-        b = _normal(f"{name}.lora_b", (*experts, n_out, rank), seed)
-        b *= np.float32(strength * w.std() / (alpha / rank * np.std(b @ a)))
+        a = draw(f"{name}.lora_a", (*experts, rank, n_in), seed)
+        b = draw(f"{name}.lora_b", (*experts, n_out, rank), seed)
+        b *= np.float32(factor or strength * w.std() / (alpha / rank * np.std(b @ a)))
         b[..., rows or n_out :, :] = 0
         deltas[name] = np.float32(alpha / rank) * (b @ a)
         # llama.cpp multiplies embeddings from the other side: lora_a holds the vocabulary, lora_b the width
         first, second = (b, a.T) if name == "token_embd.weight" else (a, b)
-        _add_tensor(writer, f"{name}.lora_a", np.ascontiguousarray(first), TensorType.parse(type))
-        _add_tensor(writer, f"{name}.lora_b", np.ascontiguousarray(second), TensorType.parse(type))
+        for half, values in (("a", first), ("b", second)):
+            kind = TensorType.parse(type)
+            _add_tensor(writer, f"{name}.lora_{half}", np.ascontiguousarray(values), kind, quantize or _by_ggml)
     _finish(writer)
     return deltas
 
@@ -173,10 +188,10 @@ class _Shape:
             yield "output.weight", (self.vocab, self.embed)
 
 
-def _weight(name: str, shape: tuple[int, ...], seed: int, tune: tuple[int, float] | None) -> np.ndarray:
-    noise = _normal(name, shape, seed)
+def _weight(name: str, shape: tuple[int, ...], seed: int, tune: tuple[int, float] | None, draw: Draw) -> np.ndarray:
+    noise = draw(name, shape, seed)
     if tune:
-        noise = noise + np.float32(tune[1]) * _normal(name, shape, tune[0] + 1_000_000)
+        noise = noise + np.float32(tune[1]) * draw(name, shape, tune[0] + 1_000_000)
     return noise / np.sqrt(np.float32(shape[-1])) if len(shape) > 1 else 1 + np.float32(0.1) * noise
 
 
@@ -258,15 +273,18 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def _add_tensor(writer: gguf.GGUFWriter, name: str, values: np.ndarray, kind: TensorType) -> None:
+def _add_tensor(writer: gguf.GGUFWriter, name: str, values: np.ndarray, kind: TensorType, quantize: Quantize) -> None:
     if values.ndim < 2 or kind is TensorType.F32 or "ffn_gate_inp" in name:
         writer.add_tensor(name, values.astype(np.float32))
         return
-    rows = values.reshape(-1, values.shape[-1])
-    needs_imatrix = ggml.lib().ggml_quantize_requires_imatrix(kind.id)
-    raw = ggml.quantize(rows, kind, np.ones(rows.shape[1], np.float32) if needs_imatrix else None)
+    raw = quantize(values.reshape(-1, values.shape[-1]), kind)
     raw_type = gguf.GGMLQuantizationType(kind.id)
     writer.add_tensor(name, raw.reshape(*values.shape[:-1], -1), raw_dtype=raw_type)
+
+
+def _by_ggml(rows: np.ndarray, kind: TensorType) -> np.ndarray:
+    needs_imatrix = ggml.lib().ggml_quantize_requires_imatrix(kind.id)
+    return ggml.quantize(rows, kind, np.ones(rows.shape[1], np.float32) if needs_imatrix else None)
 
 
 def _finish(writer: gguf.GGUFWriter) -> None:

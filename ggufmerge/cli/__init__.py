@@ -27,7 +27,7 @@ def main() -> None:
 
 def _run() -> int:
     """Carry out the command; gives the exit code."""
-    from ggufmerge.cli.facts import begin, wants_json
+    from ggufmerge.cli.facts import begin
     from ggufmerge.errors import GgufmergeError
 
     begin()
@@ -43,7 +43,7 @@ def _run() -> int:
             return _fail("interrupted")
         if end.code:
             _tell("interrupted: give the same command again to go on")  # all else was told where it was found
-        code = 1 if end.code and wants_json(sys.argv[1:]) else _code(end.code)
+        code = _code(end.code)
         return output.closed_with(code) if output else code
     except GgufmergeError as error:
         notes = getattr(error, "__notes__", [])  # what is left of the work
@@ -122,11 +122,10 @@ def _code(code: object) -> int:
 
 
 def _fail(*lines: str) -> int:
-    from ggufmerge.text import message
+    from ggufmerge.cli.complaints import show
 
-    if sys.stderr is not None:
-        for line in lines:
-            print(f"error: {message(line)}", file=sys.stderr)
+    for line in lines:
+        show(f"error: {line}")
     _tell(*lines)
     return 1
 

@@ -34,8 +34,8 @@ HELP = """Write BASE with one or several LoRA adapters applied.
 
   ggufmerge bake base.gguf peft-folder/ -o tuned.gguf --dry-run
 
-An adapter is a GGUF file or a PEFT folder (adapter_config.json with adapter_model.safetensors); its strength stands
-behind an equals sign. The base may be quantized, and no full-precision file is made in between. Tensors that no adapter
+An adapter is a GGUF file or a PEFT folder (adapter_config.json with adapter_model.safetensors); its strength follows
+an equals sign. The base may be quantized, and no full-precision file is made in between. Tensors that no adapter
 touches are copied. How much of the adapters' change outlived the rounding to the type of the result is measured and
 shown.
 """
@@ -68,7 +68,7 @@ def bake(
         typer.Option(
             "--rounding",
             metavar="nearest|stochastic",
-            help="Of weights that keep their type: nearest loses what is smaller than its steps.",
+            help="How to round tensors that keep their type; nearest loses changes smaller than one step of the type.",
             show_default="stochastic where nearest would lose the change",
         ),
     ] = None,
@@ -88,7 +88,7 @@ def bake(
         base, adapters, out_type=out_type, imatrix=imatrix or (), rounding=rounding.value if rounding else None
     )
     report = None
-    show_warnings([*plan.warnings, *(plan.expectations if dry_run else ())])
+    show_warnings(plan.warnings)
     if not dry_run and output is not None:
         from ggufmerge.cli.progress import run_with_progress
 
@@ -119,7 +119,7 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
         "seconds": report.seconds if report else None,
         "survival": total_survival(survival).share if survival else None,
         "kept": kept_facts(report.kept) if report else [],
-        "warnings": [*report.warnings] if report else [*plan.warnings, *plan.expectations],
+        "warnings": [*report.warnings] if report else [*plan.warnings],
         "tensors": [
             {
                 "name": t.name,
@@ -160,9 +160,8 @@ def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
     say(f"{report.output}: {total}, {size(report.nbytes)}, {report.seconds:.1f} s")
     if report.resumed:
         say(f"{report.resumed} tensors were taken over from an interrupted build")
-    if report.survival:
-        share = _percent(total_survival(report.survival).share)
-        say(f"{share} of the adapters' change survived in {len(report.survival)} tensors")
+    if report.survival and not report.kept:
+        say(f"{_percent(total_survival(report.survival).share)} of the change survived")
     show_kept(report)
 
 

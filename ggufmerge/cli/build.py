@@ -10,8 +10,20 @@ import typer
 
 from ggufmerge.cli.bake import Rounding
 from ggufmerge.cli.homes import LlamaCpp, LmStudio, To
-from ggufmerge.cli.options import All, Chunk, DryRun, Imatrix, Json, Output, Overwrite, Threads, type_option
-from ggufmerge.cli.outlook import Place, show_forecast
+from ggufmerge.cli.options import (
+    All,
+    Chunk,
+    DryRun,
+    Imatrix,
+    Json,
+    Output,
+    Overwrite,
+    RecipeFile,
+    Threads,
+    read_recipe,
+    type_option,
+)
+from ggufmerge.cli.outlook import Place, expected, show_forecast, tried
 from ggufmerge.cli.push import Card, ForHub, PushDryRun, PushTo
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
 from ggufmerge.cli.try_prompt import TryPrompt
@@ -46,10 +58,10 @@ BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
 
   ggufmerge build recipe.yaml --dry-run
 
-The file appears when it is complete. An interrupted build goes on where it was when the same command is given again.
+The file appears when it is complete. To continue an interrupted build, give the same command again.
 """
 
-PLAN_HELP = """Show what building RECIPE would do to each tensor; reads headers only.
+PLAN_HELP = """Show what building RECIPE would do to each tensor, and what it will cost; writes nothing.
 
 [bold]Examples[/bold]
 
@@ -58,9 +70,11 @@ PLAN_HELP = """Show what building RECIPE would do to each tensor; reads headers 
   ggufmerge plan recipe.yaml --type Q4_K_M --all
 
   ggufmerge plan recipe.yaml --json | jq .tensors
+
+Headers are read, and samples of a few tensors, if that takes no more than two seconds, to see how much of the changes
+would survive.
 """
 
-_Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in mergekit's YAML.", show_default=False)]
 _Type = Annotated[
     str | None, type_option("Type of the result, such as Q8_0 (ggufmerge types lists them); wins over the recipe's.")
 ]
@@ -69,14 +83,14 @@ _Rounding = Annotated[
     typer.Option(
         "--rounding",
         metavar="nearest|stochastic",
-        help="Of changes to weights that keep their type; wins over the recipe's.",
+        help="How to round tensors that keep their type; wins over the recipe's.",
         show_default="stochastic where nearest would lose the change",
     ),
 ]
 
 
 def build(
-    recipe: _Recipe,
+    recipe: RecipeFile,
     output: Output = None,
     out_type: _Type = None,
     imatrix: Imatrix = None,
@@ -89,15 +103,13 @@ def build(
     metadata_first: MetadataFirst = False,
     ollama: Annotated[
         str | None,
-        typer.Option(
-            "--ollama", metavar="NAME[:TAG]", help="Make it a model of Ollama's, with or without --output beside it."
-        ),
+        typer.Option("--ollama", metavar="NAME[:TAG]", help="Also add the result to Ollama under this name."),
     ] = None,
     lmstudio: LmStudio = None,
     to: To = None,
     llama_cpp: LlamaCpp = False,
     modelfile: Annotated[
-        bool, typer.Option("--modelfile/--no-modelfile", help="Write a Modelfile for Ollama beside the output.")
+        bool, typer.Option("--modelfile/--no-modelfile", help="Write a Modelfile for Ollama next to the output.")
     ] = True,
     mmproj: Annotated[
         Path | None,
@@ -121,7 +133,6 @@ def build(
     from ggufmerge.cli.terminal import print_json, say, show_build, show_warnings
     from ggufmerge.engine.survival import advice
     from ggufmerge.files.sharded import SplitLimit
-    from ggufmerge.recipe import load_recipe
 
     wanted: Any = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
@@ -129,7 +140,7 @@ def build(
         raise typer.BadParameter("Ollama's store takes one file: leave out --split-max-size and the like")
     if mmproj is not None and ollama is not None:
         raise typer.BadParameter("--mmproj needs --output instead of --ollama; ollama create takes the Modelfile then")
-    loaded = load_recipe(recipe)
+    loaded = read_recipe(recipe)
     for_projector = ForProjector(mmproj, None if dry_run else output, overwrite=overwrite)
     for_homes = ForHomes(
         loaded,
@@ -145,8 +156,7 @@ def build(
     if dry_run:
         if ollama is not None:
             check_recipe(loaded, ollama, wanted, overwrite=overwrite)
-        warnings = for_homes.try_out(loaded, wanted)
-        show_warnings(() if json else warnings)
+        show_warnings(for_homes.try_out(loaded, wanted))
         place = Place(output, split, overwrite, chunk, threads)
         homes = [home_line(home) for home in for_homes.homes]
         more = for_homes.planned()
@@ -154,9 +164,10 @@ def build(
         return
     built = for_homes.output
     if built is None and ollama is None:
-        raise typer.BadParameter("give the file to write: --output merged.gguf", param_hint="--output")
+        name = f"{recipe.stem}.gguf" if isinstance(recipe, Path) and recipe.stem != "-" else "merged.gguf"
+        raise typer.BadParameter(f"give the file to write: -o {name}", param_hint="--output")
     if built is None and (push is not None or card is not None or llama_cpp):
-        raise typer.BadParameter("--push, --card and --llama-cpp need --output beside --ollama", param_hint="--output")
+        raise typer.BadParameter("--push, --card and --llama-cpp need --output, too", param_hint="--output")
     from ggufmerge.cli.progress import progress_display
     from ggufmerge.engine import build as carry_out
 
@@ -194,9 +205,10 @@ def build(
 
 
 def plan(
-    recipe: _Recipe,
+    recipe: RecipeFile,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where it would go: look what is there.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The file to be written: check whether that is possible."),
     ] = None,
     out_type: _Type = None,
     imatrix: Imatrix = None,
@@ -205,9 +217,7 @@ def plan(
     json: Json = False,
 ) -> None:
     wanted = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
-    from ggufmerge.recipe import load_recipe
-
-    _show_plans(load_recipe(recipe), wanted, every=all_tensors, json=json, place=Place(output))
+    _show_plans(read_recipe(recipe), wanted, every=all_tensors, json=json, place=Place(output))
 
 
 def _show_plans(
@@ -233,28 +243,32 @@ def _show_plans(
         forecast = place.forecast(documents)
         plans = documents.plans
         if json:
-            *stages, final = map(_planned, plans)
+            *stages, final = (_planned(plan, expected(plan, forecast)) for plan in plans)
             before = {"stages": stages} if stages else {}
-            print_json(final | before | dict(more or {}) | {"forecast": forecast.to_json()})
+            print_json(final | before | dict(more or {}) | tried(forecast) | {"forecast": forecast.to_json()})
         else:
             for number, plan in enumerate(plans):
                 if len(plans) > 1:
                     say(*[""][:number], f"{number + 1} of {len(plans)}: {plan.metadata['general.name']}")
-                show_plan(plan, every=every)
+                show_plan(plan, documents.sources[number], every=every, tried=forecast.trial is not None)
             say(*lines)
             show_forecast(forecast, documents.final, place)
         if must_fit:
             place.check(documents)
 
 
-def _planned(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON: as it is, with what its tensors are together, and the reason for a type as elsewhere."""
+def _planned(plan: Plan, expectations: Sequence[str]) -> dict[str, Any]:
+    """A plan as JSON: as it is, with what its tensors are together, and the reason for a type as elsewhere.
+
+    expectations: those among its own that are to be told.
+    """
     facts = plan.to_json()
     del facts["opening"]  # of the files as they are now
     for tensor, planned in zip(facts["tensors"], plan.tensors, strict=True):
         tensor["why"] = tensor.pop("why_type")
         tensor["nbytes"] = planned.nbytes
-    warnings = [*facts["warnings"], *facts.pop("expectations")]
+    del facts["expectations"]
+    warnings = [*facts["warnings"], *expectations]
     return facts | {"nbytes": plan.nbytes, "parameters": plan.parameters, "warnings": warnings}
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -40,7 +43,7 @@ def complete_models(incomplete: str) -> Candidates:
 
 
 def complete_types_and_files(incomplete: str) -> Candidates:
-    """The words behind the input of `quantize`: an output or a type."""
+    """The words after the input of `quantize`: an output or a type."""
     return complete_types(incomplete) + _quiet(_files, incomplete)
 
 
@@ -63,9 +66,9 @@ def _in_case(names: Iterable[str], incomplete: str) -> Iterator[str]:
 
 
 def _methods(incomplete: str) -> Iterator[tuple[str, str]]:
-    from ggufmerge.methods import NAMES
+    from ggufmerge.methods import names
 
-    return ((name, "") for name in NAMES if name.startswith(incomplete.lower()))
+    return ((name, "") for name in names() if name.startswith(incomplete.lower()))
 
 
 def _models(incomplete: str) -> Iterator[tuple[str, str]]:
@@ -86,3 +89,48 @@ def _files(incomplete: str) -> Iterator[tuple[str, str]]:
                 yield f"{before}{path.name}/", ""
             elif path.name.lower().endswith(".gguf"):
                 yield f"{before}{path.name}", ""
+
+
+@contextlib.contextmanager
+def whole_words() -> Iterator[None]:
+    """Answer bash, which breaks words at ":" and "=", as if it had given them whole: `ollama:llama3.2:3b`.
+
+    bash puts what it is told in the place of the last piece only, so the answer leaves out what was typed before that
+    piece. Other shells give words whole, and so does a bash whose COMP_WORDBREAKS says so.
+    """
+    if os.environ.get("_GGUFMERGE_COMPLETE") != "complete_bash":
+        yield
+        return
+    text = os.environ.get("COMP_WORDS", "")
+    blank = "\n" if "\n" in text else " "
+    words, typed = _joined(text.split(blank)[: int(os.environ.get("COMP_CWORD") or 0) + 1])
+    os.environ["COMP_WORDS"], os.environ["COMP_CWORD"] = blank.join(words), str(len(words) - 1)
+    answer = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(answer):
+            yield
+    finally:
+        for line in answer.getvalue().splitlines():
+            print(line.removeprefix(typed))
+
+
+def _joined(pieces: list[str]) -> tuple[list[str], str]:
+    """The words that bash has broken into pieces, and what the last one holds before the piece that is completed.
+
+    >>> _joined(["ggufmerge", "inspect", "ollama", ":", "llama3.2", ":", "3"])
+    (['ggufmerge', 'inspect', 'ollama:llama3.2:3'], 'ollama:llama3.2:')
+    >>> _joined(["ggufmerge", "inspect", "ollama", ":"])
+    (['ggufmerge', 'inspect', 'ollama:'], 'ollama:')
+    """
+    words: list[str] = []
+    typed, broken = "", False
+    for piece in pieces:
+        is_break = bool(piece) and not piece.strip(":=")
+        if words and (is_break or broken):
+            typed = words[-1] + piece * is_break
+            words[-1] += piece
+        else:
+            typed = ""
+            words.append(piece)
+        broken = is_break
+    return words, typed

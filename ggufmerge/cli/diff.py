@@ -21,7 +21,7 @@ HELP = """Compare the weights of two models, tensor by tensor.
 
   ggufmerge diff base.gguf base.gguf+adapter.gguf --all --json
 
-With a base, cosine and signs are those of the two models' changes of it: how alike two fine-tunes are, and how often
+With a base, cosine and signs compare the two models' changes from it: how alike two fine-tunes are, and how often
 they pull a weight in the same direction; the last lines say what that means for merging them.
 """
 
@@ -49,16 +49,18 @@ def diff(
 def _show(result: Comparison, every: bool) -> None:
     """The models, the table, where in the depth of the model they differ, and what all of it means."""
     from ggufmerge.cli.terminal import say, show_table
+    from ggufmerge.files.shards import model_name
 
     with_base = result.base is not None
-    say(f"A     {result.first}", f"B     {result.second}", *([f"base  {result.base}"] if with_base else []))
+    models = {"A    ": result.first, "B    ": result.second} | ({"base ": result.base} if result.base else {})
+    say(*(f"{letter} {model_name(model)}" for letter, model in models.items()))
     if not result.identical:
         heads = ["tensor", "difference", "largest", "equal", "cosine", *(["signs"] if with_base else [])]
         show_table(heads, _rows(result.tensors, with_base, every), numbers=len(heads) - 1)
         _wrapped(
             "difference: RMS of A - B over that of A; largest: absolute; equal: share of the weights; "
             + (
-                "cosine: of the changes of the base (1 the same, 0 unrelated, -1 opposite); signs: share of the "
+                "cosine: of the changes from the base (1 the same, 0 unrelated, -1 opposite); signs: share of the "
                 "weights changed by both that move in the same direction (50 % is chance)"
                 if with_base
                 else "cosine: 1 is the same direction"
@@ -70,16 +72,14 @@ def _show(result: Comparison, every: bool) -> None:
     for names, which in ((result.only_first, result.first), (result.only_second, result.second)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            say(f"only in {Path(which).name}: {names[0]}{more}")
+            say(f"only in {model_name(Path(which).name)}: {names[0]}{more}")
 
 
 def _wrapped(line: str) -> None:
     """A line of running text, folded between words on a terminal."""
-    from ggufmerge.cli.terminal import console
-    from ggufmerge.text import printable
+    from ggufmerge.cli.terminal import tell
 
-    out = console()
-    out.print(printable(line), markup=False, soft_wrap=not out.is_terminal)
+    tell([line])
 
 
 def _show_layers(result: Comparison) -> None:

@@ -29,6 +29,14 @@ On a terminal a page opens in a pager (q ends it). In a pipe it is plain Markdow
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 _FOR_THE_SITE = re.compile(r"^::: .*\n(?:[ ]+.*\n)*", re.MULTILINE)  # where it puts docstrings
+_IN_LINES = re.MULTILINE | re.IGNORECASE
+_MEANT = {  # words that no page has, and the page for them
+    **dict.fromkeys(("troubleshooting", "troubleshoot", "faq", "problem", "problems", "errors", "bug"), "nonsense"),
+    **dict.fromkeys(("start", "quickstart", "getting-started", "tutorial", "install", "introduction"), "first-merge"),
+    **dict.fromkeys(("speed", "benchmark", "benchmarks", "ram", "vram", "gpu", "cuda"), "performance"),
+    **dict.fromkeys(("options", "commands", "reference", "help"), "cli"),
+}
+_LISTS = ("index", "cli", "api")  # pages that name everything and explain little
 _PAGE = re.compile(r"(?:([\w-]+)\.md)?(?:#[\w-]+)?")
 
 
@@ -77,18 +85,38 @@ def _title(path: Path) -> str:
 def _found(topic: str, pages: dict[str, Path]) -> Path:
     """The page that a user means, however its name is spelt.
 
-    GgufmergeError names the nearest page, and those with a heading that has the word.
+    GgufmergeError names the nearest page: one whose name is alike, else the one that says most about the word.
     """
-    from ggufmerge.errors import GgufmergeError, nearest
+    from difflib import get_close_matches
+
+    from ggufmerge.errors import GgufmergeError, close_to
     from ggufmerge.text import quoted
 
     name = Path(topic).name.lower().removesuffix(".md").replace("_", "-").replace(" ", "-")
     if name in pages:
         return pages[name]
-    word = re.compile(rf"^#+ .*\b{re.escape(name)}\b", re.MULTILINE | re.IGNORECASE)
-    about = [page for page, path in pages.items() if word.search(_read(path))]
-    hint = f"see: ggufmerge docs {about[0]}" if about else nearest(name, pages)
+    texts = {page: _read(path) for page, path in pages.items() if page not in _LISTS}
+    words = set(re.findall(r"[a-z]{4,}", "\n".join(texts.values()).lower()))
+    if name in _MEANT:
+        hint = f"see: ggufmerge docs {_MEANT[name]}"
+    elif about := _most_about(name, texts):
+        hint = f"see: ggufmerge docs {about}"
+    elif spelt := close_to(name, pages):
+        hint = f'did you mean "{spelt}"?'
+    elif about := _most_about(next(iter(get_close_matches(name, words, 1, 0.75)), ""), texts):
+        hint = f"see: ggufmerge docs {about}"
+    else:
+        hint = f'the nearest is "{get_close_matches(name, pages, 1, 0)[0]}"; ggufmerge docs lists all'
     raise GgufmergeError(f"no page is called {quoted(topic)}: {hint}")
+
+
+def _most_about(name: str, texts: dict[str, str]) -> str:
+    """The page that says most about a word, above all in its headings; "" when none has it."""
+    word = r"\b" + "[- ]".join(map(re.escape, name.split("-")))
+    said = {page: len(re.findall(word, text, re.IGNORECASE)) for page, text in texts.items()}
+    said |= {page: n + 10 * len(re.findall(rf"^#+ .*{word}", texts[page], _IN_LINES)) for page, n in said.items()}
+    most = max(said, key=lambda page: said[page])
+    return most if said[most] and re.search("[a-z0-9]{3}", name) else ""
 
 
 def _show(text: str) -> None:

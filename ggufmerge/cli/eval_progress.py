@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from ggufmerge.cli.terminal import complain, console
+from ggufmerge.evaluation.scores import Watcher
 from ggufmerge.text import printable
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _LONG = 20.0  # seconds that are worth a line about how many they are
 _PLAIN_INTERVAL = 10.0  # seconds between lines when nobody watches
 
 
-class EvalProgress:
+class EvalProgress(Watcher):
     """A bar on a terminal, a plain line now and then elsewhere; on standard error.
 
     models: how many are measured.

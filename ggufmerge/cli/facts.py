@@ -18,17 +18,44 @@ SCHEMA = 1  # grows when a key changes its meaning or goes
 _command: ContextVar[str] = ContextVar("command", default="")
 _beside: ContextVar[Mapping[str, Any]] = ContextVar("beside", default={})  # noqa: B039 - never changed
 _told: ContextVar[bool] = ContextVar("told", default=False)
+_warned: list[str] = []  # of this command; any thread may add to it
+_printed: ContextVar[bool] = ContextVar("printed", default=False)
+_space: ContextVar[bool] = ContextVar("space", default=False)
 
 
 def begin(command: str = "") -> None:
-    """A command starts, of which nothing was told yet; without its name it is taken from the command line."""
+    """A command starts, and has told nothing yet; without its name it is taken from the command line."""
     _command.set(command)
     _told.set(False)
+    _warned.clear()
+    _printed.set(False)
+    _space.set(False)
+
+
+def warn(warning: str) -> bool:
+    """Keep a warning for the JSON of this command. Gives whether it is new."""
+    if warning in _warned:
+        return False
+    _warned.append(warning)
+    return True
+
+
+def space() -> None:
+    """Leave one blank line between what the command has printed and what it prints next, if it prints both."""
+    _space.set(_printed.get())
+
+
+def wants_space() -> bool:
+    """Whether a blank line belongs in front of what is printed now; asked by all that prints for people."""
+    wanted = _space.get()
+    _space.set(False)
+    _printed.set(True)
+    return wanted
 
 
 @contextmanager
 def beside(facts: Mapping[str, Any]) -> Iterator[None]:
-    """Facts that stand in front of what is printed in this block, by a command that hands over to another one."""
+    """Facts to print before those of the commands in this block, from a command that hands over to another one."""
     token = _beside.set(facts)
     try:
         yield
@@ -43,7 +70,9 @@ def facts(own: Mapping[str, Any]) -> str:
     _told.set(True)
     command = _command.get() or command_of(sys.argv[1:])
     head = {"schema": SCHEMA, "command": command, "version": version("ggufmerge")}
-    return plain_json({**head, **_beside.get(), **own})
+    warnings = list(dict.fromkeys([*own.get("warnings", ()), *_warned]))
+    more = {"warnings": warnings} if warnings else {}
+    return plain_json({**head, **_beside.get(), **own, **more})
 
 
 def error(lines: Sequence[str]) -> str | None:

@@ -14,12 +14,13 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ggufmerge.cli import facts, habits
+from ggufmerge.cli import complaints, facts, habits
 from ggufmerge.cli import help as pages
+from ggufmerge.cli.completion import whole_words
 from ggufmerge.cli.habits import UsageError
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.text import message
 
+_VOICE = ("--quiet", "-q", "--verbose", "-v", "--log")
 _Misuse: type[Any] = typer.BadParameter.__mro__[1]  # typer brings its own click, or uses the one that is there
 
 
@@ -40,6 +41,7 @@ class Command(TyperCommand):
                 value = not getattr(parameter, "is_flag", False)
                 switches |= dict.fromkeys((*parameter.opts, *parameter.secondary_opts), value)
         words = habits.translate(self.name or "", args, habits.Switches(switches), _note)
+        _check_paths(words, self.get_params(ctx), pages.usage(self, ctx))
         try:
             rest = super().parse_args(ctx, words)
         except _Misuse as error:
@@ -70,6 +72,12 @@ class Group(TyperGroup):
             return super().parse_args(ctx, args)
         except _Misuse as error:
             raise UsageError(_line(error, self, ctx, {"--help": False, "--version": False})) from None
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except _Misuse as error:  # no command stands behind `--`
+            raise UsageError(_line(error, self, ctx, {})) from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         word = args[0]
@@ -113,10 +121,10 @@ class Group(TyperGroup):
     ) -> Any:
         """As typer's, except that a mistake of usage is an error as any other."""
         try:
-            result = super().main(args, "ggufmerge", complete_var, False, windows_expand_args, **extra)
+            with whole_words():
+                result = super().main(args, "ggufmerge", complete_var, False, windows_expand_args, **extra)
         except UsageError as error:
-            if sys.stderr is not None:
-                print(f"error: {message(str(error))}", file=sys.stderr)
+            complaints.show(f"error: {error}")
             if (told := facts.error(error.lines)) is not None:
                 typer.echo(told)
             sys.exit(2)
@@ -137,6 +145,33 @@ def check_name(output: Path, *, shards: bool = False) -> None:
         return
     better = output.with_suffix(".gguf") if suffix else output.with_name(f"{output.name}.gguf")
     raise GgufmergeError(f"{output}: the result is one GGUF file, and its name ends in .gguf: -o {better}")
+
+
+def check_recipe_name(recipe: Path) -> None:
+    """GgufmergeError for the name of a recipe that is to be written which is none: so no model is replaced by one."""
+    if recipe.suffix.lower() not in (".yaml", ".yml"):
+        raise GgufmergeError(f"{recipe}: the name of a recipe ends in .yaml: {recipe.with_name(recipe.name + '.yaml')}")
+
+
+def _check_paths(words: Sequence[str], parameters: Iterable[Any], usage: str) -> None:
+    """GgufmergeError for a path or an argument that is empty, as an unset variable of the shell makes it: Python takes
+    an empty path for the working folder.
+    """
+    options = {name: p for p in parameters if p.param_type_name == "option" for name in p.opts}
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            break
+        name, equals, value = word.partition("=")
+        option = options.get(name)
+        if option is None and not word.strip():
+            raise GgufmergeError(f"an argument is empty, as of a variable that is not set: {usage}")
+        if option is None or option.is_flag:
+            continue
+        value = value if equals else next(rest, "none")
+        if pages.is_path(option) and not value.strip():
+            what = option.metavar or "path"
+            raise GgufmergeError(f"{name}: the {what} is empty; the folder that you are in is called .")
 
 
 _OTHER_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".ggml", ".onnx", ".yaml", ".yml")
@@ -176,6 +211,8 @@ def _line(error: Any, command: Any, ctx: Any, switches: dict[str, bool]) -> str:
     see = f"see {ctx.command_path} --help"
     if kind == "NoSuchOption":
         near = _close(error.option_name, switches)
+        if error.option_name in _VOICE and isinstance(command, TyperGroup):
+            return f"{error.option_name} stands behind the command: {ctx.command_path} build {error.option_name} ..."
         return f"{command.name} has no option {error.option_name}: {f'did you mean {near}?' if near else see}"
     if kind == "MissingParameter" and error.param is not None:
         example = pages.first_example(command)
@@ -192,8 +229,10 @@ def _line(error: Any, command: Any, ctx: Any, switches: dict[str, bool]) -> str:
 
 
 def _close(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The choice that `word` is a misspelling of."""
-    return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)), None)
+    """The choice that `word` is a misspelling of; dashes in front, which all options have, are not compared."""
+    plain = {choice.lstrip("-"): choice for choice in choices}
+    close = difflib.get_close_matches(word.lstrip("-"), plain, n=1, cutoff=cutoff)
+    return plain[close[0]] if close else None
 
 
 def _too_many(words: str, command: Any, ctx: Any) -> str:
@@ -205,14 +244,14 @@ def _too_many(words: str, command: Any, ctx: Any) -> str:
 
 
 def _no_command(group: Any, ctx: Any, word: str) -> str:
-    from ggufmerge.methods import NAMES
+    from ggufmerge.methods import names as method_names
 
     if word.lower().endswith((".yaml", ".yml")):
         return f"say what to do with {word}: ggufmerge build {word} -o merged.gguf"
     if word.lower().endswith(".gguf"):
         return f"say what to do with {word}: ggufmerge inspect {word}"
-    if word.lower() in NAMES and ctx.parent is None:
-        return f"{word} is a method, which stands in a recipe: ggufmerge methods {word.lower()} shows one"
+    if word.lower() in method_names() and ctx.parent is None:
+        return f"{word} is a method, not a command; it is named in a recipe: ggufmerge methods {word.lower()} shows one"
     names = [name for name, command in group.commands.items() if not command.hidden]
     own = _close(word.lower(), names)
     if own is None and ctx.parent is None:

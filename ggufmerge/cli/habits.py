@@ -70,7 +70,7 @@ _OF: Mapping[str, Mapping[str, Habit]] = {
         ),
         **dict.fromkeys(
             ("--allow-crimes", "--no-allow-crimes"),
-            Idle("models that do not fit each other are told of before the work"),
+            Idle("models that do not fit each other are reported before the work"),
         ),
         **dict.fromkeys(("--trust-remote-code", "--no-trust-remote-code"), Idle("no code of a model's is run")),
         **dict.fromkeys(("--clone-tensors", "--safe-serialization", "--async-write"), Idle("a GGUF file is written")),
@@ -85,7 +85,10 @@ _OF: Mapping[str, Mapping[str, Habit]] = {
         "--config": _WORD,
         **dict.fromkeys(
             ("--method", "--merge-method", "--weight", "--base", "--base-model", "--density"),
-            Told("that stands in the recipe: ggufmerge methods METHOD shows one"),
+            Told(
+                "that is said in the recipe: ggufmerge methods METHOD shows one; without a recipe: ggufmerge merge "
+                "A.gguf B.gguf --method METHOD"
+            ),
         ),
     },
     "plan": {"--dry-run": Idle("a plan writes nothing")},
@@ -109,7 +112,7 @@ _OF: Mapping[str, Mapping[str, Habit]] = {
         ),
         **dict.fromkeys(
             ("--scale", "--lora-scale", "--strength", "--weight", "--alpha"),
-            Told("the strength stands behind the adapter: ggufmerge bake BASE ADAPTER={value} -o OUT.gguf", "0.5"),
+            Told("the strength follows the adapter: ggufmerge bake BASE ADAPTER={value} -o OUT.gguf", "0.5"),
         ),
     },
     "extract-lora": {

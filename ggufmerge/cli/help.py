@@ -199,8 +199,16 @@ def _names(option: Any) -> str:
 
 def _kind(option: Any) -> str:
     """What stands for the value of an option that does not say it: typer has no types of click's any more."""
-    name = option.type.name if hasattr(option, "type") else option.bare_type()
-    return _KINDS.get(name, str(option.opts[-1]).lstrip("-").upper())
+    return _KINDS.get(_type_name(option), str(option.opts[-1]).lstrip("-").upper())
+
+
+def is_path(option: Any) -> bool:
+    """Whether the value of an option is a file or a folder."""
+    return _type_name(option) in ("path", "Path", "list[Path]")
+
+
+def _type_name(option: Any) -> str:
+    return str(option.type.name if hasattr(option, "type") else option.bare_type())
 
 
 _KINDS = {

@@ -8,15 +8,16 @@ from typing import Annotated
 import typer
 
 LmStudio = Annotated[
-    str | None, typer.Option("--lmstudio", metavar="PUBLISHER/NAME", help="Put it among the models of LM Studio.")
+    str | None,
+    typer.Option("--lmstudio", metavar="PUBLISHER/NAME", help="Put the result into LM Studio's models folder."),
 ]
 To = Annotated[
     list[Path] | None,
     typer.Option(
         "--to",
         metavar="PLACE",
-        help="Put it into a folder as its program wants it: of KoboldCpp, text-generation-webui, llama-server "
-        "--models-dir, or of none; or into a preset file of llama-server's (.ini). May be given several times.",
+        help="Put the result into a folder of KoboldCpp, text-generation-webui or llama-server (--models-dir), as that "
+        "program expects it, or into any other folder; or add it to a preset file of llama-server (.ini). Repeatable.",
     ),
 ]
 LlamaCpp = Annotated[bool, typer.Option("--llama-cpp", help="Print the llama-server command that runs the result.")]

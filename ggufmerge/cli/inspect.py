@@ -38,17 +38,15 @@ def inspect(
     full: Annotated[bool, typer.Option("--full", help="Print long strings and arrays to their end.")] = False,
     json: Json = False,
 ) -> None:
-    from ggufmerge.cli.terminal import console, print_json, say, show_table
+    from ggufmerge.cli.terminal import console, print_json, say, show_table, tell
     from ggufmerge.places.inspect import inspect as facts_of
-    from ggufmerge.text import printable
 
     facts = facts_of(file, full=full)
     if json:
         print_json(facts if tensors is not False else {key: value for key, value in facts.items() if key != "tensors"})
         return
-    out = console()
-    out.print(printable(_headline(facts)), markup=False, soft_wrap=not out.is_terminal)
-    limit = None if full else SHORT if out.is_terminal else LONG
+    tell([_headline(facts)])
+    limit = None if full else SHORT if console().is_terminal else LONG
     if facts["types"]:
         show_table(("type", "tensors", "values", "bytes", "bits/weight", "share"), _type_rows(facts), numbers=5)
     show_table(("key", "type", "value"), _metadata_rows(facts, limit))
@@ -62,17 +60,17 @@ def inspect(
 
 def _headline(facts: dict[str, Any]) -> str:
     """One line: what the file is, how many weights, how large."""
+    from ggufmerge.files.shards import model_name
     from ggufmerge.text import count, size
 
     kind = [word for word in (facts["architecture"], facts["type"], facts["file_type"]) if word]
     parts = [" ".join(kind) or "no architecture", "no tensors", size(facts["nbytes"])]
     if facts["tensors"]:
         parts[1] = f"{count(facts['parameters'])} parameters in {len(facts['tensors'])} tensors"
-    if len(facts["shards"]) > 1:
-        parts[2] += f" in {len(facts['shards'])} files"
     if facts["bits_per_weight"]:
         parts.append(f"{facts['bits_per_weight']:.2f} bits per weight")
-    return f"{facts['path']}: {', '.join(parts)} (GGUF version {facts['gguf_version']})"
+    name = model_name(facts["path"], len(facts["shards"]))
+    return f"{name}: {', '.join(parts)} (GGUF version {facts['gguf_version']})"
 
 
 def _metadata_rows(facts: dict[str, Any], limit: int | None) -> Iterator[tuple[str, ...]]:

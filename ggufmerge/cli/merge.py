@@ -30,8 +30,8 @@ HELP = """Merge MODELs into one GGUF file, without a recipe.
 
   ggufmerge merge a.gguf b.gguf c.gguf --method ties --set density=0.4 --dry-run --save-recipe abc.yaml
 
-A MODEL is a path, or a name that `ggufmerge models` lists; LoRA adapters among them are taken as such. What is not
-said is found out and shown with the reason: the base that the models were tuned from, the method, and the type of the
+A MODEL is a path, or a name that `ggufmerge models` lists; LoRA adapters may be among them. What you do not give is
+chosen for you and shown with the reason: the base that the models were tuned from, the method, and the type of the
 result. Nothing is overwritten: without --output the file gets a free name.
 """
 
@@ -82,6 +82,7 @@ def merge(
 ) -> None:
     """options: those of `build`, which does the work."""
     from ggufmerge.cli.facts import beside
+    from ggufmerge.cli.front import check_recipe_name
     from ggufmerge.cli.terminal import console, say, show_warnings
     from ggufmerge.engine.propose import propose_merge
     from ggufmerge.files import check_target
@@ -91,6 +92,8 @@ def merge(
     given = settings(setting or ())
     keys = {name: given.pop(name) for name in list(given) if name in Recipe.model_fields}
     if save_recipe is not None:
+        if save_recipe.name:  # what names no file is told of below
+            check_recipe_name(save_recipe)
         check_target(save_recipe, overwrite=options["overwrite"])
     if base is not None and no_base:
         raise typer.BadParameter("give one of --base and --no-base", param_hint="--no-base")
@@ -120,12 +123,9 @@ def merge(
 
 def show_choices(proposal: Proposal) -> None:
     """What was chosen and why, and the recipe."""
-    from ggufmerge.cli.terminal import console, say
-    from ggufmerge.text import printable
+    from ggufmerge.cli.terminal import say, tell
 
-    out = console()
-    for choice in proposal.choices:
-        out.print(printable(str(choice)), markup=False, soft_wrap=not out.is_terminal)  # folded between words
+    tell(map(str, proposal.choices), "  ")
     say("recipe:", *(f"  {line}" for line in proposal.recipe.text.splitlines()))
 
 

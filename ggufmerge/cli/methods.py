@@ -10,9 +10,10 @@ from ggufmerge.cli.completion import complete_methods
 from ggufmerge.cli.options import Json
 
 if TYPE_CHECKING:
-    from ggufmerge.methods.spec import Method, Parameter
+    from ggufmerge.methods.parameters import Parameter
+    from ggufmerge.methods.spec import Method
 
-HELP = """List the merge methods, or tell of one: when to use it, its parameters, a recipe to begin with.
+HELP = """List the merge methods, or describe one: when to use it, its parameters, a recipe to begin with.
 
 [bold]Examples[/bold]
 
@@ -34,8 +35,11 @@ def methods(
     ] = None,
     json: Json = False,
 ) -> None:
-    from ggufmerge.cli.terminal import print_json, show_table, tell
+    from ggufmerge import plugins
+    from ggufmerge.cli.terminal import print_json, show_table, show_warnings, tell
+    from ggufmerge.errors import PluginError
     from ggufmerge.methods import NAMES, method
+    from ggufmerge.methods import names as method_names
 
     if name is not None:
         found = method(name.lower())
@@ -44,22 +48,37 @@ def methods(
         else:
             _show(found)
         return
-    every = [method(known) for known in NAMES]
+    every, amiss = [], list(plugins.METHODS.clashes(NAMES).values())
+    for known in method_names():
+        try:
+            every.append(method(known))
+        except PluginError as error:
+            amiss += error.lines
+    show_warnings(amiss)
     if json:
         print_json({"methods": [_facts(one) for one in every]})
         return
-    show_table(("method", "merges", "what it does"), [(one.name, _short_needs(one), one.summary) for one in every])
+    show_table(("method", "merges", "what it does"), [(one.name, _short_needs(one), _summary(one)) for one in every])
     tell(["ggufmerge methods NAME tells when to use one, its parameters, and a recipe to begin with"])
 
 
+def _summary(found: Method) -> str:
+    from ggufmerge.methods import package_of
+
+    package = package_of(found.name)
+    return f"{found.summary} ({package})".lstrip() if package else found.summary
+
+
 def _facts(found: Method) -> dict[str, Any]:
-    from ggufmerge.methods.spec import REQUIRED
+    from ggufmerge.methods import package_of
+    from ggufmerge.methods.parameters import REQUIRED
 
     return {
         "name": found.name,
         "summary": found.summary,
         "advice": found.advice,
         "reference": found.reference,
+        "package": package_of(found.name) or None,
         "base": found.base.value,
         "min_models": found.min_models,
         "max_models": found.max_models,
@@ -84,7 +103,9 @@ def _facts(found: Method) -> dict[str, Any]:
 def _show(found: Method) -> None:
     import textwrap
 
+    from ggufmerge.cli.facts import space
     from ggufmerge.cli.terminal import console, say, show_table
+    from ggufmerge.methods import package_of
 
     width = min(console().width, 100)
 
@@ -92,14 +113,18 @@ def _show(found: Method) -> None:
         say(*textwrap.wrap(text, width, initial_indent=f"{label:7}", subsequent_indent=" " * 7))
 
     say(*textwrap.wrap(f"{found.name}: {found.summary}", width))
-    folded("when", found.advice)
+    if found.advice:
+        folded("when", found.advice)
     folded("needs", _needs(found))
     if found.reference:
         folded("source", found.reference)
+    if package := package_of(found.name):
+        folded("from", f"the package {package}")
     if found.parameters:
         rows = [(p.name, _place(p), _default(p), _values(p), p.doc) for p in found.parameters]
         show_table(("parameter", "given", "default", "values", "meaning"), rows)
-    say("", "A recipe to begin with:", "", *(f"  {line}" for line in example_recipe(found).splitlines()))
+    space()
+    say("A recipe to begin with:", "", *(f"  {line}" for line in example_recipe(found).splitlines()))
 
 
 def _needs(found: Method) -> str:
@@ -137,7 +162,7 @@ def _place(p: Parameter) -> str:
 
 def _default(p: Parameter) -> str:
     from ggufmerge.cli.terminal import value_text
-    from ggufmerge.methods.spec import REQUIRED
+    from ggufmerge.methods.parameters import REQUIRED
 
     if p.default is REQUIRED:
         return "required"

@@ -40,17 +40,22 @@ def new(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
+    from ggufmerge.cli.facts import space
+    from ggufmerge.cli.front import check_recipe_name
     from ggufmerge.cli.terminal import console, say, show_warnings, tell
     from ggufmerge.engine.propose import propose_merge
     from ggufmerge.errors import PlanError
     from ggufmerge.files import check_target
+    from ggufmerge.files.absent import absent
     from ggufmerge.files.writer import write_new
     from ggufmerge.places.inventory import known_models
 
+    if recipe.name:  # what names no file is told of below
+        check_recipe_name(recipe)
     check_target(recipe, overwrite=overwrite)
     for place in folder or ():
         if not place.is_dir():
-            raise PlanError(f"{place}: there is no such folder; give one that has GGUF files in it")
+            raise PlanError(f"{place}: {absent(place, ('/',))}")
     with console(stderr=True).status("looking for models"):
         found = [m for m in known_models(folder or ()) if m.kind == "adapter" or m.family]
     if len(found) < 2:
@@ -66,7 +71,8 @@ def new(
     first = proposed(None, True, None, None)
     show_warnings(first.warnings)
     base = first.find("base")
-    say("", str(base) if base else "base: none was found")
+    space()
+    tell([str(base) if base else "base: none was found"], "  ")
     alone = all(model.kind == "adapter" for model in models[1:])
     wanted, find_base = None, True
     if not alone:
@@ -80,19 +86,23 @@ def new(
         second, wanted, find_base = first, None, True  # nothing else was said, so its reasons hold
     else:
         second = proposed(wanted, find_base, None, None)
-    say("", str(second.choice("method")))
+    space()
+    tell([str(second.choice("method"))], "  ")
     method = None
     if not alone:
         standard = second.choice("method").value
         method = _ask("method", lambda text: _method(text, second.find("base") is not None), default=standard)
     third = second if alone or method == standard else proposed(wanted, find_base, method, None)
-    say("", str(third.choice("type")))
+    space()
+    tell([str(third.choice("type"))], "  ")
     standard_type = third.choice("type").value
     out_type = _ask("type of the result", _type, default=standard_type)
     final = third if out_type == standard_type else proposed(wanted, find_base, method, out_type)
     write_new(recipe, text_of(final, recipe).encode(), overwrite=overwrite)
-    tell(["", f"{recipe}: written; ggufmerge plan {recipe} shows what it does, and this carries it out:"])
-    say(f"  ggufmerge build {recipe} -o {final.output}")
+    space()
+    say(f"{recipe}: written")
+    say(f"  ggufmerge plan {recipe}", "    shows what it does to each tensor")
+    say(f"  ggufmerge build {recipe} -o {final.output}", "    merges the models")
 
 
 def text_of(proposal: Proposal, recipe: Path) -> str:
@@ -111,7 +121,7 @@ def text_of(proposal: Proposal, recipe: Path) -> str:
 
 
 def _show(found: Sequence[FoundModel]) -> None:
-    from ggufmerge.cli.terminal import show_table
+    from ggufmerge.cli.terminal import say, show_table
     from ggufmerge.places.inventory import families
     from ggufmerge.text import size
 
@@ -125,19 +135,18 @@ def _show(found: Sequence[FoundModel]) -> None:
         letter = letters.get(model.family, "")
         rows.append((str(number), model.references[0], what, model.file_type, size(model.nbytes), letter))
     show_table(("", "model", "what", "type", "size", "with"), rows)
-    typer.echo("models with the same letter can be merged with each other")
+    say("models with the same letter can be merged with each other")
 
 
 def _ask(question: str, read: Callable[[str], Answer], default: str = "") -> Answer:
     """The answer to a question, which is asked again until `read` takes it (GgufmergeError says why not)."""
-    from ggufmerge.cli.terminal import complain
+    from ggufmerge.cli.terminal import ask, complain
     from ggufmerge.errors import GgufmergeError, PlanError
 
     while True:
         shown = f"{question} [{default}]: " if default else f"{question}: "
-        typer.echo(shown, nl=False)
         try:
-            text = input().strip() or default
+            text = ask(shown).strip() or default
         except (EOFError, RuntimeError):  # the latter where standard input is closed
             typer.echo()
             raise PlanError("the answers ended before the recipe was complete; nothing was written") from None
@@ -185,7 +194,7 @@ def _base(text: str, found: Sequence[FoundModel], names: Sequence[str]) -> str:
         return ""
     base = _numbered(text, found)
     if base.kind == "adapter":
-        raise PlanError(f"{base.references[0]} is an adapter, which is no base")
+        raise PlanError(f"{base.references[0]} is an adapter and cannot be the base")
     if base.references[0] in names and len(names) < 3:
         raise PlanError(f"{base.references[0]} is one of the two models: a base is a third one, or none")
     return base.references[0]

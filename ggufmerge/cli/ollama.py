@@ -1,4 +1,4 @@
-"""What `ggufmerge build` does for Ollama beside the GGUF file: a Modelfile, and the model in a store or on a server."""
+"""What `ggufmerge build` makes for Ollama besides the file: a Modelfile, and the model in a store or on a server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufmerge.cli.terminal import complain
+from ggufmerge.cli.terminal import complain, show_warnings
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files.digest import Advance
 from ggufmerge.files.journal import Move
@@ -138,8 +138,7 @@ class ForOllama:
                 by_hand = self._by_hand(place, report.output, output) if isinstance(error, GgufmergeError) else ""
                 complain(f"the merged model is complete: {report.output}; give the same command again{by_hand}")
             raise
-        for note in place.notes[known:]:
-            complain(f"warning: {note}")
+        show_warnings(place.notes[known:])
         return done
 
     def _by_hand(self, place: Store | Server, path: Path, output: Output) -> str:

@@ -43,6 +43,7 @@ class Place:
             chunk=self._chunk(),
             split=self.split,
             measure=self.measure,
+            try_changes=True,
         )
 
     def check(self, documents: Documents) -> None:
@@ -54,15 +55,17 @@ class Place:
 
     def of_plan(self, plan: Plan, opened: Opened, facts: dict[str, Any] | None = None) -> None:
         """The end of a dry run without a recipe: print the forecast with `facts`, or show it; then `check`."""
-        from ggufmerge.cli.terminal import print_json
+        from ggufmerge.cli.terminal import print_json, show_warnings
         from ggufmerge.engine.documents import documents_of
 
         documents = documents_of(plan, opened)
         forecast = self.forecast(documents)
         if facts is None:
+            show_warnings(expected(plan, forecast))
             show_forecast(forecast, plan, self)
         else:
-            print_json({**facts, "forecast": forecast.to_json()})
+            warnings = [*facts["warnings"], *expected(plan, forecast)]
+            print_json({**facts, **tried(forecast), "warnings": warnings, "forecast": forecast.to_json()})
         self.check(documents)
 
     def _chunk(self) -> int:
@@ -71,11 +74,24 @@ class Place:
         return self.chunk or DEFAULT_CHUNK
 
 
+def expected(plan: Plan, forecast: Forecast) -> Sequence[str]:
+    """What rounding will do to the changes as far as headers tell, where nothing was tried out."""
+    return plan.expectations if forecast.trial is None else ()
+
+
+def tried(forecast: Forecast) -> dict[str, Any]:
+    """The figures of a trial for JSON: null without one."""
+    from ggufmerge.cli.terminal import kept_facts
+
+    return {"kept": None if forecast.trial is None else kept_facts(forecast.trial.kept)}
+
+
 def show_forecast(forecast: Forecast, plan: Plan, place: Place) -> None:
     """A line for each question of somebody who plans, and one for each worry, last on the screen."""
-    from ggufmerge.cli.terminal import say, tell
+    from ggufmerge.cli.facts import space
+    from ggufmerge.cli.terminal import tell
 
-    say("")
+    space()
     for head, lines in _lines(forecast, plan, place):
         for number, line in enumerate(lines):
             tell([f"{'' if number and head != 'worry' else head:<{_INDENT}}{line}"], " " * _INDENT)
@@ -95,6 +111,7 @@ def _lines(forecast: Forecast, plan: Plan, place: Place) -> list[tuple[str, Sequ
         memory += f", and up to {size(forecast.mapped)} of model files as long as there is room"
     return [
         ("result", [f"{total}, {count(plan.parameters)} parameters"]),
+        ("change", forecast.trial.lines() if forecast.trial is not None else []),
         ("time", _time(forecast)),
         ("memory", [memory]),
         ("disk", [free + between] if free else []),

@@ -25,7 +25,7 @@ HELP = """Upload a model to the Hugging Face Hub as OWNER/NAME, with a model car
 
   ggufmerge push merged.gguf me/merged-GGUF --evaluation scores.json
 
-Files get names by the GGUF naming convention; all is one commit. Log in with `hf auth login` or set HF_TOKEN. An
+Files are named by the GGUF naming convention; all go into one commit. Log in with `hf auth login` or set HF_TOKEN. An
 evaluation comes from `ggufmerge eval merged.gguf --text wiki.txt --json > scores.json`.
 """
 
@@ -34,11 +34,14 @@ def push(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .gguf file.", show_default=False)],
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository.", show_default=False)],
     evaluation: Annotated[
-        Path | None, typer.Option("--evaluation", metavar="JSON", help="Show this output of `ggufmerge eval --json`.")
+        Path | None,
+        typer.Option(
+            "--evaluation",
+            metavar="JSON",
+            help="Show these results: a file with the output of `ggufmerge eval --json`.",
+        ),
     ] = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="If the repository is new, let nobody else see it.")
-    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private if it is new.")] = False,
     message: Annotated[str | None, typer.Option("--message", metavar="TEXT", help="Title of the commit.")] = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -60,7 +63,7 @@ def push(
 
 
 Card = Annotated[
-    Path | None, typer.Option("--card", metavar="FILE", help="Write a model card, as README.md on the Hub is.")
+    Path | None, typer.Option("--card", metavar="FILE", help="Write a model card, like a README.md on the Hub.")
 ]
 PushTo = Annotated[
     str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload the result and a model card to the Hub.")
@@ -115,12 +118,13 @@ class ForHub:
             self.facts["card"] = str(self._card)
         if self._repo is None:
             return report
-        from ggufmerge.cli.terminal import complain
+        from ggufmerge.cli.terminal import complain, show_warnings
         from ggufmerge.places.hub.upload import plan_upload
         from ggufmerge.places.hub.upload import push as carry_out
 
         try:
             self._upload = plan_upload(report.output, self._repo, overwrite=self._overwrite)
+            show_warnings(self._upload.notes)
             url = None if self._dry_run else carry_out(self._upload)
         except BaseException:
             again = f"ggufmerge push {report.output} {self._repo}"
@@ -153,6 +157,7 @@ def facts_of(upload: Upload, url: str | None) -> dict[str, Any]:
 
 def show_upload(upload: Upload, url: str | None) -> None:
     """What was uploaded to `url`, or, without it, what would be."""
+    from ggufmerge.cli.facts import space
     from ggufmerge.cli.terminal import say, show_table, show_warnings
     from ggufmerge.text import size
 
@@ -165,6 +170,7 @@ def show_upload(upload: Upload, url: str | None) -> None:
         say(url)
         return
     if upload.card is not None:
-        say("", *upload.card.split("\n"))
+        say(*upload.card.strip("\n").split("\n"))
+        space()
     state = "exists" if upload.exists else "would be created"
     say(f"nothing was uploaded; the repository {state}: {upload.repo}")

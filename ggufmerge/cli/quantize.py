@@ -41,8 +41,8 @@ HELP = """Write INPUT in another file type, tensor by tensor as llama-quantize w
 
   ggufmerge quantize model-f16.gguf Q4_K_M
 
-TYPE is one that ggufmerge types lists, its number (15 is Q4_K_M), or COPY. Without OUTPUT the result stands beside
-INPUT under its name, with the type at the end: model-Q4_K_M.gguf. The source may be quantized already; tensors that
+TYPE is one that ggufmerge types lists, its number (15 is Q4_K_M), or COPY. Without OUTPUT the result gets the
+name and folder of INPUT, with the type at the end: model-Q4_K_M.gguf. The source may be quantized already; tensors that
 keep their type are copied.
 """
 
@@ -78,7 +78,9 @@ def quantize(
     ] = None,
     tensor_type_file: Annotated[
         Path | None,
-        typer.Option("--tensor-type-file", metavar="FILE", help="A text of such pairs, between blanks or line breaks."),
+        typer.Option(
+            "--tensor-type-file", metavar="FILE", help="A text file of such pairs, separated by blanks or line breaks."
+        ),
     ] = None,
     output_tensor_type: Annotated[
         str | None,
@@ -106,7 +108,7 @@ def quantize(
     max_size: MaxSize = None,
     max_tensors: MaxTensors = None,
     metadata_first: MetadataFirst = False,
-    keep_split: Annotated[bool, typer.Option("--keep-split", help="Write the shards that INPUT has.")] = False,
+    keep_split: Annotated[bool, typer.Option("--keep-split", help="Write as many shards as INPUT has.")] = False,
     dry_run: DryRun = False,
     every: All = False,
     json: Json = False,
@@ -187,7 +189,7 @@ def _wanted(
     if rest and threads is None and rest[0].isascii() and rest[0].isdigit() and 0 < len(rest[0]) < 6:
         threads = max(int(rest.pop(0)), 1)
     if rest:
-        raise typer.BadParameter(f'there is no place for "{rest[0]}" behind the type: {_USAGE}')
+        raise typer.BadParameter(f'there is no place for "{rest[0]}" after the type: {_USAGE}')
     if kind is None and not like:
         raise typer.BadParameter(f"which type? {_USAGE}, or --like FILE; ggufmerge types lists the types")
     return _Wanted(output, kind, threads)
@@ -223,10 +225,10 @@ def _beside(source: str, kind: str) -> Path:
     old one; that of a model with a name (ollama:...) in the current folder.
     """
     from ggufmerge.files import ShardName
-    from ggufmerge.places.schemes import SCHEMES
+    from ggufmerge.places.schemes import is_scheme
 
     scheme, colon, name = source.partition(":")
-    if colon and scheme in SCHEMES:
+    if colon and is_scheme(scheme):
         folder, stem = Path(), name.rpartition("/")[2].removesuffix(".gguf").replace(":", "-").replace("@", "-")
     else:
         path = Path(source)

@@ -22,7 +22,7 @@ SPLIT_HELP = """Cut INPUT into shards OUTPUT-00001-of-0000N.gguf, as llama-gguf-
 Tensors keep their bytes, which are read back and compared. Without a limit a shard holds 128 tensors.
 """
 
-JOIN_HELP = """Write the shards of a model, of which FIRST is the first, as one file.
+JOIN_HELP = """Write the shards of a model as one file; FIRST is the first of them.
 
 [bold]Examples[/bold]
 
@@ -39,13 +39,13 @@ MaxTensors = Annotated[
     int | None, typer.Option("--split-max-tensors", min=1, metavar="N", help="Largest number of tensors of a shard.")
 ]
 MetadataFirst = Annotated[
-    bool, typer.Option("--no-tensor-first-split", help="Leave the first shard to the metadata alone.")
+    bool, typer.Option("--no-tensor-first-split", help="Put only metadata into the first shard, no tensors.")
 ]
 
 
 def split(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A GGUF file.", show_default=False)],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What names begin with.", show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Prefix of the shard names.", show_default=False)],
     max_size: MaxSize = None,
     max_tensors: MaxTensors = None,
     metadata_first: MetadataFirst = False,
@@ -54,7 +54,7 @@ def split(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    from ggufmerge.cli.terminal import print_json, show_table, show_warnings
+    from ggufmerge.cli.terminal import print_json, say, show_table, show_warnings, tell
     from ggufmerge.files import open_gguf
     from ggufmerge.files.sharded import DEFAULT_MAX_TENSORS, SplitLimit
     from ggufmerge.files.split import split_gguf, tensor_infos
@@ -85,8 +85,12 @@ def split(
         return
     rows = [(file, str(tensors), size(nbytes)) for file, tensors, nbytes in shards]
     show_table(("file", "tensors", "data"), rows, numbers=2)
+    count = f"{len(shards)} shard{'s' * (len(shards) > 1)}"
+    total = f"{sum(part[1] for part in shards)} tensors, {size(sum(part[2] for part in shards))}"
     if dry_run:
-        typer.echo("nothing was written")
+        say(f"{count} with {total}; nothing was written")
+        return
+    tell([f"{count} with {total}: give {paths[0]} wherever a model is asked for, the others are found beside it"], "  ")
 
 
 def join(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ggufmerge.cli import voice
-from ggufmerge.cli.facts import facts, plain_json
-from ggufmerge.text import count, message, printable, shortened, size
+from ggufmerge.cli import complaints, voice
+from ggufmerge.cli.facts import facts, plain_json, space, wants_space, warn
+from ggufmerge.text import count, folded, printable, shortened, size
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.engine.plan import PlannedTensor
+    from ggufmerge.engine.planner import Opened
     from ggufmerge.engine.survival import Survival, TypeSurvival
 
 Row = Sequence[str]
@@ -34,11 +34,26 @@ def console(*, stderr: bool = False) -> Console:
 def say(*lines: str) -> None:
     """Print lines on standard output, each as one line whatever it holds."""
     for line in lines:
+        if wants_space():
+            typer.echo()
         typer.echo(printable(line))
 
 
+def ask(question: str) -> str:
+    """The line that is typed behind a question. EOFError where nothing is typed any more."""
+    if wants_space():
+        typer.echo()
+    typer.echo(printable(question), nl=False)
+    return input()
+
+
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print the facts of a command as JSON, behind those that stand in front everywhere (`cli.facts`)."""
+    """Print the facts of a command as JSON, after those that all commands begin with (`cli.facts`).
+
+    Its warnings go to standard error, too, and those that were shown before are among its facts.
+    """
+    for part in (*value.get("stages", ()), value):
+        show_warnings(part.get("warnings", ()))
     typer.echo(facts(value))
 
 
@@ -52,25 +67,29 @@ def tell(lines: Iterable[str], indent: str = "") -> None:
     out = console()
     for line in lines:
         if out.is_terminal:
-            say(*(textwrap.wrap(printable(line), max(20, out.width - 1), subsequent_indent=indent) or [""]))
+            say(*folded(printable(line), max(20, out.width - 1), indent))
         else:
             say(line)
 
 
 def show_table(heads: Row, rows: Iterable[Row], numbers: int = 0, names: Sequence[int] = ()) -> None:
     """Rows under heads, the last `numbers` columns set to the right: a table that fits the terminal, or, in a file or
-    pipe, one line a row with columns aligned by spaces and nothing folded.
+    pipe, one line a row with columns aligned by spaces and nothing folded. A blank line stands before and behind it.
 
     names: columns whose cells lose their middle, and stay in one line, where the table would be too wide.
     """
     lines = [[printable(cell) for cell in row] for row in rows]
     out = console()
+    space()
+    if wants_space():
+        typer.echo()
     if out.is_terminal:
         if names:
             lines = _fitted(heads, lines, names, out.width)
         _show_folded(out, heads, lines, numbers)
     else:
         _show_plain(heads, lines, numbers)
+    space()
 
 
 def _fitted(heads: Row, lines: list[list[str]], names: Sequence[int], width: int) -> list[list[str]]:
@@ -85,7 +104,7 @@ def _fitted(heads: Row, lines: list[list[str]], names: Sequence[int], width: int
 
 
 def _show_folded(out: Console, heads: Row, lines: Sequence[Row], numbers: int) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column, head in enumerate(heads):
         right = column >= len(heads) - numbers
         # names stay in one piece, and what stands behind them is folded, unless they are very long
@@ -98,7 +117,6 @@ def _show_folded(out: Console, heads: Row, lines: Sequence[Row], numbers: int) -
 
 def _show_plain(heads: Row, lines: Sequence[Row], numbers: int) -> None:
     widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
-    typer.echo()
     for line in [heads, *lines]:
         cells = [
             cell.rjust(width) if column >= len(heads) - numbers else cell.ljust(width)
@@ -113,21 +131,25 @@ def kind_of(tensor: str) -> str:
 
 
 def show_warnings(warnings: Iterable[str]) -> None:
+    """Print warnings on standard error, each once, and keep them for the command's JSON."""
     for warning in warnings:
-        complain(f"warning: {warning}")
+        if warn(warning):
+            complain(f"warning: {warning}")
 
 
 def complain(line: str) -> None:
     """Print a line on standard error, as one line whatever it holds; nothing when that is closed."""
     voice.current().log(line)
-    if sys.stderr is not None:
-        print(message(line), file=sys.stderr)
+    if sys.stderr is not None and sys.stderr.isatty() and console().is_terminal and wants_space():
+        typer.echo()  # both are on one screen
+    complaints.show(line)
 
 
-def show_plan(plan: Plan, *, every: bool = False) -> None:
+def show_plan(plan: Plan, opened: Opened, *, every: bool = False, tried: bool = False) -> None:
     """The models, the parameters that hold everywhere, what happens to each kind of tensor (`every`: to each tensor),
-    and what was decided without asking.
+    and what was decided without asking. tried: what would be left of the changes is known better than headers tell.
     """
+    from ggufmerge.engine.effort import is_one_tensor
     from ggufmerge.engine.survival import unknown
 
     say(
@@ -148,7 +170,7 @@ def show_plan(plan: Plan, *, every: bool = False) -> None:
     for tensor in plan.tensors:
         name = tensor.name if every else kind_of(tensor.name)
         shape = " x ".join(map(str, tensor.shape))
-        verb = _verb(tensor, len(plan.sources), several=several)
+        verb = _verb(tensor, len(plan.sources), several=several, same=is_one_tensor(tensor, opened))
         # tensors that stand in one line have the same models, so their parameters can be set side by side
         counts = "/".join(f"{k} {len(v)}" for k, v in _values(tensor).items())
         groups.setdefault((name, shape, str(tensor.type), verb, counts), []).append(tensor)
@@ -156,19 +178,24 @@ def show_plan(plan: Plan, *, every: bool = False) -> None:
     for (name, shape, kind, verb, _), tensors in groups.items():
         own = ", ".join(f"{k} {v}" for k, v in _ranges(tensors, told).items() if k not in common)
         title = f"{len(tensors)} x {name}" if len(tensors) > 1 else tensors[0].name
-        rows.append((title, shape, kind, f"{verb}: {own}" if own else verb))
+        rows.append((title, shape, kind, f"{verb}: {own}" if own and not verb.endswith("models") else verb))
     show_table(("tensor", "shape", "type", "what happens"), rows)
     show_notes((t.name, decision) for t in plan.tensors for decision in t.decisions)
-    if line := unknown(plan.tensors, plan.sources):
+    if not tried and (line := unknown(plan.tensors, plan.sources)):
         tell([f"note: {line}"], "  ")
-    show_warnings([*plan.warnings, *plan.expectations])
+    show_warnings([*plan.warnings, *(() if tried else plan.expectations)])
 
 
-def _verb(tensor: PlannedTensor, models: int, *, several: bool) -> str:
-    """What happens to a tensor and to which models' tensors; `several`: by which of the recipe's methods, too."""
+def _verb(tensor: PlannedTensor, models: int, *, several: bool, same: bool) -> str:
+    """What happens to a tensor and to which models' tensors; `several`: by which of the recipe's methods, too.
+
+    same: all inputs are one and the same, which the reader might think to be changed.
+    """
     origins = " ".join(f"#{i.source}" for i in tensor.inputs)
     if tensor.action == "merge":
         merged = f"merged by {tensor.method}" if several else "merged"
+        if same:
+            return f"{merged}: the same in all models"
         return merged if {i.source for i in tensor.inputs} == set(range(models)) else f"{merged} from {origins}"
     verb = {"copy": "copied", "convert": "converted"}[tensor.action]
     layers = {i.tensor.split(".")[1] for i in tensor.inputs if i.tensor != tensor.name and i.tensor.startswith("blk.")}
@@ -214,14 +241,14 @@ def _ranges(tensors: Sequence[PlannedTensor], told: set[str]) -> dict[str, str]:
         columns = [list(dict.fromkeys(column)) for column in zip(*values, strict=True)]
         if all(column == columns[0] for column in columns):
             columns = columns[:1]
-        texts = list(map(_range_text, columns))
+        texts = list(map(range_text, columns))
         if len(texts) > 1 and len(models.get(key, ())) == len(texts):
             texts = [f"#{source} {text}" for source, text in zip(models[key], texts, strict=True)]
         out[key] = " ".join(texts)
     return out
 
 
-def _range_text(values: Sequence[Any]) -> str:
+def range_text(values: Sequence[Any]) -> str:
     """One value, the ends of a range of numbers (as they follow each other if they rise or fall), or all of several."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if not numbers or len(values) == 1:
@@ -247,11 +274,11 @@ def show_build(report: BuildReport) -> None:
     say(f"{report.output}: {total}")
     rate = report.source_bytes / max(report.seconds, 1e-9) / 1e6
     tensors = sum(n for _, n in made)
-    typer.echo(f"{tensors} tensors: {what}; {report.seconds:.1f} s, {rate:.0f} MB/s of sources")
+    say(f"{tensors} tensors: {what}; {report.seconds:.1f} s, {rate:.0f} MB/s of sources")
     if report.resumption:
         say(f"note: {report.resumption}")
     elif report.resumed:
-        typer.echo(f"{report.resumed} tensors were taken over from an interrupted build")
+        say(f"{report.resumed} tensors were taken over from an interrupted build")
     show_kept(report)
     show_notes(report.notes, tensors)
 

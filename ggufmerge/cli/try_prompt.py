@@ -38,15 +38,15 @@ def asked(path: Path, prompt: str | None) -> dict[str, Any]:
 
 def show(path: Path, prompt: str | None) -> None:
     """Ask, and print the answer as running text; a line how to ask later when there is none."""
-    from ggufmerge.cli.terminal import complain, console
-    from ggufmerge.text import printable
+    from ggufmerge.cli.facts import space
+    from ggufmerge.cli.terminal import complain, say, tell
 
     if prompt is None:
         return
-    typer.echo(f"\n> {printable(prompt)}")
+    space()
+    say(f"> {prompt}")
     found = answer(path, prompt)
     if "error" in found:
         complain(f"note: no answer: {found['error']}; later: ggufmerge eval {path} --prompt {prompt!r}")
         return
-    lines = [printable(line) for line in found["answer"].strip().splitlines()] or ["(the model ends its turn at once)"]
-    console().print("\n".join(lines), markup=False, soft_wrap=not console().is_terminal)
+    tell(found["answer"].strip().splitlines() or ["(the model ends its turn at once)"])

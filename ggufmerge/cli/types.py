@@ -12,7 +12,7 @@ from ggufmerge.cli.options import Json
 if TYPE_CHECKING:
     from ggufmerge.types import FileType, TensorType
 
-HELP = """List the types that files and tensors can have, or tell of one: its size, what it is for, who takes it.
+HELP = """List the types that files and tensors can have, or describe one: its size, its use, which programs take it.
 
 [bold]Examples[/bold]
 
@@ -24,7 +24,7 @@ HELP = """List the types that files and tensors can have, or tell of one: its si
 
   ggufmerge types --json
 
-Which to take: Q4_K_M when memory is short, Q6_K or Q8_0 for a merge that shall lose nothing, F16 to go on working with.
+Which to take: Q4_K_M when memory is short, Q6_K or Q8_0 for a merge that should lose nothing, F16 for further work.
 """
 
 

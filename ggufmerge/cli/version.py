@@ -8,7 +8,7 @@ import typer
 
 from ggufmerge.cli.options import Json
 
-HELP = """Print the versions of the program and of what it stands on.
+HELP = """Print the versions of the program and of the libraries that it uses.
 
 [bold]Examples[/bold]
 

@@ -24,13 +24,11 @@ from ggufmerge.text import printable
 
 _PANEL = "Messages"
 _STAMP = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # what each line begins with
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.", rich_help_panel=_PANEL)
-]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A line for each tensor.", rich_help_panel=_PANEL)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.", rich_help_panel=_PANEL)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a line for each tensor.", rich_help_panel=_PANEL)]
 Log = Annotated[
     Path | None,
-    typer.Option("--log", metavar="FILE", help="Add all that is said to this file, too.", rich_help_panel=_PANEL),
+    typer.Option("--log", metavar="FILE", help="Add all messages to this file, too.", rich_help_panel=_PANEL),
 ]
 
 
@@ -116,7 +114,7 @@ def _opened(path: Path) -> TextIO:
     """The log, to be added to. OutputError for what is no log: a model or recipe is never written into."""
     try:
         if path.exists() and not _is_log(path):
-            raise OutputError(f"{path}: is no log of this program: give another --log, or remove it")
+            raise OutputError(f"{path}: exists and is not a log of this program: give another --log, or remove it")
         return path.open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(f"{path}: the log cannot be written ({error.strerror}): give another --log") from None

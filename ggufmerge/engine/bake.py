@@ -110,7 +110,9 @@ def _opened(reference: ModelReference) -> Source:
             rest = [reference.path, *(path for path in others if path != swapped)]
             todo = f"name the model first: {' '.join(map(printable, [swapped or 'MODEL', *rest]))}"
             raise error.to_do(todo) from None
-        raise error.to_do("baking takes one model and its adapters; to merge models, list them in a recipe") from None
+        models = " ".join(map(printable, [reference.path, *filter(is_model, others)]))
+        todo = f"baking takes one model and its adapters; to merge models: ggufmerge merge {models}"
+        raise error.to_do(todo) from None
 
 
 def total_survival(survival: Mapping[str, Survival]) -> Survival:

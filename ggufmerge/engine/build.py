@@ -79,8 +79,8 @@ def build(
     split: how large the shards may be that are written instead of one file; their names begin with `output`.
     sinks: what else is made of the file, in this order. They belong to the build: the same call after an interruption
     does what is left of them.
-    GgufmergeError (RecipeError, FormatError, PlanError) before work starts when something does not fit. What an
-    interruption or an error of the machine leaves beside the output, the same call goes on with (`files.output`).
+    GgufmergeError (RecipeError, FormatError, PlanError) before work starts when something does not fit. After an
+    interruption or an error of the machine, the same call continues with the work that is left (`files.output`).
     """
     recipe = load_recipe(recipe)
     progress = progress or Progress()
@@ -90,7 +90,7 @@ def build(
         check_targets(files, targets, [*documents.inputs, *(path for sink in sinks for path in sink.inputs())])
         with Output(files, overwrite=overwrite) as out:
             move = out.take_up(f"{documents.identity}/{chunk}/{split}")
-            warnings = [*documents.final.warnings]
+            warnings = list(dict.fromkeys(line for plan in documents.plans for line in plan.warnings))
             warnings += split.warnings(documents.final.tensors) if split else []
             if not out.has_lock:
                 warnings.append(f"{files[0].parent}: has no file locks: do not start a second build of this output")

@@ -33,7 +33,7 @@ def check_architectures(sources: Sequence[Source]) -> None:
     """PlanError or FormatError unless all sources have one `general.architecture`."""
     first = sources[0]
     if not first.metadata.need_text(ARCHITECTURE) or not first.file.architecture:
-        raise PlanError(f"{first.file.path}: {ARCHITECTURE} is no name of an architecture; this file is not a model")
+        raise PlanError(f"{first.file.path}: {ARCHITECTURE} names no architecture; this file is not a model")
     for other in sources[1:]:
         if other.file.architecture != first.file.architecture:
             raise PlanError(

@@ -16,6 +16,7 @@ from ggufmerge.engine import checks
 from ggufmerge.engine.scheduler import Job, Step, drive
 from ggufmerge.errors import PlanError
 from ggufmerge.files.metadata import KeyValues
+from ggufmerge.files.shards import model_name
 from ggufmerge.kernels import kernel
 from ggufmerge.methods.chunks import chunks_of
 from ggufmerge.places.opening import open_source
@@ -112,6 +113,12 @@ class Comparison:
         """Whether the two have the same tensors with the same values; types and metadata may differ."""
         return not self.only_first and not self.only_second and all(t.identical for t in self.tensors)
 
+    def __repr__(self) -> str:
+        what = "identical" if self.identical else f"{100 * self.total.difference.relative:.2g} % apart"
+        return (
+            f"<Comparison {model_name(self.first)} with {model_name(self.second)}: {len(self.tensors)} tensors, {what}>"
+        )
+
 
 def compare(
     first: str | os.PathLike[str],
@@ -161,9 +168,9 @@ def _compared(sources: Sequence[Source], threads: int | None) -> Comparison:
         tensors=tuple(found[name][0] for name in common),
         only_first=tuple(name for name in a.tensors if name not in b.tensors),
         only_second=tuple(name for name in b.tensors if name not in a.tensors),
-        first=a.label,
-        second=b.label,
-        base=sources[2].label if with_base else None,
+        first=a.reference,
+        second=b.reference,
+        base=sources[2].reference if with_base else None,
         total=totals(common),
         layers={number: totals(layers[number]) for number in sorted(layers)},
         metadata=tuple(sorted(_differing(a.metadata, b.metadata))),

@@ -1,4 +1,4 @@
-"""What a plan is made of, as work: how many values are read, merged and written, of which kinds.
+"""What a plan is made of, as work: how many values of each kind are read, merged and written.
 
 `Work` is what the rates of a machine (`engine.rates`) turn into seconds: before a build, to say how long it will take,
 and while it runs, to say how much of it is done. A tensor's weight in the progress is its share of the processor time,
@@ -89,6 +89,14 @@ def digested(plan: Plan, opened: Opened) -> dict[Path, int]:
         return {}
     watch = watched(opened.sources)
     return {path: watch.size(path) for path in watch.paths}
+
+
+def is_one_tensor(tensor: PlannedTensor, opened: Opened) -> bool:
+    """Whether a tensor has several inputs that are all the same stored weights, changed by no adapter."""
+    if len(tensor.inputs) < 2 or vocabulary.is_moved(opened.alignment, opened.sources, tensor.inputs):
+        return False
+    stored = {(t.path, t.name) for i in tensor.inputs for t in [opened.sources[i.source].file.tensors[i.tensor]]}
+    return len(stored) == 1 and not rank_of(tensor, opened.sources)
 
 
 def write_kind(tensor: PlannedTensor, imatrix: Imatrix | None, *, rounding: Rounding, measure: bool) -> str:

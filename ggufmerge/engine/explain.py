@@ -13,7 +13,7 @@ from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.resolve import Found, Resolver, lay_out, stack_order, uses_base
 from ggufmerge.errors import RecipeError
 from ggufmerge.methods import method as find_method
-from ggufmerge.methods.spec import Parameter, Value
+from ggufmerge.methods.parameters import Parameter, Value
 from ggufmerge.recipe import Recipe, load_recipe
 from ggufmerge.recipe.settings import matches
 
@@ -89,7 +89,7 @@ def _origins(resolver: Resolver, slot: Slot, name: str) -> Iterator[Origin]:
     others = order[1:] if uses_base(method, slot.slice) else order
     for parameter in method.parameters:
         for i in [None] if parameter.scope == "shared" else others:
-            model = "" if i is None else resolver.sources[slot.slice.parts[i].source].label
+            model = "" if i is None else resolver.sources[slot.slice.parts[i].source].reference
             yield _origin(resolver.recipe, parameter, model, resolver.find(parameter, slot, i), slot)
 
 

@@ -294,8 +294,8 @@ class _Selection:
                 + ("take others in with --include" if left_out else "it is the same model")
             )
         return ExtractPlan(
-            tune=self.tune.label,
-            base=self.base.label,
+            tune=self.tune.reference,
+            base=self.base.reference,
             rank=self.rank,
             type=self.kind,
             pairs=tuple(pairs),

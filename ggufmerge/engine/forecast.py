@@ -1,4 +1,4 @@
-"""What a build will cost and what stands in its way, before it begins: size, time, memory, disk, what is there.
+"""What a build will cost and what prevents it, before it begins: size, time, memory, disk, what is there.
 
 The size is that of the file, to the byte: its header is made as the build makes it. Time and memory come from the rates
 that builds on this machine have measured (`engine.rates`); what was never measured is a guess, and said to be one.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ggufmerge.engine.memory import buffers, mapped, total_memory
 from ggufmerge.engine.plan import Plan
 from ggufmerge.engine.planner import Opened, header_of
 from ggufmerge.engine.rates import Rates
+from ggufmerge.engine.trial import Trial, try_out
 from ggufmerge.engine.worries import worries_of
 from ggufmerge.errors import GgufmergeError, OutputError
 from ggufmerge.files.journal import Move, Seen, State, decide
@@ -46,6 +47,7 @@ class Forecast:
     busy: how many times as long it takes if other programs go on as in the last minute; 1 on an idle machine.
     folder: where the files go, with `free` bytes.  there: what is there already, in words.
     worries: what in the plan is probably not meant, and what to do.
+    trial: what would be left of the changes, None where that was not tried out.
     """
 
     sizes: tuple[int, ...]
@@ -62,6 +64,7 @@ class Forecast:
     free: int | None
     there: tuple[str, ...]
     worries: tuple[str, ...]
+    trial: Trial | None
 
     @property
     def nbytes(self) -> int:
@@ -69,7 +72,7 @@ class Forecast:
         return sum(self.sizes)
 
     def to_json(self) -> dict[str, Any]:
-        return {"nbytes": self.nbytes, **asdict(self)}
+        return {"nbytes": self.nbytes, **asdict(replace(self, trial=None))}
 
 
 def forecast(
@@ -81,9 +84,17 @@ def forecast(
     split: SplitLimit | None = None,
     measure: bool = False,
     rates: Rates | None = None,
+    try_changes: bool = False,
 ) -> Forecast:
-    """Of a planned recipe. output: where it is to go; None for a place that is not known.  The rest: as in `build`."""
+    """Of a planned recipe. output: where it is to go; None for a place that is not known.
+
+    try_changes: find out what would be left of the changes of a recipe of one document, if that takes no more than two
+    seconds.  The rest: as in `build`.
+    """
     rates = rates or Rates.load()
+    trial = None
+    if try_changes and len(documents.plans) == 1:
+        trial = try_out(documents.final, documents.opened, rates, chunk=chunk)
     threads = threads or os.cpu_count() or 1
     parts = [
         _Part(plan, opened, rates, threads, chunk, measure)
@@ -114,7 +125,8 @@ def forecast(
         folder=str(folder),
         free=_free(folder),
         there=tuple(_there(documents, output, split, chunk)) if output is not None else (),
-        worries=tuple(worry for plan, opened in _all(documents) for worry in worries_of(plan, opened)),
+        worries=tuple(worry for plan, opened in _all(documents) for worry in worries_of(plan, opened, trial)),
+        trial=trial,
     )
 
 

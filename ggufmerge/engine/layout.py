@@ -1,4 +1,4 @@
-"""Which tensors the result has, and which tensors of which sources each is made from.
+"""Which tensors the result has, and the tensors of the sources that each is made from.
 
 Layers of the result are counted through the recipe's output slices. Tensors outside the blocks come from the first
 slice (embeddings and the like) or the last one (final norm and output head), as in mergekit.
@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from ggufmerge.errors import PlanError
 from ggufmerge.formats.layers import layer_count
 from ggufmerge.methods.spec import Base, Method
+from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import layer_of, with_layer
 from ggufmerge.recipe.reference import ModelReference
-from ggufmerge.recipe.schema import Model, Parameters, Recipe, SliceSource
+from ggufmerge.recipe.schema import Model, Parameters, SliceSource
 from ggufmerge.sources import Source
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
@@ -171,7 +172,7 @@ def _outside(piece: Slice, sources: Sequence[Source], *, after: bool) -> Iterato
                 yield Slot(name, only, (name,), 0.0, (note,), constant=True)
         elif name == _HEAD and None in own:
             tied = [s.label for s, n in zip(parts, own, strict=True) if n is None]
-            note = f"{', '.join(tied)}: tied to the embedding, which stands in for it"
+            note = f"{', '.join(tied)}: tied to the embedding, which is used in its place"
             yield Slot(name, piece, tuple(n or _EMBEDDING for n in own), 0.0, (note,))
         else:
             yield Slot(name, piece, own, 0.0)

@@ -1,15 +1,15 @@
 """The models that a GGUF file was made from, where they are on this machine: what its own metadata name, found again.
 
 A result keeps its recipe, and the name and digest of each file it was made from, but not where they were. So they are
-looked for in a few folders, and a file that has a digest is only taken when it still is that file: `base.gguf` is a
-common name. Nothing is downloaded: a stranger may have written the metadata.
+looked for in a few folders and among the models that other programs keep. A file that has a digest is only taken when
+it still is that file: `base.gguf` is a common name. Nothing is downloaded: a stranger may have written the metadata.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,8 +18,10 @@ from pathlib import Path
 from ggufmerge.engine.provenance import PREFIX
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import GGUFFile, open_gguf
+from ggufmerge.files.shards import model_name
 from ggufmerge.files.small import open_regular
 from ggufmerge.places.hub.cache import cache_folder, cached_files
+from ggufmerge.places.inventory import kept_files
 from ggufmerge.places.references import find
 from ggufmerge.places.schemes import SCHEMES
 from ggufmerge.recipe import AdapterReference, ModelReference, Recipe, load_recipe
@@ -28,6 +30,9 @@ _DEPTH = 3  # of folders below a given one that are searched
 _MAX_ENTRIES = 5000  # that are looked at in a folder
 _PIECE = 1 << 22  # bytes
 _TWO_OF_A_KIND = frozenset({"slerp", "arcee_fusion"})  # methods whose base is one of the two that are joined
+
+
+NOT_FOUND = "not found in these folders or among the models that `ggufmerge models` lists"
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class Family:
 def family(path: str | os.PathLike[str], folders: Iterable[str | os.PathLike[str]] = (".",)) -> Family:
     """The family of a GGUF file; empty when it does not name one.
 
-    folders: where to look, besides the folder of the file itself; relative paths of its recipe start from each.
+    folders: where to look, besides the folder of the file itself; relative paths of its recipe start from each. What
+        is in none of them is looked for among the models that the programs of this machine keep.
     Reads all of each file whose digest is known. GgufmergeError when the file itself cannot be read.
     """
     path = Path(path)
@@ -77,10 +83,14 @@ def family(path: str | os.PathLike[str], folders: Iterable[str | os.PathLike[str
     return _family(*_roles(recipe), search)
 
 
-def _told(file: GGUFFile) -> tuple[str, list[str], frozenset[str]]:
-    """The recipe, the names of the source files in order, and the digests of all files that went into it."""
+def _told(file: GGUFFile) -> tuple[str, dict[str, str], frozenset[str]]:
+    """The recipe, the source files in order with their digests ("" for none), and the digests of all that went in."""
     texts = {key: value for key in file.metadata if key.startswith(PREFIX) and (value := file.metadata.text(key))}
-    names = [texts[key] for i in range(100) if (key := f"{PREFIX}source.{i}.file") in texts]
+    names = {
+        texts[key]: texts.get(f"{PREFIX}source.{i}.sha256", "")
+        for i in range(100)
+        if (key := f"{PREFIX}source.{i}.file") in texts
+    }
     digests = frozenset(value for key, value in texts.items() if key.endswith(".sha256") and ".source." in key)
     return texts.get(PREFIX + "recipe", ""), names, digests
 
@@ -107,7 +117,7 @@ def _family(base: ModelReference | None, parents: Sequence[ModelReference], sear
         try:
             found[reference] = search.relative(reference)
         except GgufmergeError as error:
-            missing[f"{reference}: {error}"] = None
+            missing[f"{model_name(str(reference))}: {error}"] = None
     return Family(
         None if base is None else found.get(base),
         tuple(found[p] for p in parents if p in found),
@@ -118,9 +128,12 @@ def _family(base: ModelReference | None, parents: Sequence[ModelReference], sear
 class _Search:
     """Looks for the files of references; GgufmergeError says why one is not found."""
 
-    def __init__(self, folders: Sequence[Path], names: Sequence[str], digests: frozenset[str], besides: Path) -> None:
+    def __init__(
+        self, folders: Sequence[Path], names: Mapping[str, str], digests: frozenset[str], besides: Path
+    ) -> None:
         self._folders = list(dict.fromkeys(folders))
         self._names, self._digests, self._besides = names, digests, besides.resolve()
+        self._kept: list[Path] | None = None  # by programs of this machine
 
     def relative(self, reference: ModelReference) -> Relative:
         path, own = self._located(reference.path)
@@ -141,10 +154,10 @@ class _Search:
         for path in self._candidates(name):
             if path.is_dir():
                 raise GgufmergeError("is a checkpoint, which llama.cpp does not read")
-            there = there or path.resolve() != self._besides
+            there = there or (path.name == Path(name).name and path.resolve() != self._besides)
             if self._is_it(path):
                 return path, []
-        raise GgufmergeError("only another file of this name is here" if there else "not found here")
+        raise GgufmergeError("only other files of this name are here" if there else NOT_FOUND)
 
     def _candidates(self, name: str) -> Iterator[Path]:
         """Places where the file may be, the likely ones first."""
@@ -163,6 +176,16 @@ class _Search:
         if self._digests:  # a name alone proves nothing further away
             for folder in self._folders:
                 yield from _below(folder, last)
+            yield from self._kept_by_programs(last)
+
+    def _kept_by_programs(self, name: str) -> Iterator[Path]:
+        """Files of a name, or that are called by their digest, as Ollama and the cache of the Hub do."""
+        if self._kept is None:
+            self._kept = list(kept_files())
+        digest = self._names.get(name, "")
+        for path in self._kept:
+            if path.name == name or (digest and path.resolve().name in (digest, f"sha256-{digest}")):
+                yield path
 
     def _is_it(self, path: Path) -> bool:
         if path.resolve() == self._besides:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any, Literal
 
-from ggufmerge.methods.spec import Value
+from ggufmerge.methods.parameters import Value
 from ggufmerge.text import size
 from ggufmerge.types import FileType, TensorType
 
@@ -21,7 +21,7 @@ PlannedRounding = str  # or "auto"
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A model of the recipe. `label` is its reference as the recipe writes it."""
+    """A model of the recipe. `label` is what tables and messages call it."""
 
     label: str
     path: str

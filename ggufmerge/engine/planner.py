@@ -59,11 +59,11 @@ class Opened:
         opening, sources = plan.opening, list[Source]()
         with ExitStack() as on_failure:
             for planned in plan.sources:
-                path = opening.stages.get(planned.path, planned.path)
-                adapters = tuple(AdapterReference(*adapter) for adapter in planned.adapters)
-                source = open_source(ModelReference(path, adapters), plan.folder)
+                reference = _reference_of(planned)
+                path = opening.stages.get(reference.path, reference.path)
+                source = open_source(replace(reference, path=path), plan.folder)
                 on_failure.callback(source.close)
-                source.label = planned.label
+                source.reference = str(reference)
                 sources.append(source)
             matrix = combined_imatrix([str(locate(path, ".")) for path in plan.imatrix])
             if matrix is not None and (opening.include or opening.exclude):
@@ -226,21 +226,27 @@ def _planned(
     return replace(plan, opening=Opening(tuple(opened.fingerprints()), stages)), opened
 
 
+def _reference_of(planned: PlannedSource) -> ModelReference:
+    """What the recipe calls a planned source."""
+    return ModelReference(planned.path, tuple(AdapterReference(*adapter) for adapter in planned.adapters))
+
+
 def _alignment_of(plan: Plan, sources: Sequence[Source]) -> Alignment | None:
     """How the vocabularies of a plan's sources become one, found out from its recipe again."""
     if plan.vocabulary is None:
         return None
     recipe = load_recipe(f"{plan.recipe}\n")
-    labels = [source.label for source in plan.sources]
+    wanted = [_reference_of(source) for source in plan.sources]
     for document in (recipe, *recipe.stages):
         references = document.references()
-        if list(map(str, references)) != labels:
+        if references != wanted:
             continue
         document = document.with_files(plan.opening.stages).in_folder(plan.folder)
         alignment = vocabulary.alignment_of(document, references, sources)
         if vocabulary.planned(alignment, document, sources) == plan.vocabulary:
             return alignment
-    raise PlanError(f"the vocabularies of {' and '.join(labels)} are others than when the plan was made: make it again")
+    labels = " and ".join(source.label for source in plan.sources)
+    raise PlanError(f"the vocabularies of {labels} are others than when the plan was made: make it again")
 
 
 def _with_grafts(recipe: Recipe, tensors: list[PlannedTensor], laid_out: LaidOut) -> list[PlannedTensor]:

@@ -18,7 +18,7 @@ class Progress:
         """What the user should know before work starts, one line each."""
 
     def begin(self, total: int, tensors: int) -> None:
-        """Work starts: so many units of work for so many tensors, those that an earlier run has made among them."""
+        """Work starts: the units of work and the number of tensors, including those that an earlier run has made."""
 
     def taken_over(self, total: int, tensors: int) -> None:
         """So much of both was done by an earlier run."""

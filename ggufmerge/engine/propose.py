@@ -10,23 +10,26 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggufmerge.engine import relatives
-from ggufmerge.engine.plan import Plan, PlannedTensor
+from ggufmerge.engine.plan import Plan
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.relatives import Base
 from ggufmerge.engine.run import foresee
 from ggufmerge.engine.survival import LOW_SURVIVAL, TypeSurvival
-from ggufmerge.errors import GgufmergeError, PlanError
+from ggufmerge.engine.trial import to_try
+from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, facts, open_gguf
+from ggufmerge.files.shards import model_name
 from ggufmerge.formats.peft import CONFIG
 from ggufmerge.methods import method as find_method
-from ggufmerge.methods.spec import REQUIRED, Method
+from ggufmerge.methods.parameters import REQUIRED
 from ggufmerge.methods.spec import Base as MethodBase
+from ggufmerge.methods.spec import Method
 from ggufmerge.places import inventory
 from ggufmerge.places.inventory import FoundModel
 from ggufmerge.places.opening import open_source
@@ -35,13 +38,11 @@ from ggufmerge.recipe import AdapterReference, ModelReference, Recipe, load_reci
 from ggufmerge.recipe.load import OPTIONS
 from ggufmerge.recipe.plain import written
 from ggufmerge.sources import Source
-from ggufmerge.sources.adapters import open_adapter
 from ggufmerge.text import printable
 from ggufmerge.types import FileType, TensorType
 
 DENSITY = 0.5  # where a method prunes
 _PRUNING = ("ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
-_TRIED = 2  # tensors of each type that are tried out
 _LONGEST = 60  # letters of a file's name
 
 
@@ -54,7 +55,8 @@ class Choice:
     why: str
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.value}, {self.why}" if self.why else f"{self.what}: {self.value}"
+        value = model_name(self.value) if self.what == "base" else self.value
+        return f"{self.what}: {value}, {self.why}" if self.why else f"{self.what}: {value}"
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def propose_merge(
 ) -> Proposal:
     """A recipe that merges some models, with a reason for all that was not said.
 
-    models: paths and names as in recipes; LoRA adapters among them, with "=0.5" behind them for a strength, belong to
+    models: paths and names as in recipes; LoRA adapters among them, followed by "=0.5" for a strength, belong to
         the base, or to the only model there is.
     base: the model that the others were tuned from. Without it the models that `ggufmerge models` lists and those in
         the folders of the given ones are looked at, unless find_base is False: what the files record decides, else the
@@ -139,7 +141,8 @@ def propose_merge(
         models = [models]
     given = _sorted_out(models)
     if len(given.items) == 1 and given.models and base is None:
-        raise PlanError(f"{given.models[0]}: one model alone makes nothing new: give another one, or an adapter")
+        alone = model_name(str(given.models[0]))
+        raise PlanError(f"{alone}: one model alone makes nothing new: give another one, or an adapter")
     choices: list[Choice] = []
     warnings: list[str] = []
     reference: ModelReference | None = None
@@ -183,7 +186,7 @@ def _sorted_out(models: Sequence[str | os.PathLike[str]]) -> _Given:
     for text in [os.fspath(model) for model in models]:
         item = _as_adapter(text) or ModelReference.from_argument(text)
         if item in items:
-            raise PlanError(f"{text}: stands twice; a model merged with itself is itself: give it once")
+            raise PlanError(f"{text}: is given twice; a model merged with itself is itself: give it once")
         items.append(item)
     if not items:
         raise PlanError("name the models to merge, two or more")
@@ -216,7 +219,7 @@ def _opened(stack: ExitStack, reference: ModelReference) -> Source:
 def _base_reference(base: str | os.PathLike[str]) -> ModelReference:
     text = os.fspath(base)
     if _as_adapter(text) is not None:
-        raise PlanError(f"{text}: a LoRA adapter, which is no base; give the model that it is for")
+        raise PlanError(f"{text}: a LoRA adapter cannot be the base; give the model that it is for")
     return ModelReference.from_argument(text)
 
 
@@ -286,11 +289,7 @@ def _base_of_adapters(adapters: Sequence[AdapterReference]) -> tuple[ModelRefere
 
 
 def _fit(adapters: Sequence[AdapterReference], model: FoundModel) -> bool:
-    with suppress(GgufmergeError, OSError, ValueError), open_gguf(model.path or "") as file:
-        for adapter in adapters:
-            open_adapter(find(adapter.path).path, file).file.close()
-        return True
-    return False
+    return model.path is not None and all(inventory.fits(find(a.path).path, model.path) for a in adapters)
 
 
 def _names_of_bases(adapters: Sequence[AdapterReference]) -> set[str]:
@@ -438,9 +437,9 @@ def _with_type(content: dict[str, Any], out_type: FileType | str | None, choices
             content = content | {"out_type": str(wanted)}
             plan, opened = make_plan(load_recipe(content, arguments=OPTIONS))
             stack.callback(opened.close)
-        kept = foresee(plan, opened, _to_try(plan))
+        kept = foresee(plan, opened, to_try(plan, opened))
     found = [one for one in kept if _is_lost(one) and one.wider]
-    donor = "that of the models" if wanted is not None else f"as in {plan.sources[0].path}"
+    donor = "that of the models" if wanted is not None else f"as in {plan.sources[0].label}"
     if not found:
         choices.append(Choice("type", str(plan.file_type), f"{donor}{_remains(kept, plan.file_type)}"))
         return load_recipe(content, arguments=OPTIONS)
@@ -460,7 +459,7 @@ def _with_type(content: dict[str, Any], out_type: FileType | str | None, choices
 
 def _is_lost(kept: TypeSurvival) -> bool:
     """Whether too little of a change survives; a few tensors are no more than a sample."""
-    return kept.survival.share + 2 * kept.survival.uncertainty < LOW_SURVIVAL
+    return kept.survival.is_lost
 
 
 def _remains(kept: Sequence[TypeSurvival], file_type: FileType) -> str:
@@ -468,9 +467,9 @@ def _remains(kept: Sequence[TypeSurvival], file_type: FileType) -> str:
     if not kept:
         return ""
     noise = max(one.survival.noise for one in kept)
-    beside = f", beside noise {noise:.2g} times as large" if noise > 1 else ""
+    beside = f", with noise {noise:.2g} times as large" if noise > 1 else ""
     if beside and file_type.default.bits_per_weight < TensorType.Q8_0.bits_per_weight:
-        beside += ", of which type Q8_0 has less"
+        beside += "; type Q8_0 has less of it"
     if any(one.stochastic for one in kept):
         return f": the change survives in it, since it is rounded stochastically{beside}"
     worst = min(kept, key=lambda one: one.survival.share)
@@ -489,16 +488,6 @@ def _type_of_models(plan: Plan, opened: Opened) -> FileType | None:
         return None
     widest = max(kinds, key=lambda kind: (kind.default.bits_per_weight, kind.id))
     return None if widest == facts.file_type(opened.sources[0].file) else widest
-
-
-def _to_try(plan: Plan) -> list[PlannedTensor]:
-    """A few tensors of each quantized type that change, out of the middle of the model."""
-    found: list[PlannedTensor] = []
-    for kind in plan.types():
-        changing = [t for t in plan.tensors if t.type == kind and t.action != "copy" and t.name.startswith("blk.")]
-        if kind.is_quantized and changing:
-            found += changing[len(changing) // 2 :][:_TRIED]
-    return found
 
 
 def _free_name(given: _Given, base: ModelReference | None) -> Path:
@@ -537,8 +526,7 @@ def _moved(recipe: Recipe, folder: Path) -> str:
         adapters = tuple(AdapterReference(path(a.path), a.strength) for a in model.adapters)
         return ModelReference(path(model.path), adapters).written()
 
-    assert recipe._document is not None
-    data = dict(recipe._document.data)
+    data = recipe.as_written()
     if recipe.base_model is not None:
         data["base_model"] = reference(recipe.base_model)
     data["models"] = [

@@ -1,4 +1,4 @@
-"""What a result says of how it was made: the keys `ggufmerge.*`, of which every one is about this result.
+"""What a result says of how it was made: the keys `ggufmerge.*`, all about this result.
 
 A parent's own keys are never inherited: its recipe, options and digests are true of the parent only. They are kept as
 lineage, `ggufmerge.lineage.N.*`, an entry for each ancestor that ggufmerge made: parents first, then theirs. `.file` is

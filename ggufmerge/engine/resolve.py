@@ -16,7 +16,9 @@ from ggufmerge.engine.plan import Input, PlannedTensor
 from ggufmerge.engine.stored_form import stored_offset
 from ggufmerge.errors import PlanError, RecipeError, collected
 from ggufmerge.methods import method as find_method
-from ggufmerge.methods.spec import REQUIRED, Base, ClashError, Method, Parameter, Problem, Value
+from ggufmerge.methods import package_of
+from ggufmerge.methods.parameters import LEFT_OUT, BindError, Complaint, Parameter, Value
+from ggufmerge.methods.spec import Base, Method, Problem
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found
 from ggufmerge.recipe import ModelReference, Recipe
@@ -91,7 +93,7 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     """A recipe over its models, which are open; see `lay_out`."""
     methods = [find_method(name) for name in recipe.methods]
     for reference, source in opened:
-        source.label = str(reference)  # a stage is called by its name, not by the file it was built into
+        source.reference = str(reference)  # a stage is called by its name, not by the file it was built into
     # the first source gives metadata and tokenizer, which checkpoints do not bring; the order has no other meaning
     opened.sort(key=lambda pair: pair[1].is_checkpoint)
     references, sources = [reference for reference, _ in opened], [source for _, source in opened]
@@ -129,7 +131,6 @@ class Resolver:
     def __init__(self, recipe: Recipe, sources: Sequence[Source], alignment: Alignment | None = None) -> None:
         self.recipe, self.sources, self.alignment = recipe, sources, alignment
         self._problems: dict[tuple[str, str], list[str]] = {}  # (place, what) -> tensors, none when all have it
-        self._missing = False
         self._resolved = 0
 
     @property
@@ -167,47 +168,60 @@ class Resolver:
     def _merged(self, slot: Slot, method: Method, order: Sequence[int], planned: PlannedTensor) -> PlannedTensor:
         has_base = uses_base(method, slot.slice)
         others = order[1:] if has_base else order
-        shared: dict[str, Value] = {}
-        models: dict[str, tuple[float | None, ...]] = {}
+        found = {q: [self.find(q, slot, i) for i in others] for q in method.parameters if q.scope == "model"}
+        given: dict[str, Value | list[Value]] = {}
         for q in method.parameters:
-            if q.scope == "shared":
-                shared[q.name] = self._shared(slot, method, q)
-                continue
-            found = [self.find(q, slot, i) for i in others]
-            models[q.name] = tuple(
-                self._of_model(slot, i, method, q, own, any(found)) for i, own in zip(others, found, strict=True)
-            )
-            if q.together and not any(found):
-                decision = f"no {q.name} is given, so all models have {q.name} {q.default:g}"
-                planned = replace(planned, decisions=(*planned.decisions, decision))
+            if q.scope == "model":
+                given[q.name] = [LEFT_OUT if own is None else own.value for own in found[q]]
+                if q.together and not any(found[q]):
+                    decision = f"no {q.name} is given, so all models have {q.name} {q.default:g}"
+                    planned = replace(planned, decisions=(*planned.decisions, decision))
+            elif (shared := self.find(q, slot)) is not None:
+                given[q.name] = shared.value
+        if package := package_of(method.name):  # another version of it is another merge, which cannot be gone on with
+            planned = replace(planned, decisions=(*planned.decisions, f"{method.name} is of the package {package}"))
         experts = planned.shape[0] if len(planned.shape) == 3 and "_exps." in planned.name else 1
         merged = replace(
             planned,
             action="merge",
             method=method.name,
             has_base=has_base,
-            shared=shared,
-            models=models,
             experts=experts,
             offset=stored_offset(self.sources[0].file.architecture, planned.name),
         )
-        if self._missing:
-            return merged
-        problem = problem_of(merged)
         try:
-            method.check(problem)
-        except ValueError as error:
-            about = error.about if isinstance(error, ClashError) else ""
-            self._note_problem(self._place_of(method, slot, others, about), str(error), slot.name)
+            problem = method.bind(_matrix_shape(merged), len(merged.inputs), has_base, given)
+        except BindError as error:
+            for complaint in error.complaints:
+                self._note_complaint(method, slot, others, complaint)
             return merged
         single = method.untouched(problem)
-        return merged if single is None else replace(planned, inputs=(merged.inputs[single],))
+        if single is not None:
+            return replace(planned, inputs=(merged.inputs[single],))
+        models = {name: tuple(None if np.isnan(v) else v for v in own.tolist()) for name, own in problem.models.items()}
+        return replace(merged, shared=dict(problem.shared), models=models)
 
-    def _place_of(self, method: Method, slot: Slot, others: Sequence[int], about: str) -> Location:
+    def _note_complaint(self, method: Method, slot: Slot, others: Sequence[int], complaint: Complaint) -> None:
+        """Note what is wrong with the parameters of a tensor, with the place in the recipe to blame."""
+        parameter = method.parameter(complaint.about)
+        if not complaint.missing or parameter is None:
+            self._note_problem(self._place_of(method, slot, others, complaint), complaint.what, slot.name)
+            return
+        todo = f'add "parameters: {{{parameter.name}: {parameter.example}}}"'
+        if complaint.model is None:
+            self._note_problem(("merge_method",), f"{complaint.what}: {todo}")
+            return
+        part = slot.slice.parts[others[complaint.model]]
+        what = f"{self.sources[part.source].label} {complaint.what}: {todo}"
+        place = "below it" if part.listed else "for it under models:"
+        self._note_problem(part.where[:-1] if part.listed else part.where, f"{what} {place}")
+
+    def _place_of(self, method: Method, slot: Slot, others: Sequence[int], complaint: Complaint) -> Location:
         """Where the recipe says what a complaint is about: a parameter, or the models for ""."""
-        parameter = method.parameter(about)
+        parameter = method.parameter(complaint.about)
         if parameter is not None:
-            for i in [None] if parameter.scope == "shared" else others:
+            owners = others if complaint.model is None else [others[complaint.model]]
+            for i in [None] if parameter.scope == "shared" else owners:
                 if found := self.find(parameter, slot, i):
                     return found.where
         return ("models",) if self.recipe.slices is None else slot.slice.where[:-1]
@@ -216,37 +230,6 @@ class Resolver:
         names = self._problems.setdefault((self.recipe.where(place), what), [])
         if tensor:
             names.append(tensor)
-
-    def _shared(self, slot: Slot, method: Method, parameter: Parameter) -> Value:
-        found = self.find(parameter, slot)
-        if found is not None:
-            return found.value
-        if parameter.default is REQUIRED:
-            self._missing = True
-            todo = f'add "parameters: {{{parameter.name}: {parameter.example}}}"'
-            what = f"no {parameter.name} is given, which {method.name} needs: {todo}"
-            self._note_problem(("merge_method",), what)
-            return None
-        return parameter.default
-
-    def _of_model(
-        self, slot: Slot, i: int, method: Method, parameter: Parameter, found: Found | None, others: bool
-    ) -> float | None:
-        """The value of a model's own parameter. others: whether any model has one."""
-        if found is not None:
-            return None if found.value is None else float(found.value)
-        if parameter.default is REQUIRED or (parameter.together and others):
-            self._missing = True
-            part = slot.slice.parts[i]
-            label = self.sources[part.source].label
-            why = f"which {method.name} needs" if parameter.default is REQUIRED else "though another model has one"
-            todo = f'add "parameters: {{{parameter.name}: {parameter.example}}}" '
-            todo += "below it" if part.listed else "for it under models:"
-            what = f"{label} has no {parameter.name}, {why}: {todo}"
-            self._note_problem(part.where[:-1] if part.listed else part.where, what)
-            return None
-        default = parameter.default
-        return None if default is None else float(default)
 
     def find(self, parameter: Parameter, slot: Slot, i: int | None = None) -> Found | None:
         """What the recipe says of a parameter for a tensor, of part `i` of its slice if it is per model.
@@ -283,15 +266,14 @@ class Resolver:
 
 
 def problem_of(tensor: PlannedTensor, keys: Sequence[int] = ()) -> Problem:
-    """The method's view of a planned tensor (of one expert, when it is a stack). A value of None becomes NaN."""
-    return Problem(
-        shape=(tensor.rows // (tensor.experts or 1), tensor.n),
-        inputs=len(tensor.inputs),
-        has_base=tensor.has_base,
-        shared=tensor.shared,
-        models={name: np.asarray(values, np.float64) for name, values in tensor.models.items()},
-        keys=np.asarray(keys, np.uint64),
-    )
+    """The method's view of a planned tensor (of one expert, when it is a stack)."""
+    inputs = len(tensor.inputs)
+    return Problem.of(_matrix_shape(tensor), inputs, tensor.has_base, tensor.shared, tensor.models, keys)
+
+
+def _matrix_shape(tensor: PlannedTensor) -> tuple[int, int]:
+    """(rows, n) of what is merged at a time: a tensor, or one expert of a stack."""
+    return tensor.rows // (tensor.experts or 1), tensor.n
 
 
 def uses_base(method: Method, piece: Slice) -> bool:
@@ -313,24 +295,14 @@ def stack_order(method: Method, piece: Slice, recipe: Recipe) -> list[int]:
 
 def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int) -> None:
     count = len(stack_order(method, piece, recipe)) - uses_base(method, piece)
-    place: Location = ("models",) if recipe.slices is None else ("slices", number)
-    besides = " besides the base"
-    if method.pair and count > 1 and method.max_models is not None:
+    is_one = method.base is Base.MODEL and recipe.base_model is not None
+    try:
+        method.check_models(count, f", of which base_model {recipe.base_model} is one" if is_one else None)
+    except ValueError as error:
         models = ", ".join(str(source.model) for source in recipe.output_slices()[number][0])
-        what = f"{method.name} goes from base_model to one model, not to {count}: list only one of {models}"
-        raise RecipeError(recipe.complaint(place, what))
-    if method.base is Base.MODEL:
-        besides = f", of which base_model {recipe.base_model} is one" if recipe.base_model else ""
-    if count < method.min_models:
-        what = f"{method.name} needs at least {_models(method.min_models)}{besides}, not {count}"
-        raise RecipeError(recipe.complaint(place, what))
-    if method.max_models is not None and count > method.max_models:
-        what = f"{method.name} takes at most {_models(method.max_models)}{besides}, not {count}"
-        raise RecipeError(recipe.complaint(place, what))
-
-
-def _models(count: int) -> str:
-    return "1 model" if count == 1 else f"{count} models"
+        todo = f": list only one of {models}" if method.pair and count > 1 else ""
+        place: Location = ("models",) if recipe.slices is None else ("slices", number)
+        raise RecipeError(recipe.complaint(place, f"{error}{todo}")) from None
 
 
 def _check_presence(filled: Sequence[Slot], sources: Sequence[Source], alignment: Alignment | None) -> None:

@@ -1,4 +1,4 @@
-"""Which side tensors (`sources.side_tensors`) stand beside the tensors of a result.
+"""Which side tensors (`sources.side_tensors`) belong to the tensors of a result.
 
 A copied tensor keeps those of the file it comes from. Any other is read with its scale multiplied in, so it needs none:
 llama.cpp takes a missing scale for 1. NVFP4 is the exception. Its blocks have scales from 2^-9 to 448, far too coarse
@@ -40,7 +40,7 @@ def with_side_tensors(tensors: Iterable[PlannedTensor], sources: Sequence[Source
                     own.type,
                     "copy",
                     (Input(origin.source, name),),
-                    why_type=f"beside {tensor.name}",
+                    why_type=f"belongs to {tensor.name}",
                 )
             )
     return result

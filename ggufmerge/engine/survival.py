@@ -1,4 +1,4 @@
-"""How much of a change of weights is left after it was rounded to a type, and how large the noise beside it is.
+"""How much of a change of weights is left after it was rounded to a type, and how large the rounding noise is.
 
 written - base = share * change + what has nothing to do with the change. A type whose steps are larger than the change
 either loses it (rounded to the nearest) or adds noise that is larger than it (rounded stochastically).
@@ -15,6 +15,7 @@ from ggufmerge.quants import grid_of
 from ggufmerge.types import TensorType
 
 LOW_SURVIVAL = 0.8  # share of a change; below it the result is worth a warning
+_UNSURE = 0.03  # standard error of a share, above which it is told
 HIGH_NOISE = 1.0  # relative to the change; above it the result is worth a warning
 _ORDINARY = 0.01  # RMS of an ordinary adapter's or tune's change, relative to that of the weights
 _STOCHASTIC_NOISE = (
@@ -61,7 +62,12 @@ class Survival:
     @property
     def is_poor(self) -> bool:
         """Whether so little of the change is left, or so much noise is beside it, that the user should know."""
-        return self.share + 2 * self.uncertainty < LOW_SURVIVAL or self.noise > HIGH_NOISE
+        return self.is_lost or self.noise > HIGH_NOISE
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether so little of the change is left, beyond doubt, that the user should know."""
+        return self.share + 2 * self.uncertainty < LOW_SURVIVAL
 
     def __add__(self, other: Survival) -> Survival:
         return Survival(
@@ -91,15 +97,25 @@ class TypeSurvival:
         """In words: what survived, and what the change stands beside."""
         counts = {"to the nearest": self.tensors - self.stochastic, "stochastically": self.stochastic}
         how = " and ".join(f"{_tensors(n)} rounded {way}" for way, n in counts.items() if n)
-        return f"{_left(self.survival, self.type)}: {how}"
+        return f"{self.left('survived')}: {how}"
+
+    def left(self, verb: str) -> str:
+        """How much of the change "survived" or "would survive", and the noise beside it."""
+        noise = self.survival.noise
+        beside = f", beside rounding noise {noise:.2g} times as large," if noise >= 0.05 else ""
+        within = f" (± {100 * self.survival.uncertainty:.0f})" if self.survival.uncertainty > _UNSURE else ""
+        return f"{_percent(self.survival.share)}{within} of the change {verb}{beside} in {self.type}"
 
     def advice(self) -> str:
-        """What a poor result could be instead, as a warning."""
-        better = [f"out_type: {name} keeps {_figures(s)}" for name, s in self.wider.items()]
+        """What a poor result could be instead, as a warning; recipes have the same options as keys."""
+        better = [f"--type {name} keeps {_figures(s)}" for name, s in self.wider.items()]
         ways = better or ["an adapter that is applied at run time keeps all of it"]
-        if self.survival.share < LOW_SURVIVAL and not self.stochastic and grid_of(TensorType.parse(self.type)):
-            ways.insert(0, "rounding: stochastic keeps it where models keep their type")
-        return f"{_left(self.survival, self.type)}: {'; '.join(ways)}"
+        if self.survival.is_lost and not self.stochastic and grid_of(TensorType.parse(self.type)):
+            ways.insert(0, "--rounding stochastic keeps it where models keep their type")
+        noise = self.survival.noise
+        poor = [f"{_percent(1 - self.survival.share)} of the change is lost"] * self.survival.is_lost
+        poor += [f"the noise of rounding is {noise:.2g} times as large as the change"] * (noise > HIGH_NOISE)
+        return f"{self.type}: {' and '.join(poor)}: {'; '.join(ways)}"
 
 
 def by_type(
@@ -165,12 +181,14 @@ def expectations(
         if rounding == "nearest" and share < LOW_SURVIVAL:
             lines.append(
                 f"{where}: rounded to the nearest, a change of 1 % of the weights, as of an ordinary adapter, keeps "
-                f"about {_percent(share)} of itself; rounding: stochastic keeps all of it, out_type: Q8_0 nearly all"
+                f"about {_percent(share)} of itself; rounding: stochastic keeps all of it, out_type: Q8_0 nearly all "
+                "(an estimate)"
             )
         elif rounding != "nearest" and share < LOW_SURVIVAL and noise > HIGH_NOISE:
             lines.append(
                 f"{where}: a change of 1 % of the weights, as of an ordinary adapter, is less than a step; rounded "
-                f"stochastically it survives, with noise about {noise:.1g} times as large; out_type: Q8_0 has less"
+                f"stochastically it survives, with noise about {noise:.1g} times as large; out_type: Q8_0 has less "
+                "(an estimate)"
             )
     return lines
 
@@ -207,13 +225,8 @@ def _kept_by_nearest(change: float) -> float:
     return min(1.0, 2 / change * sum(peaks) / math.sqrt(2 * math.pi))
 
 
-def _left(s: Survival, kind: str) -> str:
-    noise = f", beside rounding noise {s.noise:.2g} times as large," if s.noise >= 0.05 else ""
-    return f"{_percent(s.share)} of the change survived{noise} in {kind}"
-
-
 def _figures(s: Survival) -> str:
-    return f"{_percent(s.share)}" + (f" beside noise {s.noise:.2g} times as large" if s.noise >= 0.05 else "")
+    return f"{_percent(s.share)}" + (f" with noise {s.noise:.2g} times as large" if s.noise >= 0.05 else "")
 
 
 def _tensors(number: int) -> str:

@@ -200,7 +200,7 @@ def _differing_tokenizer_models(sources: Sequence[Source]) -> list[str]:
             except GgufmergeError as error:
                 differs = str(error)
             if differs:
-                warnings.append(f"{beside.name} beside {source.label} is not its tokenizer: {differs}")
+                warnings.append(f"{beside.name} in the folder of {source.label} is not its tokenizer: {differs}")
     return warnings
 
 

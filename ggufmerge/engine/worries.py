@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from ggufmerge.engine.plan import Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened
+from ggufmerge.engine.survival import advice
+from ggufmerge.engine.trial import Trial
 from ggufmerge.sources.model import content_fingerprint
 from ggufmerge.text import size
 from ggufmerge.types import TensorType
@@ -46,10 +48,15 @@ class _Case(NamedTuple):
         return [t for t in found if len(t.shape) > 1] or found
 
 
-def worries_of(plan: Plan, opened: Opened) -> list[str]:
-    """The worries of a plan over open sources, in words; most plans have none."""
+def worries_of(plan: Plan, opened: Opened, trial: Trial | None = None) -> list[str]:
+    """The worries of a plan over open sources, in words; most plans have none.
+
+    trial: what would be left of its changes, where that was tried out; else there is an estimate.
+    """
     case = _Case(plan, opened, [t for t in plan.tensors if t.action == "merge"])
-    return list(dict.fromkeys(line for rule in _RULES for line in rule(case)))
+    rules = _RULES if trial is None else [rule for rule in _RULES if rule is not _coarse_kept]
+    found = [line for rule in rules for line in rule(case)]
+    return list(dict.fromkeys([*found, *(advice(trial.kept) if trial is not None else ())]))
 
 
 def _twice(case: _Case) -> Iterator[str]:
@@ -128,7 +135,7 @@ def _first_type(case: _Case) -> Iterator[str]:
     for (kind, wide), _ in better.most_common(1):
         source = case.plan.sources[kept[0].inputs[0].source]
         yield (
-            f"the result is {kind} because {source.label} stands first, though another model is {wide}: "
+            f"the result is {kind} because {source.label} is listed first, though another model is {wide}: "
             f"name the type that you want (out_type: {_file_type(wide)}, or {kind} to say that you mean it)"
         )
 
@@ -147,7 +154,7 @@ def _coarse_kept(case: _Case) -> Iterator[str]:
     larger = values * TensorType.parse("Q6_K").bits_per_weight / 8
     yield (
         f"the type of the base, {kind}, is kept, whose steps are larger than an ordinary change of a weight: much of "
-        f"the change is lost in noise; out_type: Q6_K keeps nearly all of it (about {size(round(larger))})"
+        f"the change may be lost in noise; out_type: Q6_K keeps nearly all of it (about {size(round(larger))})"
     )
 
 

@@ -1,4 +1,4 @@
-"""Is a model any good, in words: where it stands beside its base and its parents on each text.
+"""Is a model any good, in words: how it compares with its base and its parents on each text.
 
 Models read the same tokens, so they are compared token by token: the mean difference of their losses has a standard
 error of its own, which is much smaller than those of the two perplexities. A difference below two of them is called

@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ggufmerge.files.shards import ShardName
+
 _LISTED = 5  # names in a message
 _COMPARED = 5000  # names; more would take seconds
 MODELS = (".gguf",)
@@ -56,15 +58,20 @@ def _listed(folder: Path, kinds: Sequence[str]) -> str:
     if not names:
         return f"; {here} has no {kinds[0]} file"
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"; {here} has {', '.join(names[:_LISTED])}{more}"
+    return f"; {here} has {', '.join(map(_with_shards, names[:_LISTED]))}{more}"
+
+
+def _with_shards(name: str) -> str:
+    shard = ShardName.parse(name)
+    return name if shard is None else f"{name} ({shard.count} shards)"
 
 
 def _names(folder: Path, kinds: Sequence[str]) -> list[str]:
-    """The entries of a folder that are of these kinds, sorted; hidden ones are left out."""
+    """The entries of a folder that are of these kinds, sorted, without hidden ones; of shards, the first."""
     found: list[str] = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         found += [entry.name for entry in entries if not entry.name.startswith(".") and _is_of(entry, kinds)]
-    return sorted(found)
+    return sorted(name for name in found if (shard := ShardName.parse(name)) is None or shard.number == 1)
 
 
 def _is_of(entry: os.DirEntry[str], kinds: Sequence[str]) -> bool:

@@ -45,7 +45,7 @@ def open_locked(path: Path, *, create: bool = True) -> int:
         try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-                raise OutputError(f"{path}: is no file of this program: remove it or choose another name")
+                raise OutputError(f"{path}: is not a file of this program: remove it or choose another name")
             if not try_lock(descriptor):
                 raise OutputError(f"{path}: another process is writing it: wait for that, or choose another name")
             if names(path, descriptor):

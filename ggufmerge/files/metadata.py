@@ -12,6 +12,7 @@ Format: "Metadata key-value pairs" of ggml's `docs/gguf.md`; limits as in llama.
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from abc import abstractmethod
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.errors import FormatError, GgufmergeError
+from ggufmerge.text import printable
 
 T = TypeVar("T")
 MAX_STRING = 1 << 30  # bytes of a string; llama.cpp refuses longer ones
@@ -225,6 +227,12 @@ class Metadata(KeyValues):
         self._read = read
         self._spans = spans
         self.where, self._misfits = where, {}
+
+    def __repr__(self) -> str:
+        keys = list(itertools.islice(self._spans, 3))
+        return (
+            f"<Metadata, {len(self._spans)} keys: {', '.join(map(printable, keys))}{', ...' * (len(self._spans) > 3)}>"
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._spans)

@@ -119,7 +119,7 @@ def _other_shards(first: _Header, count: int) -> Iterator[_Header]:
         first.refuse(f"the first of {count} shards must be named {expected}", "give the shards their original names")
     for index, other in enumerate(paths[1:], 1):
         if not other.exists():
-            first.refuse(f"{other.name} is missing beside it", f"put all {count} shards in one folder")
+            first.refuse(f"{other.name} is not in the same folder", f"put all {count} shards in one folder")
         header = _Header(other)
         number = header.shard_value(shards.NUMBER, ValueKind.U16)
         if number != index:
@@ -221,7 +221,7 @@ class _Header:
             if not key:
                 self.refuse(f"key {index + 1} is empty", _DAMAGED)
             if key in spans:
-                self.refuse(f"key {_show(key)} stands there twice", _DAMAGED)
+                self.refuse(f"key {_show(key)} appears twice", _DAMAGED)
             start = self._at
             self._skip_value(key)
             spans[key] = start, self._at
@@ -293,7 +293,7 @@ class _Header:
                     "convert the model again",
                 )
             if name in names:
-                self.refuse(f"tensor {_show(name)} stands there twice", _DAMAGED)
+                self.refuse(f"tensor {_show(name)} appears twice", _DAMAGED)
             names.add(name)
             info = TensorInfo(name, self._shape(name), self._type(name))
             if info.n % info.type.block_size:

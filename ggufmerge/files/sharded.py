@@ -161,7 +161,7 @@ class ShardedWriter:
                 self._shards.append(opened.enter_context(shard))
                 self._shard_of |= dict.fromkeys((tensor.name for tensor in part), shard)
             if len(self._shard_of) != len(tensors):
-                raise GgufmergeError("a tensor would stand in the model twice: rename one")
+                raise GgufmergeError("a tensor would be in the model twice: rename one")
             self._files = opened.pop_all()
 
     @property
@@ -249,7 +249,7 @@ def parse_size(text: str) -> int:
     """Bytes of a size such as 500M or 4G, in powers of 1000 as llama-gguf-split has it."""
     match = re.fullmatch(r"([0-9]+)([MG])", text.strip().upper())
     if match is None or not int(match[1]):
-        raise GgufmergeError(f"{text!r} is no size of a shard: give whole megabytes or gigabytes, such as 500M or 4G")
+        raise GgufmergeError(f"{text!r} is not a shard size: give whole megabytes or gigabytes, such as 500M or 4G")
     return int(match[1]) * {"M": 10**6, "G": 10**9}[match[2]]
 
 

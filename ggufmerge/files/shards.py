@@ -1,7 +1,7 @@
 """File names of a model that is split into several files: `<prefix>-00001-of-00003.gguf`, counted from 1.
 
 llama.cpp derives the names of all shards from the first (`llama_split_path`, `llama_split_prefix`); so do we. All
-metadata stands in the first shard, the others hold only the `split.*` keys.
+metadata is in the first shard, the others hold only the `split.*` keys.
 """
 
 from __future__ import annotations
@@ -62,6 +62,23 @@ class SplitKeys:
         metadata.set(NUMBER, self.number, ValueKind.U16)
         metadata.set(TENSORS, self.tensors, ValueKind.I32)
         metadata.set(COUNT, self.count, ValueKind.U16)
+
+
+def model_name(reference: str, shards: int = 1) -> str:
+    """What tables and sentences call a model: what the user does, but shards by what their names have in common.
+
+    shards: how many files it has, where that is known and the name may not tell.
+
+    >>> model_name("big-00001-of-00003.gguf+lora.gguf=0.5")
+    'big.gguf+lora.gguf=0.5 in 3 shards'
+    >>> model_name("hf:owner/repo:Q4_K_M", 2)
+    'hf:owner/repo:Q4_K_M in 2 shards'
+    """
+    model, plus, adapters = reference.partition("+")
+    name = re.split(r"[/\\]", model)[-1]
+    if (shard := ShardName.parse(name)) is not None:
+        model, shards = f"{model.removesuffix(name)}{shard.prefix}.gguf", shard.count
+    return f"{model}{plus}{adapters}" + (f" in {shards} shards" if shards > 1 else "")
 
 
 _NAME = re.compile(r"(?P<prefix>.+)-(?P<number>[0-9]{5,})-of-(?P<count>[0-9]{5,})\.gguf", re.DOTALL)

@@ -68,7 +68,7 @@ def parse_mapping(data: bytes | str, *, lenient: bool = False) -> dict[str, Any]
 def parse_json(data: bytes | str, *, lenient: bool = False) -> Any:
     """The value of a JSON text. ValueError says in a few words what is wrong with it.
 
-    Refused are: what is not UTF-8 or not JSON, nesting without end, a key that stands twice in one mapping, whole
+    Refused are: what is not UTF-8 or not JSON, nesting without end, a key that appears twice in one mapping, whole
     numbers of more than 20 digits, numbers that no float holds, and NaN and Infinity, which some programs write.
     lenient: such numbers are null.
     """
@@ -102,7 +102,7 @@ def _check_type(mode: int, path: str) -> None:
         return
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "this is a folder", path)
-    raise OSError(errno.ENXIO, "this is no regular file but a pipe, a socket or a device", path)
+    raise OSError(errno.ENXIO, "this is not a regular file but a pipe, a socket or a device", path)
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {quoted(twice)} stands twice in one mapping")
+        raise ValueError(f"the key {quoted(twice)} appears twice in one mapping")
     return found
 
 
@@ -131,7 +131,7 @@ def _finite(lenient: bool, digits: str) -> float | None:
 
 
 def _constant(lenient: bool, word: str) -> None:
-    _allow(lenient, f"{word} is no number in JSON")
+    _allow(lenient, f"{word} is not a number in JSON")
 
 
 def _allow(lenient: bool, why: str) -> None:

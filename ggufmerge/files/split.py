@@ -72,7 +72,7 @@ def join_gguf(
     threads: int | None = None,
     progress: CopyProgress | None = None,
 ) -> Path:
-    """Write the shards of a model, of which `path` is the first, as one file; the rest as in `split_gguf`."""
+    """Write the shards of a model as one file; `path` is the first of them; the rest as in `split_gguf`."""
     output = Path(output)
     with open_gguf(path) as source:
         if not source.metadata.integer(COUNT):

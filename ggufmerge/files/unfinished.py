@@ -1,4 +1,4 @@
-"""Builds that were interrupted, as they lie beside their outputs, seen without touching them."""
+"""Builds that were interrupted, as they are found next to their outputs, without touching them."""
 
 from __future__ import annotations
 

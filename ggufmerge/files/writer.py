@@ -62,7 +62,7 @@ class Layout:
         for tensor in tensors:
             _check(tensor)
             if tensor.name in self.tensors:
-                raise GgufmergeError(f"tensor {tensor.name!r} would stand in the file twice: rename one")
+                raise GgufmergeError(f"tensor {tensor.name!r} would be in the file twice: rename one")
             self.tensors[tensor.name] = tensor
         relative, size = [], 0
         for tensor in self.tensors.values():
@@ -366,7 +366,7 @@ def check_regular(path: Path) -> None:
             with contextlib.suppress(OSError, RuntimeError):  # a link to nothing or to itself is only a link
                 mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
-            raise PlanError(f"{path}: this is no regular file, so it is not replaced: give another name")
+            raise PlanError(f"{path}: this is not a regular file, so it is not replaced: give another name")
 
 
 def exists(path: Path) -> OutputError:

@@ -109,14 +109,14 @@ class Checkpoint:
                 if name == "output.weight" and tied:
                     continue
                 if name is None or name in found:
-                    what = "has no place" if name is None else "stands twice"
+                    what = "has no place" if name is None else "appears twice"
                     raise PlanError(
                         f'{file.path}: "{own}" {what} in a GGUF file of architecture {self.architecture!r}; {_CONVERT}'
                     )
                 stored = file.tensors.get(own)
                 if stored is None:
                     raise PlanError(
-                        f'{file.path}: "{own}" is no vector or matrix of F32, F16 or BF16; use the checkpoint in full '
+                        f'{file.path}: "{own}" is not a matrix or vector of F32, F16, BF16; use the checkpoint in full '
                         "precision"
                     )
                 found[name] = self._converted(name, stored)
@@ -309,7 +309,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if not names or any(
         Path(name).name != name or not name.endswith(".safetensors") or len(name) > _MAX_NAME for name in names
     ):
-        raise FormatError(f"{index}: does not name the safetensors files beside it; download it again")
+        raise FormatError(f"{index}: does not name the safetensors files in its folder; download it again")
     for name in names:
         if not (folder / name).is_file():
             raise PlanError(f"{folder}: lacks {name}, a part of the checkpoint; download it, too")

@@ -60,7 +60,7 @@ def _from_gguf(file: GGUFFile) -> Imatrix:
         _refuse(file.path, f"it lacks {', '.join(missing)}", "give a file that llama-imatrix wrote")
     datasets, *numbers = file.metadata.texts(_KEYS[0]), *map(file.metadata.integer, _KEYS[1:])
     if datasets is None:
-        _refuse(file.path, "imatrix.datasets is no list of texts", "give a file that llama-imatrix wrote")
+        _refuse(file.path, "imatrix.datasets is not a list of texts", "give a file that llama-imatrix wrote")
     chunks, chunk_size = numbers
     if chunks is None or chunk_size is None:
         key = _KEYS[1] if chunks is None else _KEYS[2]
@@ -70,7 +70,7 @@ def _from_gguf(file: GGUFFile) -> Imatrix:
     alone = [n for n in file.tensors if n.endswith(_COUNTS) and n.removesuffix(_COUNTS) + _SUMS not in file.tensors]
     alone += [name + _SUMS for name in names if name + _COUNTS not in file.tensors]
     if alone:
-        _refuse(file.path, f"{alone[0]} stands without its other half", "make the file again with llama-imatrix")
+        _refuse(file.path, f"{alone[0]} is there without its other half", "make the file again with llama-imatrix")
     if not names:
         _refuse(file.path, "it holds no importance values", "give a file that llama-imatrix wrote")
     entries = {}
@@ -106,7 +106,7 @@ class _Legacy:
         for i in range(count):
             name, entry = self._entry(f"entry {i + 1} of {count}")
             if name in entries:
-                self._damaged(f"{name} stands there twice")
+                self._damaged(f"{name} appears twice")
             entries[name] = entry
         chunks, datasets = 0, []
         if self.position < len(self.data):

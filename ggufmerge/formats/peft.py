@@ -187,7 +187,7 @@ def _refused_feature(config: Mapping[str, Any]) -> str:
     if kind != "LORA":
         return f"a {kind} adapter, not a LoRA adapter; {_MERGE}"
     if config.get("use_dora"):
-        return f"DoRA rescales whole weights, which is no low-rank change; {_MERGE}"
+        return f"DoRA rescales whole weights, which is not a low-rank change; {_MERGE}"
     if config.get("bias", "none") != "none" or config.get("lora_bias"):
         return f"it was trained with biases, which a LoRA in GGUF cannot hold; {_MERGE}"
     if config.get("modules_to_save"):

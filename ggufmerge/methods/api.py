@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ggufmerge.errors import GgufmergeError, RecipeError, nearest
+from ggufmerge.errors import GgufmergeError, RecipeError
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.chunks import chunks_of
 from ggufmerge.methods.drive import Replay, Statistics, readings
+from ggufmerge.methods.parameters import BindError, Complaint
 from ggufmerge.methods.random import stream_key
-from ggufmerge.methods.spec import REQUIRED, Base, Chunk, Method, Parameter, Problem, Value
+from ggufmerge.methods.spec import Base, Chunk, Method, Problem
 
 
 def merge(
@@ -30,7 +31,7 @@ def merge(
     tensors: the models other than the base, in recipe order (slerp, nearswap, arcee_fusion: the one other model).
     method: a mergekit method name, see `ggufmerge.methods.NAMES`.
     parameters: such as {"lambda": 1.0, "weight": [0.5, 0.3]}; per-model ones as one value for all or a list in the
-        order of `tensors`.
+        order of `tensors`. Values are those of recipes: a number may be a text, a switch 0 or 1.
     base: what differences are taken from. Methods without one (linear, karcher, passthrough) take it as one more model,
         the last.
     seed: of the random masks of DARE and DELLA.
@@ -57,34 +58,26 @@ def merge(
 def problem(
     method: Method, shape: tuple[int, ...], has_base: bool, parameters: Mapping[str, Any], seed: int = 0
 ) -> Problem:
-    """The problem of merging a stack of this shape, (inputs, rows, n), with these parameters and the defaults."""
-    names = [q.name for q in method.parameters]
-    for name in parameters:
-        if name not in names:
-            raise RecipeError(f'{method.name} has no parameter "{name}": {nearest(name, names)}')
+    """The problem of merging a stack of this shape, (inputs, rows, n), with these parameters and the defaults.
+
+    RecipeError names all that is wrong with them, one line each.
+    """
     inputs, rows, n = shape
-    models = inputs - has_base
-    shared: dict[str, Value] = {}
-    per_model: dict[str, NDArray[np.float64]] = {}
-    for q in method.parameters:
-        given = parameters.get(q.name, q.default)
-        if given is REQUIRED:
-            example = f'parameters={{"{q.name}": {q.example}}}'
-            raise RecipeError(f'{method.name} needs the parameter "{q.name}" ({q.doc}): give {example}')
-        if q.scope == "shared":
-            shared[q.name] = _value(method, q, given)
-            continue
-        values = given if isinstance(given, (list, tuple, np.ndarray)) else [given] * models
-        if len(values) != models:
-            raise RecipeError(f'{method.name}: "{q.name}" has {len(values)} values for {models} models')
-        per_model[q.name] = np.array([_value(method, q, v) for v in values], np.float64)
-    keys = np.array([stream_key(seed, "", str(i)) for i in range(models)], np.uint64)
-    p = Problem((rows, n), inputs, has_base, shared, per_model, keys)
+    keys = [stream_key(seed, "", str(i)) for i in range(inputs - has_base)]
     try:
-        method.check(p)
-    except ValueError as error:
-        raise RecipeError(f"{method.name}: {error}") from None
-    return p
+        return method.bind((rows, n), inputs, has_base, parameters, np.array(keys, np.uint64))
+    except BindError as error:
+        raise RecipeError(*dict.fromkeys(_line(method, complaint) for complaint in error.complaints)) from None
+
+
+def _line(method: Method, complaint: Complaint) -> str:
+    """A complaint in words of `merge`: where a value that is missing belongs."""
+    q = method.parameter(complaint.about)
+    if not complaint.missing or q is None:
+        return complaint.what
+    models = f"model {complaint.model} " if complaint.model is not None else ""
+    doc = f" ({q.doc})" if q.doc else ""
+    return f'{models}{complaint.what}{doc}: give parameters={{"{q.name}": {q.example}}}'
 
 
 def run(method: Method, p: Problem, x: NDArray[np.float32], elements: int | None = None) -> NDArray[np.float32]:
@@ -120,48 +113,17 @@ def _part(x: NDArray[np.float32], chunk: Chunk) -> NDArray[np.float32]:
 
 
 def _check_inputs(method: Method, arrays: list[NDArray[np.float32]], has_base: bool) -> None:
-    models = len(arrays) - has_base
-    if method.base is Base.REQUIRED and not has_base:
-        if method.pair:
-            todo = "give one of the two as base=ARRAY, and only the other one in tensors"
-            raise GgufmergeError(f"{method.name} goes from a base to one model: {todo}")
-        raise GgufmergeError(f"{method.name} takes differences from a base: give base=ARRAY")
-    if models < method.min_models or (method.max_models is not None and models > method.max_models):
-        wanted = f"{method.min_models} {'model' if method.max_models == 1 else 'models'}"
-        if method.max_models is None:
-            wanted = f"{method.min_models} or more models"
-        besides = "" if method.base is Base.MODEL else " besides the base"
-        raise GgufmergeError(f"{method.name} merges {wanted}{besides}, not {models}")
+    try:
+        method.check_base(has_base)
+    except ValueError as error:
+        todo = "give one of the two as base=ARRAY, and only the other one in tensors" if method.pair else ""
+        raise GgufmergeError(f"{error}: {todo or 'give base=ARRAY'}") from None
+    try:
+        method.check_models(len(arrays) - has_base)
+    except ValueError as error:
+        raise GgufmergeError(str(error)) from None
     for i, array in enumerate(arrays[1:], start=1):
         if array.shape != arrays[0].shape:
             raise GgufmergeError(f"the arrays must have one shape: number {i} is {array.shape}, not {arrays[0].shape}")
     if arrays[0].ndim == 0:
         raise GgufmergeError("a single number has no rows: give arrays of one axis or more")
-
-
-def _value(method: Method, q: Parameter, given: Any) -> Value:
-    """A parameter's value in its own type; RecipeError when it has another type or lies outside its bounds."""
-    if given is None and q.default is None:
-        return None
-    where = f'{method.name}: "{q.name}"'
-    if q.type is bool or q.type is str:
-        if not isinstance(given, (bool, np.bool_) if q.type is bool else str):
-            raise RecipeError(f"{where} must be {'true or false' if q.type is bool else 'a word'}, not {given!r}")
-    elif isinstance(given, (bool, np.bool_)) or not isinstance(given, (int, float, np.integer, np.floating)):
-        raise RecipeError(f"{where} must be a number, not {given!r}")
-    elif not np.isfinite(given) or (q.type is int and given != int(given)):
-        raise RecipeError(f"{where} must be {'a whole' if q.type is int else 'a finite'} number, not {given}")
-    value: Value = q.type(given)
-    if q.choices and value not in q.choices:
-        raise RecipeError(f'{where}: unknown value "{value}": {nearest(str(value), q.choices)}')
-    if isinstance(value, (int, float)) and not (
-        (q.low is None or q.low <= value) and (q.high is None or value <= q.high)
-    ):
-        raise RecipeError(f"{where} must lie in {_interval(q)}, not {value}")
-    return value
-
-
-def _interval(q: Parameter) -> str:
-    low = "-∞" if q.low is None else f"{q.low:g}"
-    high = "∞" if q.high is None else f"{q.high:g}"
-    return f"{low} … {high}"

@@ -12,7 +12,6 @@ Source: mergekit (Arcee AI, 2024).
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from ggufmerge.methods.spec import Chunk, Method, Pass, Passes, Problem, Stack
 NO_PROBABILITY = 1e-8  # added to each
 
 
-class ArceeFusion(Method):
+class ArceeFusion(Method[tuple[NDArray[np.float64], float]]):
     name = "arcee_fusion"
     summary = "take the elements that matter most from the other model"
     reference = "Arcee AI 2024"
@@ -33,7 +32,7 @@ class ArceeFusion(Method):
     max_models = 1
     pair = True
 
-    def passes(self, p: Problem) -> Passes:
+    def passes(self, p: Problem) -> Passes[tuple[NDArray[np.float64], float]]:
         """Statistics: divergence of each row, float64 [rows], and the threshold."""
 
         def divergences(x: Stack, chunk: Chunk) -> NDArray[np.float64]:
@@ -45,7 +44,9 @@ class ArceeFusion(Method):
             so_far.append(rows)
             return so_far
 
-        divergence = np.concatenate((yield Pass(divergences, append, [])) or [np.empty(0)])
+        found: list[NDArray[np.float64]] = []
+        rows = yield from Pass(divergences, append, found).read()
+        divergence = np.concatenate(rows or [np.empty(0)])
 
         def importances(x: Stack, chunk: Chunk, first: int, end: int) -> NDArray[np.float32]:
             out = np.empty((end - first, x.shape[2]), np.float32)
@@ -58,7 +59,14 @@ class ArceeFusion(Method):
         first, median, third = (cut.value for cut in cuts)
         return divergence, median + 1.5 * (third - first)
 
-    def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
+    def combine(
+        self,
+        x: Stack,
+        p: Problem,
+        statistics: tuple[NDArray[np.float64], float],
+        chunk: Chunk,
+        out: NDArray[np.float32],
+    ) -> None:
         divergence, threshold = statistics
         importance = np.empty(x.shape[1:], np.float32)
         row_importances(x, 0, divergence[chunk.row :], importance)

@@ -8,7 +8,8 @@ Source: Davari and Belilovsky, "Model breadcrumbs" (2023, arXiv:2312.06795).
 
 from __future__ import annotations
 
-from ggufmerge.methods.spec import Parameter, Problem
+from ggufmerge.methods.parameters import Parameter
+from ggufmerge.methods.spec import Problem
 from ggufmerge.methods.task_vectors import TaskVectors
 from ggufmerge.methods.ties import ByMagnitude
 
@@ -35,7 +36,7 @@ METHODS = {
         "Model breadcrumbs, arXiv:2312.06795",
         WithoutOutliers(),
         rescale=False,
-        advice="Fine-tunes of which a few very large changes spoil the sum: those go, and the smallest, too.",
+        advice="Fine-tunes with a few very large changes that spoil the sum: they are dropped, as are the smallest.",
         example=(("weight", 0.5), ("density", 0.9)),
     ),
     "breadcrumbs_ties": TaskVectors(

@@ -8,28 +8,27 @@ comes out to the bit.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
-from ggufmerge.methods.spec import Chunk, Method, Pass, Passes, Problem, Stack
+from ggufmerge.methods.spec import Chunk, Method, Pass, Passes, Problem, Stack, Statistics
 from ggufmerge.methods.sums import LANES, add_rows, exact_sum, lane_total
 
+Coefficients = NDArray[np.float64]  # of the inputs, [inputs]
 
-class Combination(Method):
+
+class Combination(Method[Statistics]):
     """A method whose `statistics` are the coefficients of the inputs, float64 [inputs], or hold them."""
 
-    def coefficients(self, statistics: Any) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = statistics
-        return found
+    def coefficients(self, statistics: Statistics) -> Coefficients:
+        return np.asarray(statistics)
 
-    def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
+    def combine(self, x: Stack, p: Problem, statistics: Statistics, chunk: Chunk, out: NDArray[np.float32]) -> None:
         weighted_sum(x, self.coefficients(statistics)[None, :], out)
 
 
-def gram(p: Problem, deltas: bool = False) -> Passes:
+def gram(p: Problem, deltas: bool = False) -> Passes[NDArray[np.float64]]:
     """Gram matrix of the inputs of the whole tensor, float64 [inputs, inputs]: one pass.
 
     deltas: of the differences from the base instead, float64 [inputs - 1, inputs - 1].
@@ -41,8 +40,7 @@ def gram(p: Problem, deltas: bool = False) -> Passes:
         row_grams(x, deltas, out)
         return out
 
-    total = yield Pass(of_rows, add_rows, np.zeros((size, size)))
-    return total
+    return (yield from Pass(of_rows, add_rows, np.zeros((size, size))).read())
 
 
 def inner_product(a: NDArray[np.float64], b: NDArray[np.float64], products: NDArray[np.float64]) -> float:

@@ -8,18 +8,17 @@ Source: Yu et al., "Language models are super Mario" (2023, arXiv:2311.03099).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
+from ggufmerge.methods.parameters import Parameter
 from ggufmerge.methods.random import fill_words, threshold
-from ggufmerge.methods.spec import Chunk, Parameter, Problem, Stack
+from ggufmerge.methods.spec import Chunk, Problem, Stack
 from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors
 
 
-class AtRandom(Pruner):
+class AtRandom(Pruner[None]):
     """Keep each element with probability `density`."""
 
     parameters: tuple[Parameter, ...] = (DENSITY,)
@@ -31,7 +30,7 @@ class AtRandom(Pruner):
         return p.models["density"] <= 0
 
     def prune(
-        self, x: Stack, first: int, end: int, p: Problem, state: Any, chunk: Chunk, kept: NDArray[np.float32]
+        self, x: Stack, first: int, end: int, p: Problem, state: None, chunk: Chunk, kept: NDArray[np.float32]
     ) -> None:
         keep_at_random(x, first, chunk.start + first * x.shape[2], p.keys, threshold(p.models["density"]), kept)
 

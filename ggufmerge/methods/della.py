@@ -12,15 +12,14 @@ Source: Deep, Bhardwaj, Poria, "DELLA-merging" (2024, arXiv:2406.11617).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
 from ggufmerge.methods.dare import AtRandom
+from ggufmerge.methods.parameters import ClashError, Parameter
 from ggufmerge.methods.random import fill_words
-from ggufmerge.methods.spec import Chunk, ClashError, Parameter, Problem, Stack
+from ggufmerge.methods.spec import Chunk, Problem, Stack
 from ggufmerge.methods.task_vectors import TaskVectors
 
 
@@ -48,7 +47,7 @@ class AtRandomByRank(AtRandom):
         return np.ones(p.others)
 
     def prune(
-        self, x: Stack, first: int, end: int, p: Problem, state: Any, chunk: Chunk, kept: NDArray[np.float32]
+        self, x: Stack, first: int, end: int, p: Problem, state: None, chunk: Chunk, kept: NDArray[np.float32]
     ) -> None:
         start = chunk.start + first * x.shape[2]
         divide = bool(p.shared["rescale"]) and p.shared["rescale_by"] == "density"

@@ -17,13 +17,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.methods.combination import Combination, gram, inner_product
+from ggufmerge.methods.combination import Coefficients, Combination, gram, inner_product
 from ggufmerge.methods.linear import check_divisible
-from ggufmerge.methods.spec import Base, Parameter, Passes, Problem
+from ggufmerge.methods.parameters import Parameter
+from ggufmerge.methods.spec import Base, Passes, Problem
 from ggufmerge.methods.sums import exact_sum
 
 
-class Karcher(Combination):
+class Karcher(Combination[Coefficients]):
     name = "karcher"
     summary = "Riemannian mean of the models on the sphere"
     reference = "Functionality-oriented LLM merging on the Fisher-Rao manifold, arXiv:2603.04972"
@@ -42,7 +43,7 @@ class Karcher(Combination):
         used = np.flatnonzero(p.models["weight"])
         return int(used[0]) if len(used) == 1 else None
 
-    def passes(self, p: Problem) -> Passes:
+    def passes(self, p: Problem) -> Passes[Coefficients]:
         products = yield from gram(p)
         weight = p.models["weight"] / exact_sum(p.models["weight"])
         return _mean(products, weight, int(p.number("max_iter")), p.number("tol"))

@@ -8,12 +8,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.methods.combination import Combination
-from ggufmerge.methods.spec import Base, ClashError, Parameter, Passes, Problem
+from ggufmerge.methods.combination import Coefficients, Combination
+from ggufmerge.methods.parameters import ClashError, Parameter
+from ggufmerge.methods.spec import Base, Problem
 from ggufmerge.methods.sums import exact_sum
 
 
-class Linear(Combination):
+class Linear(Combination[Coefficients]):
     name = "linear"
     summary = "weighted average of the models"
     reference = "Model soups, arXiv:2203.05482"
@@ -36,10 +37,9 @@ class Linear(Combination):
             return int(used[0])
         return None
 
-    def passes(self, p: Problem) -> Passes:
+    def statistics(self, p: Problem) -> Coefficients:
         weight = p.models["weight"]
         return weight / exact_sum(weight) if p.shared["normalize"] else weight
-        yield
 
 
 def check_divisible(weight: NDArray[np.float64], switch: str | None) -> None:

@@ -13,19 +13,19 @@ Source: Jang et al., "Model stock: all we need is just a few fine-tuned models" 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
-from ggufmerge.methods.combination import Combination, gram, row_grams, weighted_sum
-from ggufmerge.methods.spec import Chunk, Parameter, Passes, Problem, Stack
+from ggufmerge.methods.combination import Coefficients, Combination, gram, row_grams, weighted_sum
+from ggufmerge.methods.parameters import Parameter
+from ggufmerge.methods.spec import Chunk, Passes, Problem, Stack
 
 NO_NORM = 1e-6  # products of norms below it count as this
 
 
-class ModelStock(Combination):
+class ModelStock(Combination[Coefficients | None]):
     name = "model_stock"
     summary = "as far from the base towards the models' average as their agreement allows"
     reference = "Model stock, arXiv:2403.19522"
@@ -35,14 +35,17 @@ class ModelStock(Combination):
     min_models = 2
     parameters = (Parameter("filter_wise", "shared", bool, "a t for each row instead of one for the tensor", False),)
 
-    def passes(self, p: Problem) -> Passes:
+    def passes(self, p: Problem) -> Passes[Coefficients | None]:
         """Statistics: coefficients of the inputs; None for row-wise ones, which need no pass."""
         if p.shared["filter_wise"] and p.shape[0] > 1:
             return None
         products = yield from gram(p, deltas=True)
-        return interpolation(products[None])[0]
+        found: Coefficients = interpolation(products[None])[0]
+        return found
 
-    def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
+    def combine(
+        self, x: Stack, p: Problem, statistics: Coefficients | None, chunk: Chunk, out: NDArray[np.float32]
+    ) -> None:
         if statistics is None:
             products = np.empty((x.shape[1], p.others, p.others))
             row_grams(x, True, products)
@@ -50,8 +53,8 @@ class ModelStock(Combination):
         else:
             super().combine(x, p, statistics, chunk, out)
 
-    def notes(self, p: Problem, statistics: Any) -> list[str]:
-        kept = statistics is not None and statistics[0] == 1
+    def notes(self, p: Problem, statistics: Coefficients | None) -> list[str]:
+        kept = statistics is not None and bool(statistics[0] == 1)
         return ["the base is kept: the models' differences do not agree (t = 0)"] if kept else []
 
 

@@ -13,18 +13,18 @@ Source: https://goddard.blog/posts/multislerp-wow-what-a-cool-idea (C. Goddard, 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.methods.combination import Combination, gram, inner_product
+from ggufmerge.methods.combination import Coefficients, Combination, gram, inner_product
 from ggufmerge.methods.linear import check_divisible
-from ggufmerge.methods.spec import Base, Parameter, Passes, Problem
+from ggufmerge.methods.parameters import Parameter
+from ggufmerge.methods.spec import Base, Passes, Problem
 from ggufmerge.methods.sums import exact_sum
 
 
-class MultiSlerp(Combination):
+class MultiSlerp(Combination[tuple[Coefficients, bool]]):
     name = "multislerp"
     summary = "average of models on the sphere, by one step from their straight average"
     reference = "https://goddard.blog/posts/multislerp-wow-what-a-cool-idea"
@@ -48,17 +48,16 @@ class MultiSlerp(Combination):
         used = np.flatnonzero(weight)
         return int(p.has_base + used[0]) if len(used) == 1 and weight[used[0]] == 1 else None
 
-    def passes(self, p: Problem) -> Passes:
+    def passes(self, p: Problem) -> Passes[tuple[Coefficients, bool]]:
         """Statistics: coefficients of the inputs, and whether the unit vectors cancelled out."""
         products = yield from gram(p, p.has_base)
         shares, cancelled = _mean_on_sphere(products, _weights(p), p.number("eps"))
         return (np.concatenate([[1.0 - exact_sum(shares)], shares]) if p.has_base else shares), cancelled
 
-    def coefficients(self, statistics: Any) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = statistics[0]
-        return found
+    def coefficients(self, statistics: tuple[Coefficients, bool]) -> Coefficients:
+        return statistics[0]
 
-    def notes(self, p: Problem, statistics: Any) -> list[str]:
+    def notes(self, p: Problem, statistics: tuple[Coefficients, bool]) -> list[str]:
         return ["weighted sum instead of multislerp: the models' directions cancel out"] if statistics[1] else []
 
 

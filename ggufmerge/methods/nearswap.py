@@ -9,18 +9,17 @@ Source: the model card of alchemonaut/QuartetAnemoi-70B-t0.0001 (2024).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
-from ggufmerge.methods.spec import Chunk, Method, Parameter, Problem, Stack
+from ggufmerge.methods.parameters import Parameter
+from ggufmerge.methods.spec import Chunk, Method, Problem, Stack
 
 NO_DIFFERENCE = 1e-6  # differences below it count as this
 
 
-class NearSwap(Method):
+class NearSwap(Method[None]):
     name = "nearswap"
     summary = "move each element towards the other model, by a fixed step at most"
     reference = "https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
@@ -37,7 +36,7 @@ class NearSwap(Method):
     def untouched(self, p: Problem) -> int | None:
         return 0 if p.shared["t"] == 0 else None
 
-    def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
+    def combine(self, x: Stack, p: Problem, statistics: None, chunk: Chunk, out: NDArray[np.float32]) -> None:
         step_towards(x, p.number("t"), out)
 
 

@@ -11,7 +11,6 @@ Source: mergekit (C. Goddard, 2024).
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +24,15 @@ from ggufmerge.methods.combination import (
     weighted_columns,
     weighted_sum,
 )
-from ggufmerge.methods.spec import Base, Chunk, ClashError, Parameter, Pass, Passes, Problem, Stack
+from ggufmerge.methods.parameters import ClashError, Parameter
+from ggufmerge.methods.spec import Base, Chunk, Pass, Passes, Problem, Stack
 
 NO_WEIGHT = 1e-6  # a sum of weights this small gives t = 1/2
 NO_NORM = 1e-7  # norms below it count as this
 COLLINEAR = 1e-16  # sin² θ up to it: lerp
 
 
-class NuSlerp(Combination):
+class NuSlerp(Combination[NDArray[np.float64] | None]):
     name = "nuslerp"
     summary = "spherical interpolation of two models, or of their differences from a base"
     reference = "mergekit"
@@ -59,11 +59,12 @@ class NuSlerp(Combination):
         t = _fraction(p)
         return int(p.has_base + t) if t in (0, 1) else None
 
-    def passes(self, p: Problem) -> Passes:
+    def passes(self, p: Problem) -> Passes[NDArray[np.float64] | None]:
         """Statistics: coefficients [inputs], or [inputs, n] for columns, or None for rows, which need no pass."""
         if p.shared["nuslerp_flatten"] or p.shape[0] == 1:
             products = yield from gram(p, p.has_base)
-            return _inputs_coefficients(arcs(products[None], _fraction(p)), p.has_base)[0]
+            whole: NDArray[np.float64] = _inputs_coefficients(arcs(products[None], _fraction(p)), p.has_base)[0]
+            return whole
         if not p.shared["nuslerp_row_wise"]:
             return None
 
@@ -75,11 +76,13 @@ class NuSlerp(Combination):
             add_column_grams(x, p.has_base, total)
             return total
 
-        columns = yield Pass(copy, add, np.zeros((2, 2, p.shape[1])))
+        columns = yield from Pass(copy, add, np.zeros((2, 2, p.shape[1]))).read()
         products = np.ascontiguousarray(columns.transpose(2, 0, 1))
         return np.ascontiguousarray(_inputs_coefficients(arcs(products, _fraction(p)), p.has_base).T)
 
-    def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
+    def combine(
+        self, x: Stack, p: Problem, statistics: NDArray[np.float64] | None, chunk: Chunk, out: NDArray[np.float32]
+    ) -> None:
         if statistics is None:
             products = np.empty((x.shape[1], 2, 2))
             row_grams(x, p.has_base, products)

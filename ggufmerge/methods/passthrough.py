@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ggufmerge.methods.combination import Combination
-from ggufmerge.methods.spec import Base, Parameter, Passes, Problem
+from ggufmerge.methods.combination import Coefficients, Combination
+from ggufmerge.methods.parameters import Parameter
+from ggufmerge.methods.spec import Base, Problem
 
 
-class Passthrough(Combination):
+class Passthrough(Combination[Coefficients]):
     name = "passthrough"
     summary = "one model's weights, unchanged or scaled"
     advice = (
@@ -22,9 +23,8 @@ class Passthrough(Combination):
     def untouched(self, p: Problem) -> int | None:
         return 0 if _scale(p) == 1 else None
 
-    def passes(self, p: Problem) -> Passes:
+    def statistics(self, p: Problem) -> Coefficients:
         return np.array([_scale(p)])
-        yield
 
 
 def _scale(p: Problem) -> float:

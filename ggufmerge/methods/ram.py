@@ -12,18 +12,19 @@ Source: Yuan et al., "Behavior knowledge merge in reinforced agentic models" (20
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
-from ggufmerge.methods.spec import Chunk, Method, Parameter, Pass, Passes, Problem, Stack
+from ggufmerge.methods.parameters import Parameter
+from ggufmerge.methods.spec import Chunk, Method, Pass, Passes, Problem, Stack
+from ggufmerge.methods.sums import add_counts
 
-_EPSILON = Parameter("epsilon", "shared", float, "changes up to this are none", 1e-5, low=0)
+Factors = NDArray[np.float64]  # on what each model alone changed, [models]
+_EPSILON = Parameter("epsilon", "shared", float, "changes up to this size do not count", 1e-5, low=0)
 
 
-class Ram(Method):
+class Ram(Method[Factors]):
     name = "ram"
     summary = "keep what one model changed, average what several changed"
     reference = "Behavior knowledge merge in reinforced agentic models, arXiv:2601.13572"
@@ -33,12 +34,11 @@ class Ram(Method):
     )
     parameters: tuple[Parameter, ...] = (_EPSILON,)
 
-    def passes(self, p: Problem) -> Passes:
-        """Statistics: factor on what each model alone changed, float64 [models]."""
+    def statistics(self, p: Problem) -> Factors:
+        """Factor on what each model alone changed, float64 [models]."""
         return np.ones(p.others)
-        yield
 
-    def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
+    def combine(self, x: Stack, p: Problem, statistics: Factors, chunk: Chunk, out: NDArray[np.float32]) -> None:
         add_changes(x, np.float32(p.number("epsilon")), statistics, out)
 
 
@@ -52,13 +52,13 @@ class RamPlus(Ram):
         Parameter("alpha", "shared", float, "the ratio of shared to unique changes counts up to this", 0.2, low=0),
     )
 
-    def passes(self, p: Problem) -> Passes:
+    def passes(self, p: Problem) -> Passes[Factors]:
         epsilon = np.float32(p.number("epsilon"))
 
         def count(x: Stack, chunk: Chunk) -> NDArray[np.int64]:
             return count_changes(x, epsilon)
 
-        shared, unique = yield Pass(count, np.add, np.zeros((2, p.others), np.int64))
+        shared, unique = yield from Pass(count, add_counts, np.zeros((2, p.others), np.int64)).read()
         ratio = shared / np.maximum(unique, max(float(epsilon), np.finfo(np.float64).tiny))
         return 1.0 + p.number("r") * np.clip(ratio, 0.0, p.number("alpha"))
 

@@ -12,20 +12,19 @@ Source: Wan et al., "FuseChat: knowledge fusion of chat models" (2024, arXiv:240
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
+from ggufmerge.methods.parameters import Parameter
 from ggufmerge.methods.selection import EVERYTHING, NOTHING, Cut, largest, row_groups
-from ggufmerge.methods.spec import Chunk, Method, Parameter, Pass, Passes, Problem, Stack
+from ggufmerge.methods.spec import Chunk, Method, Pass, Passes, Problem, Stack
 from ggufmerge.methods.sums import LANES, add_rows, exact_sum, lane_total
 
 NO_DIVISOR = 1e-6  # a sum of weights below it counts as this
 
 
-class Sce(Method):
+class Sce(Method[tuple[Cut, NDArray[np.float64]]]):
     name = "sce"
     summary = "weigh the differences by their energy where the models differ most, erase minority signs"
     reference = "FuseChat, arXiv:2408.07990"
@@ -43,7 +42,7 @@ class Sce(Method):
             return 0
         return 1 if p.others == 1 else None
 
-    def passes(self, p: Problem) -> Passes:
+    def passes(self, p: Problem) -> Passes[tuple[Cut, NDArray[np.float64]]]:
         """Statistics: the cut of the selection, and the weights, float64 [models]."""
         share = p.number("select_topk")
         cut = EVERYTHING if share >= 1 else NOTHING
@@ -57,11 +56,18 @@ class Sce(Method):
                 row_energies(x, first, selected, sums[first:end])
             return sums
 
-        energy = yield Pass(energies, add_rows, np.zeros(p.others))
+        energy = yield from Pass(energies, add_rows, np.zeros(p.others)).read()
         total = exact_sum(energy)
         return cut, energy / total if total > 0 else np.zeros(p.others)
 
-    def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
+    def combine(
+        self,
+        x: Stack,
+        p: Problem,
+        statistics: tuple[Cut, NDArray[np.float64]],
+        chunk: Chunk,
+        out: NDArray[np.float32],
+    ) -> None:
         cut, weights = statistics
         for first, _, selected in _selected(x, chunk, cut):
             add_elected(x, first, selected, weights, out)

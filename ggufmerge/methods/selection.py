@@ -13,13 +13,14 @@ indices here, all that look at them leave out the sign.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
-from ggufmerge.methods.spec import Chunk, Pass, Stack
+from ggufmerge.methods.spec import Chunk, Pass, Passes, Stack
+from ggufmerge.methods.sums import add_counts
 
 # scores(x, chunk, first, end): the quantities of rows [first, end) of a chunk, float32 [quantities, elements], none < 0
 Scores = Callable[[Stack, Chunk, int, int], NDArray[np.float32]]
@@ -54,7 +55,15 @@ class _Search(NamedTuple):
     bin: int
 
 
-def largest(scores: Scores, elements: int, wanted: Sequence[tuple[int, Count]]) -> Generator[Pass, Any, list[Cut]]:
+# histograms of all quantities, int64 [quantities, 32768], and their counts of values not zero; of a chunk: filled bins
+_Counts = tuple[NDArray[np.int64], NDArray[np.int64]]
+_PartialCounts = tuple[list[tuple[NDArray[np.int64], NDArray[np.uint32]]], NDArray[np.int64]]
+_Found = list[tuple[list[NDArray[np.int64]], list[NDArray[np.uint32]]]]  # elements and bits for each search
+_Equal = tuple[int, list[tuple[int, int, NDArray[np.uint8]]]]  # how many are equal; by blocks: start, how many, which
+_End = tuple[int, int | None]  # how many equal values are still to come; the element of the last one, once found
+
+
+def largest(scores: Scores, elements: int, wanted: Sequence[tuple[int, Count]]) -> Passes[list[Cut]]:
     """Passes that find, for each (quantity, k) in `wanted`, the cut of the k largest of this row of `scores`.
 
     elements: number of elements in the tensor.
@@ -69,7 +78,8 @@ def largest(scores: Scores, elements: int, wanted: Sequence[tuple[int, Count]]) 
             cuts[i] = known
     if unknown:
         quantities = sorted({quantity for quantity, _ in unknown.values()})
-        histograms, nonzero = yield _upper_histograms(scores, quantities, any(callable(k) for _, k in unknown.values()))
+        counts_nonzero = any(callable(k) for _, k in unknown.values())
+        histograms, nonzero = yield from _upper_histograms(scores, quantities, counts_nonzero).read()
         searches = {}
         for i, (quantity, k) in unknown.items():
             at = quantities.index(quantity)
@@ -83,7 +93,7 @@ def largest(scores: Scores, elements: int, wanted: Sequence[tuple[int, Count]]) 
         if sum(s.size for s in searches.values()) > CANDIDATES:
             cuts |= yield from _refine(scores, searches)
         elif searches:
-            found = yield _collect(scores, list(searches.values()))
+            found = yield from _collect(scores, list(searches.values())).read()
             for (i, s), (places, values) in zip(searches.items(), found, strict=True):
                 cuts[i] = _cut_of(np.concatenate(places), np.concatenate(values), s)
     return [cuts[i] for i in range(len(wanted))]
@@ -96,13 +106,13 @@ def _trivial_cut(k: Count, elements: int) -> Cut | None:
     return NOTHING if k <= 0 else EVERYTHING
 
 
-def _upper_histograms(scores: Scores, quantities: list[int], count_nonzero: bool) -> Pass:
+def _upper_histograms(scores: Scores, quantities: list[int], count_nonzero: bool) -> Pass[_PartialCounts, _Counts]:
     """Histograms of the upper 16 bits of these quantities, int64 [quantities, 32768], and counts of values not zero.
 
     The latter stay 0 unless `count_nonzero`.
     """
 
-    def count(x: Stack, chunk: Chunk) -> tuple[list[tuple[NDArray[np.int64], NDArray[np.uint32]]], NDArray[np.int64]]:
+    def count(x: Stack, chunk: Chunk) -> _PartialCounts:
         histograms = np.zeros((len(quantities), 1 << 15), np.uint32)
         nonzero = np.zeros(len(quantities), np.int64)
         for block, _ in _blocks(x, chunk, scores):
@@ -112,7 +122,7 @@ def _upper_histograms(scores: Scores, quantities: list[int], count_nonzero: bool
                     nonzero[i] += count_filled(block[quantity].view(np.uint32))
         return [_filled_bins(h) for h in histograms], nonzero
 
-    def add(so_far: Any, partial: Any) -> Any:
+    def add(so_far: _Counts, partial: _PartialCounts) -> _Counts:
         for total, (bins, counts) in zip(so_far[0], partial[0], strict=True):
             total[bins] += counts
         return so_far[0], so_far[1] + partial[1]
@@ -126,11 +136,11 @@ def _filled_bins(histogram: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDAr
     return bins, histogram[bins]
 
 
-def _collect(scores: Scores, searches: list[_Search]) -> Pass:
+def _collect(scores: Scores, searches: list[_Search]) -> Pass[_Found, _Found]:
     """Element indices and bits of the values in each search's bin, in element order."""
 
-    def matches(x: Stack, chunk: Chunk) -> list[tuple[list[NDArray[np.int64]], list[NDArray[np.uint32]]]]:
-        found: list[tuple[list[NDArray[np.int64]], list[NDArray[np.uint32]]]] = [([], []) for _ in searches]
+    def matches(x: Stack, chunk: Chunk) -> _Found:
+        found: _Found = [([], []) for _ in searches]
         for block, start in _blocks(x, chunk, scores):
             for (places, values), s in zip(found, searches, strict=True):
                 bits = block[s.quantity].view(np.uint32)
@@ -139,7 +149,7 @@ def _collect(scores: Scores, searches: list[_Search]) -> Pass:
                 values.append(bits[inside] & MAGNITUDE)
         return found
 
-    def join(so_far: Any, partial: Any) -> Any:
+    def join(so_far: _Found, partial: _Found) -> _Found:
         for (places, values), (more_places, more_values) in zip(so_far, partial, strict=True):
             places += more_places
             values += more_values
@@ -154,7 +164,7 @@ def _cut_of(index: NDArray[np.int64], bits: NDArray[np.uint32], search: _Search)
     return Cut(int(kth), int(equal[search.rank - np.count_nonzero(bits > kth) - 1]))
 
 
-def _refine(scores: Scores, searches: dict[int, _Search]) -> Generator[Pass, Any, dict[int, Cut]]:
+def _refine(scores: Scores, searches: dict[int, _Search]) -> Passes[dict[int, Cut]]:
     """The cuts by another histogram and, where equal values must be told apart, a pass that looks for the last one."""
     listed = list(searches.values())
 
@@ -165,7 +175,7 @@ def _refine(scores: Scores, searches: dict[int, _Search]) -> Generator[Pass, Any
                 count_lower(block[s.quantity].view(np.uint32), s.bin, histogram)
         return histograms
 
-    counts = yield Pass(count, np.add, np.zeros((len(listed), 1 << 16), np.int64))
+    counts = yield from Pass(count, add_counts, np.zeros((len(listed), 1 << 16), np.int64)).read()
     cuts: dict[int, Cut] = {}
     ties: list[tuple[int, int, int, int]] = []  # which cut, quantity, bits, how many of the equal values belong to it
     for (i, s), histogram in zip(searches.items(), counts, strict=True):
@@ -177,7 +187,7 @@ def _refine(scores: Scores, searches: dict[int, _Search]) -> Generator[Pass, Any
     if not ties:
         return cuts
 
-    def equal_places(x: Stack, chunk: Chunk) -> list[tuple[int, list[tuple[int, int, NDArray[np.uint8]]]]]:
+    def equal_places(x: Stack, chunk: Chunk) -> list[_Equal]:
         found: list[list[tuple[int, int, NDArray[np.uint8]]]] = [[] for _ in ties]
         for block, start in _blocks(x, chunk, scores):
             for places, (_, quantity, bits, _) in zip(found, ties, strict=True):
@@ -185,9 +195,9 @@ def _refine(scores: Scores, searches: dict[int, _Search]) -> Generator[Pass, Any
                 places.append((start, int(np.count_nonzero(equal)), np.packbits(equal)))
         return [(sum(n for _, n, _ in places), places) for places in found]
 
-    def look_for_last(so_far: Any, partial: Any) -> Any:
+    def look_for_last(so_far: list[_End], partial: list[_Equal]) -> list[_End]:
         """so_far: per tie, how many equal values are still to come, and the element index of the last once found."""
-        result = []
+        result: list[_End] = []
         for (missing, last), (count, places) in zip(so_far, partial, strict=True):
             if last is None and count >= missing:
                 for start, n, packed in places:
@@ -200,8 +210,12 @@ def _refine(scores: Scores, searches: dict[int, _Search]) -> Generator[Pass, Any
             result.append((missing, last))
         return result
 
-    ends = yield Pass(equal_places, look_for_last, [(rank, None) for *_, rank in ties])
-    return cuts | {i: Cut(bits, last) for (i, _, bits, _), (_, last) in zip(ties, ends, strict=True)}
+    start: list[_End] = [(rank, None) for *_, rank in ties]
+    ends = yield from Pass(equal_places, look_for_last, start).read()
+    for (i, _, bits, _), (_, last) in zip(ties, ends, strict=True):
+        assert last is not None, "a tie has as many equal values as are looked for"
+        cuts[i] = Cut(bits, last)
+    return cuts
 
 
 def _kth_bin(histogram: NDArray[np.int64], k: int) -> tuple[int, int]:

@@ -17,19 +17,19 @@ Source: Shoemake, "Animating rotation with quaternion curves" (SIGGRAPH 1985).
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.methods.combination import Combination, gram, inner_product
-from ggufmerge.methods.spec import Base, ClashError, Parameter, Passes, Problem
+from ggufmerge.methods.combination import Coefficients, Combination, gram, inner_product
+from ggufmerge.methods.parameters import ClashError, Parameter
+from ggufmerge.methods.spec import Base, Passes, Problem
 
 PARALLEL = 0.9995  # |cos θ| above this: lerp
 NO_NORM = 1e-8  # a vector this short has no direction
 
 
-class Slerp(Combination):
+class Slerp(Combination[tuple[Coefficients, list[float]]]):
     name = "slerp"
     summary = "spherical interpolation from the base to another model"
     reference = "Shoemake 1985"
@@ -69,7 +69,7 @@ class Slerp(Combination):
                 reached = None
         return reached
 
-    def passes(self, p: Problem) -> Passes:
+    def passes(self, p: Problem) -> Passes[tuple[Coefficients, list[float]]]:
         products = yield from gram(p)
         coefficients = np.zeros(p.inputs)
         coefficients[0] = 1.0
@@ -87,11 +87,10 @@ class Slerp(Combination):
             cosines.append(cosine)
         return coefficients, cosines
 
-    def coefficients(self, statistics: Any) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = statistics[0]
-        return found
+    def coefficients(self, statistics: tuple[Coefficients, list[float]]) -> Coefficients:
+        return statistics[0]
 
-    def notes(self, p: Problem, statistics: Any) -> list[str]:
+    def notes(self, p: Problem, statistics: tuple[Coefficients, list[float]]) -> list[str]:
         step = "step {} of the chain: " if p.shared["chain"] else ""
         return [
             step.format(k) + _NEARLY[cosine > 0].format(cosine)

@@ -14,16 +14,32 @@ may be added in any way.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge.errors import nearest
+from ggufmerge.methods.parameters import (
+    LEFT_OUT,
+    REQUIRED,
+    BindError,
+    ClashError,
+    Complaint,
+    Parameter,
+    ScopeError,
+    Value,
+)
+from ggufmerge.text import shown
+
 Stack = NDArray[np.float32]  # [inputs, rows, n]
-Value = float | bool | int | str | None
+Partial = TypeVar("Partial")  # what a pass makes of a chunk
+Folded = TypeVar("Folded")  # what a pass makes of the tensor
+Statistics = TypeVar("Statistics")  # what a method knows of a tensor when it merges
 
 
 class Base(Enum):
@@ -32,42 +48,6 @@ class Base(Enum):
     REQUIRED = "required"  # differences are taken from it; it stands first in the stack
     OPTIONAL = "optional"
     MODEL = "model"  # "ignored" in mergekit: when given, it is one more ordinary input
-
-
-REQUIRED: Any = object()  # a parameter without a default
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A number or switch that a recipe may set.
-
-    scope: "shared" has one value per output tensor; "model" has one per model that is not the base (per input for
-    methods with `Base.MODEL`).
-    low, high: inclusive bounds, None when unbounded.  usual: the range that makes sense where no bound is.
-    together: of a per-model parameter: its default holds only where no model has a value; one that is left out while
-    others have theirs was forgotten.
-    example: a value for messages.
-    """
-
-    name: str
-    scope: Literal["shared", "model"]
-    type: type[float] | type[bool] | type[int] | type[str]
-    doc: str
-    default: Value = REQUIRED
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    usual: tuple[float, float] | None = None
-    together: bool = False
-    example: str = "1"
-
-
-class ClashError(ValueError):
-    """Parameter values that cannot be used together. about: the parameter to blame, "" for the number of models."""
-
-    def __init__(self, what: str, about: str = "") -> None:
-        super().__init__(what)
-        self.about = about
 
 
 @dataclass(frozen=True)
@@ -88,6 +68,20 @@ class Problem:
     shared: Mapping[str, Value]
     models: Mapping[str, NDArray[np.float64]]
     keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+
+    @classmethod
+    def of(
+        cls,
+        shape: tuple[int, int],
+        inputs: int,
+        has_base: bool,
+        shared: Mapping[str, Value],
+        models: Mapping[str, Sequence[Value]],
+        keys: Sequence[int] | NDArray[np.uint64] = (),
+    ) -> Problem:
+        """A problem of values that are known to be right. A model's None becomes NaN."""
+        arrays = {name: np.array(values, np.float64) for name, values in models.items()}
+        return cls(shape, inputs, has_base, shared, arrays, np.asarray(keys, np.uint64))
 
     @property
     def others(self) -> int:
@@ -121,25 +115,30 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Pass:
+class Pass(Generic[Partial, Folded]):
     """One reading of the whole tensor. map(x, chunk) runs in a worker; fold(so_far, partial) in chunk order.
 
     `fold` starts from `initial`, and may change what it is given and return it.
     """
 
-    map: Callable[[Stack, Chunk], Any]
-    fold: Callable[[Any, Any], Any]
-    initial: Any = None
+    map: Callable[[Stack, Chunk], Partial]
+    fold: Callable[[Folded, Partial], Folded]
+    initial: Folded
+
+    def read(self) -> Generator[Pass[Any, Any], Any, Folded]:
+        """The folded result, within the passes of a method: `total = yield from Pass(...).read()`."""
+        result: Folded = yield self
+        return result
 
 
-Passes = Generator[Pass, Any, Any]
+Passes = Generator[Pass[Any, Any], Any, Statistics]
 
 
-class Method(ABC):
+class Method(ABC, Generic[Statistics]):
     """A merge method. Subclasses set the class attributes and override the functions they need."""
 
     name: str
-    summary: str  # one line
+    summary: str = ""  # one line
     reference: str = ""  # paper or origin
     advice: str = ""  # when to use it, a sentence or two for people
     example: tuple[tuple[str, Value], ...] = ()  # parameters of a first recipe, beside those that are required
@@ -150,7 +149,7 @@ class Method(ABC):
     pair: bool = False  # the base is one of the two models that are merged, not what they were tuned from
     parameters: tuple[Parameter, ...] = ()
 
-    def check(self, p: Problem) -> None:  # noqa: B027 - most methods have nothing to refuse
+    def check(self, p: Problem) -> None:
         """Raise ClashError when these parameter values cannot be used together; called while planning."""
 
     def untouched(self, p: Problem) -> int | None:
@@ -160,22 +159,153 @@ class Method(ABC):
         """
         return None
 
-    def passes(self, p: Problem) -> Passes:
+    def passes(self, p: Problem) -> Passes[Statistics]:
         """Yield the passes needed before `combine`; each yield gives back that pass's folded result.
 
         Other processes replay them from these results (`methods.drive`): they are data that pickles and is not changed
-        any more, and nothing else is carried from one pass to the next.
+        any more, and nothing else is carried from one pass to the next. A method that needs no pass overrides
+        `statistics` instead.
         """
-        return None
-        yield
+        yield from ()
+        return self.statistics(p)
+
+    def statistics(self, p: Problem) -> Statistics:
+        """What `combine` takes besides the weights, of a method that need not read them first."""
+        nothing: Any = None  # of a method without statistics
+        return nothing
 
     @abstractmethod
-    def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
+    def combine(self, x: Stack, p: Problem, statistics: Statistics, chunk: Chunk, out: NDArray[np.float32]) -> None:
         """Write the merged chunk, float32 [rows, n], to `out`. `statistics` is what `passes` returned."""
 
-    def notes(self, p: Problem, statistics: Any) -> list[str]:
+    def notes(self, p: Problem, statistics: Statistics) -> list[str]:
         """Decisions taken by numbers that only a run knows (slerp fell back to lerp), for the report."""
         return []
 
     def parameter(self, name: str) -> Parameter | None:
         return next((q for q in self.parameters if q.name == name), None)
+
+    def named(self, name: str, per_model: bool = False) -> Parameter:
+        """The parameter of this name; ValueError suggests the nearest name.
+
+        per_model: each model is to have its own value; ScopeError where all share one.
+        """
+        found = self.parameter(name)
+        if found is None:
+            names = [q.name for q in self.parameters]
+            hint = nearest(name, names) if names else f"{self.name} has no parameters"
+            raise ValueError(f"{self.name} has no parameter {shown(name)}: {hint}")
+        if per_model and found.scope == "shared":
+            raise ScopeError(f'"{name}" of {self.name} is one value for all models')
+        return found
+
+    def check_base(self, has_base: bool) -> None:
+        """ValueError when there is no base, and the method needs one."""
+        if self.base is Base.REQUIRED and not has_base:
+            to_one = "goes from a base to one model"
+            raise ValueError(f"{self.name} {to_one if self.pair else 'takes differences from a base'}")
+
+    def check_models(self, count: int, besides: str | None = None) -> None:
+        """ValueError when the method does not merge so many models that are not the base.
+
+        besides: what is said behind the number of models instead of "besides the base".
+        """
+        if besides is None:
+            besides = "" if self.base is Base.MODEL else " besides the base"
+        if self.pair and count > 1 and self.max_models is not None:
+            raise ValueError(f"{self.name} goes from a base to one model, not to {count}")
+        if count < self.min_models:
+            raise ValueError(f"{self.name} needs at least {_of(self.min_models, 'model')}{besides}, not {count}")
+        if self.max_models is not None and count > self.max_models:
+            raise ValueError(f"{self.name} takes at most {_of(self.max_models, 'model')}{besides}, not {count}")
+
+    def bind(
+        self,
+        shape: tuple[int, int],
+        inputs: int,
+        has_base: bool,
+        values: Mapping[str, Any],
+        keys: Sequence[int] | NDArray[np.uint64] = (),
+    ) -> Problem:
+        """The problem of merging this many inputs of one shape with these values, and with the defaults of the others.
+
+        values: parameter -> its value; of a per-model one also a list with a value for each model that is not the
+        base, LEFT_OUT for one that has none.  shape, keys: see `Problem`.
+        BindError says what is wrong with the values: unknown names, wrong types, values out of bounds, missing ones,
+        the number of the models, and what does not go together.
+        """
+        complaints: list[Complaint] = []
+        count = inputs - has_base
+        with _noted(complaints):
+            self.check_base(has_base)
+        with _noted(complaints):
+            self.check_models(count)
+        for name, given in values.items():
+            with _noted(complaints, name):
+                self.named(name, per_model=_is_list(given))
+        shared: dict[str, Value] = {}
+        models: dict[str, list[Value]] = {}
+        for q in self.parameters:
+            given = values.get(q.name, LEFT_OUT)
+            if q.scope == "model":
+                models[q.name] = self._own_values(q, given, count, complaints)
+            elif given is not LEFT_OUT and not _is_list(given):
+                with _noted(complaints, q.name):
+                    shared[q.name] = q.parse(given)
+            elif given is LEFT_OUT and q.default is REQUIRED:
+                what = f"no {q.name} is given, which {self.name} needs"
+                complaints.append(Complaint(what, q.name, missing=True))
+            else:
+                shared[q.name] = q.default
+        if complaints:
+            raise BindError(*complaints)
+        p = Problem.of(shape, inputs, has_base, shared, models, keys)
+        with _noted(complaints):
+            self.check(p)
+        if complaints:
+            raise BindError(*complaints)
+        return p
+
+    def _own_values(self, q: Parameter, given: Any, count: int, complaints: list[Complaint]) -> list[Value]:
+        """The value of each of `count` models; what is wrong with them goes to `complaints`."""
+        if given is not LEFT_OUT and not _is_list(given):
+            with _noted(complaints, q.name):
+                return [q.parse(given)] * count
+            return []
+        values = [LEFT_OUT] * count if given is LEFT_OUT else list(given)
+        if len(values) != count:
+            complaints.append(
+                Complaint(f'"{q.name}" has {_of(len(values), "value")} for {_of(count, "model")}', q.name)
+            )
+            return []
+        found: list[Value] = []
+        needed = q.default is REQUIRED
+        for i, value in enumerate(values):
+            if value is not LEFT_OUT:
+                with _noted(complaints, q.name, i):
+                    found.append(q.parse(value))
+            elif needed or (q.together and any(other is not LEFT_OUT for other in values)):
+                why = f"which {self.name} needs" if needed else "though another model has one"
+                complaints.append(Complaint(f"has no {q.name}, {why}", q.name, i, missing=True))
+            else:
+                found.append(q.default)
+        return found
+
+
+@contextmanager
+def _noted(complaints: list[Complaint], about: str = "", model: int | None = None) -> Iterator[None]:
+    """What a block complains of is added to `complaints`, with the parameter to blame."""
+    try:
+        yield
+    except ValueError as error:
+        blamed = error.about if isinstance(error, ClashError) else about
+        complaints.append(Complaint(str(error), blamed, model))
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a value is one for each model."""
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+def _of(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,11 @@ def add_rows(so_far: NDArray[np.float64], partial: NDArray[np.float64]) -> NDArr
     total = np.array(so_far, np.float64)
     _add_rows(total.reshape(-1), partial.reshape(len(partial), -1))
     return total
+
+
+def add_counts(so_far: NDArray[np.int64], partial: NDArray[Any]) -> NDArray[np.int64]:
+    """so_far + partial, of whole numbers, which any order adds up to the same."""
+    return np.add(so_far, partial)
 
 
 @kernel

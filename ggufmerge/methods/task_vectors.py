@@ -15,15 +15,16 @@ Source: Ilharco et al., "Editing models with task arithmetic" (arXiv:2212.04089)
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
 from ggufmerge.methods.combination import weighted_sum
+from ggufmerge.methods.parameters import Parameter, Value
 from ggufmerge.methods.selection import row_groups
-from ggufmerge.methods.spec import Base, Chunk, Method, Parameter, Pass, Passes, Problem, Stack, Value
+from ggufmerge.methods.spec import Base, Chunk, Method, Pass, Passes, Problem, Stack
 from ggufmerge.methods.sums import LANES, add_rows, exact_sum, lane_total
 
 NO_DIVISOR = 1e-8  # a sum of all weights this small does not divide
@@ -34,7 +35,10 @@ WEIGHT = Parameter("weight", "model", float, "factor on this model's difference 
 DENSITY = Parameter("density", "model", float, "share of the difference's elements to keep", 1.0, low=0, high=1)
 
 
-class Pruner:
+State = TypeVar("State")  # what a pruner knows of a tensor
+
+
+class Pruner(Generic[State]):
     """A rule for which elements of the models' differences survive. This one keeps them all."""
 
     parameters: tuple[Parameter, ...] = ()
@@ -54,13 +58,14 @@ class Pruner:
         """What makes up for pruning on average, float64 [models]: 1 / density."""
         return np.divide(1.0, p.models["density"], out=np.ones(p.others), where=p.models["density"] > 0)
 
-    def passes(self, p: Problem) -> Passes:
+    def passes(self, p: Problem) -> Passes[State]:
         """As Method.passes; what it returns is `state` below."""
-        return None
-        yield
+        yield from ()
+        nothing: Any = None  # of a rule without a state
+        return nothing
 
     def prune(
-        self, x: Stack, first: int, end: int, p: Problem, state: Any, chunk: Chunk, kept: NDArray[np.float32]
+        self, x: Stack, first: int, end: int, p: Problem, state: State, chunk: Chunk, kept: NDArray[np.float32]
     ) -> None:
         """Write the surviving differences of rows [first, end) of a chunk to `kept`, float32 [models, rows, n], with
         zeros in place of the others."""
@@ -74,7 +79,7 @@ class TaskStatistics(NamedTuple):
     factors: NDArray[np.float64]
 
 
-class TaskVectors(Method):
+class TaskVectors(Method[TaskStatistics]):
     """A pruning rule times a consensus, with the defaults that mergekit gives the pair."""
 
     base = Base.REQUIRED
@@ -84,7 +89,7 @@ class TaskVectors(Method):
         name: str,
         summary: str,
         reference: str,
-        pruner: Pruner | None = None,
+        pruner: Pruner[Any] | None = None,
         vote: bool = False,
         normalize: bool = False,
         rescale: bool | None = None,
@@ -94,7 +99,7 @@ class TaskVectors(Method):
     ) -> None:
         self.name, self.summary, self.reference = name, summary, reference
         self.advice, self.example = advice, example
-        self.pruner = pruner or Pruner()
+        self.pruner: Pruner[Any] = pruner or Pruner()
         self.vote = vote
         parameters = [
             WEIGHT,
@@ -142,16 +147,15 @@ class TaskVectors(Method):
                 return int(i) + 1
         return None
 
-    def passes(self, p: Problem) -> Passes:
+    def passes(self, p: Problem) -> Passes[TaskStatistics]:
+        weight = p.models["weight"]
         if self._is_plain_sum(p):
-            state, factors = None, p.models["weight"]
-        else:
-            state = yield from self.pruner.passes(p)
-            rescaling = yield from self._rescaling(p, state)
-            factors = np.where(p.models["weight"] == 0, 0.0, p.models["weight"] * rescaling)
-        return TaskStatistics(state, factors)
+            return TaskStatistics(None, weight)
+        state = yield from self.pruner.passes(p)
+        rescaling = yield from self._rescaling(p, state)
+        return TaskStatistics(state, np.where(weight == 0, 0.0, weight * rescaling))
 
-    def combine(self, x: Stack, p: Problem, statistics: Any, chunk: Chunk, out: NDArray[np.float32]) -> None:
+    def combine(self, x: Stack, p: Problem, statistics: TaskStatistics, chunk: Chunk, out: NDArray[np.float32]) -> None:
         state, factors = statistics
         scale = p.number("lambda")
         if self._is_plain_sum(p):
@@ -179,7 +183,7 @@ class TaskVectors(Method):
             self.pruner.prune(x, first, end, p, state, chunk, kept)
             yield first, end, kept
 
-    def _rescaling(self, p: Problem, state: Any) -> Passes:
+    def _rescaling(self, p: Problem, state: Any) -> Passes[NDArray[np.float64]]:
         """Factor on each model's surviving differences, float64 [models]."""
         ones = np.ones(p.others)
         if not p.shared.get("rescale") or self.pruner.keeps_all(p).all():
@@ -193,7 +197,7 @@ class TaskVectors(Method):
                 l1_norms(x, first, kept, sums[first:end])
             return sums
 
-        before, after = yield Pass(norms, add_rows, np.zeros((2, p.others)))
+        before, after = yield from Pass(norms, add_rows, np.zeros((2, p.others))).read()
         return np.divide(before, after, out=ones, where=(before >= NO_SUM) & (after >= NO_SUM) & np.isfinite(before))
 
 

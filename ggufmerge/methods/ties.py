@@ -8,18 +8,20 @@ Source: Yadav et al., "TIES-merging: resolving interference when merging models"
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
+from ggufmerge.methods.parameters import Parameter
 from ggufmerge.methods.selection import EVERYTHING, NOTHING, Cut, largest
-from ggufmerge.methods.spec import Chunk, Parameter, Passes, Problem, Stack
+from ggufmerge.methods.spec import Chunk, Passes, Problem, Stack
 from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors
 
+# of what is kept, [models, 2]: the cuts that are excluded and included, as bits and as last elements
+Bounds = tuple[NDArray[np.uint32], NDArray[np.int64]]
 
-class ByMagnitude(Pruner):
+
+class ByMagnitude(Pruner[Bounds]):
     """Keep the elements between two ranks of magnitude."""
 
     parameters: tuple[Parameter, ...] = (DENSITY,)
@@ -35,7 +37,7 @@ class ByMagnitude(Pruner):
     def keeps_none(self, p: Problem) -> NDArray[np.bool_]:
         return p.models["density"] <= 0
 
-    def passes(self, p: Problem) -> Passes:
+    def passes(self, p: Problem) -> Passes[Bounds]:
         """State: the bounds of what is kept, [models] each: excluded and included cut, as bits and last elements."""
         wanted = []
         pruned = np.flatnonzero(~self.keeps_all(p) & (p.models["weight"] != 0))
@@ -51,7 +53,7 @@ class ByMagnitude(Pruner):
         )
 
     def prune(
-        self, x: Stack, first: int, end: int, p: Problem, state: Any, chunk: Chunk, kept: NDArray[np.float32]
+        self, x: Stack, first: int, end: int, p: Problem, state: Bounds, chunk: Chunk, kept: NDArray[np.float32]
     ) -> None:
         bits, last = state
         keep_between(x, first, chunk.start + first * x.shape[2], bits, last, kept, kept.view(np.uint32))

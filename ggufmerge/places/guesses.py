@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.places.schemes import SCHEMES
+from ggufmerge.places.schemes import is_scheme
 from ggufmerge.types import FileType
 
 _HUB = re.compile(
@@ -63,7 +63,7 @@ def _address(reference: str) -> str:
 def _scheme(reference: str) -> str:
     """For a scheme in another spelling."""
     word, colon, name = reference.partition(":")
-    if not colon or len(word) < 2 or word in SCHEMES:
+    if not colon or len(word) < 2 or is_scheme(word):
         return ""
     letters = re.sub(r"[^a-z0-9]", "", word.lower())
     close = difflib.get_close_matches(letters, _SPELLINGS, n=1, cutoff=0.8)

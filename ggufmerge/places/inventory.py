@@ -60,6 +60,10 @@ class FoundModel:
     projector: str = ""
     error: str = ""
 
+    def __repr__(self) -> str:
+        what = self.error or ", ".join(filter(None, (f"{self.architecture} {self.kind}".strip(), self.file_type)))
+        return f"<FoundModel {self.references[0]}: {what}>"
+
 
 def find_models(extra: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = ()) -> list[FoundModel]:
     """All GGUF files that the programs of this machine keep, and those below the folders `extra`; each file once.
@@ -96,6 +100,13 @@ def names() -> Iterator[str]:
     return (reference for reference, *_ in _places(()))
 
 
+def kept_files() -> Iterator[Path]:
+    """Where the files of these models are, of shards the first; no file is opened."""
+    for _, _, _, locate in _places(()):
+        with contextlib.suppress(GgufmergeError, OSError):
+            yield locate().path
+
+
 def families(models: Iterable[FoundModel]) -> list[list[FoundModel]]:
     """The models (of `kind` "model", readable) by family, large families first."""
     grouped: dict[str, list[FoundModel]] = {}
@@ -103,6 +114,28 @@ def families(models: Iterable[FoundModel]) -> list[list[FoundModel]]:
         if model.family:
             grouped.setdefault(model.family, []).append(model)
     return sorted(grouped.values(), key=lambda group: (-len(group), group[0].architecture, group[0].parameters))
+
+
+def fits(adapter: Path, model: Path) -> bool:
+    """Whether a LoRA adapter can be applied to a model, by names and shapes of their tensors; False if unreadable."""
+    from ggufmerge.sources.adapters import open_adapter
+
+    with contextlib.suppress(GgufmergeError, OSError, ValueError), open_gguf(model) as file:
+        open_adapter(adapter, file).file.close()
+        return True
+    return False
+
+
+def fitting_adapters(models: Iterable[FoundModel]) -> dict[str, list[FoundModel]]:
+    """`FoundModel.family` -> the adapters among the models that fit the models of that family."""
+    models = list(models)
+    adapters = [model for model in models if model.kind == "adapter" and model.path is not None]
+    fitting: dict[str, list[FoundModel]] = {}
+    for group in families(models):
+        found = [a for a in adapters if a.path and group[0].path and fits(a.path, group[0].path)]
+        if found:
+            fitting[group[0].family] = found
+    return fitting
 
 
 def known_models(folders: Iterable[Path]) -> list[FoundModel]:

@@ -75,13 +75,13 @@ def projector_warnings(sources: Sequence[Source], given: str | os.PathLike[str] 
         if not fits:
             warnings.append(f"{given}: makes embeddings of another width than the result has; it will not be of use")
         warnings += [
-            f"{label} has another projector beside it ({_names(found)}) than {Path(given).name}: try which one fits"
+            f"{label} has another projector in its folder ({_names(found)}) than {Path(given).name}: try which one fits"
             for label, found in beside.items()
             if chosen not in found
         ]
     elif beside:
         label, found = next(iter(beside.items()))
-        warnings.append(f"beside {label} is a projector ({_names(found)}): --mmproj FILE copies one beside the result")
+        warnings.append(f"next to {label} is a projector ({_names(found)}): --mmproj FILE copies one for the result")
         warnings += [
             f"the projectors of {label} and {other} differ ({_names(found)}, {_names(theirs)}): try which one fits"
             for other, theirs in beside.items()

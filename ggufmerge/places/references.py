@@ -1,21 +1,20 @@
 """What a recipe writes for a model, and the file that it leads to.
 
 A reference is a path, or `scheme:name` for models that another program keeps: `ollama:llama3.2:3b`. A scheme is a
-function `(name) -> Located`, named in `schemes.SCHEMES` and imported when a reference has that scheme. Anything else in
-front of a colon is part of a path.
+function `(name) -> Located` that `schemes.finder` imports when a reference has that scheme. Anything else in front of a
+colon is part of a path.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files.absent import absent
-from ggufmerge.places.schemes import SCHEMES
+from ggufmerge.places.schemes import finder
 from ggufmerge.sources.located import Located
 
 
@@ -25,11 +24,8 @@ def find(reference: str, folder: str | os.PathLike[str] = ".") -> Located:
     PlanError says why there is none, and what to do about it.
     """
     scheme, colon, name = reference.partition(":")
-    if colon and scheme in SCHEMES:
-        module, _, function = SCHEMES[scheme].rpartition(".")
-        located: Located = getattr(importlib.import_module(f"ggufmerge.places.{module}"), function)(name)
-        return located
-    return Located(_path(reference, folder))
+    look_up = finder(scheme) if colon else None
+    return look_up(name) if look_up else Located(_path(reference, folder))
 
 
 def locate(path: str, folder: str | os.PathLike[str]) -> Path:

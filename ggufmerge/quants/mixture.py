@@ -412,16 +412,16 @@ class _Chooser:
 
     def complain_of_unused_options(self) -> None:
         options = [
-            ("output_tensor_type", self.output_type is not None),
-            ("token_embedding_type", self.embedding_type is not None),
-            ("leave_output_tensor", self.leave_output),
+            ("--output-tensor-type", self.output_type is not None),
+            ("--token-embedding-type", self.embedding_type is not None),
+            ("--leave-output-tensor", self.leave_output),
             *((f'tensor type "{pattern}"', True) for pattern, _, _ in self.overrides),
         ]
         unused = [option for option, given in options if given and option not in self.used]
-        if unused == ["leave_output_tensor"] and self.facts.is_tied:
+        if unused == ["--leave-output-tensor"] and self.facts.is_tied:
             raise PlanError(
-                "leave_output_tensor: this model has no output.weight, its token embeddings are the output; "
-                "token_embedding_type sets their type"
+                "--leave-output-tensor: this model has no output.weight, its token embeddings are the output; "
+                "--token-embedding-type sets their type"
             )
         if unused:
             raise PlanError(f"{', '.join(unused)} applies to no tensor of this model in a {self.ftype} file")
@@ -433,7 +433,7 @@ class _Chooser:
         if not name.endswith("weight"):
             return "not a weight"
         if name == "output.weight" and self.leave_output:
-            self.used.add("leave_output_tensor")
+            self.used.add("--leave-output-tensor")
             return "output.weight is left as it is"
         if name in ("position_embd.weight", "token_types.weight"):
             return "position or token type embedding"
@@ -450,10 +450,10 @@ class _Chooser:
         # The per-layer embeddings of Gemma 3n are a table of their own, which an override may name.
         may_name = override is not None and name == "per_layer_token_embd.weight"
         if role is _Role.EMBEDDING and self.embedding_type and not may_name:
-            self.used.add("token_embedding_type")
+            self.used.add("--token-embedding-type")
             return _demanded(name, self.embedding_type, n, "token_embedding_type")
         if role is _Role.OUTPUT and self.output_type:
-            self.used.add("output_tensor_type")
+            self.used.add("--output-tensor-type")
             return _demanded(name, self.output_type, n, "output_tensor_type")
 
         default = self.ftype.default
@@ -511,7 +511,7 @@ class _Chooser:
     def _output(self, tensor: TensorHeader) -> _Choice:
         what = "output" if not self.facts.is_tied else "token embeddings that are also the output"
         if self.output_type is not None:
-            self.used.add("output_tensor_type")
+            self.used.add("--output-tensor-type")
             return self.output_type, "output_tensor_type"
         if self.ftype is F.MXFP4_MOE or self.facts.architecture == "falcon":
             return T.Q8_0, what
@@ -645,7 +645,10 @@ def _fitted(name: str, wanted: TensorType, n: int, rule: Rule, reason: str) -> D
         raise PlanError(f"{name}: {e}; choose another type for it with --tensor-type") from None
     if fitting is wanted:
         return Decision(wanted, wanted, rule, reason)
-    why = f"{reason}: {wanted}, but {n} values in a row are not a multiple of {wanted.block_size}"
+    why = (
+        f"{reason}; rows of {n} values do not fill blocks of {wanted.block_size}, so a weight takes "
+        f"{fitting.bits_per_weight:.4g} bits instead of {wanted.bits_per_weight:.4g}"
+    )
     return Decision(fitting, wanted, Rule.FALLBACK, why)
 
 
@@ -677,7 +680,7 @@ def _parse_type(name: TensorType | str) -> TensorType:
     """A type that a user may ask for; GgufmergeError for unknown ones and those that weights are not stored in."""
     kind = TensorType.parse(name)
     if not (kind.is_float or kind.is_quantized) or kind in (T.Q8_1, T.Q8_K):
-        raise GgufmergeError(f"{kind} is no type for weights; choose a float or a block format such as Q8_0")
+        raise GgufmergeError(f"{kind} is not a type for weights; choose a float or a block format such as Q8_0")
     return kind
 
 

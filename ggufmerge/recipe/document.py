@@ -8,9 +8,7 @@ to mergekit, but for two: `1e-5` is a number, and a date is a text.
 
 from __future__ import annotations
 
-import math
 import re
-import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -19,7 +17,7 @@ import yaml
 
 from ggufmerge.errors import RecipeError
 from ggufmerge.recipe.slips import explain
-from ggufmerge.text import one_line, printable, quoted
+from ggufmerge.text import one_line, quoted, shown
 
 Location = tuple[str | int, ...]
 
@@ -30,6 +28,7 @@ MAX_NODES = 20_000  # the same without aliases: what PyYAML has to read, which t
 MAX_DOCUMENTS = 100
 MAX_DEPTH = 20
 _MAX_NUMBER = 1000  # letters
+NAME = "recipe"  # of one that has no file
 
 
 @dataclass
@@ -38,33 +37,64 @@ class Document:
 
     Keys of mappings are always texts, as they are written.
     arguments: None for what the user has written. A recipe that a command made of its arguments has no lines to speak
-    of; complaints about these of its keys name the options that stand for them.
+        of; complaints about these of its keys name the options that stand for them.
+    has_lines: False for a mapping of a Python program, whose YAML nobody has seen.
     """
 
     data: Any
     marks: dict[Location, tuple[int, int]] = field(default_factory=dict)
-    name: str = "recipe"
+    name: str = NAME
     arguments: Mapping[str, str] | None = None
+    has_lines: bool = True
 
     def where(self, location: Location) -> str:
-        """`recipe.yaml:7:5`, for the closest place known on the way to `location`; "" when there is none."""
+        """`recipe.yaml:7:5`, for the closest place known on the way to `location`; "" when there is none.
+
+        Without lines: the way to that place, `models[1].parameters.weight`.
+        """
         if self.arguments is not None:
             return self.arguments.get(str(location[0]), "") if location else ""
+        if not self.has_lines:
+            keys = _keys(self._known(location))
+            return ": ".join(part for part in (self.name if self.name != NAME or not keys else "", keys) if part)
         line, column = self.position(location)
         return f"{self.name}:{line}:{column}"
 
     def complaint(self, location: Location, what: str) -> str:
-        """A complaint with its place in front of it."""
+        """A complaint that begins with its place."""
         where = self.where(location)
         return f"{where}: {what}" if where else what
 
     def position(self, location: Location) -> tuple[int, int]:
         """(line, column) of the closest place known on the way to `location`."""
-        return next(self.marks[location[:end]] for end in range(len(location), -1, -1) if location[:end] in self.marks)
+        return self.marks[self._known(location)]
+
+    def _known(self, location: Location) -> Location:
+        return next(location[:end] for end in range(len(location), -1, -1) if location[:end] in self.marks)
 
 
-def parse(text: str, name: str = "recipe", arguments: Mapping[str, str] | None = None) -> list[Document]:
-    """The YAML documents in `text`; RecipeError names line and column of what a recipe may not hold."""
+def _keys(location: Location) -> str:
+    """A place as one writes it in Python.
+
+    >>> _keys(("models", 1, "parameters", "weight"))
+    'models[1].parameters.weight'
+    """
+    found = ""
+    for key in location:
+        if isinstance(key, str) and key.isidentifier():
+            found += f".{key}" if found else key
+        else:
+            found += f"[{key if isinstance(key, int) else quoted(key)}]"
+    return found
+
+
+def parse(
+    text: str, name: str = NAME, arguments: Mapping[str, str] | None = None, *, has_lines: bool = True
+) -> list[Document]:
+    """The YAML documents in `text`; RecipeError names line and column of what a recipe may not hold.
+
+    arguments, has_lines: see `Document`.
+    """
     try:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
@@ -75,12 +105,15 @@ def parse(text: str, name: str = "recipe", arguments: Mapping[str, str] | None =
         while loader.check_node() and (node := loader.get_node()) is not None:
             if len(documents) == MAX_DOCUMENTS:
                 loader.refuse(node.start_mark, f"a recipe has at most {MAX_DOCUMENTS} documents")
-            reader = _Reader(loader, Document(None, {}, name, arguments))
+            reader = _Reader(loader, Document(None, {}, name, arguments, has_lines))
             reader.document.data = reader.read(node, (), ())
             if reader.document.data is not None:  # nothing but "---"
                 documents.append(reader.document)
         if not documents:
             raise RecipeError(f"{name}: the recipe is empty; it needs at least merge_method and models")
+        if not has_lines and len(documents) > 1:
+            for number, document in enumerate(documents, 1):
+                document.name = f"{name}, document {number}"
         return documents
     except _Refused as error:
         raise RecipeError(f"{_place(error, name)}: {error.problem}") from None
@@ -90,34 +123,6 @@ def parse(text: str, name: str = "recipe", arguments: Mapping[str, str] | None =
         raise RecipeError(f"{name}: nested deeper than any recipe; check the brackets") from None
     finally:
         loader.dispose()
-
-
-def shown(value: Any) -> str:
-    """A value as messages show it: on one line, shortened, without characters that steer a terminal."""
-    if isinstance(value, str):
-        return quoted(value)
-    if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to write very long ones
-        return f"a number of about {int(value.bit_length() * math.log10(2)) + 1} digits"
-    return printable(_SHORT.repr(value))
-
-
-def human_number(text: str) -> float | None:
-    """The number that `0,5` or `50%` means, which YAML reads as a text; None for any other text."""
-    found = _HUMAN.fullmatch(text.strip())
-    return float(found[1].replace(",", ".")) / (100 if found[2] else 1) if found else None
-
-
-_HUMAN = re.compile(r"([-+]?(?:\d+(?:[.,]\d*)?|[.,]\d+))[ \t]*(%?)", re.ASCII)
-
-
-class _Short(reprlib.Repr):
-    """Values within values are shown as `shown` does it."""
-
-    def repr_int(self, x: int, level: int) -> str:
-        return repr(x) if x.bit_length() <= 200 else shown(x)
-
-
-_SHORT = _Short()
 
 
 def _place(error: yaml.MarkedYAMLError, name: str) -> str:
@@ -222,9 +227,9 @@ class _Reader:
                 merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
                 continue
             if re.match(r"-\w", self._key(key)):
-                self._refuse(key, f"an entry of a list has a blank behind its dash: {shown(f'- {key.value[1:]}: ...')}")
+                self._refuse(key, f"an entry of a list has a blank after its dash: {shown(f'- {key.value[1:]}: ...')}")
             if self._key(key) in seen:
-                self._refuse(key, f"the key {shown(key.value)} stands twice in one mapping; remove one")
+                self._refuse(key, f"the key {shown(key.value)} appears twice in one mapping; remove one")
             seen.add(self._key(key))
             self._count(key)
             yield key, value
@@ -263,7 +268,8 @@ class _Reader:
 
     def _refuse(self, node: yaml.Node, what: str) -> NoReturn:
         line, column = _mark(node)
-        raise RecipeError(f"{self.document.name}:{line}:{column}: {what}")
+        place = f"{self.document.name}:{line}:{column}" if self.document.has_lines else self.document.name
+        raise RecipeError(f"{place}: {what}")
 
 
 def _mark(node: yaml.Node) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""From text to a checked Recipe: YAML, schema, method and parameter names, all complaints with line numbers.
+"""From text to checked recipes: YAML, schema, method and parameter names, all complaints with line numbers.
 
 Published recipes contain keys that mergekit accepts and never reads. Those few that are known (`INERT`) become warnings
 that name them; every other unknown word is an error that suggests the nearest valid one.
@@ -7,30 +7,30 @@ that name them; every other unknown word is an error that suggests the nearest v
 from __future__ import annotations
 
 import codecs
-import math
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 
-from ggufmerge.errors import RecipeError, nearest
+from ggufmerge import plugins
+from ggufmerge.errors import GgufmergeError, RecipeError, nearest
 from ggufmerge.files.absent import RECIPES, absent
 from ggufmerge.files.small import open_regular
 from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
-from ggufmerge.methods.spec import Base, Method, Parameter
+from ggufmerge.methods import names as method_names
+from ggufmerge.methods.parameters import Parameter, ScopeError
+from ggufmerge.methods.spec import Base, Method
 from ggufmerge.patterns import Budget, Pattern, PatternError
-from ggufmerge.recipe.document import Document, Location, human_number, parse, shown
-from ggufmerge.recipe.plain import plain, written
+from ggufmerge.recipe.document import Document, Location, parse
 from ggufmerge.recipe.reference import ModelReference
-from ggufmerge.recipe.schema import Graft, Model, OutputSlice, Recipe, SliceSource, TokenEmbedding, Tokenizer
+from ggufmerge.recipe.schema import Graft, Model, OutputSlice, RecipeKeys, SliceSource, TokenEmbedding, Tokenizer
 from ggufmerge.recipe.settings import Scalar, Setting
-from ggufmerge.text import printable
+from ggufmerge.text import printable, shown
 
 # Words that stand in published recipes and that mergekit reads without effect.
 INERT = {
@@ -48,7 +48,7 @@ _ENTRY = '"- model: FILE.gguf"'
 MAX_COMPLAINTS = 20  # that are written out
 
 _KEYS: dict[str, type[pydantic.BaseModel]] = {
-    "": Recipe,
+    "": RecipeKeys,
     "models": Model,
     "slices": OutputSlice,
     "sources": SliceSource,
@@ -58,54 +58,24 @@ _KEYS: dict[str, type[pydantic.BaseModel]] = {
 _MOVED = {
     "modules": "a GGUF file holds one module; keep the one of the language model",
     "random_seed": 'write "seed" at the top level',
-    "tokens": "it stands under tokenizer:",
-    "pad_to_multiple_of": "it stands under tokenizer:",
+    "tokens": "it belongs under tokenizer:",
+    "pad_to_multiple_of": "it belongs under tokenizer:",
 }
 
 
-def load_recipe(
-    source: Recipe | Mapping[str, Any] | str | os.PathLike[str], *, arguments: Mapping[str, str] | None = None
-) -> Recipe:
-    """A checked recipe from a path, from YAML text (a str with a line break), or from a mapping of the same content.
+@dataclass(frozen=True)
+class Loaded:
+    """One document of a recipe: its keys, with parameters in the types of their methods, and where they stand.
 
-    Of several documents, the one that no other document names as a model is the recipe, the others are its `stages`.
-    Relative model paths start from the recipe file's folder (for text and mappings: the working folder). In a mapping
-    paths may be `Path` objects, tuples count as lists, and NumPy's numbers as Python's. A Recipe that was loaded comes
-    back as it is; one that was made by hand is checked. RecipeError lists what is wrong in its `lines`, at most 20, as
-    `file:line:column: what is wrong and what to do`.
-
-    arguments: for a text that a command made of its arguments: the options that stand for keys. Complaints then name an
-    option, or nothing, where they would name a line that nobody has written.
+    warnings: what was read but has no effect, one line each.
     """
-    if isinstance(source, Recipe):
-        return source if source.text else _build(written([plain(source)]), "recipe", ".")
-    if isinstance(source, Mapping):
-        return _build(written([source]), "recipe", ".", arguments)
-    if isinstance(source, str) and "\n" in source:
-        return _build(source, "recipe", ".", arguments)
-    path = Path(source)
-    return _build(_text(path), printable(path.name), str(path.parent))
+
+    keys: RecipeKeys
+    document: Document
+    warnings: tuple[str, ...]
 
 
-def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """See `Recipe.with_changes`."""
-    recipe = load_recipe(recipe)
-    data = [_data(stage) for stage in recipe.stages]
-    final = {key: value for key, value in (_data(recipe) | dict(changes)).items() if value is not None}
-    name = recipe.origin if recipe.origin == "recipe" else f"{recipe.origin} (changed)"  # its lines are others
-    return _build(written([*data, final]), name, recipe.folder)
-
-
-Recipe._changed = _changed
-
-
-def _data(recipe: Recipe) -> dict[str, Any]:
-    """What a document says."""
-    assert recipe._document is not None
-    return dict(recipe._document.data)
-
-
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The recipe file's text with `\\n` as line break; RecipeError when it is no text or cannot be read."""
     try:
         with open_regular(path) as file:
@@ -119,10 +89,15 @@ def _text(path: Path) -> str:
         ) from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
+    return recipe_text(data, path)
+
+
+def recipe_text(data: bytes, path: Path) -> str:
+    """What a recipe of this name says, with `\\n` as line break; RecipeError when it is no text."""
     if data[:4] == b"GGUF":
-        raise RecipeError(f'{path}: a GGUF file, not a recipe; name it under "models:" of a recipe (YAML)')
+        raise RecipeError(f"{path}: a GGUF file, not a recipe; without one: ggufmerge merge {path} OTHER.gguf")
     if len(data) > MAX_BYTES:
-        raise RecipeError(f"{path}: more than {MAX_BYTES >> 20} MiB, which is no recipe; give a YAML file")
+        raise RecipeError(f"{path}: more than {MAX_BYTES >> 20} MiB, which is too large for a recipe; give a YAML file")
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what `>` writes in Windows PowerShell
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")
@@ -132,85 +107,89 @@ def _text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _build(text: str, name: str, folder: str, arguments: Mapping[str, str] | None = None) -> Recipe:
-    recipes: list[Recipe] = []
+def read_documents(
+    text: str, name: str, arguments: Mapping[str, str] | None = None, *, has_lines: bool = True
+) -> list[Loaded]:
+    """The checked documents of a recipe's text, each after those that it is made from; the last one is the recipe.
+
+    RecipeError lists what is wrong in its `lines`, at most 20.  arguments: as in `load_recipe`.
+    has_lines: False for the YAML of a mapping, whose keys complaints name instead of lines.
+    """
+    found: list[Loaded] = []
     complaints: list[_Complaint] = []
-    for document in _documents(text, name, arguments):
+    for document in _documents(text, name, arguments, has_lines=has_lines):
         report = _Report(document)
-        recipe = None
+        keys = None
         if isinstance(document.data, dict):
             unwrapped = _without_module(document.data, report)
-            recipe = _validated(_without_inert(unwrapped, (), report), report)
+            keys = _validated(_without_inert(unwrapped, (), report), report)
         else:
             report.problem((), "a recipe is a mapping with the keys merge_method, models, ...")
-        if recipe is not None:
-            _check(recipe, report)
-            recipe._source = (text, name, folder)
-            recipe._warnings = tuple(_lines(report.warnings))
-            recipe._document = document
-            recipes.append(recipe)
+        if keys is not None:
+            found.append(Loaded(_checked(keys, report), document, tuple(_lines(report.warnings))))
         complaints += report.problems.values()
     if complaints:
         raise RecipeError(*_lines(complaints))
-    return recipes[0] if len(recipes) == 1 else _with_stages(recipes)
+    return found if len(found) == 1 else _in_order(found)
 
 
-def _documents(text: str, name: str, arguments: Mapping[str, str] | None) -> list[Document]:
+def _documents(text: str, name: str, arguments: Mapping[str, str] | None, *, has_lines: bool) -> list[Document]:
     """The documents of a recipe; a text that is none, such as a letter, is not corrected as if it were one."""
-    keys = "|".join(Recipe.model_fields)
+    keys = "|".join(RecipeKeys.model_fields)
     pattern = rf"^[^\w\n]*(?:(?:merge_method|base_model|models|slices)\b|(?:{keys})[ \t]*:)"
     is_recipe = not text.strip() or re.search(pattern, text, re.MULTILINE)
     try:
-        documents = parse(text, name, arguments)
+        documents = parse(text, name, arguments, has_lines=has_lines)
     except RecipeError:
         if is_recipe:
             raise
     else:
         if is_recipe or any(isinstance(document.data, dict | list) for document in documents):
             return documents
-    raise RecipeError(f'{name}:1: this is no recipe, which has lines such as "merge_method: linear" and "models:"')
+    raise RecipeError(f'{name}:1: this is not a recipe, which has lines such as "merge_method: linear" and "models:"')
 
 
-def _with_stages(recipes: list[Recipe]) -> Recipe:
-    """The final one of several recipes, with the others as its stages, each behind those that it is made from."""
-    final, problems = recipes[-1], []
-    unnamed = [r for r in recipes if r.name is None]
+def _in_order(documents: list[Loaded]) -> list[Loaded]:
+    """Several documents, each behind those that it is made from; the last one is the one that no other is made from."""
+    final, problems = documents[-1], []
+    unnamed = [d for d in documents if d.keys.name is None]
     if unnamed:
         final = unnamed[0]
         problems += [
-            f"{r.where(())}: a second document without a name; only the final one has none" for r in unnamed[1:]
+            f"{d.document.where(())}: a second document without a name; only the final one has none"
+            for d in unnamed[1:]
         ]
-    named: dict[str, Recipe] = {}
-    for recipe in recipes:
-        if recipe is not final and recipe.name is not None:
-            if recipe.name in named:
-                problems.append(f"{recipe.where(('name',))}: a second document of the name {shown(recipe.name)}")
-            named[recipe.name] = recipe
-    order: list[Recipe] = []
+    named: dict[str, Loaded] = {}
+    for loaded in documents:
+        if loaded is not final and (name := loaded.keys.name) is not None:
+            if name in named:
+                problems.append(f"{loaded.document.where(('name',))}: a second document of the name {shown(name)}")
+            named[name] = loaded
+    order: list[Loaded] = []
     _visit(final, named, order, (), problems)
     problems += [
-        f"{recipe.where(('name',))}: no other document uses {shown(name)} as a model; remove it"
-        for name, recipe in named.items()
-        if recipe not in order and not problems
+        f"{loaded.document.where(('name',))}: no other document uses {shown(name)} as a model; remove it"
+        for name, loaded in named.items()
+        if not any(loaded is other for other in order) and not problems
     ]
     if problems:
         raise RecipeError(*_shortened(problems))
-    final._stages = tuple(order[:-1])
-    return final
+    return order
 
 
 def _visit(
-    recipe: Recipe, named: dict[str, Recipe], order: list[Recipe], above: tuple[Recipe, ...], problems: list[str]
+    loaded: Loaded, named: dict[str, Loaded], order: list[Loaded], above: tuple[Loaded, ...], problems: list[str]
 ) -> None:
-    """Append a recipe to `order` behind all that it is made from."""
-    if any(recipe is r for r in above):
-        problems.append(f"{recipe.where(('name',))}: {shown(recipe.name)} is made from itself")
-    elif not any(recipe is r for r in order):
-        tokenizers = (recipe.tokenizer_source, recipe.tokenizer.source if recipe.tokenizer else None)
-        for reference in (*recipe.references(), *(t for t in tokenizers if isinstance(t, ModelReference))):
+    """Append a document to `order` behind all that it is made from."""
+    keys = loaded.keys
+    if any(loaded is other for other in above):
+        problems.append(f"{loaded.document.where(('name',))}: {shown(keys.name)} is made from itself")
+    elif not any(loaded is other for other in order):
+        tokenizers = (keys.tokenizer_source, keys.tokenizer.source if keys.tokenizer else None)
+        for reference in (*keys.references(), *(t for t in tokenizers if isinstance(t, ModelReference))):
             if reference.path in named:
-                _visit(named[reference.path], named, order, (*above, recipe), problems)
-        order.append(recipe)
+                _visit(named[reference.path], named, order, (*above, loaded), problems)
+        order.append(loaded)
 
 
 def _without_module(data: dict[str, Any], report: _Report) -> dict[str, Any]:
@@ -304,13 +283,13 @@ def _without_inert(data: Any, at: Location, report: _Report) -> Any:
     return kept
 
 
-def _validated(data: dict[str, Any], report: _Report) -> Recipe | None:
-    """The data as a Recipe; None when it is none.
+def _validated(data: dict[str, Any], report: _Report) -> RecipeKeys | None:
+    """The data as keys of a recipe; None when it is none.
 
     Unknown keys and bad parameters are reported and left out, so that the checks that follow can find more.
     """
     try:
-        return Recipe.model_validate(data)
+        return RecipeKeys.model_validate(data)
     except pydantic.ValidationError as error:
         for item in error.errors():
             at = _place(item, report.document)
@@ -320,7 +299,7 @@ def _validated(data: dict[str, Any], report: _Report) -> Recipe | None:
             elif (parameter := _parameter(at)) is not None:
                 _remove(data, parameter)
     try:
-        return Recipe.model_validate(data)
+        return RecipeKeys.model_validate(data)
     except pydantic.ValidationError:
         return None
 
@@ -356,11 +335,11 @@ def _explain(item: Any, at: Location, data: dict[str, Any]) -> str:
     value = shown(item["input"])
     match item["type"]:
         case "extra_forbidden":
-            owner = TokenEmbedding if "tokens" in rooms[-3:-2] else _KEYS.get((["", *rooms])[-2], Recipe)
+            owner = TokenEmbedding if "tokens" in rooms[-3:-2] else _KEYS.get((["", *rooms])[-2], RecipeKeys)
             hint = _MOVED.get(key) or _parameter_hint(key, data) or nearest(key, owner.model_fields)
             return f"unknown key {subject}: {hint}"
         case "missing":
-            known = f"; it is one of {', '.join(NAMES)}" if key == "merge_method" else ""
+            known = f"; it is one of {', '.join(method_names())}" if key == "merge_method" else ""
             return f"the key {subject} is missing{known}"
         case "value_error":
             return str(item["ctx"]["error"])
@@ -391,13 +370,18 @@ def _as_entry(value: Any) -> str:
 
 def _parameter_hint(key: str, data: dict[str, Any]) -> str:
     name = data.get("merge_method")
-    methods = [name] if isinstance(name, str) and name in NAMES else NAMES
-    known = any(find_method(n).parameter(key) for n in methods)
-    return "a parameter of the method stands under parameters:" if known else ""
+    try:
+        methods = [find_method(str(name))]
+    except GgufmergeError:
+        methods = [find_method(known) for known in NAMES]
+    known = any(method.parameter(key) for method in methods)
+    return "a parameter of the method belongs under parameters:" if known else ""
 
 
-def _check(recipe: Recipe, report: _Report) -> None:
-    """What the schema cannot see: methods, parameter names, scopes and values, which get the types of their method."""
+def _checked(recipe: RecipeKeys, report: _Report) -> RecipeKeys:
+    """The recipe with its parameters in the types of their methods, after a report of what the schema cannot see:
+    methods, and the names, scopes and values of parameters.
+    """
     if recipe.models is None and recipe.slices is None:
         alone = "base_model alone makes no merge" if recipe.base_model else "the recipe names no models"
         report.problem((), f"{alone}: add models:, and below it a line such as {_ENTRY} for each model")
@@ -409,35 +393,64 @@ def _check(recipe: Recipe, report: _Report) -> None:
         report.problem(("like",), 'a recipe has either "like" or "out_type": both say which types the result has')
     try:
         methods = [find_method(name) for name in recipe.methods]
-    except RecipeError as error:
+    except GgufmergeError as error:
         report.problem(("merge_method",), str(error))
-        return
+        return recipe
+    clashes = plugins.METHODS.clashes(NAMES)
+    for method in methods:
+        if method.name in clashes:
+            report.warn(("merge_method",), clashes[method.name])
     _check_patterns(recipe, report)
     _warn_of_unreachable(("merge_method",), recipe.merge_method, report)
     for method in methods:
-        if method.base is Base.REQUIRED and recipe.base_model is None and not _every_slice_has_base(recipe):
-            report.problem(("merge_method",), _base_missing(method, recipe))
+        try:
+            method.check_base(recipe.base_model is not None or _every_slice_has_base(recipe))
+        except ValueError as error:
+            report.problem(("merge_method",), _base_missing(method, recipe, str(error)))
+    typed: dict[Location, dict[str, Setting]] = {}
     for at, parameters, per_model in _parameter_places(recipe):
         is_base = per_model and all(method.base is not Base.MODEL for method in methods) and _is_base(recipe, at)
-        for name, setting in parameters.items():
+        typed[at] = {}
+        for name in parameters:
             # the method that reads the parameter here, else one that knows it, else any: its complaint is the user's
-            order = sorted(methods, key=lambda m: _affinity(m, name, per_model), reverse=True)
-            _check_parameter(order[0], (*at, name), parameters, setting, per_model, is_base, report)
+            method = max(methods, key=lambda m: _affinity(m, name, per_model))
+            typed[at][name] = _checked_parameter(method, (*at, name), parameters, per_model, is_base, report)
+    return _with_parameters(recipe, typed)
 
 
-def _base_missing(method: Method, recipe: Recipe) -> str:
+_Owner = TypeVar("_Owner", bound=pydantic.BaseModel)
+
+
+def _with_parameters(recipe: RecipeKeys, typed: Mapping[Location, dict[str, Setting]]) -> RecipeKeys:
+    """A copy of the recipe with other settings, by the places of `_parameter_places`."""
+
+    def changed(owner: _Owner, at: Location, **changes: Any) -> _Owner:
+        if settings := typed[(*at, "parameters")]:
+            changes["parameters"] = settings
+        return owner.model_copy(update=changes)
+
+    def changed_slice(piece: OutputSlice, at: Location) -> OutputSlice:
+        sources = [changed(source, (*at, "sources", j)) for j, source in enumerate(piece.sources)]
+        return changed(piece, at, sources=sources)
+
+    changes: dict[str, Any] = {}
+    if recipe.models is not None:
+        changes["models"] = [changed(model, ("models", i)) for i, model in enumerate(recipe.models)]
+    if recipe.slices is not None:
+        changes["slices"] = [changed_slice(piece, ("slices", i)) for i, piece in enumerate(recipe.slices)]
+    return changed(recipe, (), **changes)
+
+
+def _base_missing(method: Method, recipe: RecipeKeys, what: str) -> str:
     """What to do where a method has no base."""
     if not method.pair:
-        add = 'add "base_model: FILE.gguf", the model that the others were tuned from'
-        return f"{method.name} takes differences from a base: {add}"
+        return f'{what}: add "base_model: FILE.gguf", the model that the others were tuned from'
     models = [str(entry.model) for entry in recipe.models or ()]
     start, other = models if len(models) == 2 else ("one of them", "the other")
-    return (
-        f"{method.name} goes from base_model to one model: make {start} the base_model and list only {other} as model"
-    )
+    return f"{what}: make {start} the base_model and list only {other} as model"
 
 
-def _check_patterns(recipe: Recipe, report: _Report) -> None:
+def _check_patterns(recipe: RecipeKeys, report: _Report) -> None:
     budget = Budget()
     for text in recipe.tensor_types:
         try:
@@ -451,11 +464,11 @@ def _affinity(method: Method, name: str, per_model: bool) -> int:
     return 0 if spec is None else 1 if per_model and spec.scope == "shared" else 2
 
 
-def _every_slice_has_base(recipe: Recipe) -> bool:
+def _every_slice_has_base(recipe: RecipeKeys) -> bool:
     return bool(recipe.slices) and all(s.base_model for s in recipe.slices or ())
 
 
-def _parameter_places(recipe: Recipe) -> Iterable[tuple[Location, dict[str, Setting], bool]]:
+def _parameter_places(recipe: RecipeKeys) -> Iterable[tuple[Location, dict[str, Setting], bool]]:
     """(location, parameters, whether they belong to one model) for each place where a recipe sets parameters."""
     yield ("parameters",), recipe.parameters, False
     for i, model in enumerate(recipe.models or ()):
@@ -466,51 +479,40 @@ def _parameter_places(recipe: Recipe) -> Iterable[tuple[Location, dict[str, Sett
             yield ("slices", i, "sources", j, "parameters"), source.parameters, True
 
 
-def _is_base(recipe: Recipe, at: Location) -> bool:
+def _is_base(recipe: RecipeKeys, at: Location) -> bool:
     if at[0] == "models":
         return recipe.models is not None and recipe.models[int(at[1])].model == recipe.base_model
     out = (recipe.slices or [])[int(at[1])]
     return out.sources[int(at[3])].model == (out.base_model or recipe.base_model)
 
 
-def _check_parameter(
-    method: Method,
-    at: Location,
-    parameters: dict[str, Setting],
-    setting: Setting,
-    per_model: bool,
-    is_base: bool,
-    report: _Report,
-) -> None:
-    """Report what is wrong with one parameter; else give its values in `parameters` their type."""
+def _checked_parameter(
+    method: Method, at: Location, parameters: dict[str, Setting], per_model: bool, is_base: bool, report: _Report
+) -> Setting:
+    """One of the `parameters` with its values in its type, after a report of what is wrong with it."""
     name = str(at[-1])
-    spec = method.parameter(name)
-    if spec is None:
+    setting = parameters[name]
+    try:
+        spec = method.named(name, per_model)
+        typed = _typed(spec, setting)
+    except ScopeError as error:
+        report.problem(at, f'{error} and is not read here: move it to "parameters:"')
+        return setting
+    except ValueError as error:
         if method.name == "task_arithmetic" and name in _TASK_ONLY:
             report.warn(at, f'"{name}" has no effect in task_arithmetic')
-            return
-        if name.isdecimal() and (before := _decimal_comma(name, parameters)):
+        elif name.isdecimal() and (before := _decimal_comma(name, parameters)):
             report.problem(at, f'numbers have a point: write "{before}.{name}", not "{before},{name}"')
-            return
-        names = [q.name for q in method.parameters]
-        hint = nearest(name, names) if names else f"{method.name} has no parameters"
-        report.problem(at, f"{method.name} has no parameter {shown(name)}: {hint}")
-        return
-    if per_model and spec.scope == "shared":
-        report.problem(
-            at, f'"{name}" of {method.name} is one value for all models and is not read here: move it to "parameters:"'
-        )
-        return
-    try:
-        parameters[name] = Setting(tuple(replace(rule, value=_typed(spec, rule.value)) for rule in setting.rules))
-    except ValueError as error:
-        report.problem(at, str(error))
-        return
-    for odd in _unusual(spec, parameters[name]):
-        report.warn(at, odd)
+        else:
+            report.problem(at, str(error))
+        return setting
+    doubts = (spec.doubt(value) for rule in typed.rules for value in _anchors(rule.value))
+    if doubt := next(filter(None, doubts), ""):
+        report.warn(at, doubt)
     if is_base:
         report.warn(at, f'"{name}" has no effect on the base model')
     _warn_of_unreachable(at, setting, report)
+    return typed
 
 
 def _decimal_comma(name: str, parameters: dict[str, Setting]) -> str:
@@ -524,73 +526,24 @@ def _decimal_comma(name: str, parameters: dict[str, Setting]) -> str:
     return f"{previous}: {int(values[1])}" if whole else ""  # type: ignore[arg-type]
 
 
-def _unusual(spec: Parameter, setting: Setting) -> Iterator[str]:
-    """What to ask about values that are allowed but make no sense."""
-    if spec.usual is None:
-        return
-    low, high = spec.usual
-    for rule in setting.rules:
-        for value in rule.value if isinstance(rule.value, tuple) else (rule.value,):
-            if isinstance(value, (int, float)) and not low <= value <= high:
-                meant = _meant(value, low, high) if value >= 10 else ""
-                yield f'"{spec.name}" is {value:g}, but makes sense from {low:g} to {high:g}: {spec.doc}{meant}'
-                return
-
-
-def _meant(value: float, low: float | None, high: float | None) -> str:
-    """For a percentage where a share is wanted: how it is written."""
-    return f"; for {value:g} % write {value / 100:g}" if (low, high) == (0, 1) and 1 < value <= 100 else ""
-
-
 def _warn_of_unreachable(at: Location, setting: Setting, report: _Report) -> None:
     for rule in setting.unreachable():
         what = "a second value without a filter" if rule.filter is None else f"the filter {shown(rule.filter)}"
         report.warn(at, f'{what} of "{at[-1]}" has no effect: an earlier one takes all its tensors; write it first')
 
 
-def _typed(spec: Parameter, value: Scalar | tuple[Scalar, ...]) -> Scalar | tuple[Scalar, ...]:
-    """A value or gradient in the parameter's type; ValueError when it is not one. As in mergekit a number may be
-    written as a text, and a switch as 0 or 1."""
-    if isinstance(value, tuple):
-        if spec.type is int:
-            raise ValueError(f'"{spec.name}" is a whole number, which has no gradient')
-        return tuple(_scalar(spec, v) for v in value)
-    return _scalar(spec, value)
+def _typed(spec: Parameter, setting: Setting) -> Setting:
+    """A setting with its values in the parameter's type; ValueError when one is not."""
+    return Setting(
+        tuple(
+            replace(rule, value=tuple(spec.parse(v, anchor=True) for v in rule.value))
+            if isinstance(rule.value, tuple)
+            else replace(rule, value=spec.parse(rule.value))
+            for rule in setting.rules
+        )
+    )
 
 
-def _scalar(spec: Parameter, value: Scalar) -> Scalar:
-    if spec.type is bool:
-        if value not in (0, 1):
-            raise ValueError(f'"{spec.name}" is true or false, not {shown(value)}')
-        return bool(value)
-    if spec.type is str:
-        if value not in spec.choices:
-            raise ValueError(f'"{spec.name}" is one of {", ".join(spec.choices)}, not {shown(value)}')
-        return value
-    return _number(spec, value)
-
-
-def _as_number(value: Scalar) -> str:
-    """How a number is written that stands there in another way: 0,5 or 50%."""
-    meant = human_number(value) if isinstance(value, str) else None
-    return "" if meant is None else f": write {meant:g}"
-
-
-def _number(spec: Parameter, value: Scalar) -> float:
-    try:
-        if value is None or isinstance(value, bool):
-            raise ValueError
-        number = float(value)
-    except (ValueError, OverflowError):
-        raise ValueError(f'"{spec.name}" is a number, not {shown(value)}{_as_number(value)}') from None
-    if not math.isfinite(number):
-        raise ValueError(f'"{spec.name}" is a finite number, not {shown(value)}')
-    low, high = spec.low, spec.high
-    if (low is not None and number < low) or (high is not None and number > high):
-        bounds = f"at least {low:g}" if high is None else f"at most {high:g}" if low is None else f"{low:g} to {high:g}"
-        raise ValueError(f'"{spec.name}" is {bounds}, not {shown(value)}{_meant(number, low, high)}')
-    if spec.type is int:
-        if number != int(number):
-            raise ValueError(f'"{spec.name}" is a whole number, not {shown(value)}')
-        return int(number)
-    return number
+def _anchors(value: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
+    """The values of a gradient; a value alone."""
+    return value if isinstance(value, tuple) else (value,)

@@ -11,10 +11,11 @@ import yaml
 from pydantic import BaseModel
 
 from ggufmerge.errors import RecipeError
-from ggufmerge.recipe.document import MAX_DEPTH, shown
+from ggufmerge.recipe.document import MAX_DEPTH
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import TokenEmbedding, TokenOfModel
 from ggufmerge.recipe.settings import Rule, Setting
+from ggufmerge.text import shown
 
 
 def written(documents: Iterable[Mapping[str, Any]]) -> str:
@@ -56,7 +57,7 @@ def plain(value: Any, depth: int = 0) -> Any:
         return {str(key): plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
         return [plain(item, depth + 1) for item in value]
-    raise RecipeError(f"recipe: {shown(value)} is no value of a recipe: give texts, numbers, lists and mappings")
+    raise RecipeError(f"recipe: {shown(value)} cannot be a value of a recipe: give texts, numbers, lists and mappings")
 
 
 def _setting(setting: Setting) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufmerge.errors import PlanError
-from ggufmerge.recipe.document import human_number, shown
+from ggufmerge.text import human_number, shown
 
 
 @dataclass(frozen=True)

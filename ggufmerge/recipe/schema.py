@@ -1,32 +1,33 @@
 """The recipe language as a typed schema: mergekit's keys, and a few of our own.
 
-The models here accept exactly what a recipe may say; `load.py` turns their complaints into messages with line numbers.
+The models here accept exactly what a recipe may say; `load.py` turns their complaints into messages with line numbers,
+and `recipe.py` adds where the keys come from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from inspect import Parameter, Signature
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from ggufmerge.chat.templates import TEMPLATES
 from ggufmerge.errors import GgufmergeError, nearest
 from ggufmerge.recipe import settings
-from ggufmerge.recipe.document import Document, Location, shown
+from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.settings import Setting
+from ggufmerge.text import shown
 from ggufmerge.types import FileType, TensorType
+
+_FLOATS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 
 def _dtype(value: Any) -> Any:
     if isinstance(value, str):
         value = value.removeprefix("torch.")
-        return {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}.get(value, value)
+        return _FLOATS.get(value, value)
     return value
 
 
@@ -74,7 +75,7 @@ def _token_row(value: Any) -> ModelReference | TokenOfModel | Literal["zero"] | 
 
 def _template(value: Any) -> Any:
     if isinstance(value, str) and value != "auto" and value not in TEMPLATES and "{" not in value:
-        raise ValueError(f"{shown(value)} is no chat template: write auto, {', '.join(TEMPLATES)} or a Jinja template")
+        raise ValueError(f"{shown(value)} is not a template: write auto, {', '.join(TEMPLATES)} or a Jinja template")
     return value
 
 
@@ -116,16 +117,68 @@ def _methods(value: Any) -> Setting:
     return setting
 
 
-Reference = Annotated[ModelReference, BeforeValidator(ModelReference.parse)]
+def _rounding(value: Any) -> Any:
+    """The name of an encoder."""
+    from ggufmerge.quants.encoders import encoder_names  # of compiled kernels, which most recipes need later or never
+
+    names = encoder_names()
+    if value not in names:
+        listed = " or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1]))))
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": listed})
+    return value
+
+
+def _says(text: str) -> Any:
+    """What the JSON schema says of a key."""
+    return Field(description=text)
+
+
+def _defined(name: str) -> WithJsonSchema:
+    """What stands for a form that `json_schema.py` defines under this name."""
+    return WithJsonSchema({DEFINED: name})
+
+
+DEFINED = "x-defined"
+_TEXT = {"type": "string"}
+_FLOAT_NAMES = [*dict.fromkeys(_FLOATS.values()), *_FLOATS]
+
+Reference = Annotated[ModelReference, BeforeValidator(ModelReference.parse), _defined("model")]
 Parameters = Annotated[
     dict[str, Annotated[Setting, BeforeValidator(settings.parse)]],
     BeforeValidator(lambda value: {} if value is None else value),  # "parameters:" with nothing but comments below it
+    _defined("parameters"),
 ]
-DType = Annotated[Literal["float32", "float16", "bfloat16"], BeforeValidator(_dtype)]
-LayerRange = Annotated[tuple[int, int], BeforeValidator(_layers)]
-TokenizerSource = Annotated[Literal["base", "union"] | ModelReference | None, BeforeValidator(_tokens_of)]
-FileTypeName = Annotated[str, BeforeValidator(_named(FileType.parse))]
-TensorTypeName = Annotated[str, BeforeValidator(_named(TensorType.parse))]
+Rounding = Annotated[str, BeforeValidator(_rounding), _defined("rounding")]
+DType = Annotated[
+    Literal["float32", "float16", "bfloat16"],
+    BeforeValidator(_dtype),
+    WithJsonSchema({"enum": [*_FLOAT_NAMES, *(f"torch.{name}" for name in _FLOAT_NAMES)]}),
+]
+LayerRange = Annotated[
+    tuple[int, int],
+    BeforeValidator(_layers),
+    WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2}),
+    _says("First layer, and the layer after the last one."),
+]
+TokenizerSource = Annotated[
+    Literal["base", "union"] | ModelReference | None, BeforeValidator(_tokens_of), _defined("tokenizer_source")
+]
+FileTypeName = Annotated[
+    str, BeforeValidator(_named(FileType.parse)), WithJsonSchema({**_TEXT, "examples": [str(t) for t in FileType]})
+]
+TensorTypeName = Annotated[
+    str, BeforeValidator(_named(TensorType.parse)), WithJsonSchema({**_TEXT, "examples": [str(t) for t in TensorType]})
+]
+Template = Annotated[
+    str,
+    BeforeValidator(_template),
+    WithJsonSchema({"anyOf": [{"enum": ["auto", *TEMPLATES]}, {**_TEXT, "pattern": r"\{"}]}),
+]
+Texts = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
+]
 
 
 class _Node(BaseModel):
@@ -165,7 +218,9 @@ class Graft(_Node):
 class TokenEmbedding(_Node):
     """Where the row of one token comes from; `force`: also in the models that have one."""
 
-    source: Annotated[ModelReference | TokenOfModel | Literal["zero"] | None, PlainValidator(_token_row)] = None
+    source: Annotated[
+        ModelReference | TokenOfModel | Literal["zero"] | None, PlainValidator(_token_row), _defined("token_row")
+    ] = None
     force: Annotated[bool, Field(strict=True)] = False
 
 
@@ -177,113 +232,50 @@ class Tokenizer(_Node):
     pad_to_multiple_of: Annotated[int, Field(ge=1, le=1 << 20, strict=True)] | None = None
 
 
-def _rounding(value: Any) -> Any:
-    """The name of an encoder."""
-    from ggufmerge.quants.encoders import encoder_names  # of compiled kernels, which most recipes need later or never
+class RecipeKeys(_Node):
+    """What one document of a recipe says. Exactly one of `models` and `slices` is given."""
 
-    names = encoder_names()
-    if value not in names:
-        listed = " or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1]))))
-        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": listed})
-    return value
-
-
-Rounding = Annotated[str, BeforeValidator(_rounding)]
-
-
-class Recipe(_Node):
-    """A whole recipe. Exactly one of `models` and `slices` is given."""
-
-    merge_method: Annotated[Setting, BeforeValidator(_methods)]
-    base_model: Reference | None = None
+    merge_method: Annotated[
+        Setting,
+        BeforeValidator(_methods),
+        _defined("merge_method"),
+        _says("How the models are combined; with filters, not in mergekit, one method for each part."),
+    ]
+    base_model: Annotated[Reference | None, _says("The model that the others were tuned from.")] = None
     models: Annotated[list[Model], Field(min_length=1)] | None = None
     slices: Annotated[list[OutputSlice], Field(min_length=1)] | None = None
     parameters: Parameters = {}
-    dtype: DType | None = None
-    out_dtype: DType | None = None
-    tokenizer_source: TokenizerSource = None
-    tokenizer: Tokenizer | None = None
-    chat_template: Annotated[str | None, BeforeValidator(_template)] = None
-    name: str | None = None
+    dtype: Annotated[DType | None, _says("Float type of the result.")] = None
+    out_dtype: Annotated[DType | None, _says("Float type of the result.")] = None
+    tokenizer_source: Annotated[TokenizerSource, _says("Whose vocabulary the result has.")] = None
+    tokenizer: Annotated[Tokenizer | None, _says("Whose vocabulary the result has, token by token.")] = None
+    chat_template: Annotated[Template | None, _says("auto, the name of a known template, or Jinja text.")] = None
+    name: Annotated[str | None, _says("general.name of the result.")] = None
 
     # Not in mergekit
-    out_type: FileTypeName | None = None
-    tensor_types: dict[str, TensorTypeName] = {}
-    like: str | None = None
-    imatrix: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
-    rounding: Rounding | None = None
-    exclude: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
-    graft: tuple[Graft, ...] = ()
-    seed: Annotated[int, Field(ge=0, lt=2**64, strict=True)] = 0
-    metadata: dict[str, Annotated[str | bool | int | float | list[str], BeforeValidator(_storable)]] = {}
-
-    _source: tuple[str, str, str] = PrivateAttr(default=("", "recipe", "."))  # text, name, folder
-    _warnings: tuple[str, ...] = PrivateAttr(default=())
-    _document: Document | None = PrivateAttr(default=None)
-    _stages: tuple[Recipe, ...] = PrivateAttr(default=())
-    _files: dict[str, str] = PrivateAttr(default_factory=dict)
-    _changed: ClassVar[Callable[[Recipe, Mapping[str, Any]], Recipe]]  # given by `load`, which checks recipes
-
-    @property
-    def text(self) -> str:
-        """The recipe as it was written."""
-        return self._source[0]
-
-    @property
-    def origin(self) -> str:
-        """The file name the recipe came from, for messages."""
-        return self._source[1]
-
-    @property
-    def folder(self) -> str:
-        """The folder that relative model paths start from."""
-        return self._source[2]
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What was read but has no effect, one line each."""
-        return self._warnings
-
-    @property
-    def stages(self) -> tuple[Recipe, ...]:
-        """The other documents of the recipe's file, each behind those that it is made from; all have names."""
-        return self._stages
-
-    def with_changes(self, **changes: Any) -> Recipe:
-        """A checked recipe in which these keys have other values; None leaves a key out.
-
-            recipe.with_changes(out_type="Q6_K", parameters={"weight": 0.3})
-
-        A value takes the place of all that stood under its key, and is written as in `load_recipe` of a mapping. The
-        recipe keeps its folder, its name, and the documents that it is made from. RecipeError says what does not fit.
-        """
-        return self._changed(changes)
-
-    def __repr__(self) -> str:
-        models = [str(reference) for reference in self.references() if reference != self.base_model]
-        base = f", base {self.base_model}" if self.base_model is not None else ""
-        kind = f", {self.out_type}" if self.out_type else ""
-        shown_models = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
-        return f"<Recipe {' + '.join(self.methods)}: {shown_models}{base}{kind}>"
-
-    def __str__(self) -> str:
-        return repr(self)
-
-    def with_files(self, files: Mapping[str, str]) -> Recipe:
-        """The same recipe, with GGUF files in the place of the stages of these names."""
-        copy = self.model_copy()
-        copy._files = dict(files)
-        return copy
-
-    def in_folder(self, folder: str) -> Recipe:
-        """The same recipe, with relative model paths that start from another folder."""
-        copy = self.model_copy()
-        copy._source = (self.text, self.origin, folder)
-        return copy
-
-    def locate(self, reference: ModelReference) -> ModelReference:
-        """A reference with the file of the stage that it names; any other stays as it is."""
-        return replace(reference, path=self._files.get(reference.path, reference.path))
+    out_type: Annotated[
+        FileTypeName | None, _says("File type of the result, as llama-quantize names it. Not in mergekit.")
+    ] = None
+    tensor_types: Annotated[
+        dict[str, TensorTypeName], _says("Regular expression on tensor names to tensor type. Not in mergekit.")
+    ] = {}
+    like: Annotated[str | None, _says("A GGUF file whose types are taken over. Not in mergekit.")] = None
+    imatrix: Annotated[Texts, _says("Importance matrices to quantize with; several add up. Not in mergekit.")] = ()
+    rounding: Annotated[
+        Rounding | None,
+        _says("How changes are rounded to a type that a tensor has already. Not in mergekit."),
+    ] = None
+    exclude: Annotated[
+        Texts, _says("Filters of tensors that are not merged but taken from the base. Not in mergekit.")
+    ] = ()
+    graft: Annotated[tuple[Graft, ...], _says("Tensors taken from a model as they are. Not in mergekit.")] = ()
+    seed: Annotated[
+        int, Field(ge=0, lt=2**64, strict=True), _says("Seed of masks and stochastic rounding. Not in mergekit.")
+    ] = 0
+    metadata: Annotated[
+        dict[str, Annotated[str | bool | int | float | list[str], BeforeValidator(_storable)]],
+        _says("Keys of the result's metadata. Not in mergekit."),
+    ] = {}
 
     def references(self) -> list[ModelReference]:
         """Every model of the recipe once: the base first, then in the order of mention."""
@@ -308,23 +300,6 @@ class Recipe(_Node):
         assert rule is not None, "the last rule of merge_method has no filter"
         return str(rule.value)
 
-    def where(self, location: Location) -> str:
-        """A place of the recipe as `file:line:column`; "" in one that a command made of its arguments."""
-        return self._document.where(location) if self._document else self.origin
-
-    def complaint(self, location: Location, what: str) -> str:
-        """A complaint about the recipe, with its place in front of it."""
-        where = self.where(location)
-        return f"{where}: {what}" if where else what
-
-    @contextmanager
-    def blamed(self, location: Location) -> Iterator[None]:
-        """While the block runs, errors get this place of the recipe in front of their complaints."""
-        try:
-            yield
-        except GgufmergeError as error:
-            raise error.at(self.where(location))  # noqa: B904 - it is the same error
-
     def place_of(self, reference: ModelReference) -> Location:
         """Where the recipe names a model."""
         if reference == self.base_model:
@@ -345,12 +320,3 @@ class Recipe(_Node):
         if self.slices is None:
             return [(list(self.models or ()), self.base_model, {})]
         return [(list(s.sources), s.base_model or self.base_model, s.parameters) for s in self.slices]
-
-
-# what pydantic would show has the validators of all fields in it
-Recipe.__signature__ = Signature(
-    [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=Parameter.empty if field.is_required() else field.get_default())
-        for name, field in Recipe.model_fields.items()
-    ]
-)

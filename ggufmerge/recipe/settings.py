@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ggufmerge.recipe.document import shown
 from ggufmerge.recipe.names import spellings
+from ggufmerge.text import shown
 
 Scalar = float | bool | int | str | None
 _GLOB = frozenset("*?[")

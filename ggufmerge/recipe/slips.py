@@ -130,6 +130,6 @@ def _named(level: _Level) -> str:
 def _without_colon(line: str, at: int) -> str:
     words = line.strip().removeprefix("- ")
     if match := re.fullmatch(r"(\w+):(\S.*)", words):
-        return f"line {at + 1} needs a blank behind the colon: {quoted(f'{match[1]}: {match[2]}')}"
+        return f"line {at + 1} needs a blank after the colon: {quoted(f'{match[1]}: {match[2]}')}"
     key, _, value = words.partition(" ")
     return f"line {at + 1} lacks its colon: {quoted(f'{key}: {value}'.strip())}"

@@ -18,10 +18,11 @@ import yaml
 from ggufmerge.errors import GgufmergeError, RecipeError
 from ggufmerge.files import GGUFFile, describe
 from ggufmerge.files.absent import absent
+from ggufmerge.files.shards import model_name
 from ggufmerge.files.small import read_json
 from ggufmerge.recipe.document import parse
 from ggufmerge.recipe.load import MAX_BYTES
-from ggufmerge.text import printable
+from ggufmerge.text import count, printable, size
 
 CARD = "README.md"
 _MAX_EVALUATION = 1 << 24  # bytes
@@ -42,7 +43,7 @@ def model_card(file: GGUFFile, names: Sequence[str] | None = None, evaluation: M
         f"# {_cell(facts['name'] or file.path.stem)}",
         _summary(file, facts),
         "## Files\n\n"
-        + _table(("file", "size"), zip(map(_cell, names), (_size(p.stat().st_size) for p in file.paths), strict=True)),
+        + _table(("file", "size"), zip(map(_cell, names), (size(p.stat().st_size) for p in file.paths), strict=True)),
         _models(file),
         _recipe(file),
         _lineage(file),
@@ -105,7 +106,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise GgufmergeError(f"{path}: the evaluation cannot be read ({error.strerror}): check the path") from None
     scores = facts.get("scores")
     if not isinstance(scores, list) or not all(map(_is_score, scores)):
-        raise GgufmergeError(f"{path}: this is no evaluation: give a file with what `ggufmerge eval --json` prints")
+        raise GgufmergeError(f"{path}: this is not an evaluation: give a file with what `ggufmerge eval --json` prints")
     return facts
 
 
@@ -119,7 +120,7 @@ def _is_score(score: Any) -> bool:
 
 
 def _summary(file: GGUFFile, facts: Mapping[str, Any]) -> str:
-    kind = f"{_count_text(facts['parameters'])} parameters, architecture {_cell(facts['architecture'] or 'unknown')}"
+    kind = f"{count(facts['parameters'])} parameters, architecture {_cell(facts['architecture'] or 'unknown')}"
     if facts["file_type"]:
         kind += f", type {facts['file_type']}"
     if facts["bits_per_weight"]:
@@ -204,7 +205,7 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
     rows = [
         [
             _cell(Path(str(score["text"])).name),
-            _cell("+".join(Path(part).name for part in str(score["model"]).split("+"))),
+            _cell(model_name("+".join(Path(part).name for part in str(score["model"]).split("+")))),
             f"{_figure(score['perplexity'], 3)} ± {_figure(score['perplexity_error'], 3)}",
             _figure(score["kl_divergence"], 4) if "kl_divergence" in score else "",
         ]
@@ -213,13 +214,13 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
     if not any(row[3] for row in rows):
         heads, rows = heads[:3], [row[:3] for row in rows]
     reference = evaluation.get("reference")
-    note = f"\n\nKL divergence is from {_cell(Path(str(reference)).name)}." if reference else ""
+    note = f"\n\nKL divergence is from {_cell(model_name(Path(str(reference)).name))}." if reference else ""
     return f"## Evaluation\n\n{_table(heads, rows)}{note}"
 
 
 def _types(facts: Mapping[str, Any]) -> str:
     rows = [
-        (kind, str(row["tensors"]), _count_text(row["values"]), _size(row["nbytes"]), str(row["bits_per_weight"]))
+        (kind, str(row["tensors"]), count(row["values"]), size(row["nbytes"]), f"{row['bits_per_weight']:.2f}")
         for kind, row in facts["types"].items()
     ]
     return "## Types\n\n" + _table(("type", "tensors", "weights", "size", "bits per weight"), rows)
@@ -308,20 +309,6 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _strings(item)
-
-
-def _size(number: int) -> str:
-    return (
-        f"{number / 1e9:.2f} GB"
-        if number >= 10**9
-        else f"{number / 1e6:.1f} MB"
-        if number >= 10**6
-        else f"{number} bytes"
-    )
-
-
-def _count_text(number: int) -> str:
-    return f"{number / 1e9:.2f}B" if number >= 10**9 else f"{number / 1e6:.1f}M" if number >= 10**6 else str(number)
 
 
 _PARENT = re.compile(r"general\.base_model\.(\d{1,9})\.", re.ASCII)

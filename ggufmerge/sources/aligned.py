@@ -62,7 +62,7 @@ def check_widths(name: str, sources: Mapping[int, Source]) -> None:
             raise PlanError(f"{name}: {source.label} has no such tensor, but rows of it are to go to another model")
         shape = source.tensors[own].shape
         if len(shape) not in (1, 2):
-            raise PlanError(f"{name}: {list(shape)} in {source.label}, which is no row per token; use another file")
+            raise PlanError(f"{name}: {list(shape)} in {source.label}, not a row for each token; use another file")
         own_width = shape[1] if len(shape) == 2 else 1
         if width is None:
             first, width = source.label, own_width

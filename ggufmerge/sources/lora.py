@@ -135,7 +135,7 @@ class LoraAdapter:
         if meta.text("general.type") != "adapter" or meta.text("adapter.type") != "lora":
             found = "model" if meta.text("general.type") in (None, "model") and self.file.architecture else ""
             what = "a model, not a LoRA adapter" if found else "not a LoRA adapter in GGUF form"
-            todo = "only adapters stand behind a +; to merge models, list each of them under models: of a recipe"
+            todo = "only adapters may follow a +; to merge models, list each of them under models: of a recipe"
             raise RoleError(f"{path}: {what}", todo, wanted="adapter", found=found)
         if "adapter.alora.invocation_tokens" in meta:
             raise PlanError(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ggufmerge.files import GGUFFile
 from ggufmerge.files.metadata import KeyValues
+from ggufmerge.files.shards import model_name
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.formats.checkpoint import Checkpoint
 from ggufmerge.formats.stored import StoredFile, StoredTensor
@@ -110,18 +111,18 @@ class SourceTensor:
 
 
 class Source:
-    """An opened model reference. `label` is how the recipe calls it; `tensors` are those of the file but for side
+    """An opened model reference. `reference` is how the recipe calls it; `tensors` are those of the file but for side
     tensors, which `side_tensors` names by their weight; `located` is what is known of the model beside its file.
     """
 
     def __init__(
         self,
-        label: str,
+        reference: str,
         file: GGUFFile | Checkpoint,
         adapters: list[LoraAdapter],
         located: Located | None = None,
     ) -> None:
-        self.label = label
+        self.reference = reference
         self.file = file
         self.adapters = adapters
         self.located = located or Located(file.path)
@@ -129,6 +130,11 @@ class Source:
         self.side_tensors = side_tensors(file.tensors)
         aside = {name for names in self.side_tensors.values() for name in names}
         self.tensors: dict[str, StoredTensor] = {name: t for name, t in file.tensors.items() if name not in aside}
+
+    @property
+    def label(self) -> str:
+        """What messages and tables call the model."""
+        return model_name(self.reference, 1 if isinstance(self.file, Checkpoint) else len(self.file.paths))
 
     @property
     def is_checkpoint(self) -> bool:

@@ -1,4 +1,4 @@
-"""Side tensors: what stands beside a weight and belongs to it.
+"""Side tensors: small tensors that belong to a weight.
 
 `X.scale` multiplies what the matrix `X.weight` gives, so the weight that a model computes with is the dequantized one
 times the scale: a single number, or one for each matrix of a stack of experts. Files of NVFP4 and BitNet have it.

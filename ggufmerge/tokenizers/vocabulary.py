@@ -125,7 +125,9 @@ def read_vocabulary(metadata: KeyValues, label: str, rows: int | None = None) ->
     tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(texts)]
     if len(set(tokens)) < len(tokens):
         token, times = Counter(tokens).most_common(1)[0]
-        raise PlanError(f"{label}: the token {token!r} stands {times} times in {TOKENS}; llama.cpp refuses such a file")
+        raise PlanError(
+            f"{label}: the token {token!r} appears {times} times in {TOKENS}; llama.cpp refuses such a file"
+        )
     types = _numbers(metadata, TYPES, len(tokens), label, ValueKind.I32)
     scores = _numbers(metadata, SCORES, len(tokens), label, ValueKind.F32, ValueKind.I32)
     if types is None:

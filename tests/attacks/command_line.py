@@ -64,7 +64,9 @@ def _value(parameter: inspect.Parameter) -> Value:
     element = typing.get_args(members[0])[0] if many else members[0]
     flags: list[str] = []
     if isinstance(info, OptionInfo):
-        declared = info.param_decls or (f"--{parameter.name.replace('_', '-')}",)
+        # in an annotation typer takes the first name for a default, and moves it when it makes the command
+        first = (info.default,) if isinstance(info.default, str) else ()
+        declared = (*first, *(info.param_decls or ())) or (f"--{parameter.name.replace('_', '-')}",)
         flags = [flag for text in declared for flag in text.split("/")]
     required = parameter.default is inspect.Parameter.empty
     return Value(parameter.name, info.metavar or "", tuple(flags), element, many, required, info.min)

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from ggufmerge.methods import NAMES, method
-from ggufmerge.methods.spec import Base, Parameter
+from ggufmerge.methods.parameters import Parameter
+from ggufmerge.methods.spec import Base
 from ggufmerge.types import FileType
 from tests.attacks import command_line, damage, seeds
 from tests.attacks.case import OPEN, Case, Special

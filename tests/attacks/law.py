@@ -46,6 +46,8 @@ SECONDS = 10.0
 MEGABYTES = 500
 # what commands say on standard error besides errors and warnings
 _OTHER_LINES = re.compile(r"note: |about \d|the merged model is complete: |interrupted: |kept: |going on: ")
+# what they say of each tensor with --verbose
+_PROGRESS = re.compile(r"\d+ of \d+: ")
 # errors that say that work was kept
 _KEPT = re.compile(r"the merged model is complete|what is finished is kept")
 # refusals that llama.cpp's reader of headers leaves to its model loader
@@ -265,11 +267,14 @@ def _talk(case: Case, outcome: Outcome) -> Iterator[Fault]:
         if not errors and not outcome.out:
             yield Fault("no usage message", where)
         return
+    verbose = {"-v", "--verbose"} & set(case.command)
     for line in errors:
         if not line.isprintable() or MARKED.match(line):
             yield Fault("unprintable error", where, repr(line)[:2000])
             break
         if not line.startswith(("error: ", "warning: ")) and not _OTHER_LINES.match(line):
+            if verbose and _PROGRESS.match(line):
+                continue
             yield Fault("strange line on standard error", where, outcome.err[-2000:])
             break
     if outcome.code == 1 and not errors:
@@ -330,24 +335,30 @@ def _is_special(content: Any) -> bool:
     return isinstance(content, tuple) and content[0] != "link" and not stat.S_ISREG(content[0])
 
 
-def _log_file(command: list[str]) -> str | None:
-    """The file that `--log` names, as an option of its own word or with `=`; None without one."""
-    for word, after in itertools.pairwise([*command, ""]):
+def _log_file(command: list[str], seen: dict[str, Any]) -> str | None:
+    """The file that `--log` names, as an option of its own word or with `=`, or that the link of this name leads to;
+    None without one.
+    """
+    named = None
+    for word, behind in itertools.pairwise([*command, ""]):
         if word == "--log":
-            return os.path.normpath(after)
-        if word.startswith("--log="):
-            return os.path.normpath(word.removeprefix("--log="))
-    return None
+            named = os.path.normpath(behind)
+        elif word.startswith("--log="):
+            named = os.path.normpath(word.removeprefix("--log="))
+    content = seen.get(named) if named is not None else None
+    is_link = isinstance(content, tuple) and content[0] == "link"
+    return os.path.normpath(str(content[1])) if is_link else named
 
 
 def _files(case: Case, before: dict[str, Any], after: dict[str, Any], outcome: Outcome) -> Iterator[Fault]:
     """Inputs are as they were, and nothing is left that nobody asked for."""
     where = " ".join(case.command[:1])
-    replaced = {w for w in case.command if "--overwrite" in case.command and outcome.code == 0}
+    words = [word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in case.command]
+    replaced = set(words) if "--overwrite" in words and outcome.code == 0 else set()
     for path, content in before.items():
         if path in after and after[path] == content:
             continue
-        if path in replaced and case.command.count(path) == 1 and not _is_special(content):
+        if path in replaced and words.count(path) == 1 and not _is_special(content):
             continue
         if _HIDDEN.search(path):
             continue  # a name of the program's own: it may take up or clear away what is there
@@ -360,7 +371,7 @@ def _files(case: Case, before: dict[str, Any], after: dict[str, Any], outcome: O
         if hidden:
             yield Fault("left behind after success", where, " ".join(hidden))
     elif new and not _KEPT.search(outcome.err):
-        log = _log_file(case.command)
+        log = _log_file(case.command, after)
         kept = [path for path in new if path != log and not (case.interrupt and _HIDDEN.search(path))]
         if kept:
             yield Fault("left behind after a refusal", where, " ".join(kept))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 
 import pytest
+import typer
 
-from tests.attacks import hunt, kinds
+from ggufmerge.cli.app import app
+from tests.attacks import command_line, hunt, kinds
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
 SEED = 1
@@ -62,3 +65,14 @@ def test_no_kernel_reaches_outside_of_its_arrays(tmp_path: Path) -> None:
     environment = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
     numbers = hunt.tasks(["model", "adapter", "peft", "imatrix"], SEED, cases=400, seconds=300)
     assert_kept(hunt.hunt(numbers, workers=2, save=tmp_path, environment=environment))
+
+
+def test_all_names_of_all_options_are_tried() -> None:
+    """The command lines of the hunt know each option by every name that the program itself takes it by."""
+    root = typer.main.get_command(app)
+    for command in command_line.commands():
+        made = functools.reduce(lambda group, word: group.commands[word], command.words, root)
+        options = [p for p in made.params if p.param_type_name == "option" and "--help" not in p.opts]
+        assert {flag for value in command.values for flag in value.flags} == {
+            name for option in options for name in (*option.opts, *option.secondary_opts)
+        }

@@ -49,7 +49,7 @@ def test_the_reference_of_commands_is_current() -> None:
 def test_topics_are_the_pages_in_the_order_of_the_start_page(run: Run) -> None:
     """Without a topic, all are listed with their titles."""
     code, out, _ = run("docs")
-    lines = [line.split(maxsplit=1) for line in out.splitlines()[2:-1]]
+    lines = [line.split(maxsplit=1) for line in out.splitlines()[1:-2]]
     assert (code, [name for name, _ in lines]) == (0, list(dict.fromkeys(start_page())))
     assert dict(lines)["first-merge"] == "Your first merge in five minutes"
 
@@ -76,14 +76,29 @@ def test_a_page_in_a_pipe_is_its_markdown(run: Run, word: str) -> None:
 
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("recipies", 'did you mean "recipes"?'), ("slerp", "see: ggufmerge docs methods"), ("../x", "known: index")],
+    [
+        ("recipies", 'did you mean "recipes"?'),
+        ("slerp", "see: ggufmerge docs methods"),
+        ("imatrix", "see: ggufmerge docs types"),
+        ("perplexity", "see: ggufmerge docs evaluation"),
+        ("troubleshooting", "see: ggufmerge docs nonsense"),
+        ("quantise", "see: ggufmerge docs "),
+        ("zzzz", 'the nearest is "fuzzing"; ggufmerge docs lists all'),
+    ],
 )
 def test_an_unknown_topic_is_an_error_that_leads_on(run: Run, word: str, hint: str) -> None:
-    """To the nearest name, or to the page with a heading that has the word."""
+    """To the nearest name, or to the page that says most about the word, however it is spelt."""
     code, out, err = run("docs", word)
     assert (code, out) == (1, "")
     assert err.startswith(f'error: no page is called "{word}": ')
     assert hint in err
+    assert len(err) < 120
+
+
+def test_words_for_a_page_lead_to_one_that_exists() -> None:
+    """So a page that gets another name takes them along."""
+    assert set(docs._MEANT.values()) <= set(docs._pages())
+    assert not set(docs._MEANT) & set(docs._pages())
 
 
 def test_a_page_on_a_terminal_opens_in_a_pager(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

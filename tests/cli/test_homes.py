@@ -243,9 +243,9 @@ def test_an_interrupted_build_goes_on(
     [
         (["--lmstudio", "merged"], "write PUBLISHER/NAME"),
         (["--lmstudio", "../../x"], "write PUBLISHER/NAME"),
-        (["--lmstudio", "me/.."], "is no name for a folder"),
+        (["--lmstudio", "me/.."], "cannot be the name of a folder"),
         (["--to", "nowhere"], "create it first"),
-        (["--to", "recipe.yaml"], "is no folder"),
+        (["--to", "recipe.yaml"], "is not a folder"),
         (["--to", ".lmstudio/models"], "use --lmstudio PUBLISHER/NAME"),
         (["-o", "models/presets.ini", "--to", "models/presets.ini"], "is a file of the output"),
         (["-o", "mmproj-m.gguf", "--to", "models"], "a part of another model"),

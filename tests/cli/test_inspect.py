@@ -180,10 +180,10 @@ def test_help_loads_no_heavy_library() -> None:
 
 
 def test_a_model_in_several_files_is_one(tmp_path: pathlib.Path, run: Callable[..., tuple[int, str, str]]) -> None:
-    """The first line says how many files it is in."""
+    """The first line says in how many shards it is."""
     write_tiny_llama(tmp_path / "m.gguf", layers=1)
     assert run("split", str(tmp_path / "m.gguf"), str(tmp_path / "cut"), "--split-max-tensors", "4")[0] == 0
     first, *others = sorted(tmp_path.glob("cut-*.gguf"))
     code, out, _ = run("inspect", str(first))
     assert code == 0
-    assert f"in {1 + len(others)} files" in out
+    assert f"cut.gguf in {1 + len(others)} shards: " in out

@@ -98,12 +98,56 @@ def test_facts_have_one_schema(line: str, folder: Path, run: Run) -> None:
         assert type(facts["nbytes"]) is int
     if "seconds" in facts:
         assert facts["seconds"] is None or facts["seconds"] >= 0
-    assert all(isinstance(warning, str) for warning in facts.get("warnings", ()))
+    assert warned(err) == facts.get("warnings", [])
     assert facts.get("survival") is None or 0 <= facts["survival"] < 2
     assert all("path" in source for source in facts.get("sources", ()))
     for stage in facts.get("stages", ()):
-        assert set(stage) | {"stages", "schema", "command", "version", "forecast"} >= set(facts)
+        assert set(stage) | {"stages", "schema", "command", "version", "forecast", "kept"} >= set(facts)
     assert "error" not in facts
+
+
+def warned(err: str) -> list[str]:
+    """The warnings on standard error."""
+    return [line.removeprefix("warning: ") for line in err.splitlines() if line.startswith("warning: ")]
+
+
+WARNING = {  # command -> what it warns of
+    "merge a.gguf b.gguf --no-base -o out.gguf --set int8_mask=true": "int8_mask",
+    "merge a.gguf stranger.gguf --no-base --dry-run": "talks nonsense",
+    "build odd.yaml -o out.gguf": "embed_slerp",
+    "build odd.yaml --dry-run": "embed_slerp",
+    "build odd-stages.yaml -o out.gguf": "embed_slerp",
+    "plan odd.yaml": "embed_slerp",
+    "plan odd-stages.yaml": "embed_slerp",
+    "bake base.gguf lora.gguf=50 -o out.gguf": "50 times",
+    "bake base.gguf lora.gguf=50 --dry-run": "50 times",
+    "quantize big.gguf out.gguf F32 --split-max-size 1M": "gets one of its own",
+    "quantize big.gguf out.gguf F32 --split-max-size 1M --dry-run": "gets one of its own",
+    "split big.gguf out --split-max-size 1M": "gets one of its own",
+    "extract-lora a.gguf --base base.gguf -o out.gguf --rank 2": "norm",
+    "build r.yaml -o out.gguf --push me/out --push-dry-run": "cannot be reached",
+    "push a.gguf me/out --dry-run": "cannot be reached",
+    "recipe explain odd.yaml attn_q": "embed_slerp",
+}
+
+
+@pytest.mark.parametrize("line", WARNING)
+def test_warnings_are_said_once_and_are_facts(
+    line: str, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On standard error as without --json, and under "warnings": all of them, of every part of the work."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    write_tiny_llama("stranger.gguf", layers=1, seed=7)
+    write_tiny_llama("big.gguf", layers=1, vocab=4096)
+    Path("odd.yaml").write_text(RECIPE + "embed_slerp: true\n")
+    Path("odd-stages.yaml").write_text(STAGES.replace("---\n", "embed_slerp: true\n---\n"))
+    _, out, err = run(*line.split(), "--json")
+    facts = json.loads(out)
+    assert "error" not in facts
+    assert facts["warnings"] == warned(err)
+    assert WARNING[line] in " ".join(facts["warnings"])
+    assert all(set(stage["warnings"]) <= set(facts["warnings"]) for stage in facts.get("stages", ()))
+    assert len(set(facts["warnings"])) == len(facts["warnings"])
 
 
 WRONG = {
@@ -118,15 +162,18 @@ WRONG = {
 }
 
 
+MISUSE = ("an option that is none", "a command that is none", "an argument that is missing")
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_errors_are_facts_too(case: str, folder: Path, run: Run) -> None:
-    """On standard output, with exit code 1; people read the same on standard error."""
+    """On standard output; people read the same on standard error, and the exit code is what it is without --json."""
     Path("broken.yaml").write_text("merge_method: linar\nmodels: [{model: a.gguf}]\n")
     Path("broken2.yaml").write_text("merge_method: linear\nmodel: 1\nbase: 2\n")
     line, complaint = WRONG[case]
     code, out, err = run(*line.split(), "--json")
     facts = json.loads(out)
-    assert code == 1
+    assert code == (2 if case in MISUSE else 1) == run(*line.split())[0]
     assert err
     assert re.search(complaint, facts["error"])
     assert facts["error"] == "\n".join(facts["errors"])

@@ -5,6 +5,7 @@ that cannot be printed.
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import signal
@@ -17,11 +18,13 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
+from ggufmerge.cli import main
 from ggufmerge.cli.interruption import Interruptible
 from ggufmerge.cli.progress import ProgressDisplay
-from ggufmerge.cli.terminal import complain, print_plain_json, say, show_notes, show_table, show_warnings
+from ggufmerge.cli.terminal import complain, print_plain_json, say, show_notes, show_table, show_warnings, tell
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from tests.cli.conftest import Run
+from tests.systems import needs_full_device, needs_pipes
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 EVIL = "x\x1b[2J\nerror: y\r\x9b1m\u202ez\u2028\udcff"
@@ -121,11 +124,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_lora(folder / "lora.gguf", weights)
     models = "[{model: a.gguf, parameters: {weight: 1}}, {model: b.gguf, parameters: {weight: 1}}]"
     (folder / "recipe.yaml").write_text(f"merge_method: linear\nmodels: {models}\n")
-    os.mkfifo(folder / "pipe")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "pipe")
     (folder / "loop").symlink_to("loop")
     return folder
 
 
+@needs_pipes
 @pytest.mark.parametrize("arguments", [*PIPES, *NO_NAMES, *REFERENCES], ids=" ".join)
 def test_arguments_that_lead_nowhere(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
@@ -216,6 +221,7 @@ def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+@needs_full_device
 def test_a_report_that_cannot_be_printed_is_no_failed_command(tmp_path: Path) -> None:
     """On a full disk: the line says what is lost and what is not."""
     write_tiny_llama(tmp_path / "a.gguf", layers=1)
@@ -293,3 +299,68 @@ def test_handlers_are_put_back() -> None:
     with Interruptible():
         assert signal.getsignal(signal.SIGTERM) != before[0][1]
     assert ([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], sys.unraisablehook) == before
+
+
+LONG = (
+    "recipe.yaml:3:5: "
+    + "models/of/a/very-long-path-"
+    + "x" * 60
+    + ".gguf: no such file; what to do about it is told in full"
+)
+
+
+@pytest.mark.parametrize("word", ["error: ", "warning: ", "note: "])
+def test_what_is_said_on_a_terminal_is_folded_between_words(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No word is broken, not even a path that is longer than a line; what is folded is indented."""
+    monkeypatch.setenv("COLUMNS", "50")
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    complain(word + LONG)
+    first, *others = stream.getvalue().splitlines()
+    assert others
+    assert all(line.startswith("  ") for line in others)
+    assert " ".join([first, *(line.strip() for line in others)]) == word + LONG
+    assert all(len(line) < 50 or " " not in line.strip() for line in [first, *others])
+
+
+def test_what_is_said_in_a_pipe_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that read it need not put it together again."""
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    complain(LONG)
+    assert sys.stderr.getvalue() == LONG + "\n"  # type: ignore[attr-defined]
+
+
+def test_errors_are_folded_as_warnings_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that end a command, and those of a command line that makes no sense."""
+    monkeypatch.setenv("COLUMNS", "40")
+    for words in (["inspect", "there-is-no-such-file-here.gguf"], ["build", "--a-very-long-option-that-nobody-has"]):
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setattr(sys, "argv", ["ggufmerge", *words])
+        with pytest.raises(SystemExit):
+            main()
+        text = stream.getvalue()
+        assert words[-1] in text
+        assert text.startswith("error: ")
+        assert text.count("\n  ") == text.count("\n") - 1 > 0
+
+
+def test_a_sentence_on_a_terminal_keeps_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those on standard output: nothing is broken at a hyphen, and a path is not cut."""
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    tell([LONG], "  ")
+    assert " ".join(line.strip() for line in stream.getvalue().splitlines()) == LONG
+
+
+def test_a_word_of_commands_without_a_command_is_a_mistake_of_usage(run: Run) -> None:
+    """Also where two dashes stand in the place of one."""
+    for line in (["recipe", "--"], ["--"]):
+        code, _, err = run(*line)
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith("error: ")

@@ -14,7 +14,7 @@ from ggufmerge.cli.terminal import show_notes
 from ggufmerge.engine.bake import plan_bake
 from ggufmerge.errors import RecipeError
 from ggufmerge.recipe import load_recipe
-from ggufmerge.recipe.document import human_number
+from ggufmerge.text import human_number
 from tests.hub_server import forget
 from tests.ollama_store import add_model
 from tests.tiny import write_tiny_llama, write_tiny_lora
@@ -212,8 +212,8 @@ def test_a_model_that_ollama_has_is_found_without_its_scheme(run: Run, folder: P
         ),
         (
             ("bake", "base.gguf", "french.gguf", "-o", "x.gguf"),
-            "french.gguf: a model, not a LoRA adapter; baking takes one model and its adapters; to merge models, list "
-            "them in a recipe",
+            "french.gguf: a model, not a LoRA adapter; baking takes one model and its adapters; to merge models: "
+            "ggufmerge merge base.gguf french.gguf",
         ),
         (
             ("quantize", "lora.gguf", "x.gguf", "Q8_0"),
@@ -225,7 +225,7 @@ def test_a_model_that_ollama_has_is_found_without_its_scheme(run: Run, folder: P
         ),
         (
             ("diff", "base.gguf", "base.gguf+french.gguf"),
-            "french.gguf: a model, not a LoRA adapter; only adapters stand behind a +; to merge models, list each of "
+            "french.gguf: a model, not a LoRA adapter; only adapters may follow a +; to merge models, list each of "
             "them under models: of a recipe",
         ),
         (
@@ -256,9 +256,12 @@ def test_a_model_that_ollama_has_is_found_without_its_scheme(run: Run, folder: P
         (("plan", "."), ".: a folder, not a recipe; it has r.yaml"),
         (
             ("plan", "letter.txt"),
-            'letter.txt:1: this is no recipe, which has lines such as "merge_method: linear" and "models:"',
+            'letter.txt:1: this is not a recipe, which has lines such as "merge_method: linear" and "models:"',
         ),
-        (("plan", "base.gguf"), 'base.gguf: a GGUF file, not a recipe; name it under "models:" of a recipe (YAML)'),
+        (
+            ("plan", "base.gguf"),
+            "base.gguf: a GGUF file, not a recipe; without one: ggufmerge merge base.gguf OTHER.gguf",
+        ),
     ],
 )
 def test_what_is_given_as_something_else(run: Run, folder: Path, arguments: tuple[str, ...], expected: str) -> None:
@@ -287,12 +290,12 @@ def test_a_strength_that_looks_like_a_percentage_is_asked_about(folder: Path) ->
     [
         (
             "merge_method: slerp\nmodels:\n  - model: french.gguf\n  - model: python.gguf\nparameters: {t: 0.5}\n",
-            "r.yaml:1:1: slerp goes from base_model to one model: make french.gguf the base_model and list only "
+            "r.yaml:1:1: slerp goes from a base to one model: make french.gguf the base_model and list only "
             "python.gguf as model",
         ),
         (
             "merge_method: nearswap\nmodels:\n  - model: french.gguf\nparameters: {t: 0.5}\n",
-            "r.yaml:1:1: nearswap goes from base_model to one model: make one of them the base_model and list only "
+            "r.yaml:1:1: nearswap goes from a base to one model: make one of them the base_model and list only "
             "the other as model",
         ),
         (
@@ -307,8 +310,7 @@ def test_a_strength_that_looks_like_a_percentage_is_asked_about(folder: Path) ->
         ),
         (
             SLERP.replace("slerp", "nearswap") + "  - model: python.gguf\nparameters: {t: 0.5}\n",
-            "r.yaml:3:1: nearswap goes from base_model to one model, not to 2: list only one of french.gguf, "
-            "python.gguf",
+            "r.yaml:3:1: nearswap goes from a base to one model, not to 2: list only one of french.gguf, python.gguf",
         ),
         (SLERP, 'r.yaml:1:1: no t is given, which slerp needs: add "parameters: {t: 0.5}"'),
         (
@@ -366,7 +368,7 @@ def test_recipes_that_do_not_fit_their_models(run: Run, folder: Path, recipe: st
             "1:1: base_model alone makes no merge: add models:, and below it a line such as "
             '"- model: FILE.gguf" for each model',
         ),
-        (LINEAR + "  -model: a.gguf\n", '3:3: an entry of a list has a blank behind its dash: "- model: ..."'),
+        (LINEAR + "  -model: a.gguf\n", '3:3: an entry of a list has a blank after its dash: "- model: ..."'),
         (
             LINEAR + "  - model: a\n    parameters:\n      weight: 0,5\n",
             '5:7: "weight" is a number, not "0,5": write 0.5',
@@ -432,7 +434,7 @@ def test_recipes_that_do_not_fit_their_models(run: Run, folder: Path, recipe: st
         ),
         (
             "merge_method:linear\nmodels: []\n",
-            '2:7: not valid YAML: line 1 needs a blank behind the colon: "merge_method: linear"',
+            '2:7: not valid YAML: line 1 needs a blank after the colon: "merge_method: linear"',
         ),
         ("merge_method: linear\nname: a: b\n", '2:8: not valid YAML: a value with ": " in it is written in quotes'),
         (

@@ -87,7 +87,7 @@ def test_a_projector_that_is_not_given_is_pointed_out(folder: Path, run: Run) ->
     """The warning names the file and the option; nothing is copied."""
     code, _, err = run(*BUILD)
     assert code == 0
-    assert "beside a/a.gguf is a projector (mmproj-a.gguf): --mmproj FILE" in err
+    assert "next to a/a.gguf is a projector (mmproj-a.gguf): --mmproj FILE" in err
     assert not (folder / "mmproj-out.gguf").exists()
 
 
@@ -100,7 +100,7 @@ def test_projectors_that_differ_are_pointed_out(folder: Path, run: Run) -> None:
         "the projectors of a/a.gguf and b/b.gguf differ (mmproj-a.gguf, mmproj-b.gguf)" in run(*BUILD, "--overwrite")[2]
     )
     _, _, err = run(*BUILD, "--overwrite", *MMPROJ)
-    assert "b/b.gguf has another projector beside it (mmproj-b.gguf) than mmproj-a.gguf" in err
+    assert "b/b.gguf has another projector in its folder (mmproj-b.gguf) than mmproj-a.gguf" in err
     assert "--mmproj FILE" not in err
 
 

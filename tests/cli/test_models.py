@@ -16,6 +16,7 @@ from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.split import split_gguf
 from ggufmerge.recipe import load_recipe
 from tests.ollama_store import add_model
+from tests.systems import needs_pipes
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 
@@ -60,6 +61,7 @@ def machine(home: Path) -> Path:
     return home
 
 
+@needs_pipes
 def test_damaged_models_hide_no_others(machine: Path) -> None:
     """Manifests that nest without end, that are pipes or name nothing, architectures that are no text."""
     before = json.loads(run("--json"))
@@ -137,6 +139,7 @@ def test_a_table_marks_what_can_be_merged(machine: Path) -> None:
     marked = [line.split()[0] for line in lines if line.endswith(" A")]
     assert marked == ["ollama:tiny:latest", "hf:owner/tiny/tuned.gguf", str(machine / "folder/cut-00001-of-00003.gguf")]
     assert "models with the same letter can be merged with each other" in lines
+    assert "adapters can be applied to the models that have their letter" in lines
 
 
 def test_a_machine_without_models(home: Path) -> None:
@@ -164,3 +167,24 @@ def test_links_to_one_file_are_one_model(home: Path) -> None:
 def test_letters_do_not_end_with_the_alphabet() -> None:
     """As columns of a spreadsheet."""
     assert [_letter(i) for i in (0, 25, 26, 51, 52, 701, 702)] == ["A", "Z", "AA", "AZ", "BA", "ZZ", "AAA"]
+
+
+def test_the_working_folder_is_looked_into(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When there are GGUF files in it and no folder is named."""
+    (home / "here").mkdir()
+    monkeypatch.chdir(home / "here")
+    assert "no GGUF files were found" in run()
+    write_tiny_llama("a.gguf", layers=1)
+    assert "a.gguf" in run()
+
+
+def test_an_adapter_has_the_letter_of_the_models_that_it_fits(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By names and shapes; a model that is alone in its family gets one then, too."""
+    monkeypatch.chdir(home)
+    write_tiny_lora("lora.gguf", write_tiny_llama("a.gguf", layers=1))
+    write_tiny_llama("wide.gguf", layers=1, embed=128)
+    lines = {line.split()[0]: line.split()[-1] for line in run().splitlines() if ".gguf" in line}
+    assert lines["lora.gguf"] == lines["a.gguf"] == "A"
+    assert lines["wide.gguf"] != "A"
+    facts = json.loads(run("--json"))
+    assert facts["can_be_applied"] == [{"models": ["a.gguf"], "adapters": ["lora.gguf"]}]

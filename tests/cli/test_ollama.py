@@ -58,7 +58,7 @@ def test_a_merge_goes_straight_into_the_store(store: Path, run: Run) -> None:
     assert code == 0
     assert f"merged:latest: is in the store {store}; no Ollama server answers now" in out
     assert "the prompt format is that of ollama:chat:1b; the template of ollama:other in Ollama is left out" in err
-    assert "parameters num_gqa can stand in no model today" in err
+    assert "parameters num_gqa cannot be part of a model today" in err
     check_store(store)
     assert files() == {"r.yaml"}
     assert not [name for name in files(store / "blobs") if not name.startswith("sha256-")]
@@ -120,10 +120,13 @@ def test_what_is_refused_is_refused_before_work_starts(store: Path, run: Run, tm
     before, work = snapshot(store), snapshot(Path())
     wide = ("wide.yaml", "--type", "TQ1_0")
     for arguments, complaint in (
-        (("r.yaml", "--ollama", "-bad"), "'-bad' is no name of an Ollama model"),
+        (("r.yaml", "--ollama", "-bad"), '"-bad" cannot be the name of an Ollama model'),
         (("r.yaml", "--ollama", "Chat:1b"), "chat:1b: Ollama has a model of this name: use --overwrite"),
         ((*wide, "--ollama", "m"), "is TQ1_0, a type that Ollama does not know"),
-        (("r.yaml", "-o", "out.gguf"), "out.Modelfile: exists: use --overwrite to replace it, or --no-modelfile"),
+        (
+            ("r.yaml", "-o", "out.gguf"),
+            "out.Modelfile: exists, though out.gguf does not: use --overwrite",
+        ),
     ):
         for extra in ((), ("--dry-run",)) if "--ollama" in arguments else ((),):
             code, _, err = run("build", *arguments, *extra)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -125,3 +126,27 @@ def test_a_base_for_some_slices_only_is_shown(plan) -> None:
     assert "weight" not in everywhere
     assert rows["blk.0.attn_q.weight"] == "merged: weight 0.5"
     assert rows["blk.*.attn_q.weight"] == "merged from #1 #2: weight 1"
+
+
+def test_a_plan_shows_what_would_be_left_of_the_changes(
+    folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `change`, and as `kept` in JSON; where it was not tried out, a note says that the build measures it."""
+    for number, name in enumerate(("base", "a", "b")):
+        tune = (number, 0.02) if number else None
+        write_tiny_llama(tmp_path / f"{name}.gguf", layers=2, embed=256, ff=256, type="Q8_0", tune=tune)
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(f"merge_method: task_arithmetic\n{TWO}parameters: {{weight: 1}}\n")
+    monkeypatch.setattr("ggufmerge.engine.trial.is_prepared", lambda kind: True)
+    monkeypatch.setattr("ggufmerge.engine.trial._SECONDS", 1e9)
+    out = run("plan", "r.yaml")[1]
+    assert re.search(
+        r"^change   about \d+ % of the change would survive.* in Q8_0 \(2 of 16 tensors tried\)$", out, re.MULTILINE
+    )
+    assert "the build measures it" not in out
+    assert json.loads(run("plan", "r.yaml", "--json")[1])["kept"][0]["type"] == "Q8_0"
+    monkeypatch.setattr("ggufmerge.engine.trial.is_prepared", lambda kind: False)
+    out = run("plan", "r.yaml")[1]
+    assert "the build measures it" in out
+    assert "\nchange " not in out
+    assert json.loads(run("plan", "r.yaml", "--json")[1])["kept"] is None

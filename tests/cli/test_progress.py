@@ -310,7 +310,7 @@ def test_a_log_goes_into_no_other_file(folder: Path, run: Run, name: str) -> Non
     """Of all that is there only into logs: a slip must not damage a model."""
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     code, _, err = run(*COMMANDS["build"], "--log", name)
-    assert (code, "is no log of this program" in err) == (1, True)
+    assert (code, "is not a log of this program" in err) == (1, True)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 

@@ -120,4 +120,6 @@ def test_a_tied_model_has_no_output_to_leave(folder: Path) -> None:
     write_tiny_llama(folder / "tied.gguf", tied=True)
     done = ggufmerge_quantize(folder, "tied.gguf", "out.gguf", "Q8_0", "--leave-output-tensor")
     assert done.returncode == 1
-    assert "no output.weight, its token embeddings are the output; token_embedding_type sets their type" in done.stderr
+    assert (
+        "no output.weight, its token embeddings are the output; --token-embedding-type sets their type" in done.stderr
+    )

@@ -82,9 +82,9 @@ def test_the_schema_accepts_what_loads_and_refuses_what_does_not() -> None:
 
 def test_the_schema_knows_every_key() -> None:
     """What the typed schema accepts and what the printed one lists are the same words."""
+    from ggufmerge.recipe import Recipe
     from ggufmerge.recipe.json_schema import json_schema
     from ggufmerge.recipe.load import INERT
-    from ggufmerge.recipe.schema import Recipe
 
     assert set(json_schema()["properties"]) == set(Recipe.model_fields) | set(INERT)
 

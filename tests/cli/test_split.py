@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Run
 from tests.files import craft
+from tests.tiny import write_tiny_llama
 
 
 def ggufmerge(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -24,14 +27,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_there_and_back(folder: Path) -> None:
-    """A table of the shards; a line about the joined file, which has what the shards have."""
+    """A table of the shards, and what to do with them; a line about the joined file, which has what the shards have."""
     done = ggufmerge(folder, "split", "model.gguf", "cut", "--split-max-tensors", "3")
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split()[:2] for line in done.stdout.splitlines()[2:]] == [
+    _, *rows, blank, last = done.stdout.splitlines()
+    assert [line.split()[:2] for line in rows] == [
         ["cut-00001-of-00003.gguf", "3"],
         ["cut-00002-of-00003.gguf", "3"],
         ["cut-00003-of-00003.gguf", "1"],
     ]
+    assert blank == ""
+    assert re.match(r"3 shards with 7 tensors, 2\.7 MB: give cut-00001-of-00003\.gguf wherever a model", last)
     done = ggufmerge(folder, "join", "cut-00001-of-00003.gguf", "joined.gguf", "--threads", "1")
     assert (done.returncode, done.stderr) == (0, "")
     assert "joined.gguf: 7 tensors of 3 shards, 2.7 MB" in done.stdout
@@ -76,3 +82,44 @@ def test_bad_input_gets_one_line(folder: Path, arguments: tuple[str, ...], compl
     assert complaint in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert [path.name for path in folder.iterdir()] == ["model.gguf"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "plan r.yaml",
+        "inspect A",
+        "diff A B --base BASE",
+        "eval A B --text t.txt --tokens 40 --context 32",
+        "recipe explain r.yaml attn_q",
+        "quantize A out.gguf Q4_0",
+        "merge A",
+    ],
+)
+def test_a_model_in_shards_has_the_name_that_these_share(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """In tables and sentences, with their number; a first shard by itself would look like a third of the model."""
+    monkeypatch.chdir(tmp_path)
+    names = {"A": "a", "B": "b", "BASE": "base"}
+    for name, tune in (("base", None), ("a", (1, 0.05)), ("b", (2, 0.05))):
+        write_tiny_llama(f"{name}.gguf", layers=1, tune=tune, type="Q8_0")
+        run("split", f"{name}.gguf", name, "--split-max-tensors", "5")
+        Path(f"{name}.gguf").unlink()
+    shard = {word: f"{name}-00001-of-00003.gguf" for word, name in names.items()}
+    Path("r.yaml").write_text(f"merge_method: linear\nmodels: [{{model: {shard['A']}}}, {{model: {shard['B']}}}]\n")
+    Path("t.txt").write_text("the history of the wind and that which was in it, as he said to the others. " * 4)
+    _, out, err = run(*(shard.get(word, word) for word in line.split()))
+    assert "a.gguf in 3 shards" in out + err
+    assert "-of-00003" not in out + err
+
+
+def test_names_to_type_are_those_of_first_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    """In the list of models and in the names that a complaint suggests; once a model, with the number of its shards."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny_llama("whole.gguf", layers=1)
+    run("split", "whole.gguf", "a", "--split-max-tensors", "5")
+    [line] = [line for line in run("models", ".")[1].splitlines() if line.startswith("a-")]
+    assert line.split()[0] == "a-00001-of-00003.gguf"
+    assert "3 shards" in line
+    assert "this folder has a-00001-of-00003.gguf (3 shards), whole.gguf\n" in run("inspect", "none.gguf")[2]

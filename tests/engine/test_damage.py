@@ -24,7 +24,8 @@ from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.split import join_gguf, split_gguf
 from ggufmerge.files.writer import GGUFWriter
 from ggufmerge.methods import NAMES, method
-from ggufmerge.methods.spec import REQUIRED, Base
+from ggufmerge.methods.parameters import REQUIRED
+from ggufmerge.methods.spec import Base
 from ggufmerge.types import TensorType
 from tests.tiny import write_tiny_llama, write_tiny_lora
 

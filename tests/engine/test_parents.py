@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 
 import ggufmerge
 from ggufmerge.engine.bake import plan_bake
-from ggufmerge.engine.parents import Family, family
+from ggufmerge.engine.parents import NOT_FOUND, Family, family
 from ggufmerge.engine.quantize import plan_quantize
 from ggufmerge.engine.run import run
+from tests.ollama_store import add_model
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 
@@ -85,6 +87,39 @@ def test_files_are_found_beside_in_given_folders_and_below(place: str, folder: P
     assert roles(family("out/out.gguf", [folder / "else"])) == (None, ["a.gguf", "b.gguf"])
 
 
+@pytest.mark.parametrize("program", ["lmstudio", "ollama", "hf"])
+def test_files_are_found_among_the_models_of_programs(
+    program: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In folders that have nothing to do with each other, under another name if that is the file's digest."""
+    monkeypatch.setattr(Path, "home", lambda: folder / "home")
+    for name, place in (("HF_HOME", "hf"), ("OLLAMA_MODELS", "ollama")):
+        monkeypatch.setenv(name, str(folder / place))
+    out = built("linear", None, "a.gguf", "b.gguf")
+    (folder / "elsewhere").mkdir()
+    shutil.move(out, "elsewhere")
+    data = Path("a.gguf").read_bytes()
+    Path("a.gguf").unlink()
+    if program == "lmstudio":
+        place = folder / "home/.lmstudio/models/me/a/a.gguf"
+        place.parent.mkdir(parents=True)
+        place.write_bytes(data)
+    elif program == "ollama":
+        add_model(folder / "ollama", "mine/latest", data)
+    else:
+        blob = folder / "hf/hub/models--me--x/blobs" / hashlib.sha256(data).hexdigest()
+        snapshot = folder / "hf/hub/models--me--x/snapshots/0123" / "renamed.gguf"
+        for path in (blob, snapshot):
+            path.parent.mkdir(parents=True)
+        blob.write_bytes(data)
+        snapshot.symlink_to(blob)
+        (folder / "hf/hub/models--me--x/refs").mkdir()
+        (folder / "hf/hub/models--me--x/refs/main").write_text("0123")
+    found = family("elsewhere/out.gguf", [folder])
+    assert roles(found) == (None, ["a.gguf", "b.gguf"])
+    assert found.parents[0].path.read_bytes() == data
+
+
 def test_another_file_of_the_same_name_is_not_taken(folder: Path) -> None:
     """It is said which are missing and why."""
     out = built("linear", None, "a.gguf", "b.gguf")
@@ -92,14 +127,14 @@ def test_another_file_of_the_same_name_is_not_taken(folder: Path) -> None:
     (folder / "b.gguf").unlink()
     found = family(out)
     assert found.parents == ()
-    assert found.missing == ("a.gguf: only another file of this name is here", "b.gguf: not found here")
+    assert found.missing == ("a.gguf: only other files of this name are here", f"b.gguf: {NOT_FOUND}")
 
 
 def test_a_result_in_the_place_of_its_parent_is_not_its_own_parent(folder: Path) -> None:
     """The file that was overwritten is gone."""
     out = built("linear", None, "a.gguf", "b.gguf")
     shutil.move(out, "a.gguf")
-    assert family("a.gguf").missing == ("a.gguf: not found here",)
+    assert family("a.gguf").missing == (f"a.gguf: {NOT_FOUND}",)
 
 
 @pytest.mark.parametrize("recipe", ["", "x: [", "merge_method: linear\nmodels: [{model: /dev/zero}]\n", 7, ["a", "b"]])

@@ -221,7 +221,7 @@ def test_a_type_that_would_lose_the_change_is_not_taken(machine: Path) -> None:
         ([], {}, "name the models"),
         (["a.gguf"], {}, "one model alone"),
         (["a.gguf"], {"base": "base.gguf"}, "one model and its base"),
-        (["a.gguf", "a.gguf"], {}, "stands twice"),
+        (["a.gguf", "a.gguf"], {}, "is given twice"),
         (["a.gguf", "none.gguf"], {}, r"none\.gguf"),
         (MODELS, {"weights": [1]}, "1 weights for 2 models"),
         (MODELS, {"method": "tie"}, 'did you mean "ties"'),
@@ -239,7 +239,7 @@ def test_a_type_that_would_lose_the_change_is_not_taken(machine: Path) -> None:
         (MODELS, {"out_type": "Q9"}, "unknown type"),
         (["a.gguf", "lora.gguf=x"], {}, "lora"),
         (["lora.gguf", "a.gguf", "b.gguf"], {"find_base": False}, "not known for which model"),
-        (MODELS, {"base": "lora.gguf"}, "which is no base"),
+        (MODELS, {"base": "lora.gguf"}, "cannot be the base"),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_line(machine: Path, models: list[str], options: Any, complaint: str) -> None:

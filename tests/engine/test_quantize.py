@@ -64,6 +64,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
 
 
+@pytest.mark.oracle
 def test_every_tensor_is_what_ggml_makes_of_it(model: Path, tmp_path: Path) -> None:
     """With and without an importance matrix."""
     rng = np.random.default_rng(0)
@@ -106,6 +107,7 @@ def test_like_takes_over_the_types_of_another_file(model: Path, tmp_path: Path) 
     assert {n: t.type for n, t in out.tensors.items()} == {n: t.type for n, t in like.tensors.items()}
 
 
+@pytest.mark.oracle
 def test_an_expert_has_an_importance_of_its_own(tmp_path: Path) -> None:
     """One row of the matrix for each expert of a stack, whatever the chunks."""
     source = write_tiny_llama(tmp_path / "moe.gguf", embed=256, ff=256, experts=4, layers=1)

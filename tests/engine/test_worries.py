@@ -60,7 +60,7 @@ def pair(first: str, second: str, more: str = "") -> str:
         (pair("a-q8.gguf", "b-q8.gguf").replace("0.5", "0.5, normalize: false").replace("0.5", "5"), ["sum to 10"]),
         (pair("a-q8.gguf", "a-q8.gguf"), ["a-q8.gguf takes part twice"]),
         (pair("a-q8.gguf", "copy.gguf"), ["a-q8.gguf and copy.gguf are the same weights"]),
-        (pair("a-q4.gguf", "b-q8.gguf"), ["Q4_1 because a-q4.gguf stands first", "out_type: Q8_0"]),
+        (pair("a-q4.gguf", "b-q8.gguf"), ["Q4_1 because a-q4.gguf is listed first", "out_type: Q8_0"]),
         (merge("ties", "weight: 0.5, density: 0.5", "q4"), ["the type of the base, Q4_1, is kept", "out_type: Q6_K"]),
         (pair("a-q4.gguf", "b-q4.gguf", "dtype: float16\n"), ["a F16 file is made of Q4_1 models", "out_type: Q8_0"]),
     ],

@@ -85,7 +85,7 @@ def _metadata() -> Iterator[Attack]:
     yield Attack("long key", _pairs(struct.pack("<Q", HUGE) + b"key"), "bytes, more than")
     yield Attack("key past the end", _pairs(struct.pack("<Q", 1000) + b"key" + bytes(20)), "key 1 runs past the end")
     yield Attack("empty key", _pairs(text("", "value")), "key 1 is empty")
-    yield Attack("double key", _pairs(text("a", "1"), u32("b", 1), text("a", "2")), "key 'a' stands there twice")
+    yield Attack("double key", _pairs(text("a", "1"), u32("b", 1), text("a", "2")), "key 'a' appears twice")
     yield Attack("unknown value type", _pairs(pair("a", 13, bytes(8))), "'a' has the unknown value type 13")
     yield Attack("huge value type", _pairs(pair("a", 2**32 - 1, bytes(8))), "unknown value type 4294967295")
     yield Attack("long string", _pairs(pair("a", STRING, struct.pack("<Q", 2**40) + b"x")), "bytes, more than")
@@ -123,7 +123,7 @@ def _descriptions() -> Iterator[Attack]:
     yield Attack("name in long letters", _tensors(info("ö" * 32, [4], TYPE_F32, 0)), "a name of 64 bytes")
     yield Attack("name without end", _tensors(struct.pack("<Q", HUGE) + bytes(64)), "bytes, more than")
     yield Attack(
-        "double name", _tensors(info("a", [4], TYPE_F32, 0), info("a", [4], TYPE_F32, 32)), "'a' stands there twice"
+        "double name", _tensors(info("a", [4], TYPE_F32, 0), info("a", [4], TYPE_F32, 32)), "'a' appears twice"
     )
     yield Attack("5 dimensions", _tensors(info("a", [1] * 5, TYPE_F32, 0)), "5 dimensions, more than 4")
     many = string("a") + struct.pack("<I", 2**32 - 1) + bytes(64)

@@ -74,7 +74,7 @@ def test_a_later_shard_names_the_first(model: list[pathlib.Path]) -> None:
 def test_a_missing_shard_is_named(model: list[pathlib.Path]) -> None:
     """Which file is missing, and where it should be."""
     model[2].unlink()
-    with pytest.raises(FormatError, match=r"my model-00003-of-00003\.gguf is missing beside it: put all 3 shards"):
+    with pytest.raises(FormatError, match=r"my model-00003-of-00003\.gguf is not in the same folder: put all 3 shards"):
         open_gguf(model[0])
 
 

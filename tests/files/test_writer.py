@@ -515,7 +515,7 @@ def test_closing_waits_for_writes_under_way(
 
 
 BAD_TENSORS = [
-    ([TensorInfo("a", (1,), TensorType.F32)] * 2, "'a' would stand in the file twice"),
+    ([TensorInfo("a", (1,), TensorType.F32)] * 2, "'a' would be in the file twice"),
     ([TensorInfo("n" * 64, (1,), TensorType.F32)], "names of 1 to 63 bytes"),
     ([TensorInfo("ö" * 32, (1,), TensorType.F32)], "names of 1 to 63 bytes"),
     ([TensorInfo("", (1,), TensorType.F32)], "names of 1 to 63 bytes"),

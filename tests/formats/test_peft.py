@@ -20,6 +20,7 @@ from ggufmerge.errors import GgufmergeError
 from ggufmerge.places.opening import open_source
 from ggufmerge.recipe import ModelReference
 from ggufmerge.sources import Source
+from tests.systems import needs_pipes
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 LAYER = "base_model.model.model.layers.0."
@@ -253,7 +254,7 @@ GOOD = halves(DOWN, 64, 128)
         (GOOD, {"r": None}, "r is not a number"),
         (GOOD, {"r": 10**400}, "401 digits is too large"),
         (GOOD, {"r": 10**5000}, "5001 digits is too large"),
-        (GOOD, {"lora_alpha": float("inf")}, "Infinity is no number"),
+        (GOOD, {"lora_alpha": float("inf")}, "Infinity is not a number"),
         (GOOD, {"modules_to_save": True}, "modules_to_save is not a list of names"),
         (GOOD, {"modules_to_save": [1]}, "modules_to_save is not a list of names"),
         (GOOD, {"rank_pattern": {r"(a)\1": 1}}, "reference back"),
@@ -357,6 +358,7 @@ def test_headers_that_cannot_be_read(base: Path, tmp_path: Path, header: bytes) 
         opened(base, folder)
 
 
+@needs_pipes
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_pipes_are_refused(base: Path, tmp_path: Path, name: str) -> None:
     """Instead of waiting for somebody to write into them."""

@@ -36,14 +36,17 @@ def test_an_untouched_result_is_a_copy():
     [
         ("dare-ties", {}, 'did you mean "dare_ties"'),
         ("ties", {"weight": 1.0, "densty": 0.5}, 'did you mean "density"'),
-        ("ties", {}, 'needs the parameter "weight"'),
+        ("ties", {}, "model 0 has no weight, which ties needs"),
         ("ties", {"weight": [1.0, 2.0, 3.0]}, "3 values for 2 models"),
-        ("ties", {"weight": 1.0, "density": 1.5}, "must lie in 0 … 1"),
-        ("ties", {"weight": 1.0, "rescale": 1}, "must be true or false"),
+        ("slerp", {}, r'no t is given, which slerp needs .*: give parameters={"t": 0.5}'),
+        ("ties", {"weight": 1.0, "lambda": [1.0, 2.0]}, '"lambda" of ties is one value for all models'),
+        ("ties", {"weight": 1.0, "density": 1.5}, '"density" is 0 to 1, not 1.5; for 1.5 % write 0.015'),
+        ("ties", {"weight": "0,5"}, '"weight" is a number, not "0,5": write 0.5'),
+        ("ties", {"weight": 1.0, "rescale": 2}, '"rescale" is true or false, not 2'),
         ("ties", {"weight": 1.0, "consensus": "summ"}, 'did you mean "sum"'),
-        ("ties", {"weight": 1.0, "consensus": 3}, "must be a word"),
-        ("ties", {"weight": "heavy"}, "must be a number"),
-        ("ties", {"weight": True}, "must be a number"),
+        ("ties", {"weight": 1.0, "consensus": 3}, "is one of sum, count, not 3"),
+        ("ties", {"weight": "heavy"}, 'is a number, not "heavy"'),
+        ("ties", {"weight": True}, "is a number, not True"),
         ("ties", {"weight": float("nan")}, "finite"),
         ("linear", {"weight": [0.1, 0.2, -0.3]}, "sum to zero"),
     ],
@@ -58,9 +61,9 @@ def test_input_errors_tell_what_to_do():
     """Missing base, wrong number of models, unequal shapes, a lone number."""
     with pytest.raises(GgufmergeError, match="give base=ARRAY"):
         ggufmerge.merge([A], "ties", {"weight": 1.0})
-    with pytest.raises(GgufmergeError, match="merges 1 model, not 2"):
+    with pytest.raises(GgufmergeError, match="takes at most 1 model, not 2"):
         ggufmerge.merge([A, A], "passthrough")
-    with pytest.raises(GgufmergeError, match="1 or more models besides the base, not 0"):
+    with pytest.raises(GgufmergeError, match="needs at least 1 model besides the base, not 0"):
         ggufmerge.merge([], "ties", {"weight": []}, base=A)
     with pytest.raises(GgufmergeError, match=r"number 1 is \(3, 2\), not \(2, 3\)"):
         ggufmerge.merge([A, A.T], "linear", {"weight": 1.0})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ggufmerge.methods import NAMES, method
-from ggufmerge.methods.spec import REQUIRED
+from ggufmerge.methods.parameters import REQUIRED
 from ggufmerge.methods.task_vectors import TaskVectors
 
 TEXT = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")

@@ -236,7 +236,7 @@ def test_a_folder_must_be_there(home: Path) -> None:
     """A typing error makes no folder, and a file is none."""
     with pytest.raises(PlanError, match="create it first"):
         find_home(home / "nowhere", ONE)
-    with pytest.raises(PlanError, match="is no folder"):
+    with pytest.raises(PlanError, match="is not a folder"):
         find_home(tree(home, "file") / "file", ONE)
     with pytest.raises(PlanError, match="there is no folder"):
         find_home(home / "nowhere/models.ini", ONE)
@@ -364,7 +364,7 @@ SEEN = Placed(Path("/models/m.gguf"), Path("/mmproj/mmproj-m.gguf"))
     ],
 )
 def test_the_webui_is_told_of_the_projector(tmp_path: Path, file: str, changed: str) -> None:
-    """All else stays byte for byte, and what is there twice is the same."""
+    """All else stays byte for byte, and what appears twice is the same."""
     entry = ConfigUser(tmp_path / "config-user.yaml", file)
     new = entry.edited(CONFIG.encode(), SEEN)
     assert new.decode() == changed
@@ -502,7 +502,7 @@ def test_folders_are_gone_again_when_nothing_came_of_it(tmp_path: Path) -> None:
 def test_places_that_cannot_be_written_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file where a folder should be, a folder without permission, a folder of the file's name."""
     tree(tmp_path, "file", "m.gguf/")
-    with pytest.raises(PlanError, match="file is no folder"):
+    with pytest.raises(PlanError, match="file is not a folder"):
         check_folder(tmp_path, [tmp_path / "file/m.gguf"], overwrite=True)
     with pytest.raises(PlanError, match="this is a folder"):
         check_folder(tmp_path, [tmp_path / "m.gguf"], overwrite=True)

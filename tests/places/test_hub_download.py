@@ -147,7 +147,7 @@ def test_a_token_opens_doors(hub: HubServer, files: Path, monkeypatch: pytest.Mo
         ("hf:owner/single/a.gguf@../../x", "write hf:owner/repo/file.gguf or hf:owner/repo:Q4_K_M"),
         ("hf:owner/single//a.gguf", "write hf:owner/repo/file.gguf or hf:owner/repo:Q4_K_M"),
         ("hf:owner/single:Q4:0", "write hf:owner/repo/file.gguf or hf:owner/repo:Q4_K_M"),
-        ("hf:owner/--single--/only.gguf", "owner/--single-- is no name of a repository"),
+        ("hf:owner/--single--/only.gguf", "owner/--single-- is not the name of a repository"),
     ],
 )
 def test_what_is_not_there_is_said(reference: str, complaint: str, hub: HubServer) -> None:

@@ -462,7 +462,7 @@ def test_a_file_where_a_folder_belongs(store: Path) -> None:
     """Is in the way."""
     (store / "manifests").mkdir()
     (store / "manifests/registry.ollama.ai").write_text("")
-    with pytest.raises(PlanError, match=r"registry\.ollama\.ai is no folder"):
+    with pytest.raises(PlanError, match=r"registry\.ollama\.ai is not a folder"):
         destination("mine")
 
 

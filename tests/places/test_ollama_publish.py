@@ -309,7 +309,7 @@ def test_space_for_a_copy_is_asked_for_before_work_starts(store: Path, tmp_path:
 @pytest.mark.parametrize("name", ["", "a/b/c/d", "-x", "x:", "x y", "näme"])
 def test_names_that_ollama_would_not_take(store: Path, name: str) -> None:
     """Are refused before work starts."""
-    with pytest.raises(PlanError, match="is no name of an Ollama model"):
+    with pytest.raises(PlanError, match="cannot be the name of an Ollama model"):
         destination(name)
 
 
@@ -373,7 +373,9 @@ def test_the_workplace_is_in_the_store_and_no_blob(store: Path) -> None:
     assert path == store / "blobs" / "ggufmerge-localhost-5000-a-b-latest.gguf"
 
 
-@pytest.mark.parametrize(("kind", "said"), [("adapter", "FROM BASE and ADAPTER ./m.gguf"), ("mmproj", "is no model")])
+@pytest.mark.parametrize(
+    ("kind", "said"), [("adapter", "FROM BASE and ADAPTER ./m.gguf"), ("mmproj", "is not a model")]
+)
 def test_only_models_are_installed(store: Path, tmp_path: Path, kind: str, said: str) -> None:
     """An adapter needs a base, which its Modelfile names."""
     write_tiny_llama(tmp_path / "m.gguf", layers=1, embed=32, ff=32, metadata={"general.type": kind})

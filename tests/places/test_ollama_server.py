@@ -198,5 +198,5 @@ def test_addresses_are_read_as_ollama_reads_them(value: str, url: str) -> None:
 
 def test_addresses_that_are_none() -> None:
     """Are refused with the variable's name."""
-    with pytest.raises(PlanError, match="OLLAMA_HOST is 'ftp://box', which is no address"):
+    with pytest.raises(PlanError, match="OLLAMA_HOST is 'ftp://box', which is not an address"):
         server_url("ftp://box")

@@ -21,6 +21,7 @@ from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import find
 from ggufmerge.recipe import ModelReference, load_recipe
 from tests.ollama_store import IMAGE, add_blob, add_model, snapshot
+from tests.systems import needs_pipes
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 TEMPLATE = '{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}"{{ .Prompt }}"'
@@ -126,13 +127,13 @@ def test_what_comes_with_the_weights(store: Path) -> None:
         ("ollama:cut", r"the manifest .*latest is damaged"),
         ("ollama:cut:list", r"damaged \(it is not a mapping\)"),
         ("ollama:cut:nolayers", r"damaged \(a layer has no mediaType, digest or size\)"),
-        ("ollama:", r"its name is ''"),
-        ("ollama:a/b/c/d", r"its host is 'a/b'"),
-        ("ollama:../../etc/passwd", r"its host is '\.\./\.\.'"),
-        ("ollama:name.space/model", r"its namespace is 'name.space'"),
-        ("ollama:model:", r"its tag is ''"),
-        ("ollama:-model", r"its name is '-model'"),
-        (f"ollama:{'x' * 81}", r"its name is 'x+'"),
+        ("ollama:", r'its name is ""'),
+        ("ollama:a/b/c/d", r'its host is "a/b"'),
+        ("ollama:../../etc/passwd", r'its host is "\.\./\.\."'),
+        ("ollama:name.space/model", r'its namespace is "name.space"'),
+        ("ollama:model:", r'its tag is ""'),
+        ("ollama:-model", r'its name is "-model"'),
+        (f"ollama:{'x' * 81}", "its name has 81 letters, and Ollama takes 80"),
     ],
 )
 def test_names_that_lead_to_no_model(store: Path, reference: str, complaint: str) -> None:
@@ -228,8 +229,8 @@ def pipe_for_manifest(root: Path, blob: Path, manifest: Path) -> None:
         (with_layers(("messages", "{}")), r"is damaged \(it is not a list\)"),
         (with_layers(*[("license", "x" * (1 << 20))] * 20), r"its texts have 209\d+ bytes"),
         (with_layers(*[("adapter", "x")] * 20), "has 20 adapters"),
-        (pipe_for_blob, "cannot be read"),
-        (pipe_for_manifest, "not in"),
+        pytest.param(pipe_for_blob, "cannot be read", marks=needs_pipes),
+        pytest.param(pipe_for_manifest, "not in", marks=needs_pipes),
     ],
 )
 def test_a_damaged_store(store: Path, harm: Callable[[Path, Path, Path], None], complaint: str) -> None:
@@ -320,9 +321,9 @@ def test_layouts_of_ollamas_own_are_named(store: Path, files: Path) -> None:
     add_model(store, "gpt-oss/20b", data.replace(b"llama", b"gptos"))
     assert not open_source(ModelReference.parse("ollama:llama3.2")).warnings
     (vision,) = open_source(ModelReference.parse("ollama:gemma3:4b")).warnings
-    assert "1 tensors (v.patch_embd.weigh, ...) are in a layout of Ollama's own" in vision
+    assert "1 tensors (v.patch_embd.weigh, ...) are in Ollama's own layout" in vision
     (unknown,) = open_source(ModelReference.parse("ollama:gpt-oss:20b")).warnings
-    assert "'gptos' is no architecture of llama.cpp" in unknown
+    assert "'gptos' is not known as an architecture of llama.cpp" in unknown
 
 
 def test_a_recipe_of_ollama_models(store: Path, files: Path, tmp_path: Path) -> None:

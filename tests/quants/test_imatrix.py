@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gguf
@@ -15,6 +15,7 @@ import pytest
 from ggufmerge.errors import FormatError, GgufmergeError, PlanError
 from ggufmerge.formats.imatrix import load_imatrix
 from ggufmerge.quants.importance import Imatrix, ImatrixEntry
+from tests.systems import needs_pipes
 
 Q, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"
 
@@ -174,8 +175,8 @@ def test_entries_can_be_selected_by_parts_of_their_names() -> None:
 BAD_GGUF: dict[str, tuple[dict[str, Any], str]] = {
     "no data sets": ({"lacking": ["imatrix.datasets"]}, r"lacks imatrix\.datasets"),
     "no chunk count": ({"lacking": ["imatrix.chunk_count", "imatrix.chunk_size"]}, r"lacks imatrix\.chunk_count, "),
-    "no counts": ({"entries": {Q: ([[1]], None)}}, r"in_sum2 stands without its other half"),
-    "no sums": ({"entries": {Q: (None, [1])}}, r"counts stands without its other half"),
+    "no counts": ({"entries": {Q: ([[1]], None)}}, r"in_sum2 is there without its other half"),
+    "no sums": ({"entries": {Q: (None, [1])}}, r"counts is there without its other half"),
     "nothing": ({"entries": {}}, "holds no importance values"),
     "halves": ({"dtype": np.float16}, "is F16 instead of F32"),
     "not a number": ({"entries": {Q: ([[1, np.nan]], [1])}}, rf"{Q} holds NaN or infinity"),
@@ -207,7 +208,7 @@ BAD_LEGACY: dict[str, tuple[bytes, str]] = {
     "endless values": (struct.pack("<ii", 1, 1) + b"w" + struct.pack("<ii", 1, 2**31 - 1) + bytes(8), "but 8 are left"),
     "no values": (struct.pack("<i", 1) + legacy_entry(b"weight", 1, []), "entry 1 of 1, weight, has 0 values"),
     "not text": (struct.pack("<i", 1) + legacy_entry(b"\xff\xfe", 1, [1.0]), "is not UTF-8"),
-    "twice": (struct.pack("<i", 2) + GOOD + GOOD, "w stands there twice"),
+    "twice": (struct.pack("<i", 2) + GOOD + GOOD, "w appears twice"),
     "not finite": (struct.pack("<i", 1) + legacy_entry(b"w", 1, [1.0, np.inf]), "w holds NaN or infinity"),
     "half a trailer": (struct.pack("<i", 1) + GOOD + bytes(3), "the number of chunks should have 4 bytes, but 3"),
     "endless data set": (struct.pack("<i", 1) + GOOD + struct.pack("<ii", 1, 99), "the data set should have 99 bytes"),
@@ -228,9 +229,14 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: pathlib.Path) -> None:
         load_imatrix(tmp_path / "absent.dat")
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, pathlib.Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_file_is_no_imatrix(tmp_path: pathlib.Path, make: Callable[[pathlib.Path], None]) -> None:
+@needs_pipes
+@pytest.mark.parametrize("make", ["mkfifo", "mkdir", "link"])
+def test_what_is_no_file_is_no_imatrix(tmp_path: pathlib.Path, make: str) -> None:
     """A pipe, a folder or a device is refused before anything waits for it or reads it without end."""
-    make(tmp_path / "x")
-    with pytest.raises(FormatError, match=r"this is (no regular file|a folder)"):
+    path = tmp_path / "x"
+    if make == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        getattr(os, make)(path)
+    with pytest.raises(FormatError, match=r"this is (not a regular file|a folder)"):
         load_imatrix(tmp_path / "x")

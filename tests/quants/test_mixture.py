@@ -197,7 +197,7 @@ def with_tensors(model: MockModel, **types: str) -> MockModel:
 def test_a_decision_says_what_was_wanted_and_why_it_became_something_else() -> None:
     decision = decide_types(small(attn_q=(2, 576)), "Q4_K_M")["blk.0.attn_q.weight"]
     assert (decision.type, decision.wanted, decision.rule) == ("Q5_0", "Q4_K", Rule.FALLBACK)
-    assert "576 values in a row are not a multiple of 256" in decision.reason
+    assert "rows of 576 values do not fill blocks of 256, so a weight takes" in decision.reason
 
 
 def test_each_rule_names_itself() -> None:
@@ -236,7 +236,7 @@ def test_glm5_next_keeps_eight_bits_and_its_small_weights() -> None:
             {"ftype": "F16", "tensor_types": [("attn_q", "Q8_0")]},
             'tensor type "attn_q" applies to no tensor .* F16 file',
         ),
-        ({"output_tensor_type": "Q8_0"}, "output_tensor_type applies to no tensor"),
+        ({"output_tensor_type": "Q8_0"}, "--output-tensor-type applies to no tensor"),
         ({"leave_output_tensor": True}, "this model has no output.weight, its token embeddings are the output"),
         ({"tensor_types": [("attn_q", "NVFP4")]}, "NVFP4 needs rows of a multiple of 64 values, these have 96"),
     ],

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufmerge.errors import RecipeError
-from ggufmerge.recipe.document import MAX_DEPTH, Document, shown
+from ggufmerge.recipe.document import MAX_DEPTH, Document
 from ggufmerge.recipe.document import parse as parse_all
+from ggufmerge.text import shown
 
 
 def parse(text: str) -> Document:
@@ -71,7 +72,7 @@ def test_aliased_data_is_not_shared():
 def test_duplicate_keys_are_refused_at_the_second():
     """YAML forbids them; PyYAML would silently take the last."""
     assert refusal("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n") == (
-        'recipe:5:3: the key "c" stands twice in one mapping; remove one'
+        'recipe:5:3: the key "c" appears twice in one mapping; remove one'
     )
 
 

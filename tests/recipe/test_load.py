@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import codecs
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ggufmerge
 from ggufmerge.errors import RecipeError
 from ggufmerge.methods import NAMES, method
-from ggufmerge.recipe import ModelReference, load_recipe
+from ggufmerge.recipe import ModelReference, Recipe, load_recipe
 from ggufmerge.recipe.settings import Rule, Setting
+from tests.systems import needs_pipes
 
 SLERP = """\
 slices:
@@ -199,17 +204,17 @@ def test_values_get_the_type_of_their_parameter():
     [
         (LINEAR + "mergemethod: x\n", 'recipe:3:1: unknown key "mergemethod": did you mean "merge_method"?'),
         (LINEAR + "base_modle: x\n", 'recipe:3:1: unknown key "base_modle": did you mean "base_model"?'),
-        (LINEAR + "weight: 2\n", 'unknown key "weight": a parameter of the method stands under parameters:'),
+        (LINEAR + "weight: 2\n", 'unknown key "weight": a parameter of the method belongs under parameters:'),
         (LINEAR + "random_seed: 2\n", 'write "seed" at the top level'),
         (LINEAR + "modules: {}\n", "a GGUF file holds one module"),
-        (LINEAR + "tokens: {}\n", 'unknown key "tokens": it stands under tokenizer:'),
+        (LINEAR + "tokens: {}\n", 'unknown key "tokens": it belongs under tokenizer:'),
         (LINEAR + "tokenizer: {tokens: {a: {sorce: b}}}\n", 'unknown key "sorce": did you mean "source"?'),
         (LINEAR + "tokenizer: {tokens: {a: {source: {kind: one}}}}\n", 'is zero or model_token, not "one"'),
         (LINEAR + "tokenizer: {tokens: {a: {source: {kind: zero, model: b}}}}\n", 'unknown key "model" of a token'),
         (LINEAR + "tokenizer: {tokens: {a: {source: {kind: model_token, model: b}}}}\n", 'either a "token" or'),
         (LINEAR + "tokenizer: {pad_to_multiple_of: 0}\n", "greater than or equal to 1"),
         (LINEAR + "tokenizer_source: base\ntokenizer: {}\n", 'either "tokenizer" or "tokenizer_source"'),
-        (LINEAR + "chat_template: chatlm\n", '"chatlm" is no chat template: write auto, alpaca'),
+        (LINEAR + "chat_template: chatlm\n", '"chatlm" is not a template: write auto, alpaca'),
         (LINEAR + "dtype: float64\n", "\"float64\" is not a valid dtype; it is one of 'float32'"),
         (LINEAR + "out_type: Q4_KM\n", 'unknown type "Q4_KM": did you mean "Q4_K_M"?'),
         (LINEAR + "tensor_types: {ffn: Q4_KK}\n", "unknown tensor type"),
@@ -257,7 +262,7 @@ def test_values_get_the_type_of_their_parameter():
         (LINEAR.replace("linear", "[linear, ties]"), "merge_method is a word, or a list of mappings"),
         (LINEAR.replace("linear", "[{value: linnear}]"), 'did you mean "linear"?'),
         ("[]\n", "a recipe is a mapping"),
-        ("just a text\nof two lines\n", "this is no recipe"),
+        ("just a text\nof two lines\n", "this is not a recipe"),
     ],
 )
 def test_keys_and_values_that_are_refused(text, complaint):
@@ -326,10 +331,11 @@ def test_expressions_that_nothing_can_follow_are_refused():
     assert lines[-1] == "and 1980 more"
 
 
+@needs_pipes
 def test_a_pipe_is_no_recipe(tmp_path):
     """It is refused before anybody waits for its writer."""
     os.mkfifo(tmp_path / "recipe.yaml")
-    with pytest.raises(RecipeError, match="cannot read the recipe: this is no regular file"):
+    with pytest.raises(RecipeError, match="cannot read the recipe: this is not a regular file"):
         load_recipe(tmp_path / "recipe.yaml")
 
 
@@ -493,3 +499,59 @@ def test_any_data_is_a_recipe_or_refused(data):
     except RecipeError as error:
         lines = str(error).split("\n")
     assert all(line.startswith("recipe:") for line in lines)
+
+
+MAPPING = {"merge_method": "linear", "models": [{"model": "a.gguf"}, {"model": "b.gguf", "parameters": {"weight": 1}}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"seed": -1}, 'seed: "seed" should be'),
+        ({"models": [{"model": "a"}, {"model": "b", "parameters": {"weight": "x"}}]}, "models[1].parameters.weight: "),
+        ({"models": [{"modl": "a"}]}, 'models[0]: the key "model" is missing'),
+        ({"x y": 1}, '["x y"]: unknown key "x y"'),
+        ({"merge_method": "lin"}, 'merge_method: unknown merge_method "lin"'),
+        ({"base_model": 5}, "base_model: "),
+    ],
+)
+def test_complaints_about_a_mapping_name_its_keys(change: dict[str, Any], line: str) -> None:
+    """A Python program has no lines; what it gave has this place. Changes of a recipe are told in the same way."""
+    with pytest.raises(RecipeError) as error:
+        load_recipe(MAPPING | change)
+    assert [found for found in error.value.lines if found.startswith(line)]
+    with pytest.raises(RecipeError) as error:
+        load_recipe(MAPPING).with_changes(**change)
+    assert [found for found in error.value.lines if found.startswith(line)]
+
+
+def test_changes_of_a_file_name_the_file_and_the_keys(tmp_path: Path) -> None:
+    """Its lines are not those of the changed recipe; of several documents, the number says which one is meant."""
+    path = tmp_path / "r.yaml"
+    path.write_text(LINEAR)
+    with pytest.raises(RecipeError, match=r"^r\.yaml \(changed\): seed: "):
+        load_recipe(path).with_changes(name="x").with_changes(seed=-1)
+    path.write_text(f"name: one\n{LINEAR}---\n{LINEAR.replace('model: a', 'model: one')}")
+    with pytest.raises(RecipeError, match=r"^r\.yaml \(changed\), document 2: seed: "):
+        load_recipe(path).with_changes(seed=-1)
+
+
+def test_a_recipe_is_made_in_one_go() -> None:
+    """Nothing but its own constructor writes to what a recipe hides, and checking one leaves its parts as they were."""
+    package = Path(ggufmerge.__file__).parent
+    writes = [
+        path.name
+        for room in ("recipe", "engine", "cli")
+        for path in (package / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Attribute) and re.match("_[a-z]", target.attr) and "recipe" in ast.unparse(target)
+    ]
+    assert writes == ["recipe.py"]
+    written = Setting((Rule(None, "0.5"),))
+    by_hand = Recipe(merge_method="linear", models=[{"model": "a", "parameters": {"weight": "0.5"}}])
+    assert load_recipe(by_hand).models[0].parameters == {"weight": Setting((Rule(None, 0.5),))}
+    assert by_hand.models[0].parameters == {"weight": written}
+    assert by_hand.with_changes(seed=3).seed == 3
+    assert by_hand.seed == 0

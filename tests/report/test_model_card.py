@@ -13,7 +13,10 @@ import yaml
 
 import ggufmerge
 from ggufmerge.errors import GgufmergeError
+from ggufmerge.files import describe
 from ggufmerge.report.model_card import _code, hub_parents, model_card, read_evaluation
+from ggufmerge.text import count, size
+from tests.systems import needs_pipes
 from tests.tiny import write_tiny_llama
 
 RECIPE = """
@@ -91,7 +94,11 @@ def test_the_body_says_what_it_is_made_of(merged: Path) -> None:
     with ggufmerge.open(merged) as file:
         for number in (0, 1):
             assert f"`{file.metadata[f'ggufmerge.source.{number}.sha256']}`" in card
-    assert f"| Kingfisher.gguf | {merged.stat().st_size} bytes |" in card
+    assert f"| Kingfisher.gguf | {size(merged.stat().st_size)} |" in card
+    with ggufmerge.open(merged) as file:
+        assert f"{count(describe(file)['parameters'])} parameters" in card
+    words = re.sub(r"```.*?```|`.*?`|^---.*?^---", "", card, flags=re.DOTALL | re.MULTILINE)
+    assert not re.search(r"(?<![\w.])\d{4,}(?![\w.])", words), "a number that nobody can read"
     assert "| blk.\\*.attn_q.weight | 2 | 64 x 64 | Q8_0 |" in card
     assert "| Q8_0 | 16 |" in card
 
@@ -215,6 +222,7 @@ def test_recipes_in_files_are_read_as_recipes_are(tmp_path: Path, recipe: str) -
         assert all(line.isprintable() for line in model_card(file).split("\n"))
 
 
+@needs_pipes
 def test_figures_that_are_no_numbers(tmp_path: Path) -> None:
     """`ggufmerge eval --json` writes null for them; what is no figure at all is refused, as is a pipe."""
     path = tmp_path / "scores.json"
@@ -231,5 +239,5 @@ def test_figures_that_are_no_numbers(tmp_path: Path) -> None:
         read_evaluation(path)
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(GgufmergeError, match="no regular file"):
+    with pytest.raises(GgufmergeError, match="not a regular file"):
         read_evaluation(path)

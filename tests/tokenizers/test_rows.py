@@ -198,5 +198,5 @@ def test_rows_of_another_width_cannot_be_lent(folder: Path, tmp_path: Path) -> N
         check_widths("output.bias", dict(enumerate(sources)))
     cube = replace(sources[0].tensors["token_embd.weight"], shape=(2, 2, 64))
     sources[0].tensors = {"token_embd.weight": cube}
-    with pytest.raises(PlanError, match=r"token_embd.weight: \[2, 2, 64\] in a.gguf, which is no row per token"):
+    with pytest.raises(PlanError, match=r"token_embd.weight: \[2, 2, 64\] in a.gguf, not a row for each token"):
         check_widths("token_embd.weight", dict(enumerate(sources)))

@@ -88,7 +88,9 @@ def test_the_model_beside_a_file_is_compared(union: Path, tmp_path: Path) -> Non
     tokens[300] = "other"
     write_tokenizer_model(replace(vocabulary, tokens=tokens), tmp_path / "tokenizer.model")
     [line] = warnings()
-    assert line.startswith("tokenizer.model beside m.gguf is not its tokenizer: piece 300 is 'other', in m.gguf it is")
+    assert line.startswith(
+        "tokenizer.model in the folder of m.gguf is not its tokenizer: piece 300 is 'other', in m.gguf it is"
+    )
     data = (tmp_path / "tokenizer.model").read_bytes()
     (tmp_path / "tokenizer.model").write_bytes(data.replace(b"other", b"oth\xffr", 1))
     [line] = warnings()

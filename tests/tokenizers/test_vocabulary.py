@@ -74,7 +74,7 @@ def test_a_longer_list_of_scores_is_cut() -> None:
         ({"tokens": None}, "holds no vocabulary"),
         ({"tokens": "abc"}, "tokens is not a list of texts"),
         ({"tokens": [1, 2, 3]}, "tokens is not a list of texts"),
-        ({"tokens": ["a", "b", "a"]}, "the token 'a' stands 2 times"),
+        ({"tokens": ["a", "b", "a"]}, "the token 'a' appears 2 times"),
         ({"scores": np.zeros(2, np.float32)}, "scores has 2 values for 3 tokens"),
         ({"scores": ["1", "2", "3"]}, "scores is not a list of F32 numbers"),
         ({"scores": 1.0}, "scores is not a list of F32 numbers"),

@@ -1,4 +1,4 @@
-"""The texts that models are measured on when the user names none; the README beside them says where they are from."""
+"""The texts that models are measured on when the user names none; their README says where they are from."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def find_home(place: Path, model: Model, *, llama_cpp: bool = False) -> Home:
     if place.suffix.lower() == ".ini":
         return llamacpp.preset_home(place, model)
     if not place.is_dir():
-        hint = "is no folder" if os.path.lexists(place) else "there is no such folder: create it first"
+        hint = "is not a folder" if os.path.lexists(place) else "there is no such folder: create it first"
         raise PlanError(f"--to {place}: {hint}; it takes a folder, or a preset file of llama-server's (.ini)")
     place = Path(os.path.abspath(place))  # noqa: PTH100 - a link that the user names stays
     _check_not_kept(place)
@@ -49,7 +49,7 @@ def _check_not_kept(place: Path) -> None:
     kept += [(root, "LM Studio's folder of models", "use --lmstudio PUBLISHER/NAME") for root in _lmstudio()]
     kept += [
         (hub_cache.cache_folder(), "the cache of the Hugging Face Hub", "give another folder"),
-        (folders.llama_cpp_folder(), "llama.cpp's cache, of which it lists its own downloads", "give another folder"),
+        (folders.llama_cpp_folder(), "llama.cpp's cache, which lists its own downloads only", "give another folder"),
     ]
     for root, what, instead in kept:
         if root.is_dir() and any(same_file(root, folder) for folder in (place, *place.parents)):

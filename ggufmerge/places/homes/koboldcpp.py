@@ -1,4 +1,4 @@
-"""KoboldCpp: GGUF files anywhere, and beside one a `.kcpps` file that its launcher, its command line and the list of
+"""KoboldCpp: GGUF files anywhere, and next to one a `.kcpps` file that its launcher, its command line and the list of
 its admin page open, with what the model needs: its context size and its projector.
 
 A `.kcpps` file is a JSON mapping from options of the command line to values; options that it lacks keep their

@@ -1,4 +1,4 @@
-"""LM Studio: `PUBLISHER/NAME/NAME-TYPE.gguf` below its models folder, with shards and projector beside it.
+"""LM Studio: `PUBLISHER/NAME/NAME-TYPE.gguf` below its models folder, with shards and projector in the same folder.
 
 It looks for models in that folder when it starts and whenever something there changes, so a model is listed at once.
 A file with `mmproj` in its name belongs to the models beside it. Settings are kept elsewhere and need no entry.

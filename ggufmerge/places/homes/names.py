@@ -21,7 +21,7 @@ def check_part(part: str, label: str) -> None:
     """PlanError, which begins with `label`, unless a folder or file may be called so everywhere."""
     problem = _problem(part)
     if problem:
-        raise PlanError(f"{label}: {quoted(part)} is no name for a folder: {problem}")
+        raise PlanError(f"{label}: {quoted(part)} cannot be the name of a folder: {problem}")
 
 
 def check_stem(stem: str, label: str) -> None:

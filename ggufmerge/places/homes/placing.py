@@ -36,7 +36,7 @@ def check_folder(root: Path, targets: Sequence[Path], *, overwrite: bool) -> Non
     for target in targets:
         folder = next(found for found in (target.parent, *target.parent.parents) if os.path.lexists(found))
         if not folder.is_dir():
-            raise PlanError(f"{target}: {folder} is no folder: take it away or choose another name")
+            raise PlanError(f"{target}: {folder} is not a folder: take it away or choose another name")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PlanError(f"{target}: the folder {folder} is not writable: choose another or change its permissions")
         if folder == target.parent:

@@ -101,7 +101,7 @@ class ConfigUser:
         except RecipeError as error:
             raise PlanError(f"cannot be edited: {error.lines[0]}") from None
         if len(documents) > 1 or not isinstance(documents[0].data, dict):
-            raise PlanError(f"{self.path}: cannot be edited: it is no mapping of models to settings; mend it")
+            raise PlanError(f"{self.path}: cannot be edited: it is not a mapping of models to settings; mend it")
         return documents[0].data
 
 

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub: `hf:owner/repo/file.gguf`, `hf:owner/repo:Q4_K_M`, each with `@revision` behind it.
+"""Models on the Hugging Face Hub: `hf:owner/repo/file.gguf`, `hf:owner/repo:Q4_K_M`, each with `@revision` after it.
 
 The package huggingface_hub (extra `hub`) downloads, with its cache, its token, its progress and its offline mode
 (HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE and so on). What is in the cache is found without a connection.
@@ -38,8 +38,8 @@ class HubName:
         parts = text.strip().replace("\\", "/").replace("@", "/").split("/")
         if match is None or any(part in ("", ".", "..") for part in parts):
             raise PlanError(
-                f"'hf:{text}' is no file on the Hub: write hf:owner/repo/file.gguf or hf:owner/repo:Q4_K_M, "
-                "with @revision behind it if it is not the newest"
+                f"'hf:{text}' is not a file on the Hub: write hf:owner/repo/file.gguf or hf:owner/repo:Q4_K_M, "
+                "with @revision after it if it is not the newest"
             )
         return cls(match["repo"], match["file"], match["type"], match["revision"])
 
@@ -121,11 +121,11 @@ class Hub:
         if isinstance(error, errors.GatedRepoError):
             return PlanError(f"{label}: accept its conditions at {self.api.endpoint}/{repo} first, then {LOG_IN}")
         if isinstance(error, errors.RevisionNotFoundError):
-            return PlanError(f"{label}: the repository has no such revision: give a branch, a tag or a commit behind @")
+            return PlanError(f"{label}: the repository has no such revision: give a branch, a tag or a commit after @")
         if isinstance(error, errors.RepositoryNotFoundError):
             return PlanError(f"{label}: there is no repository {repo}, or it is private: check the name, or {LOG_IN}")
         if isinstance(error, errors.HFValidationError):
-            return PlanError(f"{label}: {repo} is no name of a repository")
+            return PlanError(f"{label}: {repo} is not the name of a repository")
         if isinstance(error, errors.OfflineModeIsEnabled):
             return UnreachableError(f"{label}: the Hub is not asked because HF_HUB_OFFLINE is set")
         if isinstance(error, errors.HfHubHTTPError) and error.response is not None:

@@ -85,7 +85,7 @@ def push(upload: Upload, *, private: bool = False, message: str | None = None) -
 def check_repo_name(repo: str) -> None:
     """PlanError for what is no owner/name."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]{1,96}", repo, re.ASCII):
-        raise PlanError(f"{repo!r} is no repository on the Hub: write owner/name")
+        raise PlanError(f"{repo!r} is not a repository on the Hub: write owner/name")
 
 
 def check_login(*, required: bool) -> None:

@@ -32,7 +32,7 @@ def obstacle(root: Path, name: OllamaName) -> str:
     for target in (root / "blobs", manifest.parent):
         folder = _nearest(target)
         if folder != target and os.path.lexists(other := folder / target.relative_to(folder).parts[0]):
-            return f"{other} is no folder"
+            return f"{other} is not a folder"
         if not os.access(folder, os.W_OK | os.X_OK):
             return f"{folder} is not writable"
     return f"{manifest} is a folder" if is_folder(manifest) else ""

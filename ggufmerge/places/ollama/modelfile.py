@@ -38,7 +38,8 @@ def check_modelfile(output: str | os.PathLike[str], *, overwrite: bool = False) 
     """PlanError when the Modelfile of an output must not be written."""
     path = modelfile_path(output)
     if os.path.lexists(path) and (path.is_dir() or not overwrite):
-        raise PlanError(f"{path}: exists: use --overwrite to replace it, or --no-modelfile")
+        gone = f", though {output} does not:" if not os.path.lexists(output) else ":"
+        raise PlanError(f"{path}: exists{gone} use --overwrite to replace it, or --no-modelfile")
 
 
 def write_modelfile(
@@ -92,7 +93,7 @@ def modelfile_text(
         lines += _line("TEMPLATE", settings.template)
     for key, value in settings.parameters.items():
         if key not in PARAMETERS:
-            lines.append(comment(f"PARAMETER {key} is left out: it can stand in no model today"))
+            lines.append(comment(f"PARAMETER {key} is left out: no model can have it today"))
             continue
         for item in value if isinstance(value, list) else [value]:
             lines += _line(f"PARAMETER {key}", _plain(item))

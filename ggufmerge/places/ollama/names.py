@@ -20,6 +20,7 @@ from typing import Any
 
 from ggufmerge.errors import PlanError
 from ggufmerge.files.small import read_small
+from ggufmerge.text import quoted
 
 DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG = "registry.ollama.ai", "library", "latest"
 MAX_MANIFEST = 1 << 20  # bytes; that of a model with many layers has a few thousand
@@ -27,6 +28,7 @@ PARTS = ("host", "namespace", "name", "tag")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
+_LONGEST = {"host": 350, "namespace": 80, "name": 80, "tag": 80}  # letters, as the patterns say
 _ALLOWED = (_HOST, _NAMESPACE, _PART, _PART)
 
 
@@ -52,10 +54,13 @@ class OllamaName:
         name = cls(host, namespace, model, tag)
         for what, part, allowed in zip(PARTS, name.parts, _ALLOWED, strict=True):
             if not allowed.fullmatch(part):
-                raise PlanError(
-                    f"{text!r} is no name of an Ollama model: its {what} is {part!r}; "
-                    "write [host/][namespace/]model[:tag] with letters, digits, _, - and ."
-                )
+                most = _LONGEST[what]
+                if len(part) > most and allowed.fullmatch(part[:most]):
+                    why = f"its {what} has {len(part)} letters, and Ollama takes {most}"
+                else:
+                    why = f"its {what} is {quoted(part)}; write [host/][namespace/]model[:tag] with letters, digits, "
+                    why += "_, - and ."
+                raise PlanError(f"{quoted(text)} cannot be the name of an Ollama model: {why}")
         return name
 
     @property

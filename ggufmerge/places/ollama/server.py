@@ -263,7 +263,7 @@ def server_url(text: str) -> str:
         if address.is_unspecified:  # fine to listen at, not to connect to
             host = "127.0.0.1"  # so does Go for addresses of either family
     if scheme not in ("http", "https") or not host:
-        raise PlanError(f"OLLAMA_HOST is {text!r}, which is no address; write host:port or https://host")
+        raise PlanError(f"OLLAMA_HOST is {text!r}, which is not an address; write host:port or https://host")
     host = f"[{host}]" if ":" in host else host
     return f"{scheme}://{host}:{port}" + (f"/{path.strip('/')}" if path.strip("/") else "")
 

@@ -78,7 +78,7 @@ def inherited(sources: Sequence[Source], changes: Mapping[str, Any]) -> tuple[Ol
         warnings += _differing("parameters", plain)
     taken["licenses"] = tuple(dict.fromkeys(text for _, settings in parents for text in settings.licenses))
     if unknown := sorted(set(taken["parameters"]) - PARAMETERS):
-        warnings.append(f"Ollama's parameters {', '.join(unknown)} can stand in no model today and are left out")
+        warnings.append(f"Ollama's parameters {', '.join(unknown)} cannot be part of a model today and are left out")
         taken["parameters"] = {k: v for k, v in taken["parameters"].items() if k in PARAMETERS}
     return OllamaSettings(**taken), warnings
 
@@ -193,7 +193,7 @@ def check_file(file: GGUFFile) -> None:
             f"ADAPTER ./{file.path.name}, then ollama create NAME -f Modelfile; or bake it into its base"
         )
     if kind != "model":
-        raise PlanError(f"{file.path}: is no model but of type {kind!r}; give the file with the model's weights")
+        raise PlanError(f"{file.path}: is not a model but of type {kind!r}; give the file with the model's weights")
     check_content({n: t.type for n, t in file.tensors.items()}, file.metadata)
 
 

@@ -157,13 +157,13 @@ def layout_warnings(label: str, file: GGUFFile) -> list[str]:
     foreign = [name for name in file.tensors if name.startswith(("a.", "mm.", "mtp.", "s.", "v."))]
     if foreign:
         warnings.append(
-            f"{label}: {len(foreign)} tensors ({foreign[0]}, ...) are in a layout of Ollama's own, which has vision or "
+            f"{label}: {len(foreign)} tensors ({foreign[0]}, ...) are in Ollama's own layout, which has vision or "
             "sound in the same file; the result runs in Ollama but not in llama.cpp; for llama.cpp merge the model's "
             "GGUF from Hugging Face"
         )
     if file.architecture and file.architecture not in MODEL_ARCH_NAMES.values():
         warnings.append(
-            f"{label}: {file.architecture!r} is no architecture of llama.cpp as far as this version of gguf knows, so "
+            f"{label}: {file.architecture!r} is not known as an architecture of llama.cpp by this version of gguf, so "
             "the result may run in Ollama only; for llama.cpp merge the model's GGUF from Hugging Face"
         )
     return warnings

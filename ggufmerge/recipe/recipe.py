@@ -1,0 +1,183 @@
+"""A recipe as the engine and Python programs hold it: its keys, and where they come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import Any
+
+from pydantic import PrivateAttr
+
+from ggufmerge.errors import GgufmergeError
+from ggufmerge.recipe.document import NAME, Document, Location
+from ggufmerge.recipe.load import read_documents, read_text
+from ggufmerge.recipe.plain import plain, written
+from ggufmerge.recipe.reference import ModelReference
+from ggufmerge.recipe.schema import RecipeKeys
+from ggufmerge.text import printable
+
+_CHANGED = " (changed)"  # after the name of a file whose recipe a program has changed
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a recipe was made from; that of one made by hand says nothing.
+
+    name: of the file, for messages.  folder: that relative paths of models start from.  stages: the other documents of
+    the file.  files: name of a stage -> the GGUF file that it was built into.
+    """
+
+    text: str = ""
+    name: str = NAME
+    folder: str = "."
+    document: Document | None = None
+    warnings: tuple[str, ...] = ()
+    stages: tuple[Recipe, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+class Recipe(RecipeKeys):
+    """A whole recipe. Exactly one of `models` and `slices` is given."""
+
+    _origin: _Origin = PrivateAttr(default_factory=_Origin)
+
+    @classmethod
+    def _of(cls, keys: RecipeKeys, origin: _Origin) -> Recipe:
+        """A recipe of keys that are checked."""
+        values = {name: getattr(keys, name) for name in RecipeKeys.model_fields}
+        recipe = cls.model_construct(keys.model_fields_set, **values)
+        recipe._origin = origin
+        return recipe
+
+    @property
+    def text(self) -> str:
+        """The recipe as it was written."""
+        return self._origin.text
+
+    @property
+    def origin(self) -> str:
+        """The file name the recipe came from, for messages."""
+        return self._origin.name
+
+    @property
+    def folder(self) -> str:
+        """The folder that relative model paths start from."""
+        return self._origin.folder
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was read but has no effect, one line each."""
+        return self._origin.warnings
+
+    @property
+    def stages(self) -> tuple[Recipe, ...]:
+        """The other documents of the recipe's file, each after those that it is made from; all have names."""
+        return self._origin.stages
+
+    def with_changes(self, **changes: Any) -> Recipe:
+        """A checked recipe in which these keys have other values; None leaves a key out.
+
+            recipe.with_changes(out_type="Q6_K", parameters={"weight": 0.3})
+
+        A value replaces everything under its key, and is written as in `load_recipe` of a mapping. The recipe keeps its
+        folder, its name, and the documents that it is made from. RecipeError says what does not fit.
+        """
+        recipe = load_recipe(self)
+        data = [stage.as_written() for stage in recipe.stages]
+        final = {key: value for key, value in (recipe.as_written() | changes).items() if value is not None}
+        name = recipe.origin if recipe.origin == NAME else f"{recipe.origin.removesuffix(_CHANGED)}{_CHANGED}"
+        return _read(written([*data, final]), name, recipe.folder, has_lines=False)
+
+    def as_written(self) -> dict[str, Any]:
+        """What the recipe's document says, key by key, as YAML has it. What was made by hand is written out."""
+        document = self._origin.document
+        return dict(document.data) if document else dict(plain(self))
+
+    def __repr__(self) -> str:
+        models = [str(reference) for reference in self.references() if reference != self.base_model]
+        base = f", base {self.base_model}" if self.base_model is not None else ""
+        kind = f", {self.out_type}" if self.out_type else ""
+        shown_models = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
+        return f"<Recipe {' + '.join(self.methods)}: {shown_models}{base}{kind}>"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def with_files(self, files: Mapping[str, str]) -> Recipe:
+        """The same recipe, with GGUF files in the place of the stages of these names."""
+        return self._of(self, replace(self._origin, files=dict(files)))
+
+    def in_folder(self, folder: str) -> Recipe:
+        """The same recipe, with relative model paths that start from another folder."""
+        return self._of(self, replace(self._origin, folder=folder))
+
+    def locate(self, reference: ModelReference) -> ModelReference:
+        """A reference with the file of the stage that it names; any other stays as it is."""
+        return replace(reference, path=self._origin.files.get(reference.path, reference.path))
+
+    def where(self, location: Location) -> str:
+        """A place of the recipe as `file:line:column`; "" in one that a command made of its arguments."""
+        return self._origin.document.where(location) if self._origin.document else self.origin
+
+    def complaint(self, location: Location, what: str) -> str:
+        """A complaint about the recipe that begins with its place."""
+        where = self.where(location)
+        return f"{where}: {what}" if where else what
+
+    @contextmanager
+    def blamed(self, location: Location) -> Iterator[None]:
+        """While the block runs, the complaints of errors begin with this place of the recipe."""
+        try:
+            yield
+        except GgufmergeError as error:
+            raise error.at(self.where(location))  # noqa: B904 - it is the same error
+
+
+# what pydantic would show has the validators of all fields in it
+Recipe.__signature__ = Signature(
+    [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=Parameter.empty if field.is_required() else field.get_default())
+        for name, field in Recipe.model_fields.items()
+    ]
+)
+
+
+def load_recipe(
+    source: Recipe | Mapping[str, Any] | str | os.PathLike[str], *, arguments: Mapping[str, str] | None = None
+) -> Recipe:
+    """A checked recipe from a path, from YAML text (a str with a line break), or from a mapping of the same content.
+
+    Of several documents, the one that no other document names as a model is the recipe, the others are its `stages`.
+    Relative model paths start from the recipe file's folder (for text and mappings: the working folder). In a mapping
+    paths may be `Path` objects, tuples count as lists, and NumPy's numbers as Python's. A Recipe that was loaded comes
+    back as it is; one that was made by hand is checked. RecipeError lists what is wrong in its `lines`, at most 20, as
+    `file:line:column: what is wrong and what to do`; of a mapping, the keys take the place of the line:
+    `models[1].parameters.weight: ...`.
+
+    arguments: for a text that a command made of its arguments: the options that stand for keys. Complaints then name an
+    option, or nothing, where they would name a line that nobody has written.
+    """
+    if isinstance(source, Recipe):
+        return source if source.text else _read(written([plain(source)]), NAME, ".", has_lines=False)
+    if isinstance(source, Mapping):
+        return _read(written([source]), NAME, ".", arguments, has_lines=False)
+    if isinstance(source, str) and "\n" in source:
+        return _read(source, NAME, ".", arguments)
+    path = Path(source)
+    return _read(read_text(path), printable(path.name), str(path.parent))
+
+
+def _read(
+    text: str, name: str, folder: str, arguments: Mapping[str, str] | None = None, *, has_lines: bool = True
+) -> Recipe:
+    """The recipe in a text, with the other documents of it as its stages."""
+    stages: list[Recipe] = []
+    for loaded in read_documents(text, name, arguments, has_lines=has_lines):
+        origin = _Origin(text, name, folder, loaded.document, loaded.warnings)
+        stages.append(Recipe._of(loaded.keys, origin))
+    *others, final = stages
+    return Recipe._of(final, replace(final._origin, stages=tuple(others)))
