@@ -264,6 +264,7 @@ def _planned(plan: Plan, expectations: Sequence[str]) -> dict[str, Any]:
     expectations: those among its own that are to be told.
     """
     facts = plan.to_json()
+    del facts["opening"]  # of the files as they are now
     for tensor, planned in zip(facts["tensors"], plan.tensors, strict=True):
         tensor["why"] = tensor.pop("why_type")
         tensor["nbytes"] = planned.nbytes

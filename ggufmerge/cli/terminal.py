@@ -149,8 +149,8 @@ def show_plan(plan: Plan, opened: Opened, *, every: bool = False, tried: bool = 
     """The models, the parameters that hold everywhere, what happens to each kind of tensor (`every`: to each tensor),
     and what was decided without asking. tried: what would be left of the changes is known better than headers tell.
     """
+    from ggufmerge.engine.effort import is_one_tensor
     from ggufmerge.engine.survival import unknown
-    from ggufmerge.engine.work import is_one_tensor
 
     say(
         f"{plan.method} of {len(plan.sources)} {plan.architecture} models into one {plan.file_type} file: "

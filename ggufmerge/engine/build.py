@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 from ggufmerge.engine.checks import check_space, check_targets, output_files
 from ggufmerge.engine.documents import build_stages, plan_stages, planned_documents
+from ggufmerge.engine.effort import finish_kind
 from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.progress import Across, Progress
 from ggufmerge.engine.rates import Measured
 from ggufmerge.engine.run import DEFAULT_CHUNK, BuildReport, run
-from ggufmerge.engine.work import finish_kind
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit

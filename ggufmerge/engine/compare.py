@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.engine import checks
-from ggufmerge.engine.scheduler import Job, Stage, drive
+from ggufmerge.engine.scheduler import Job, Step, drive
 from ggufmerge.errors import PlanError
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.shards import model_name
 from ggufmerge.kernels import kernel
+from ggufmerge.methods.chunks import chunks_of
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found
 from ggufmerge.recipe import ModelReference
@@ -210,16 +211,14 @@ def _jobs(sources: Sequence[Source], names: Sequence[str], found: _Found) -> Ite
 def _job(sources: Sequence[Source], name: str, found: _Found) -> Job:
     inputs = [source.open_tensor(name) for source in sources]
     n, rows = inputs[0].n, inputs[0].rows
-    step = max(1, _CHUNK // max(n, 1))
-    starts = range(0, rows, step)
+    chunks = chunks_of(rows, n, _CHUNK)
     sums = np.zeros(_SUMS)
     largest = 0.0
 
     def task(i: int) -> tuple[NDArray[np.float64], float]:
-        count = min(step, rows - starts[i])
-        x = np.zeros((3, count, n), np.float32)  # without a base, its row of zeros is one
+        x = np.zeros((3, chunks[i].rows, n), np.float32)  # without a base, its row of zeros is one
         for k, source in enumerate(inputs):
-            source.read(starts[i], x[k])
+            source.read(chunks[i].row, x[k])
         totals = np.zeros(_SUMS)
         return totals, _measure(x, totals)
 
@@ -228,7 +227,7 @@ def _job(sources: Sequence[Source], name: str, found: _Found) -> Job:
         sums = sums + partial[0]
         largest = max(largest, partial[1])
 
-    yield Stage(len(starts), task, fold)
+    yield Step(len(chunks), task, fold)
     sums[-1] = rows * n
     error, energy, equal, dot, first, second, agreeing, both, *_ = sums
     tensors = [source.tensors[name] for source in sources]

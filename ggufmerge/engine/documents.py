@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufmerge.engine.checks import watched
+from ggufmerge.engine.effort import digested, work_of
 from ggufmerge.engine.plan import Plan, Rounding
 from ggufmerge.engine.planner import Opened, header_of, make_plan
 from ggufmerge.engine.rates import Rates
 from ggufmerge.engine.resolve import check_files
 from ggufmerge.engine.run import BuildReport, identity
-from ggufmerge.engine.work import digested, work_of
 from ggufmerge.files.atomic import remove_folder
 from ggufmerge.files.output import Output, explained
 from ggufmerge.files.writer import Layout

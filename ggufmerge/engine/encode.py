@@ -1,8 +1,8 @@
 """Rows of a tensor of the result, float32, to the bytes of its type, with figures of what that cost.
 
-Between the two stand: stochastic rounding, the offset and the scale that the stored values have, the codec, and the
-blocks of the inputs that the merge left as they are. Values that are not finite are refused, and so are values that the
-type cannot hold, as llama-quantize refuses them: what was written is looked at, not what one hopes of it.
+The encoder (`quants.encoders`) is the one that the tensor's rounding names. Values that are not finite are refused, and
+so are values that the type cannot hold, as llama-quantize refuses them: what was written is looked at, not what one
+hopes of it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.engine.plan import PlannedTensor, Rounding
-from ggufmerge.engine.rounding import UNIFORM, round_on_grid
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.kernels import kernel
-from ggufmerge.methods.random import stream_key
+from ggufmerge.methods.random import fill_words, stream_key
 from ggufmerge.quants import codec
+from ggufmerge.quants.encoders import Piece, encoder
+from ggufmerge.quants.figures import kept_change, squares
 from ggufmerge.quants.magnitude import first_bad, magnitude
 from ggufmerge.sources.damage import place
 from ggufmerge.types import TensorType
@@ -124,10 +125,7 @@ class TensorEncoder:
     ) -> tuple[Raw, Figures]:
         """The bytes of rows [start, ...), all of one matrix, uint8 [rows, row bytes] in the thread's scratch.
 
-        stored: values and bytes of these rows in inputs that have the type already. Blocks that the merge, or chance,
-        left as they are in one of them keep their bytes: quantizing them anew would move them a little.
-        base: the rows without their change, to round and to measure it.
-        rounding: "stochastic" needs a `base` on the type's grid.
+        stored, base: as in `quants.encoders.Piece`.  rounding: the name of the encoder.
         """
         tensor = self.tensor
         figures = Figures(largest=magnitude(rows))
@@ -139,15 +137,17 @@ class TensorEncoder:
             )
         raw = self._scratch.array("raw", (len(rows), tensor.type.row_bytes(tensor.n)), np.uint8)
         matrix = start * tensor.matrices // tensor.rows
-        target = rows if rounding == "nearest" or base is None else self._on_grid(start, base, rows)
-        scaled = target + np.float32(tensor.offset) if tensor.offset else target
-        if self.scales is not None:
-            units = self._scratch.array("scaled", rows.shape, np.float32)
-            with np.errstate(over="ignore"):  # what a very small scale makes infinite is refused below
-                scaled = np.divide(scaled, self.scales[matrix], out=units)
-        self._codec.encode(scaled, raw, None if self.weights is None else self.weights[matrix])
-        for values, data in stored:
-            _keep_blocks(target, values, data, raw, tensor.type.block_size)
+        piece = Piece(
+            rows,
+            base,
+            stored,
+            weights=None if self.weights is None else self.weights[matrix],
+            offset=tensor.offset,
+            scale=None if self.scales is None else self.scales[matrix],
+            chance=partial(self._fill_with_chance, start * tensor.n),
+            array=self._scratch.array,
+        )
+        scaled = encoder(rounding).encode(self._codec, piece, raw)
         largest = figures.largest if scaled is rows else magnitude(scaled)
         figures.excess = largest / self._codec.limit
         if not figures.excess <= _CLIPPED:
@@ -210,11 +210,9 @@ class TensorEncoder:
         if self.tensor.offset:
             out -= np.float32(self.tensor.offset)
 
-    def _on_grid(self, start: int, base: Floats, rows: Floats) -> Floats:
-        """The rows with their change rounded stochastically onto the grids of `base`."""
-        tensor = self.tensor
-        key = int(stream_key(self._seed, tensor.name, "rounding"))
-        return round_on_grid(base, rows, tensor.type, key, start * tensor.n)
+    def _fill_with_chance(self, first: int, out: NDArray[np.uint32]) -> None:
+        """The random words of the values from this number on; a value's luck depends on nothing else."""
+        fill_words(stream_key(self._seed, self.tensor.name, "rounding"), first, out)
 
     def _compare(self, figures: Figures, start: int, rows: Floats, base: Floats | None, raw: Raw) -> None:
         """Find out what the encoding cost."""
@@ -237,62 +235,3 @@ def _holds(kind: TensorType, values: Floats, largest: float) -> bool:
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def warm_up(kind: TensorType, weighted: bool, rows: Floats) -> None:
-    """Compile (or load from numba's cache) the kernels that write `rows` in a type, `weighted` by a matrix or not."""
-    magnitude(rows)
-    weights = np.ones(rows.shape[1], np.float32) if weighted else None
-    raw = np.empty((len(rows), kind.row_bytes(rows.shape[1])), np.uint8)
-    codec(kind).encode(rows, raw, weights)
-    data = raw.copy()
-    data.setflags(write=False)  # as in a mapped file
-    _keep_blocks(rows, rows, data, raw, kind.block_size)
-    codec(kind).damaged(raw)
-    squares(rows, rows)
-    kept_change(rows, rows, rows)
-    if kind in UNIFORM:
-        round_on_grid(rows, rows, kind, 0, 0)
-
-
-@kernel
-def _keep_blocks(rows, values, data, raw, size):  # type: ignore[no-untyped-def]
-    """Copy to `raw` those blocks of `data` whose `size` values are the same in `values`, which they stand for, and in
-    `rows`; float32 [rows, n], uint8 [rows, row bytes]."""
-    blocks = rows.shape[1] // size
-    width = raw.shape[1] // blocks
-    for r in range(rows.shape[0]):
-        for b in range(blocks):
-            same = True
-            for j in range(b * size, (b + 1) * size):
-                if rows[r, j] != values[r, j]:
-                    same = False
-                    break
-            if same:
-                raw[r, b * width : (b + 1) * width] = data[r, b * width : (b + 1) * width]
-
-
-@kernel
-def squares(rows, back):  # type: ignore[no-untyped-def]
-    """Sums over all values of (rows - back)^2 and of rows^2, in float64."""
-    error = energy = 0.0
-    for i in range(rows.shape[0]):
-        for j in range(rows.shape[1]):
-            x = np.float64(rows[i, j])
-            d = x - np.float64(back[i, j])
-            error += d * d
-            energy += x * x
-    return error, energy
-
-
-@kernel
-def kept_change(base, rows, back):  # type: ignore[no-untyped-def]
-    """Sums over all values of (back - base) * (rows - base) and of (rows - base)^2, in float64."""
-    kept = change = 0.0
-    for i in range(rows.shape[0]):
-        for j in range(rows.shape[1]):
-            old = np.float64(base[i, j])
-            wanted = np.float64(rows[i, j]) - old
-            kept += wanted * (np.float64(back[i, j]) - old)
-            change += wanted * wanted
-    return kept, change

@@ -37,6 +37,7 @@ from ggufmerge.files.output import Output, Writer
 from ggufmerge.files.watch import Watch
 from ggufmerge.formats.stored import DescribedTensor
 from ggufmerge.keys import EMBEDDING, HEAD
+from ggufmerge.methods.chunks import chunks_of
 from ggufmerge.methods.random import stream_key
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found
@@ -318,11 +319,10 @@ class _Selection:
         if not all(t.type.is_quantized or t.type.is_float for t in (tensor, other)):
             return False
         readers = [s.open_tensor(name) for s in sources]
-        step = max(1, _COMPARED // (4 * tensor.n))
-        for start in range(0, tensor.rows, step):
-            x, y = np.empty((2, min(step, tensor.rows - start), tensor.n), np.float32)
+        for chunk in chunks_of(tensor.rows, tensor.n, _COMPARED // 4):
+            x, y = np.empty((2, chunk.rows, tensor.n), np.float32)
             for reader, out in zip(readers, (x, y), strict=True):
-                reader.read(start, out)
+                reader.read(chunk.row, out)
             if not np.array_equal(x, y):
                 return False
         return True

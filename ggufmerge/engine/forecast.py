@@ -15,12 +15,12 @@ from typing import Any
 
 from ggufmerge.engine.checks import check_space, check_targets, output_files
 from ggufmerge.engine.documents import Documents
+from ggufmerge.engine.effort import digested, finish_kind, kernels_of, work_of
 from ggufmerge.engine.memory import buffers, mapped, total_memory
 from ggufmerge.engine.plan import Plan
 from ggufmerge.engine.planner import Opened, header_of
 from ggufmerge.engine.rates import Rates
 from ggufmerge.engine.trial import Trial, try_out
-from ggufmerge.engine.work import digested, finish_kind, kernels_of, work_of
 from ggufmerge.engine.worries import worries_of
 from ggufmerge.errors import GgufmergeError, OutputError
 from ggufmerge.files.journal import Move, Seen, State, decide

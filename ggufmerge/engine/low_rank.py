@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine.scheduler import Stage
+from ggufmerge.engine.scheduler import Step
 from ggufmerge.kernels import kernel
+from ggufmerge.methods.chunks import chunks_of
 from ggufmerge.methods.random import words
 
 Floats = NDArray[np.float32]
@@ -48,21 +49,20 @@ class LowRank:
 
 def low_rank(
     rows: int, n: int, rank: int, read: Callable[[int, Floats], None], key: int, advance: Callable[[int], None]
-) -> Generator[Stage, None, LowRank]:
-    """Factors of a matrix D, [rows, n], as a job's stages (`engine.scheduler`); `yield from` gives the result.
+) -> Generator[Step, None, LowRank]:
+    """Factors of a matrix D, [rows, n], as a job's steps (`engine.scheduler`); `yield from` gives the result.
 
     rank: at most min(rows, n).  read(start, out): fills `out`, float32 [k, n], with rows [start, start + k) of D; it is
     called by several threads, `PASSES` times for each row.  key: of the random start.
     advance: is told how many values were gone through.
     """
-    step = max(1, _CHUNK // n)
-    starts = range(0, rows, step)
+    chunks = chunks_of(rows, n, _CHUNK)
     width = min(-(-(rank + OVERSAMPLING) // _LANES) * _LANES, rows, n)
     v = _random(n, width, key)
 
     def load(i: int) -> Floats:
-        d = np.empty((min(step, rows - starts[i]), n), np.float32)
-        read(starts[i], d)
+        d = np.empty((chunks[i].rows, n), np.float32)
+        read(chunks[i].row, d)
         return d
 
     def iterate(i: int) -> tuple[Floats, int]:
@@ -72,7 +72,7 @@ def low_rank(
         return z, d.size
 
     for _ in range(PASSES - 1):
-        total = yield from _summed(len(starts), iterate, (n, width), advance)
+        total = yield from _summed(len(chunks), iterate, (n, width), advance)
         v = yield from _in_thread(partial(_directions, total))
 
     y = np.empty((rows, width), np.float32)
@@ -80,7 +80,7 @@ def low_rank(
 
     def project(i: int) -> tuple[float, int]:
         d = load(i)
-        y[starts[i] : starts[i] + len(d)] = _projected(d, v)
+        y[chunks[i].row : chunks[i].end] = _projected(d, v)
         return _energy(d), d.size
 
     def count(part: tuple[float, int]) -> None:
@@ -88,29 +88,29 @@ def low_rank(
         energy += part[0]
         advance(part[1])
 
-    yield Stage(len(starts), project, count)
+    yield Step(len(chunks), project, count)
     left, right, captured = yield from _in_thread(lambda: _factors(y, v, rank))
     return LowRank(left, right, energy, captured)
 
 
 def _summed(
     count: int, task: Callable[[int], tuple[Floats, int]], shape: tuple[int, int], advance: Callable[[int], None]
-) -> Generator[Stage, None, Doubles]:
-    """A stage of `count` tasks, each of which gives a summand and how many values it went through; gives the sum."""
+) -> Generator[Step, None, Doubles]:
+    """A step of `count` tasks, each of which gives a summand and how many values it went through; gives the sum."""
     total = np.zeros(shape, np.float64)
 
     def add(part: tuple[Floats, int]) -> None:
         np.add(total, part[0], out=total)
         advance(part[1])
 
-    yield Stage(count, task, add)
+    yield Step(count, task, add)
     return total
 
 
-def _in_thread(task: Callable[[], Any]) -> Generator[Stage, None, Any]:
-    """A single task as a stage, so that the main thread goes on meanwhile; gives its result."""
+def _in_thread(task: Callable[[], Any]) -> Generator[Step, None, Any]:
+    """A single task as a step, so that the main thread goes on meanwhile; gives its result."""
     results: list[Any] = []
-    yield Stage(1, lambda _: task(), results.append)
+    yield Step(1, lambda _: task(), results.append)
     return results[0]
 
 

@@ -15,8 +15,8 @@ from ggufmerge.text import counted, size
 from ggufmerge.types import FileType, TensorType
 
 Action = Literal["copy", "convert", "merge"]
-Rounding = Literal["nearest", "stochastic"]
-PlannedRounding = Literal["nearest", "stochastic", "auto"]
+Rounding = str  # the name of an encoder (`quants.encoders`): "nearest", "stochastic"
+PlannedRounding = str  # or "auto"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,22 @@ class PlannedVocabulary:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """What it takes to open a plan's files again, beside their names (`planner.Opened.from_plan`). It plays no part in
+    what the result is.
+
+    fingerprints: of each source, then of the importance matrix: by them other weights are noticed.
+    stages: the files of the documents of the recipe that the plan reads from, by the names of these.
+    include, exclude: which entries of the importance matrix are used (`Imatrix.select`).
+    """
+
+    fingerprints: tuple[str, ...] = ()
+    stages: dict[str, str] = field(default_factory=dict)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Input:
     """One input of a tensor: the tensor `tensor` of source number `source`."""
 
@@ -69,7 +85,7 @@ class PlannedTensor:
     experts: number of matrices stacked in the tensor that are merged one by one (1 for ordinary tensors).
     scale: the input whose scale (`engine.side_tensors`) the values are divided by before they are quantized.
     offset: what the stored values are larger by than the weights that the method is about (see `stored_form`).
-    rounding: "stochastic" rounds the change onto the grid of the blocks that it is a change of (`engine.rounding`);
+    rounding: "stochastic" rounds the change onto the grid of the blocks that it is a change of (`quants.encoders`);
         "auto" does so where rounding to the nearest would lose the change (`engine.survey`).
     keeps_type: whether the type is that of an input which the result may be a change of.
     why_type: the rule that chose the type.
@@ -130,6 +146,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     vocabulary: PlannedVocabulary | None = None
     expectations: tuple[str, ...] = ()  # what rounding will do to the changes, as far as headers tell
+    opening: Opening = Opening()
 
     @property
     def nbytes(self) -> int:
@@ -171,6 +188,9 @@ class Plan:
         )
         fields["tensors"] = tuple(_tensor_from_json(t) for t in data["tensors"])
         fields["vocabulary"] = PlannedVocabulary(**data["vocabulary"]) if data["vocabulary"] else None
+        opening = data["opening"]
+        lists = {key: tuple(opening[key]) for key in ("fingerprints", "include", "exclude")}
+        fields["opening"] = Opening(stages=opening["stages"], **lists)
         return cls(**fields)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from ggufmerge.engine import checks, header, provenance, vocabulary
-from ggufmerge.engine.plan import Input, Plan, PlannedSource, PlannedTensor, Rounding
+from ggufmerge.engine.plan import Input, Opening, Plan, PlannedSource, PlannedTensor, Rounding
 from ggufmerge.engine.resolve import LaidOut, lay_out, resolved
 from ggufmerge.engine.side_tensors import with_side_tensors
 from ggufmerge.engine.survival import expectations
@@ -22,12 +23,16 @@ from ggufmerge.engine.tensor_types import (
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.files import MetadataEditor, TensorInfo, facts
 from ggufmerge.formats.imatrix import load_together
+from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import locate
 from ggufmerge.quants.importance import Imatrix
-from ggufmerge.recipe import ModelReference, Recipe
+from ggufmerge.recipe import ModelReference, Recipe, load_recipe
 from ggufmerge.recipe.document import Location
+from ggufmerge.recipe.reference import AdapterReference
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source, TensorReader
+from ggufmerge.sources.aligned import aligned
+from ggufmerge.tokenizers import Alignment
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,48 @@ class Opened:
     imatrix: Imatrix | None = None
     others: tuple[Path, ...] = ()
 
+    @classmethod
+    def from_plan(cls, plan: Plan) -> Opened:
+        """What a plan reads from, opened again: in another process, whose working folder is that of the planner, or in
+        this one. What was read besides (`others`) is left out.
+
+        PlanError when a file is not there any more, or has other weights than it had for the plan.
+        """
+        opening, sources = plan.opening, list[Source]()
+        with ExitStack() as on_failure:
+            for planned in plan.sources:
+                reference = _reference_of(planned)
+                path = opening.stages.get(reference.path, reference.path)
+                source = open_source(replace(reference, path=path), plan.folder)
+                on_failure.callback(source.close)
+                source.reference = str(reference)
+                sources.append(source)
+            matrix = load_together([str(locate(path, ".")) for path in plan.imatrix])
+            if matrix is not None and (opening.include or opening.exclude):
+                matrix = matrix.select(opening.include, opening.exclude)
+            alignment = _alignment_of(plan, sources)
+            opened = cls(sources if alignment is None else aligned(sources, alignment), matrix)
+            names = [*(source.label for source in sources), "the importance matrix"]
+            for name, was, now in zip(names, opening.fingerprints, opened.fingerprints(), strict=False):
+                if was != now:
+                    raise PlanError(f"{name}: has other weights than when the plan was made: make the plan again")
+            on_failure.pop_all()
+        return opened
+
     def files(self) -> list[Path]:
         """Every file that the plan was made from, none of which may be written."""
         return [*(path for source in self.sources for path in source.files()), *self.others]
 
     def fingerprints(self) -> list[str]:
-        """What tells these weights from others: of each source, then of the importance matrix."""
-        return [source.fingerprint() for source in self.sources] + (
-            [self.imatrix.fingerprint()] if self.imatrix else []
-        )
+        """What tells these weights from others: of each source, then of the importance matrix; as they were when this
+        was asked first (`files.watch` notices what changes later).
+        """
+        return list(self._fingerprints)
+
+    @cached_property
+    def _fingerprints(self) -> list[str]:
+        matrix = [self.imatrix.fingerprint()] if self.imatrix else []
+        return [source.fingerprint() for source in self.sources] + matrix
 
     def close(self) -> None:
         """Close the files of the sources; leaving a `with` block does so, too."""
@@ -176,7 +214,33 @@ def plan_of(
     read = [Path(recipe.folder) / recipe.origin, *map(Path, matrix_files)]
     read += [locate(recipe.like, recipe.folder)] if recipe.like else []
     others = tuple(path for path in read if path.exists())
-    return plan, Opened(sources, matrix, others)
+    opened = Opened(sources, matrix, others)
+    located = {reference.path: recipe.locate(reference).path for reference in laid_out.references}
+    stages = {name: path for name, path in located.items() if name != path}
+    return replace(plan, opening=Opening(tuple(opened.fingerprints()), stages)), opened
+
+
+def _reference_of(planned: PlannedSource) -> ModelReference:
+    """What the recipe calls a planned source."""
+    return ModelReference(planned.path, tuple(AdapterReference(*adapter) for adapter in planned.adapters))
+
+
+def _alignment_of(plan: Plan, sources: Sequence[Source]) -> Alignment | None:
+    """How the vocabularies of a plan's sources become one, found out from its recipe again."""
+    if plan.vocabulary is None:
+        return None
+    recipe = load_recipe(f"{plan.recipe}\n")
+    wanted = [_reference_of(source) for source in plan.sources]
+    for document in (recipe, *recipe.stages):
+        references = document.references()
+        if references != wanted:
+            continue
+        document = document.with_files(plan.opening.stages).in_folder(plan.folder)
+        alignment = vocabulary.alignment_of(document, references, sources)
+        if vocabulary.planned(alignment, document, sources) == plan.vocabulary:
+            return alignment
+    labels = " and ".join(source.label for source in plan.sources)
+    raise PlanError(f"the vocabularies of {labels} are others than when the plan was made: make it again")
 
 
 def _with_grafts(recipe: Recipe, merged: Sequence[PlannedTensor], laid_out: LaidOut) -> list[PlannedTensor]:

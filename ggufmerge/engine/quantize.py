@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ggufmerge import keys
 from ggufmerge.engine import provenance
 from ggufmerge.engine.checks import check_donor
 from ggufmerge.engine.header import QUANTIZATION_VERSION
-from ggufmerge.engine.plan import Input, Plan, PlannedTensor
+from ggufmerge.engine.plan import Input, Opening, Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened, planned_source
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.run import BuildReport, run
@@ -191,7 +192,9 @@ def _planned(
         metadata=metadata,
         warnings=tuple(warnings),
     )
-    return plan, Opened([source], matrix, others=tuple(Path(p) for p in (*imatrix, *([like] if like else ()))))
+    opened = Opened([source], matrix, others=tuple(Path(p) for p in (*imatrix, *([like] if like else ()))))
+    opening = Opening(tuple(opened.fingerprints()), include=tuple(include_weights), exclude=tuple(exclude_weights))
+    return replace(plan, opening=opening), opened
 
 
 _FULL_PRECISION = {str(t) for t in TensorType if t.is_float}

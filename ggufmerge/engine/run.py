@@ -1,8 +1,8 @@
 """Plan to bytes: streams chunks of rows through a pool of threads; nothing of a tensor's size is ever allocated.
 
-For each tensor the passes that its method asks for run first, then one pass that reads, merges, quantizes and writes.
-Every result is independent of threads and chunk size: rows are independent of each other in codecs, statistics are
-folded row by row, random masks depend on element numbers.
+What is to be done is data (`engine.tasks`), done by a worker (`engine.worker`); here it is handed to threads, and what
+comes of it goes into the output and its journal. Every result is independent of threads and chunk size: rows are
+independent of each other in codecs, statistics are folded row by row, random masks depend on element numbers.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, astuple, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,80 +24,31 @@ from numpy.typing import NDArray
 
 from ggufmerge.engine import provenance
 from ggufmerge.engine.checks import check_inputs, check_space, output_files, watched
-from ggufmerge.engine.encode import Figures, Scratch, TensorEncoder, warm_up
+from ggufmerge.engine.effort import TICKS, Work, digested, work_of
+from ggufmerge.engine.encode import Figures
+from ggufmerge.engine.making import Batch, Making, joined
 from ggufmerge.engine.memory import own_memory
-from ggufmerge.engine.plan import Input, Plan, PlannedTensor, Rounding
+from ggufmerge.engine.plan import Opening, Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened, header_of
 from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.rates import Meter, Rates
-from ggufmerge.engine.resolve import problem_of
-from ggufmerge.engine.scheduler import Job, Stage, drive
-from ggufmerge.engine.survey import WIDER, Finding, Sample, sample_runs, survey
-from ggufmerge.engine.survey import warm_up as warm_up_survey
-from ggufmerge.engine.survival import Survival, TypeSurvival, advice, by_type, total
-from ggufmerge.engine.tensor_types import reference_types, types_in
-from ggufmerge.engine.work import (
-    TICKS,
-    TensorWork,
-    Work,
-    digested,
-    kernels_of,
-    merge_kind,
-    read_kind,
-    work_of,
-    write_kind,
-)
-from ggufmerge.errors import OutputError
+from ggufmerge.engine.report import BuildReport, Facts
+from ggufmerge.engine.scheduler import Job, Step, drive, most_active
+from ggufmerge.engine.survey import Finding
+from ggufmerge.engine.survival import TypeSurvival, advice, by_type, total
+from ggufmerge.engine.tasks import written_at_a_time
+from ggufmerge.engine.warm_up import warm_up
+from ggufmerge.engine.worker import Worker
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.watch import Watch
-from ggufmerge.kernels import is_prepared, note_prepared
-from ggufmerge.methods import method as find_method
-from ggufmerge.methods.api import run as merge_stack
-from ggufmerge.methods.random import stream_key
-from ggufmerge.methods.spec import Chunk, Pass, Passes
-from ggufmerge.quants import codec
-from ggufmerge.quants.importance import Imatrix
-from ggufmerge.sources import Source, TensorReader
-from ggufmerge.text import count, size
-from ggufmerge.types import TensorType
+from ggufmerge.text import size
+
+__all__ = ["DEFAULT_CHUNK", "BuildReport", "foresee", "identity", "run"]
 
 DEFAULT_CHUNK = 1 << 18  # values; a chunk of each input and of the result stay in a core's cache
 _DIGEST_STEP = 1 << 26  # bytes digested by one task
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """What a build did. `output` is the file to open, `files` are all that were written: that one, or the shards of
-    which it is the first. `notes`: decisions that only the weights could bring about, as (tensor, text).
-    """
-
-    output: Path
-    nbytes: int
-    seconds: float
-    merged: int
-    converted: int
-    copied: int
-    resumed: int
-    sources: dict[str, str]  # file -> sha256
-    errors: dict[str, float]  # tensor -> relative RMS error of writing it in its type, when measured
-    survival: dict[str, Survival]  # tensor -> what is left of its change, of quantized tensors and when measured
-    kept: tuple[TypeSurvival, ...] = ()  # the same for each quantized type, and what a wider one would keep
-    notes: tuple[tuple[str, str], ...] = ()
-    warnings: tuple[str, ...] = ()
-    files: tuple[Path, ...] = ()
-    resumption: str = ""  # what became of the work of an interrupted build; empty when there was none
-    file_type: str = ""
-    parameters: int = 0
-    source_bytes: int = 0  # size of the source files together
-
-    def __repr__(self) -> str:
-        made = (("merged", self.merged), ("converted", self.converted), ("copied", self.copied))
-        what = ", ".join(f"{number} {verb}" for verb, number in made if number)
-        facts = f"{self.file_type}, {count(self.parameters)} parameters, {size(self.nbytes)}; {what}; "
-        warned = f"; {len(self.warnings)} warning{'s' * (len(self.warnings) > 1)}" if self.warnings else ""
-        return f"<BuildReport {self.output}: {facts}{self.seconds:.1f} s{warned}>"
 
 
 def run(
@@ -139,23 +90,18 @@ def run(
             move = out.take_up(f"{identity(plan, opened, watch)}/{chunk}/{split}")
         if move in (Move.START, Move.RESUME):
             check_space(out.files, plan.nbytes)
-            build = _Build(plan, opened, watch, out, progress, chunk, measure)
+            build = _Build(plan, opened, watch, out, progress, chunk, measure, threads or os.cpu_count() or 1)
             try:
-                build.execute(threads or os.cpu_count() or 1, split)
+                build.execute(split)
                 progress.phase("forcing all of it to the disk")
                 began = time.monotonic()
-                out.seal(build.facts())
+                out.seal(asdict(build.facts()))
                 build.meter.note("sync", build.writer.total_bytes, time.monotonic() - began)
                 progress.measured(build.meter.sums)
             finally:
                 progress.end()
         found = Facts.of(out)
-        survival = {name: Survival(*sums) for name, sums in found.survival.items()}
-        wider = {
-            name: {of: Survival(*sums) for of, sums in by_file_type.items()}
-            for name, by_file_type in found.wider.items()
-        }
-        kept = by_type(plan.tensors, survival, found.stochastic, wider)
+        kept = found.kept(plan.tensors)
         out.publish()
         if out is not output:
             out.complete()
@@ -169,7 +115,7 @@ def run(
         resumed=build.resumed if move in (Move.START, Move.RESUME) else len(plan.tensors),
         sources=found.sources,
         errors=found.errors,
-        survival=survival,
+        survival=found.survivals(),
         kept=tuple(kept),
         notes=tuple((tensor, note) for tensor, note in found.notes),
         warnings=(*plan.warnings, *found.warnings, *advice(kept)),
@@ -186,50 +132,20 @@ def foresee(plan: Plan, opened: Opened, tensors: Sequence[PlannedTensor]) -> lis
     written. A tensor is read as far as its method needs it to make a sample of its rows, and of a stack of experts the
     first.
     """
-    build = _Build(plan, opened, Watch([], []), None, Progress(), DEFAULT_CHUNK, False)
+    worker = Worker(plan, opened)
+    findings: dict[str, list[Finding]] = {}
     for tensor in tensors:
-        inputs, encoder = opened.inputs(tensor), build._encoder(tensor)
-        build.left[tensor.name] = 0  # nobody is told of this work
-        if tensor.action == "convert":
-            job = build._convert(tensor, inputs[0], encoder, [], lambda _: None)
-        else:
-            job = build._merge(tensor, inputs, encoder, 0, lambda _: None, TensorWork())
-        for stage in job:
-            if tensor.name in build.findings:
-                break  # this stage would write
-            for i in range(stage.count):
-                stage.fold(stage.task(i))
-        job.close()
-    found = {name: total(f.survival for f in findings) for name, findings in build.findings.items()}
-    stochastic = [name for name, findings in build.findings.items() if findings[0].rounding == "stochastic"]
-    wider = {name: dict(findings[0].wider) for name, findings in build.findings.items()}
+        making = Making(worker, tensor, DEFAULT_CHUNK)
+        for batch in making.prepare(0):
+            for task in batch.tasks:
+                batch.fold(worker.execute(task, batch.known))
+        worker.release(tensor.name)
+        if making.findings:
+            findings[tensor.name] = making.findings
+    found = {name: total(f.survival for f in parts) for name, parts in findings.items()}
+    stochastic = [name for name, parts in findings.items() if parts[0].rounding == "stochastic"]
+    wider = {name: dict(parts[0].wider) for name, parts in findings.items()}
     return by_type(tensors, found, stochastic, wider)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a run found out, as its journal keeps it for the report of a run that goes on after everything was written.
-
-    See `BuildReport`; `survival` has the sums of each tensor, `wider` the same for wider file types, `stochastic` the
-    tensors that were rounded so, `warnings` those that only the run could give.
-    """
-
-    nbytes: int
-    sources: dict[str, str]
-    errors: dict[str, float]
-    survival: dict[str, list[float]]
-    wider: dict[str, dict[str, list[float]]]
-    stochastic: list[str]
-    notes: list[list[str]]
-    warnings: list[str]
-
-    @classmethod
-    def of(cls, output: Output) -> Facts:
-        """Those of a sealed output. OutputError when its journal has others."""
-        try:
-            return cls(**output.record.facts)
-        except TypeError:
-            raise OutputError(f"{output.journal_path}: was not written by this program: remove it") from None
 
 
 def identity(plan: Plan, opened: Opened, watch: Watch) -> str:
@@ -239,42 +155,46 @@ def identity(plan: Plan, opened: Opened, watch: Watch) -> str:
     importance matrix, and, since a fingerprint reads too little to notice every change, sizes and times of the files.
     Where the files lie plays no part. What a journal belongs to depends on the chunks and the cutting into files, too.
     """
-    text = json.dumps([replace(plan, folder="").to_json(), opened.fingerprints(), watch.stamps()], sort_keys=True)
+    text = json.dumps(
+        [replace(plan, folder="", opening=Opening()).to_json(), opened.fingerprints(), watch.stamps()], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _Build:
-    """One build: the jobs that make each tensor, and what they share."""
+    """One build, seen from the owner of the output: the jobs that make each tensor, and what is known of them so far.
+
+    The work itself is that of a `Worker`, whose tasks run in threads; results are folded here, in order.
+    """
 
     def __init__(
         self,
         plan: Plan,
         opened: Opened,
         watch: Watch,
-        output: Output | None,
+        output: Output,
         progress: Progress,
         chunk: int,
         measure: bool,
+        threads: int,
     ) -> None:
-        """output: None to write nothing (`foresee`)."""
-        self.plan, self.opened, self.fingerprints = plan, opened, opened.fingerprints()
-        self.sources, self.imatrix = opened.sources, opened.imatrix
-        self.watch, self.progress = watch, progress
-        if output is not None:
-            self.output = output
-        self.chunk, self.measure = chunk, measure
+        self.plan, self.opened, self.watch = plan, opened, watch
+        self.output, self.progress = output, progress
+        self.chunk, self.measure, self.threads = chunk, measure, threads
         self.figures: dict[str, Figures] = {}  # of tensors that were measured
         self.findings: dict[str, list[Finding]] = {}  # of tensors that were surveyed, one for each expert
         self.notes: list[tuple[str, str]] = []
         self.warnings: list[str] = []
         self.digests: dict[Path, str] = {}
         self.resumed = 0
-        self.scratch = Scratch()
         self.meter, self.rates = Meter(), Rates.load()
+        self.worker = Worker(
+            plan, opened, put=self._put, meter=self.meter, measure=measure, keep=most_active(threads) + 1
+        )
         self.work = Work()
         self.left: dict[str, int] = {}  # work that is not yet told of tensors under way
 
-    def execute(self, threads: int, split: SplitLimit | None) -> None:
+    def execute(self, split: SplitLimit | None) -> None:
         """Make all tensors that an earlier run did not make, digest the sources and check the file."""
         self.progress.phase(f"reserving {size(self.plan.nbytes)} on the disk")
         self.writer = self.output.writer(*header_of(self.plan, self.opened), split)
@@ -285,9 +205,9 @@ class _Build:
         done = self._finished_before() if self.writer.resumed else set()
         self.resumed = len(done)
         todo = [t for t in self.plan.tensors if t.name not in done]
-        _warm_up(self.plan, self.sources, self.imatrix, self.meter, self.rates, self.progress)
+        warm_up(self.plan, self.opened, self.meter, self.rates, self.progress)
         self.progress.phase("merging")
-        self._measured(lambda: drive(self._jobs(todo, paths), threads), threads)
+        self._measured(lambda: drive(self._jobs(todo, paths), self.threads))
         self.progress.phase("verifying")
         self.warnings += self.watch.check()
         self.progress.warn(self.warnings)
@@ -296,8 +216,9 @@ class _Build:
             self.writer.patch(provenance.digest_key(i), self.digests[path])
         self.writer.verify()
 
-    def _measured(self, work: Callable[[], None], threads: int) -> None:
+    def _measured(self, work: Callable[[], None]) -> None:
         """Do the work, and note what it took beside what its threads have measured."""
+        threads = self.threads
         wall, processor = time.monotonic(), time.process_time()
         work()
         wall, processor = time.monotonic() - wall, time.process_time() - processor
@@ -313,32 +234,18 @@ class _Build:
         if own is not None and not any(kind.startswith("compile ") for kind in self.meter.sums):
             self.meter.note("memory", 1, own)
 
-    def facts(self) -> dict[str, Any]:
-        """See `Facts`; in the order of the plan, not as the threads came to their ends."""
-        order = {t.name: place for place, t in enumerate(self.plan.tensors)}
-        findings = {name: self.findings[name] for name in order if name in self.findings}
-        figures = {name: self.figures[name] for name in order if name in self.figures}
-        survival = {name: total(f.survival for f in found) for name, found in findings.items()}
-        wider = {
-            name: {of: total(f.wider.get(of, f.survival) for f in found) for one in found for of in one.wider}
-            for name, found in findings.items()
-        }
-        for t in self.plan.tensors:
-            exact = self.figures.get(t.name)
-            if exact and t.action == "convert" and self._is_adapted(t.inputs[0]):
-                plain = survival[t.name].plain if t.name in survival else 0.0
-                survival[t.name] = Survival(exact.kept, exact.change, exact.error, plain)
-        facts = Facts(
+    def facts(self) -> Facts:
+        """What was found out."""
+        return Facts.gathered(
+            self.plan.tensors,
             nbytes=self.writer.total_bytes,
-            sources={str(path): digest for path, digest in self.digests.items()},
-            errors={name: f.relative_error for name, f in figures.items()},
-            survival={name: list(astuple(s)) for name, s in survival.items()},
-            wider={name: {of: list(astuple(s)) for of, s in tried.items()} for name, tried in wider.items()},
-            stochastic=[name for name, found in findings.items() if any(f.rounding == "stochastic" for f in found)],
-            notes=sorted((list(note) for note in self.notes), key=lambda note: order.get(note[0], len(order))),
+            sources=self.digests,
+            figures=self.figures,
+            findings=self.findings,
+            adapted=self._is_adapted,
+            notes=self.notes,
             warnings=self.warnings,
         )
-        return asdict(facts)
 
     def _jobs(self, todo: Sequence[PlannedTensor], paths: Sequence[Path]) -> Iterator[Job]:
         # digests first: they take one thread a file, and at the end the others would wait for them
@@ -356,9 +263,9 @@ class _Build:
         for tensor in self.plan.tensors:
             if (entry := there.get(tensor.name)) is not None:
                 data, crc = self.writer.read(tensor.name), 0
-                for start, stop in _steps(tensor, self.chunk):
+                for rows in written_at_a_time(tensor, self.chunk):
                     row_bytes = tensor.type.row_bytes(tensor.n)
-                    crc = _chain(crc, zlib.crc32(data[start * row_bytes : stop * row_bytes].data))
+                    crc = joined(crc, zlib.crc32(data[rows.row * row_bytes : rows.end * row_bytes].data))
                 if crc == entry.crc32 and self._recalls(tensor.name, entry.facts):
                     self.writer.mark_done(tensor.name)
                     done.add(tensor.name)
@@ -382,39 +289,45 @@ class _Build:
         return True
 
     def _tensor(self, tensor: PlannedTensor) -> Job:
-        """Make one tensor: the passes of its method, then the pass that writes it."""
+        """Make one tensor."""
         self.progress.tensor(tensor.name)
-        inputs = self.opened.inputs(tensor)
-        steps = _steps(tensor, self.chunk)
-        written = _Written()
-        encoder = self._encoder(tensor)
         work = self.work.tensors[tensor.name]
         self.left[tensor.name] = self.work.ticks_of(tensor.name)
-
-        def fold(piece: _Written) -> None:
-            written.add(piece)
-            self._advance(tensor.name, work.last * piece.nbytes / tensor.nbytes)
-
-        if not tensor.rows * tensor.n:
-            pass  # no values, so there is nothing to merge or to write
-        elif tensor.action == "copy":
-            yield Stage(len(steps), lambda i: self._copy(tensor, inputs[0], *steps[i]), fold)
-        elif tensor.action == "convert":
-            yield from self._convert(tensor, inputs[0], encoder, steps, fold)
-        else:
-            for expert in range(tensor.experts):
-                yield from self._merge(tensor, inputs, encoder, expert, fold, work)
-        self.notes += [(tensor.name, note) for note in encoder.check(written.figures)]
+        share = work.pass_ / max(1, tensor.rows)
+        making = Making(
+            self.worker,
+            tensor,
+            self.chunk,
+            passed=lambda chunk: self._advance(tensor.name, share * chunk.rows),
+            written=lambda piece: self._advance(tensor.name, work.last * piece.nbytes / tensor.nbytes),
+        )
+        for batch in making.batches():
+            yield Step(len(batch.tasks), partial(self._execute, batch), batch.fold)
+        self.worker.release(tensor.name)
+        self.notes += [(tensor.name, note) for note in making.notes]
+        if making.findings:
+            self.findings[tensor.name] = making.findings
         if self.measure:
-            self.figures[tensor.name] = written.figures
+            self.figures[tensor.name] = making.figures
         facts = {
-            "figures": asdict(written.figures) if self.measure else {},
-            "findings": [asdict(finding) for finding in self.findings.get(tensor.name, ())],
-            "notes": [note for name, note in self.notes if name == tensor.name],
+            "figures": asdict(making.figures) if self.measure else {},
+            "findings": [asdict(finding) for finding in making.findings],
+            "notes": making.notes,
         }
-        self.output.finished(tensor.name, written.checksum, facts)
+        self.output.finished(tensor.name, making.checksum, facts)
         self.progress.advance(self.left.pop(tensor.name))
         self.progress.tensor_done(tensor.name)
+
+    def _execute(self, batch: Batch, i: int) -> Any:
+        return self.worker.execute(batch.tasks[i], batch.known)
+
+    def _put(self, tensor: PlannedTensor, start: int, raw: NDArray[np.uint8]) -> None:
+        self.writer.write(tensor.name, start * tensor.type.row_bytes(tensor.n), raw)
+
+    def _is_adapted(self, tensor: PlannedTensor) -> bool:
+        """Whether adapters change the first input of a tensor."""
+        first = tensor.inputs[0]
+        return self.opened.sources[first.source].changed_by_adapter(first.tensor)
 
     def _advance(self, tensor: str, seconds: float) -> None:
         """Tell of work on a tensor, of no more than was planned for it."""
@@ -423,238 +336,6 @@ class _Build:
             return
         self.left[tensor] -= units
         self.progress.advance(units)
-
-    def _copy(self, tensor: PlannedTensor, source: TensorReader, start: int, stop: int) -> _Written:
-        """Write stored rows as they are."""
-        self.meter.note("tasks", 1, 0)
-        with self.meter.measure(f"copy {tensor.type}", (stop - start) * tensor.type.row_bytes(tensor.n)):
-            written = self._put(tensor, start, source.intact_rows(start, stop))
-        self.meter.look_at_waiting()
-        return written
-
-    def _convert(
-        self,
-        tensor: PlannedTensor,
-        source: TensorReader,
-        encoder: TensorEncoder,
-        steps: Sequence[tuple[int, int]],
-        fold: Callable[[_Written], None],
-    ) -> Job:
-        """Write one input in another type, or with its adapters."""
-        adapted = self._is_adapted(tensor.inputs[0])
-        holds = source.holds(tensor.type, encoder.scales)
-
-        def read(start: int, stop: int, wanted: Sequence[int] = ()) -> Sample:
-            rows = self._read([source], start, stop)[0]
-            base = self._without_adapters(source, start, stop) if adapted else None
-            # weights that no adapter reaches and whose type stays keep their bytes
-            stored = [(base, source.raw_rows(start, stop))] if base is not None and holds else []
-            return Sample(start, rows, {} if base is None else {0: base}, stored)
-
-        rounding: Rounding = "nearest"
-        if adapted:
-            rounding, _ = yield from self._surveyed(tensor, encoder, [source], read, 0, tensor.rows)
-
-        def convert(i: int) -> _Written:
-            return self._write(tensor, encoder, read(*steps[i]), 0, rounding)
-
-        yield Stage(len(steps), convert, fold)
-
-    def _merge(
-        self,
-        tensor: PlannedTensor,
-        inputs: Sequence[TensorReader],
-        encoder: TensorEncoder,
-        expert: int,
-        fold: Callable[[_Written], None],
-        work: TensorWork,
-    ) -> Job:
-        """Merge one matrix of a tensor: all of it, or one expert of a stack."""
-        method = find_method(tensor.method)
-        problem = problem_of(tensor, self._keys(tensor, expert))
-        first = expert * problem.shape[0]
-        chunks = _chunks(problem.shape, self.chunk, tensor.rows // tensor.matrices)
-        stored = [(i, source) for i, source in enumerate(inputs) if _stores(source, tensor, encoder.scales)]
-
-        def read(chunk: Chunk) -> NDArray[np.float32]:
-            x = self._read(inputs, first + chunk.row, first + chunk.row + chunk.rows)
-            if tensor.offset:
-                x -= np.float32(tensor.offset)
-            return x
-
-        sizes = problem.shape[1] * len(inputs)
-        share = work.pass_ / max(1, tensor.rows)
-
-        def passed(chunk: Chunk) -> None:
-            self._advance(tensor.name, share * chunk.rows)
-
-        def gather(current: Pass, chunk: Chunk) -> Any:
-            x = read(chunk)
-            self.meter.note(f"reads {tensor.method}", 0, chunk.rows * tensor.n)
-            self.meter.note("tasks", 1, 0)
-            with self.meter.measure(f"pass {tensor.method}", chunk.rows * sizes):
-                partial = current.map(x, chunk)
-            self.meter.look_at_waiting()
-            return partial
-
-        statistics = yield from _statistics(method.passes(problem), chunks, gather, passed)
-        self.notes += [(tensor.name, note) for note in method.notes(problem, statistics)]
-
-        def merged(chunk: Chunk, wanted: Sequence[int]) -> Sample:
-            """The rows of a chunk, and of the inputs of these numbers what they would be without adapters."""
-            out = self.scratch.array("out", (chunk.rows, tensor.n), np.float32)
-            x, start = read(chunk), first + chunk.row
-            stop = start + chunk.rows
-            with self.meter.measure(merge_kind(tensor), chunk.rows * sizes):
-                method.combine(x, problem, statistics, chunk, out)
-            self.meter.note(f"reads {tensor.method}", chunk.rows * tensor.n, chunk.rows * tensor.n)
-            same = [(x[i], source.raw_rows(start, stop)) for i, source in stored]
-            bases = {}
-            for i in wanted:
-                source = inputs[i]
-                if not self._is_adapted(tensor.inputs[i]):
-                    bases[i] = x[i]
-                    continue
-                bases[i] = self._without_adapters(source, start, stop, i)
-                if tensor.offset:
-                    bases[i] -= np.float32(tensor.offset)
-                if source.holds(tensor.type, encoder.scales):
-                    same.append((bases[i], source.raw_rows(start, stop)))
-            return Sample(start, out, bases, same)
-
-        def sample(start: int, stop: int, wanted: Sequence[int]) -> Sample:
-            row = start - first
-            return merged(Chunk(0, row, stop - start, row * tensor.n), wanted)
-
-        rounding, reference = yield from self._surveyed(tensor, encoder, inputs, sample, first, problem.shape[0])
-        # blocks that no adapter reaches keep their bytes, which takes the base of an adapted input to see
-        spared = tensor.keeps_type and self._is_adapted(tensor.inputs[reference])
-        wanted = [reference] if rounding == "stochastic" or spared else []
-
-        def task(i: int) -> _Written:
-            return self._write(tensor, encoder, merged(chunks[i], wanted), reference, rounding)
-
-        yield Stage(len(chunks), task, fold)
-
-    def _write(
-        self, tensor: PlannedTensor, encoder: TensorEncoder, part: Sample, reference: int, rounding: Rounding
-    ) -> _Written:
-        """Encode and write a piece of a tensor, whose reference of this number is what it is a change of."""
-        self.meter.note("tasks", 1, 0)
-        base = part.references.get(reference)
-        kind = write_kind(tensor, self.imatrix, rounding=rounding, measure=self.measure)
-        with self.meter.measure(kind, part.rows.size):
-            raw, figures = encoder.encode(part.start, part.rows, stored=part.stored, base=base, rounding=rounding)
-        with self.meter.measure("put", raw.nbytes):
-            written = self._put(tensor, part.start, raw, figures)
-        self.meter.look_at_waiting()
-        return written
-
-    @cached_property
-    def _wider_types(self) -> dict[str, dict[str, TensorType]]:
-        """The types of all tensors in the file types that may be proposed."""
-        plan, donor = self.plan, self.sources[0].metadata
-        return {file_type: types_in(file_type, plan.tensors, plan.metadata, donor) for file_type in WIDER}
-
-    def _surveyed(
-        self,
-        tensor: PlannedTensor,
-        encoder: TensorEncoder,
-        inputs: Sequence[TensorReader],
-        read: Callable[[int, int, Sequence[int]], Sample],
-        first: int,
-        rows: int,
-    ) -> Generator[Stage, None, tuple[Rounding, int]]:
-        """How rows [first, first + rows) of a tensor are rounded, and the number of the input whose change they are.
-
-        read(start, stop, wanted): a run of rows, with the inputs of the numbers `wanted` as references.
-        """
-        if not tensor.type.is_quantized or any(source.gathered for source in inputs):
-            return "nearest", 0
-        types = reference_types(tensor, self.sources)
-        # of several models that are one file with different adapters the first one's reference is that of all
-        distinct = [i for i in types if not any(inputs[i].same_data(inputs[j]) for j in types if j < i)]
-        runs = sample_runs(rows, tensor.n, tensor.rows // (tensor.matrices or 1))
-        width = tensor.type.row_bytes(tensor.n)
-
-        def wider() -> dict[str, TensorType]:
-            types = {file_type: kinds[tensor.name] for file_type, kinds in self._wider_types.items()}
-            return {file_type: kind for file_type, kind in types.items() if kind.row_bytes(tensor.n) > width}
-
-        found: list[Finding] = []
-
-        def task(i: int) -> Finding:
-            with self.meter.measure(f"survey {tensor.type}", 1):
-                found = look()
-            self.meter.look_at_waiting()
-            return found
-
-        def look() -> Finding:
-            samples = (read(first + start, first + stop, distinct).copy() for start, stop in runs)
-            return survey(tensor, encoder, rows * tensor.n, samples, types, wider)
-
-        yield Stage(1 if runs else 0, task, found.append)
-        if not found:
-            return "nearest", 0
-        [finding] = found
-        self.findings.setdefault(tensor.name, []).append(finding)
-        return finding.rounding, finding.reference
-
-    def _keys(self, tensor: PlannedTensor, expert: int) -> list[int]:
-        """The random stream of each input that is not the base."""
-        name = f"{tensor.name}#{expert}" if tensor.experts > 1 else tensor.name
-        models = tensor.inputs[1:] if tensor.has_base else tensor.inputs
-        return [int(stream_key(self.plan.seed, name, self.fingerprints[i.source])) for i in models]
-
-    def _read(self, inputs: Sequence[TensorReader], start: int, stop: int) -> NDArray[np.float32]:
-        """Rows [start, stop) of all inputs, float32 [inputs, rows, n], in the thread's own buffer."""
-        x: NDArray[np.float32] = self.scratch.array("in", (len(inputs), stop - start, inputs[0].n), np.float32)
-        for i, source in enumerate(inputs):
-            # one base with several adapters is dequantized once
-            twin = next((j for j in range(i) if inputs[j].same_data(source)), None)
-            if twin is None:
-                with self.meter.measure(read_kind(source), x[i].size):
-                    source.dequantize(start, x[i])
-            else:
-                x[i] = x[twin]
-        for i, source in enumerate(inputs):
-            if source.rank and not source.gathered:
-                with self.meter.measure("adapt", x[i].size * source.rank):
-                    source.adapt(start, x[i])
-            else:
-                source.adapt(start, x[i])
-        return x
-
-    def _scales(self, tensor: PlannedTensor) -> NDArray[np.float32] | None:
-        """What the values of a tensor are divided by before they are quantized, float32 [matrices]; None for 1."""
-        return self.sources[tensor.scale.source].scales(tensor.scale.tensor) if tensor.scale else None
-
-    def _is_adapted(self, given: Input) -> bool:
-        """Whether adapters change an input."""
-        return self.sources[given.source].changed_by_adapter(given.tensor)
-
-    def _without_adapters(self, source: TensorReader, start: int, stop: int, number: int = 0) -> NDArray[np.float32]:
-        """Rows [start, stop) as the file holds them, float32 [rows, n], in the thread's own buffer for this input."""
-        base: NDArray[np.float32] = self.scratch.array(f"base {number}", (stop - start, source.n), np.float32)
-        source.dequantize(start, base)
-        return base
-
-    def _weights(self, tensor: PlannedTensor) -> NDArray[np.float32] | None:
-        """The importance of each column, float32 [matrices, n]; None without."""
-        return self.imatrix.get(tensor.name, tensor.n, tensor.matrices) if self.imatrix else None
-
-    def _encoder(self, tensor: PlannedTensor) -> TensorEncoder:
-        """What writes a tensor; of copied ones it has nothing to write."""
-        if tensor.action == "copy":
-            return TensorEncoder(tensor, self.plan.seed, self.scratch)
-        weights, scales = self._weights(tensor), self._scales(tensor)
-        return TensorEncoder(tensor, self.plan.seed, self.scratch, weights=weights, scales=scales, measure=self.measure)
-
-    def _put(
-        self, tensor: PlannedTensor, start: int, raw: NDArray[np.uint8], figures: Figures | None = None
-    ) -> _Written:
-        self.writer.write(tensor.name, start * tensor.type.row_bytes(tensor.n), raw)
-        return _Written(zlib.crc32(raw.data), raw.nbytes, figures or Figures())
 
     def _digest(self, path: Path) -> Job:
         """The sha256 of a source file, a piece at a time so that an interruption need not wait for the end.
@@ -677,125 +358,5 @@ class _Build:
             told = now
 
         self.progress.phase(f"digest of {path.name}")
-        yield Stage(-(-nbytes // _DIGEST_STEP), task, fold, ordered=True)
+        yield Step(-(-nbytes // _DIGEST_STEP), task, fold, ordered=True)
         self.digests[path] = digest.hexdigest()
-
-
-@dataclass
-class _Written:
-    """A piece of a tensor that was written, or all of it so far: checksum, size, and what its encoding cost."""
-
-    checksum: int = 0
-    nbytes: int = 0
-    figures: Figures = field(default_factory=Figures)
-
-    def add(self, piece: _Written) -> None:
-        """The next piece in order."""
-        self.checksum = _chain(self.checksum, piece.checksum)
-        self.nbytes += piece.nbytes
-        self.figures.add(piece.figures)
-
-
-def _steps(tensor: PlannedTensor, chunk: int) -> list[tuple[int, int]]:
-    """The rows [start, stop) that are written at a time, the same for every run with this chunk size."""
-    shape = (tensor.rows, tensor.n)
-    return [(c.row, c.row + c.rows) for c in _chunks(shape, chunk, tensor.rows // (tensor.matrices or 1))]
-
-
-def _chunks(shape: tuple[int, int], chunk: int, matrix: int) -> list[Chunk]:
-    """Pieces of about `chunk` values, each of whole rows of one matrix; `matrix` is the number of rows of a matrix."""
-    rows, n = shape
-    if not rows * n:
-        return []
-    step = max(1, chunk // n)
-    starts = [row for first in range(0, rows, matrix) for row in range(first, first + matrix, step)]
-    ends = [min(row + step, row - row % matrix + matrix) for row in starts]
-    return [Chunk(i, row, end - row, row * n) for i, (row, end) in enumerate(zip(starts, ends, strict=True))]
-
-
-def _stores(source: TensorReader, tensor: PlannedTensor, scales: NDArray[np.float32] | None) -> bool:
-    """Whether an input has the tensor's type, in units of these scales, and writing its values anew may round them."""
-    return (tensor.type.is_quantized or tensor.offset != 0) and source.stores(tensor.type, scales)
-
-
-def _chain(checksum: int, crc: int) -> int:
-    """The checksum of a tensor from those of its pieces, in order."""
-    return zlib.crc32(crc.to_bytes(4, "little"), checksum)
-
-
-def _statistics(
-    passes: Passes, chunks: Sequence[Chunk], gather: Callable[[Pass, Chunk], Any], passed: Callable[[Chunk], None]
-) -> Generator[Stage, None, Any]:
-    """Run the passes of a method as stages; returns what the method made of them. passed: is told of each chunk."""
-    gathered: Any = None
-
-    def stage(current: Pass) -> Stage:
-        nonlocal gathered
-        gathered = current.initial
-
-        folded = iter(chunks)
-
-        def fold(partial: Any) -> None:
-            nonlocal gathered
-            gathered = current.fold(gathered, partial)
-            passed(next(folded))
-
-        return Stage(len(chunks), lambda i: gather(current, chunks[i]), fold)
-
-    try:
-        current = next(passes)
-        while True:
-            yield stage(current)
-            current = passes.send(gathered)
-    except StopIteration as end:
-        return end.value
-
-
-def _warm_up(
-    plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None, meter: Meter, rates: Rates, progress: Progress
-) -> None:
-    """Compile (or load from numba's cache) the kernels that a plan needs, on a row of 256 values, in one thread.
-
-    Without it all threads would start by waiting for the same compiler.
-    """
-    n = 256
-    rows = np.sin(np.arange(n, dtype=np.float32)).reshape(1, n)
-    merged: dict[str, list[PlannedTensor]] = {merge_kind(t): [] for t in plan.tensors if t.action == "merge"}
-    for tensor in {
-        (t.method, len(t.inputs), tuple(t.shared.items())): t for t in plan.tensors if t.action == "merge"
-    }.values():
-        merged[merge_kind(tensor)].append(tensor)
-
-    def prepare(kind: str) -> None:
-        word, _, rest = kind.partition(" ")
-        name, _, how = rest.partition(" ")
-        if word == "read":
-            stored = TensorType.parse(name)
-            codec(stored).dequantize(np.zeros((1, stored.row_bytes(n)), np.uint8), np.empty_like(rows))
-        elif word == "write":
-            warm_up(TensorType.parse(name), bool(how), rows)
-        elif word == "survey":
-            warm_up_survey(rows)
-        elif word == "merge":
-            for tensor in merged[kind]:
-                _merge_once(tensor, rows)
-
-    kernels = kernels_of(plan, sources, imatrix)
-    new = [kind for kind in kernels if not is_prepared(kind)]
-    if new:
-        progress.compiling(new, sum(rates.of(f"compile {kind}") for kind in new))
-    else:
-        progress.phase("loading kernels")
-    for kind in kernels:
-        began = time.process_time()
-        prepare(kind)
-        meter.note(f"{'compile' if kind in new else 'load'} {kind}", 1, time.process_time() - began)
-    note_prepared(new)
-
-
-def _merge_once(tensor: PlannedTensor, rows: NDArray[np.float32]) -> None:
-    """Merge a row of 256 values as a tensor is merged."""
-    keys = range(len(tensor.inputs) - tensor.has_base)
-    problem = replace(problem_of(replace(tensor, shape=(rows.size,), experts=1), list(keys)), shape=(1, rows.size))
-    stack = np.stack([np.roll(rows, i) for i in range(len(tensor.inputs))])
-    merge_stack(find_method(tensor.method), problem, stack)

@@ -1,8 +1,8 @@
 """Drives jobs over a pool of threads, with results folded in order and little work in flight.
 
-A job is a generator of stages. A stage is a number of independent tasks whose results are folded one after the other,
-in order, by the main thread; when all are folded the job goes on to its next stage. While one job waits for the end
-of a stage the next jobs fill the threads, so short stages cost nothing. What runs when never changes a result.
+A job is a generator of steps. A step is a number of independent tasks whose results are folded one after the other,
+in order, by the main thread; when all are folded the job goes on to its next step. While one job waits for the end
+of a step the next jobs fill the threads, so short steps cost nothing. What runs when never changes a result.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Stage:
+class Step:
     """`count` tasks: task(i) runs in a thread, fold(result) in the main thread, in the order of i.
 
     ordered: at most one task at a time is in flight (for digests).
@@ -26,32 +26,37 @@ class Stage:
     ordered: bool = False
 
 
-Job = Generator[Stage, None, None]
+Job = Generator[Step, None, None]
 
 
 class _Active:
-    """A job under way: its stage, the next task to hand out, the next result to fold."""
+    """A job under way: its step, the next task to hand out, the next result to fold."""
 
-    def __init__(self, job: Job, stage: Stage) -> None:
-        self.job, self.stage = job, stage
+    def __init__(self, job: Job, step: Step) -> None:
+        self.job, self.step = job, step
         self.handed = self.folded = 0
         self.results: dict[int, Any] = {}
 
     def may_hand_out(self, ahead: int) -> bool:
-        ahead = 1 if self.stage.ordered else ahead
-        return self.handed < self.stage.count and self.handed - self.folded < ahead
+        ahead = 1 if self.step.ordered else ahead
+        return self.handed < self.step.count and self.handed - self.folded < ahead
 
     def fold(self) -> bool:
-        """Fold what is next in order; go on to the next stage at the end of one. False when the job is over."""
+        """Fold what is next in order; go on to the next step at the end of one. False when the job is over."""
         while self.folded in self.results:
-            self.stage.fold(self.results.pop(self.folded))
+            self.step.fold(self.results.pop(self.folded))
             self.folded += 1
-        while self.folded == self.stage.count:
-            stage = next(self.job, None)
-            if stage is None:
+        while self.folded == self.step.count:
+            step = next(self.job, None)
+            if step is None:
                 return False
-            self.stage, self.handed, self.folded = stage, 0, 0
+            self.step, self.handed, self.folded = step, 0, 0
         return True
+
+
+def most_active(threads: int) -> int:
+    """How many jobs can be under way at once."""
+    return 2 * (threads + 1)
 
 
 def drive(jobs: Iterable[Job], threads: int) -> None:
@@ -63,10 +68,10 @@ def drive(jobs: Iterable[Job], threads: int) -> None:
     with ThreadPoolExecutor(threads, thread_name_prefix="ggufmerge") as pool:
         try:
             while True:
-                while len(running) < limit and (chosen := _choose(active, waiting, limit, 2 * limit)):
+                while len(running) < limit and (chosen := _choose(active, waiting, limit, most_active(threads))):
                     i = chosen.handed
                     chosen.handed += 1
-                    running[pool.submit(chosen.stage.task, i)] = (chosen, i)
+                    running[pool.submit(chosen.step.task, i)] = (chosen, i)
                 if not running:
                     return
                 # a timeout lets signals through on Windows, where a wait without one cannot be interrupted
@@ -94,11 +99,11 @@ def _choose(active: list[_Active], waiting: Any, ahead: int, most: int) -> _Acti
         generator = next(waiting, None)
         if generator is None:
             return None
-        stage = next(generator, None)
-        if stage is None:
+        step = next(generator, None)
+        if step is None:
             continue
-        job = _Active(generator, stage)
-        if job.fold():  # skips empty stages
+        job = _Active(generator, step)
+        if job.fold():  # skips empty steps
             active.append(job)
             if job.may_hand_out(ahead):
                 return job

@@ -3,7 +3,7 @@
 A merge changes the weights of a model: of its base, or where the method has none, of the model that the result is
 closest to. Written on the grid on which that model's weights lie already, a change of less than half a step is lost.
 So where a recipe leaves the rounding open, the sample is rounded to the nearest, and if less than 85 % of its
-change is left, the tensor is rounded stochastically (`engine.rounding`). `docs/lora.md` has the measurements behind
+change is left, the tensor is rounded stochastically (`quants.encoders`). `docs/lora.md` has the measurements behind
 this rule.
 
 The sample is a few runs of neighbouring rows, the same for every chunk size and number of threads. They are encoded as
@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine.encode import TensorEncoder, squares
+from ggufmerge.engine.encode import TensorEncoder
 from ggufmerge.engine.plan import PlannedTensor, Rounding
 from ggufmerge.engine.survival import Survival
-from ggufmerge.kernels import kernel
 from ggufmerge.quants import codec
+from ggufmerge.quants.encoders import encoder as encoding
+from ggufmerge.quants.encoders import encoder_names
+from ggufmerge.quants.figures import block_sums, squares
 from ggufmerge.types import TensorType
 
 _RUN = 2048  # values of a run, as whole rows
@@ -79,7 +81,9 @@ class Finding:
             return Survival(**{name: float(value) for name, value in sums.items()})
 
         wider = {name: survival(sums) for name, sums in data["wider"].items()}
-        rounding: Rounding = "stochastic" if data["rounding"] == "stochastic" else "nearest"
+        rounding = str(data["rounding"])
+        if rounding not in encoder_names():
+            raise ValueError(f"{rounding} is no encoder")
         return cls(rounding, int(data["reference"]), survival(data["survival"]), wider)
 
 
@@ -125,7 +129,8 @@ def survey(
     for sample in samples:
         trial.add(sample)
         if len(trial.samples) >= enough:
-            rounding = tensor.rounding if tensor.rounding != "auto" and trial.keeps_type else "nearest"
+            if tensor.rounding != "auto" and (trial.keeps_type or not encoding(tensor.rounding).needs_grid):
+                rounding = tensor.rounding
             sums = trial.of(tensor.type, rounding)
             if tensor.rounding != "auto" or not trial.keeps_type or sums.is_clear:
                 break
@@ -144,7 +149,7 @@ def survey(
 
 
 class _Sums:
-    """What writing a sample did, block by block: float64 [6, blocks] as `_block_sums` makes them."""
+    """What writing a sample did, block by block: float64 [6, blocks] as `block_sums` makes them."""
 
     def __init__(self, blocks: NDArray[np.float64] | None = None) -> None:
         self._blocks = np.zeros((6, 0)) if blocks is None else blocks
@@ -201,7 +206,7 @@ class _Trial:
         back = self._written(s, s.rows, kind, rounding)
         plain = base if kind == self._types[self.reference] else self._written(s, base, kind, "nearest")
         group = _GROUP if base.shape[1] % _GROUP == 0 else base.shape[1]
-        sums: NDArray[np.float64] = _block_sums(*(x.reshape(-1, group) for x in (base, s.rows, back, plain)))
+        sums: NDArray[np.float64] = block_sums(*(x.reshape(-1, group) for x in (base, s.rows, back, plain)))
         return sums
 
     def _written(self, s: Sample, rows: Floats, kind: TensorType, rounding: Rounding) -> Floats:
@@ -234,30 +239,3 @@ def _ratio(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> tuple[float
     with np.errstate(over="ignore", invalid="ignore"):  # weights that the type cannot hold, which are refused later
         ratio = float(top.sum()) / total
         return ratio, float(np.sqrt(np.square(top - ratio * bottom).sum())) / total
-
-
-def warm_up(rows: Floats) -> None:
-    """Compile (or load from numba's cache) what a survey computes with."""
-    squares(rows, rows)
-    _block_sums(rows, rows, rows, rows)
-
-
-@kernel
-def _block_sums(base, rows, back, plain):  # type: ignore[no-untyped-def]
-    """float64 [6, blocks]: of each row the sums of (back - base) * change, change^2, (back - rows)^2, (plain - base)^2
-    and base^2, where change = rows - base, and the number of its values. All arguments are float32 [blocks, values].
-    """
-    sums = np.zeros((6, rows.shape[0]))
-    for i in range(rows.shape[0]):
-        for j in range(rows.shape[1]):
-            old = np.float64(base[i, j])
-            new = np.float64(rows[i, j])
-            found = np.float64(back[i, j])
-            bare = np.float64(plain[i, j])
-            sums[0, i] += (found - old) * (new - old)
-            sums[1, i] += (new - old) * (new - old)
-            sums[2, i] += (found - new) * (found - new)
-            sums[3, i] += (bare - old) * (bare - old)
-            sums[4, i] += old * old
-        sums[5, i] = rows.shape[1]
-    return sums

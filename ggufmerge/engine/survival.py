@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ggufmerge.engine.plan import PlannedRounding, PlannedSource, PlannedTensor
-from ggufmerge.engine.rounding import STEPS, UNIFORM
+from ggufmerge.quants import grid_of
 from ggufmerge.text import counted
 from ggufmerge.types import TensorType
 
@@ -111,7 +111,7 @@ class TypeSurvival:
         """What a poor result could be instead, as a warning; recipes have the same options as keys."""
         better = [f"--type {name} keeps {_figures(s)}" for name, s in self.wider.items()]
         ways = better or ["an adapter that is applied at run time keeps all of it"]
-        if self.survival.is_lost and not self.stochastic and TensorType.parse(self.type) in UNIFORM:
+        if self.survival.is_lost and not self.stochastic and grid_of(TensorType.parse(self.type)):
             ways.insert(0, "--rounding stochastic keeps it where models keep their type")
         noise = self.survival.noise
         poor = [f"{_percent(1 - self.survival.share)} of the change is lost"] * self.survival.is_lost
@@ -170,11 +170,13 @@ def expectations(
     """
     groups: dict[tuple[TensorType, PlannedRounding], int] = {}
     for t in tensors:
-        if _has_change(t) and t.type in STEPS and _is_on_grid(t, sources) and adapted(t):
+        if _has_change(t) and grid_of(t.type) and _is_on_grid(t, sources) and adapted(t):
             groups[t.type, t.rounding] = groups.get((t.type, t.rounding), 0) + 1
     lines = []
     for (kind, rounding), count in groups.items():
-        change = _ORDINARY / STEPS[kind]
+        grid = grid_of(kind)
+        assert grid is not None, "as asked above"
+        change = _ORDINARY / grid.typical_step
         share, noise = _kept_by_nearest(change), math.sqrt(_STOCHASTIC_NOISE / change)
         where = f"{kind} ({counted(count, 'tensor')})"
         if rounding == "nearest" and share < LOW_SURVIVAL:
@@ -197,7 +199,7 @@ def unknown(tensors: Iterable[PlannedTensor], sources: Sequence[PlannedSource]) 
     kinds = dict.fromkeys(
         str(t.type)
         for t in tensors
-        if _has_change(t) and t.type.is_quantized and not (t.type in STEPS and _is_on_grid(t, sources))
+        if _has_change(t) and t.type.is_quantized and not (grid_of(t.type) and _is_on_grid(t, sources))
     )
     if not kinds:
         return ""

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ggufmerge.engine.plan import PlannedTensor, Rounding
-from ggufmerge.engine.rounding import UNIFORM
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from ggufmerge.files import open_gguf
 from ggufmerge.patterns import Budget, Pattern
 from ggufmerge.places.references import locate
-from ggufmerge.quants import codec
+from ggufmerge.quants import codec, grid_of
+from ggufmerge.quants.encoders import encoder
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.quants.mixture import (
     Decision,
@@ -128,8 +128,8 @@ def with_rounding(tensor: PlannedTensor, sources: Sequence[Source], asked: Round
     if not changes(tensor, sources) or any(sources[i.source].moves(i.tensor) for i in tensor.inputs):
         return tensor
     keeps = tensor.type in reference_types(tensor, sources).values()
-    rounds = keeps and tensor.type in UNIFORM
-    return replace(tensor, keeps_type=keeps, rounding=(asked or "auto") if rounds else "nearest")
+    fits = (keeps and grid_of(tensor.type) is not None) or not encoder(asked or "stochastic").needs_grid
+    return replace(tensor, keeps_type=keeps, rounding=(asked or "auto") if fits else "nearest")
 
 
 def changes(tensor: PlannedTensor, sources: Sequence[Source]) -> bool:

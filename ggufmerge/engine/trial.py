@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ggufmerge.engine.effort import is_one_tensor, kernels_of, rank_of, work_of
 from ggufmerge.engine.plan import Plan, PlannedTensor
 from ggufmerge.engine.planner import Opened
 from ggufmerge.engine.rates import Rates
 from ggufmerge.engine.run import foresee
 from ggufmerge.engine.survey import is_surveyed
 from ggufmerge.engine.survival import TypeSurvival
-from ggufmerge.engine.work import is_one_tensor, kernels_of, rank_of, work_of
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.kernels import is_prepared
 

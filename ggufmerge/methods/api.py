@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ggufmerge.errors import GgufmergeError, RecipeError
 from ggufmerge.methods import method as find_method
+from ggufmerge.methods.chunks import chunks_of
+from ggufmerge.methods.drive import Replay, Statistics, readings
 from ggufmerge.methods.parameters import BindError, Complaint
 from ggufmerge.methods.random import stream_key
 from ggufmerge.methods.spec import Base, Chunk, Method, Problem
@@ -80,29 +82,34 @@ def _line(method: Method, complaint: Complaint) -> str:
 
 def run(method: Method, p: Problem, x: NDArray[np.float32], elements: int | None = None) -> NDArray[np.float32]:
     """Merge the stack x, float32 [inputs, rows, n], whole or by chunks of about `elements`: float32 [rows, n]."""
-    statistics = None
-    passes = method.passes(p)
-    try:
-        reading = next(passes)
-        while True:
-            result = reading.initial
-            for part, chunk in _chunks(x, elements):
-                result = reading.fold(result, reading.map(part, chunk))
-            reading = passes.send(result)
-    except StopIteration as end:
-        statistics = end.value
+    chunks = chunks_of(x.shape[1], x.shape[2], elements or x.size)
     out = np.empty(x.shape[1:], np.float32)
-    for part, chunk in _chunks(x, elements):
-        method.combine(part, p, statistics, chunk, out[chunk.row : chunk.row + chunk.rows])
+    if not chunks:
+        return out  # there is nothing to merge
+    replay = Replay(method, p)
+    statistics = replay.after(_gathered(replay, x, chunks))
+    assert isinstance(statistics, Statistics), "after the last pass"
+    for chunk in chunks:
+        method.combine(_part(x, chunk), p, statistics.value, chunk, out[chunk.row : chunk.end])
     return out
 
 
-def _chunks(x: NDArray[np.float32], elements: int | None) -> Iterator[tuple[NDArray[np.float32], Chunk]]:
-    _, rows, n = x.shape
-    step = max(1, (elements or x.size) // max(1, n))
-    for index, row in enumerate(range(0, rows, step)):
-        part = np.ascontiguousarray(x[:, row : row + step])
-        yield part, Chunk(index, row, part.shape[1], row * n)
+def _gathered(replay: Replay, x: NDArray[np.float32], chunks: Sequence[Chunk]) -> tuple[Any, ...]:
+    """What each pass gathers of the stack."""
+    driver = readings(replay)
+    while True:
+        try:
+            reading = next(driver)
+        except StopIteration as end:
+            gathered: tuple[Any, ...] = end.value
+            return gathered
+        for chunk in chunks:
+            reading.fold(reading.map(_part(x, chunk), chunk))
+
+
+def _part(x: NDArray[np.float32], chunk: Chunk) -> NDArray[np.float32]:
+    """The rows of a chunk of all inputs, as methods want them: float32 [inputs, rows, n] in C order."""
+    return np.ascontiguousarray(x[:, chunk.row : chunk.end])
 
 
 def _check_inputs(method: Method, arrays: list[NDArray[np.float32]], has_base: bool) -> None:

@@ -108,6 +108,11 @@ class Chunk:
     rows: int
     start: int
 
+    @property
+    def end(self) -> int:
+        """The row behind the last one."""
+        return self.row + self.rows
+
 
 @dataclass(frozen=True)
 class Pass(Generic[Partial, Folded]):
@@ -157,7 +162,9 @@ class Method(ABC, Generic[Statistics]):
     def passes(self, p: Problem) -> Passes[Statistics]:
         """Yield the passes needed before `combine`; each yield gives back that pass's folded result.
 
-        A method that needs none overrides `statistics` instead.
+        Other processes replay them from these results (`methods.drive`): they are data that pickles and is not changed
+        any more, and nothing else is carried from one pass to the next. A method that needs no pass overrides
+        `statistics` instead.
         """
         yield from ()
         return self.statistics(p)

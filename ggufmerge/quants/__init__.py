@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ggufmerge.errors import GgufmergeError, ShapeError
 from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.uniform import UniformGrid
 from ggufmerge.types import TensorType
 
 # Which module holds a type's kernels; a module is imported (and compiled) only when one of its types is used.
@@ -35,6 +36,11 @@ def codec(type: TensorType) -> Codec:  # noqa: A002
         raise GgufmergeError(f"{type} is an intermediate type of ggml that files do not hold") from None
     codecs: dict[TensorType, Codec] = importlib.import_module(f"ggufmerge.quants.{module}").CODECS
     return codecs[type]
+
+
+def grid_of(type: TensorType) -> UniformGrid | None:  # noqa: A002
+    """The uniform grid that the values of a block of this type lie on; None when the type has none."""
+    return codec(type).grid if type in _MODULE_OF else None
 
 
 def dequantize(raw: NDArray[np.uint8], type: TensorType | str, n: int) -> NDArray[np.float32]:  # noqa: A002

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.simd import INTERPRETED
+from ggufmerge.quants.uniform import UniformGrid
 from ggufmerge.types import TensorType
 
 FLOATS, BYTES = np.dtype(np.float32), np.dtype(np.uint8)
@@ -51,6 +52,7 @@ class Codec:
     find_damage(raw): what `damaged` gives, for formats whose scales are something else: `raw` is flat, uint8 [bytes].
         None for formats without scales, in which any bytes are finite numbers, and for those that `scales` describes.
     checked(raw, out): `decode` in one go; None to do it in two.
+    grid: at which distances the values of a block lie, where these are equal; None for other formats.
 
     A codec is built from bare kernels. It puts a check of shapes before each of them, because a kernel does not check
     and would write past the end of an array, and it shows every input as a read-only array: numba compiles a kernel
@@ -65,6 +67,7 @@ class Codec:
     scales: tuple[int, ...] = ()
     find_damage: DamageKernel | None = None
     checked: CheckedKernel | None = None
+    grid: UniformGrid | None = None
 
     def __post_init__(self) -> None:
         for name in ("dequantize", "quantize", "quantize_weighted", "checked"):

@@ -22,6 +22,7 @@ from ggufmerge.quants.blocks import load_half, store_half
 from ggufmerge.quants.codec import HALF_MAX, Codec
 from ggufmerge.quants.lanes import LANES, constant, inlined, nearest, nearest_between, row, set_row
 from ggufmerge.quants.simd import absolute, convert, load, select, splat, square_root, store
+from ggufmerge.quants.uniform import UniformGrid
 from ggufmerge.types import TensorType
 
 F, U8 = np.float32, np.uint8
@@ -519,12 +520,12 @@ def _scale_3bit(raw, at, s):
 
 
 CODECS: dict[TensorType, Codec] = {
-    kind: Codec(kind, dequantize, quantize, quantize, limit=limit * HALF_MAX, scales=scales)
-    for kind, dequantize, quantize, limit, scales in (
-        (TensorType.Q2_K, dequantize_q2_k, quantize_q2_k, 60, (80, 82)),
-        (TensorType.Q3_K, dequantize_q3_k, quantize_q3_k, 128, (108,)),
-        (TensorType.Q4_K, dequantize_q4_k, quantize_q4_k, 1008, (0, 2)),
-        (TensorType.Q5_K, dequantize_q5_k, quantize_q5_k, 2016, (0, 2)),
-        (TensorType.Q6_K, dequantize_q6_k, quantize_q6_k, 4096, (208,)),
+    kind: Codec(kind, dequantize, quantize, quantize, limit=limit * HALF_MAX, scales=scales, grid=grid)
+    for kind, dequantize, quantize, limit, scales, grid in (
+        (TensorType.Q2_K, dequantize_q2_k, quantize_q2_k, 60, (80, 82), UniformGrid(16, 4, 1.15)),
+        (TensorType.Q3_K, dequantize_q3_k, quantize_q3_k, 128, (108,), UniformGrid(16, 8, 0.54)),
+        (TensorType.Q4_K, dequantize_q4_k, quantize_q4_k, 1008, (0, 2), UniformGrid(32, 16, 0.28)),
+        (TensorType.Q5_K, dequantize_q5_k, quantize_q5_k, 2016, (0, 2), UniformGrid(32, 32, 0.135)),
+        (TensorType.Q6_K, dequantize_q6_k, quantize_q6_k, 4096, (208,), UniformGrid(16, 64, 0.069)),
     )
 }

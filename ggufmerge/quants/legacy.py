@@ -36,6 +36,7 @@ from ggufmerge.quants.simd import (
     store,
     view,
 )
+from ggufmerge.quants.uniform import UniformGrid
 from ggufmerge.types import TensorType
 
 F = np.float32
@@ -386,8 +387,25 @@ def _codec(
     def checked(raw, out):
         return find_bad_half(raw.reshape(-1), kind.block_bytes, scales[0], scales[-1]) if dequantize(raw, out) else -1
 
-    return Codec(kind, dequantize, quantize, weighted, limit=limit * HALF_MAX, scales=scales, checked=checked)
+    return Codec(
+        kind,
+        dequantize,
+        quantize,
+        weighted,
+        limit=limit * HALF_MAX,
+        scales=scales,
+        checked=checked,
+        grid=_GRIDS[kind],
+    )
 
+
+_GRIDS = {
+    TensorType.Q4_0: UniformGrid(BLOCK, 16, 0.30),
+    TensorType.Q4_1: UniformGrid(BLOCK, 16, 0.28),
+    TensorType.Q5_0: UniformGrid(BLOCK, 32, 0.15),
+    TensorType.Q5_1: UniformGrid(BLOCK, 32, 0.135),
+    TensorType.Q8_0: UniformGrid(BLOCK, 256, 0.019),
+}
 
 CODECS = {
     TensorType.Q4_0: _codec(TensorType.Q4_0, dequantize_q4_0, quantize_q4_0, quantize_weighted_q4_0, 8, 0),

@@ -111,6 +111,10 @@ class Recipe(RecipeKeys):
         """The same recipe, with GGUF files in the place of the stages of these names."""
         return self._of(self, replace(self._origin, files=dict(files)))
 
+    def in_folder(self, folder: str) -> Recipe:
+        """The same recipe, with relative model paths that start from another folder."""
+        return self._of(self, replace(self._origin, folder=folder))
+
     def locate(self, reference: ModelReference) -> ModelReference:
         """A reference with the file of the stage that it names; any other stays as it is."""
         return replace(reference, path=self._origin.files.get(reference.path, reference.path))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from ggufmerge.chat.templates import TEMPLATES
 from ggufmerge.errors import GgufmergeError, nearest
@@ -116,6 +117,17 @@ def _methods(value: Any) -> Setting:
     return setting
 
 
+def _rounding(value: Any) -> Any:
+    """The name of an encoder."""
+    from ggufmerge.quants.encoders import encoder_names  # of compiled kernels, which most recipes need later or never
+
+    names = encoder_names()
+    if value not in names:
+        listed = " or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1]))))
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": listed})
+    return value
+
+
 def _says(text: str) -> Any:
     """What the JSON schema says of a key."""
     return Field(description=text)
@@ -136,6 +148,7 @@ Parameters = Annotated[
     BeforeValidator(lambda value: {} if value is None else value),  # "parameters:" with nothing but comments below it
     _defined("parameters"),
 ]
+Rounding = Annotated[str, BeforeValidator(_rounding), _defined("rounding")]
 DType = Annotated[
     Literal["float32", "float16", "bfloat16"],
     BeforeValidator(_dtype),
@@ -249,7 +262,7 @@ class RecipeKeys(_Node):
     like: Annotated[str | None, _says("A GGUF file whose types are taken over. Not in mergekit.")] = None
     imatrix: Annotated[Texts, _says("Importance matrices to quantize with; several add up. Not in mergekit.")] = ()
     rounding: Annotated[
-        Literal["stochastic", "nearest"] | None,
+        Rounding | None,
         _says("How changes are rounded to a type that a tensor has already. Not in mergekit."),
     ] = None
     exclude: Annotated[

@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ggufmerge.engine.rounding import UNIFORM, round_on_grid
-from ggufmerge.quants import dequantize, quantize
+from ggufmerge.methods.random import words
+from ggufmerge.quants import codec, dequantize, encoders, grid_of, quantize
 from ggufmerge.types import TensorType
 
 Floats = NDArray[np.float32]
+UNIFORM = {kind: grid.group for kind in TensorType if (grid := grid_of(kind))}
+
+
+def round_on_grid(base: Floats, rows: Floats, kind: TensorType, key: int, start: int) -> Floats:
+    """With the words of a stream from one place on."""
+    luck = words(np.uint64(key), start, rows.size).reshape(rows.shape)
+    return encoders.round_on_grid(codec(kind), base, rows, luck)
 
 
 def stored(kind: TensorType, rows: int = 8, n: int = 256) -> Floats:

@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 import pytest
 
-from ggufmerge.engine.scheduler import Job, Stage, drive
+from ggufmerge.engine.scheduler import Job, Step, drive
 
 
 def job(name: str, counts: list[int], log: list[tuple[str, int, int]], chance: random.Random) -> Job:
@@ -21,7 +21,7 @@ def job(name: str, counts: list[int], log: list[tuple[str, int, int]], chance: r
             time.sleep(delays[i])
             return i
 
-        yield Stage(count, task, lambda i, stage=stage: log.append((name, stage, i)))
+        yield Step(count, task, lambda i, stage=stage: log.append((name, stage, i)))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -51,11 +51,11 @@ def test_little_is_in_flight() -> None:
         with lock:
             held -= 1
 
-    drive(iter([one_stage(Stage(500, task, fold))]), 3)
+    drive(iter([one_stage(Step(500, task, fold))]), 3)
     assert most <= 4
 
 
-def one_stage(stage: Stage) -> Generator[Stage, None, None]:
+def one_stage(stage: Step) -> Generator[Step, None, None]:
     yield stage
 
 
@@ -71,7 +71,7 @@ def test_ordered_stages_run_one_task_at_a_time() -> None:
         running -= 1
         return i
 
-    drive(iter([one_stage(Stage(20, task, lambda i: None, ordered=True))]), 4)
+    drive(iter([one_stage(Step(20, task, lambda i: None, ordered=True))]), 4)
     assert together == [1] * 20
 
 
@@ -84,7 +84,7 @@ def test_the_first_error_ends_everything(where: str) -> None:
         try:
             if where == "job" and number == 3:
                 raise ZeroDivisionError
-            yield Stage(50, lambda i: task(number, i), lambda i: fold(number, i))
+            yield Step(50, lambda i: task(number, i), lambda i: fold(number, i))
         finally:
             closed.append(number)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numba
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import pytest
 import ggufmerge
 from ggufmerge.methods import NAMES, method
 from ggufmerge.methods.api import problem, run
+from ggufmerge.methods.chunks import chunks_of
+from ggufmerge.methods.drive import Replay, readings
 from ggufmerge.methods.spec import Base
 
 ROWS, N = (12, 9) if numba.config.DISABLE_JIT else (61, 203)
@@ -76,6 +80,38 @@ def test_chunks_change_nothing(title):
     whole = merged(title, x, _chunk=x.size)
     for rows in (1, 7, ROWS - 1):
         np.testing.assert_array_equal(merged(title, x, _chunk=rows * N), whole)
+
+
+@pytest.mark.parametrize("title", PARAMETERS)
+def test_what_the_passes_gathered_is_all_that_a_merge_needs(title):
+    """Passes and the merge can be done elsewhere: from copies of what was gathered, by generators that are replayed."""
+    chosen, x = method(title.split()[0]), stack(title)[1]
+    x = x[1:].copy() if chosen.base is Base.MODEL else x
+    p = problem(chosen, x.shape, chosen.base is not Base.MODEL, PARAMETERS[title])
+    out = np.empty(x.shape[1:], np.float32)
+    for reading in (driver := Gathered(readings(Replay(chosen, p)))):
+        for chunk in chunks_of(*x.shape[1:], 7 * N):
+            there = Replay(chosen, p).after(sent(reading.before))
+            reading.fold(sent(there.map(x[:, chunk.row : chunk.end].copy(), chunk)))
+    for chunk in chunks_of(*x.shape[1:], 7 * N):
+        there = Replay(chosen, p).after(sent(driver.result))
+        chosen.combine(x[:, chunk.row : chunk.end].copy(), p, there.value, chunk, out[chunk.row : chunk.end])
+    np.testing.assert_array_equal(out, run(chosen, p, x))
+
+
+def sent(data):
+    """What arrives in another process."""
+    return pickle.loads(pickle.dumps(data))
+
+
+class Gathered:
+    """A generator to iterate over, which keeps what it returns."""
+
+    def __init__(self, generator):
+        self.generator = generator
+
+    def __iter__(self):
+        self.result = yield from self.generator
 
 
 @pytest.mark.parametrize("title", PARAMETERS)

@@ -17,8 +17,8 @@ from ggufmerge.engine.plan import Plan, PlannedTensor, Rounding
 from ggufmerge.engine.planner import Opened
 from ggufmerge.engine.provenance import digest_key
 from ggufmerge.engine.rates import Rates
-from ggufmerge.engine.rounding import UNIFORM
 from ggufmerge.engine.survey import is_surveyed
+from ggufmerge.quants import grid_of
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.sources import Source, TensorReader
 
@@ -199,6 +199,6 @@ def _may_be_by_chance(tensor: PlannedTensor) -> bool:
     return (
         tensor.rounding == "auto"
         and tensor.keeps_type
-        and UNIFORM.get(tensor.type, 0) > 0
+        and grid_of(tensor.type) is not None
         and tensor.type.bits_per_weight < 6
     )
