@@ -22,7 +22,6 @@ if _TYPE_CHECKING:
     from ggufmerge.engine.bake import bake
     from ggufmerge.engine.build import build, plan
     from ggufmerge.engine.compare import compare
-    from ggufmerge.engine.explain import explain
     from ggufmerge.engine.extract import extract_lora
     from ggufmerge.engine.merge import merge_models
     from ggufmerge.engine.propose import Proposal, propose_merge
@@ -50,6 +49,7 @@ if _TYPE_CHECKING:
     from ggufmerge.places.inspect import inspect
     from ggufmerge.places.inventory import families
     from ggufmerge.places.inventory import find_models as models
+    from ggufmerge.planning.explain import explain
     from ggufmerge.quants import dequantize, quantize
     from ggufmerge.quants.mixture import plan_types
     from ggufmerge.recipe import Recipe, load_recipe
@@ -64,7 +64,7 @@ _PUBLIC = {  # name -> where it is defined, under which name
     "compare": ("engine.compare", "compare"),
     "dequantize": ("quants", "dequantize"),
     "evaluate": ("evaluation.scores", "evaluate"),
-    "explain": ("engine.explain", "explain"),
+    "explain": ("planning.explain", "explain"),
     "extract_lora": ("engine.extract", "extract_lora"),
     "families": ("places.inventory", "families"),
     "inspect": ("places.inspect", "inspect"),

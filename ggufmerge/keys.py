@@ -61,7 +61,7 @@ IMATRIX_DATASET = "quantize.imatrix.dataset"
 IMATRIX_ENTRIES = "quantize.imatrix.entries_count"
 IMATRIX_CHUNKS = "quantize.imatrix.chunks_count"
 
-OWN = "ggufmerge."  # what a result says of how it was made (`engine/provenance.py`)
+OWN = "ggufmerge."  # what a result says of how it was made (`planning/provenance.py`)
 RECIPE = "ggufmerge.recipe"
 RECIPE_DIGEST = "ggufmerge.recipe.sha256"
 OPTIONS = "ggufmerge.options"

@@ -21,14 +21,15 @@ from unittest import mock
 
 import numpy as np
 
-from ggufmerge.engine import encode, provenance
-from ggufmerge.engine.planner import make_plan
-from ggufmerge.engine.run import run
 from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.writer import GGUFWriter
+from ggufmerge.planning import provenance
+from ggufmerge.planning.planner import make_plan
 from ggufmerge.quants import quantize
 from ggufmerge.quants.codec import Codec
 from ggufmerge.recipe import load_recipe
+from ggufmerge.running import encode
+from ggufmerge.running.run import run
 from ggufmerge.sources import model
 from ggufmerge.types import TensorType
 

@@ -47,7 +47,7 @@ try:
 finally:
     own = pathlib.Path("/proc/self/schedstat")
     waited += 1e-9 * int(own.read_text().split()[1]) if own.exists() else 0.0
-    from ggufmerge.engine.memory import peak_memory
+    from ggufmerge.running.memory import peak_memory
     facts = {"waited": waited, "processor": sum(os.times()[:4]), "memory": peak_memory()}
     pathlib.Path(os.environ["BENCH_FACTS"]).write_text(json.dumps(facts))
 """

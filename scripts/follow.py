@@ -84,7 +84,7 @@ class Follower:
         return f"{self._module(frame.f_code)}:{frame.f_code.co_qualname}"
 
     def _module(self, code: CodeType) -> str:
-        """`engine/planner.py`; empty for what is not followed."""
+        """`planning/planner.py`; empty for what is not followed."""
         if code not in self._modules:
             path = Path(code.co_filename)
             name = path.relative_to(PACKAGE).as_posix() if path.is_relative_to(PACKAGE) else ""

@@ -22,7 +22,7 @@ from ggufmerge.cli.options import (
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
-    from ggufmerge.engine.plan import PlannedTensor
+    from ggufmerge.planning.plan import PlannedTensor
 
 HELP = """Write BASE with one or several LoRA adapters applied.
 
@@ -80,7 +80,7 @@ def bake(
 ) -> None:
     from ggufmerge.cli.terminal import print_json, show_warnings
     from ggufmerge.engine.bake import plan_bake
-    from ggufmerge.engine.survival import advice
+    from ggufmerge.planning.survival import advice
 
     if output is None and not dry_run:
         raise typer.BadParameter("give the file to write: --output tuned.gguf", param_hint="--output")

@@ -132,8 +132,8 @@ def build(
     from ggufmerge.cli.ollama import ForOllama, check_recipe
     from ggufmerge.cli.projector import ForProjector
     from ggufmerge.cli.terminal import print_json, say, show_build, show_warnings
-    from ggufmerge.engine.survival import advice
     from ggufmerge.files.sharded import SplitLimit
+    from ggufmerge.planning.survival import advice
 
     wanted: Any = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
@@ -277,7 +277,7 @@ def _report(report: BuildReport) -> dict[str, Any]:
     from dataclasses import asdict
 
     from ggufmerge.cli.terminal import kept_facts, survival_facts
-    from ggufmerge.engine.survival import total
+    from ggufmerge.planning.survival import total
 
     survival = report.survival
     facts = {**asdict(report), "output": str(report.output), "files": [str(path) for path in report.files]}

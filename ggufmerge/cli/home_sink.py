@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from ggufmerge import keys
 from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.engine.documents import planned_documents
-from ggufmerge.engine.planner import header_of
 from ggufmerge.files import ShardName, open_gguf
 from ggufmerge.files.writer import same_file
 from ggufmerge.places.homes import Entry, Home, Model, Placed, find_home, lmstudio_home
@@ -28,13 +27,14 @@ from ggufmerge.places.homes.placing import (
     write_entry,
 )
 from ggufmerge.places.projector import projector_path
+from ggufmerge.planning.planner import header_of
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
-    from ggufmerge.engine.planner import Opened
     from ggufmerge.files.metadata import KeyValues
     from ggufmerge.files.output import Output
     from ggufmerge.files.sharded import SplitLimit
+    from ggufmerge.planning.planner import Opened
     from ggufmerge.recipe import Recipe
 
 

@@ -25,9 +25,9 @@ from ggufmerge.places.ollama.store import OllamaSettings, blob_path
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
-    from ggufmerge.engine.planner import Opened
     from ggufmerge.files.metadata import KeyValues
     from ggufmerge.files.output import Output
+    from ggufmerge.planning.planner import Opened
     from ggufmerge.recipe import Recipe
 
 
@@ -193,7 +193,7 @@ def check_recipe(recipe: Recipe, name: str, wanted: Mapping[str, Any], *, overwr
 
 def _check_planned(plan: Plan, opened: Opened) -> KeyValues:
     """The metadata of the result of a plan; PlanError when Ollama would refuse it. opened: what it reads from."""
-    from ggufmerge.engine.planner import header_of
+    from ggufmerge.planning.planner import header_of
 
     metadata, _ = header_of(plan, opened)
     check_content({t.name: t.type for t in plan.tensors}, metadata)

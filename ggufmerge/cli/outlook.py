@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from ggufmerge.engine import Plan
     from ggufmerge.engine.documents import Documents
     from ggufmerge.engine.forecast import Forecast
-    from ggufmerge.engine.planner import Opened
     from ggufmerge.files.sharded import SplitLimit
+    from ggufmerge.planning.planner import Opened
 
 _INDENT = 9  # characters of the headings
 _BUSY = 1.6  # times as long, from which on it is said
@@ -69,7 +69,7 @@ class Place:
         self.check(documents)
 
     def _chunk(self) -> int:
-        from ggufmerge.engine.run import DEFAULT_CHUNK
+        from ggufmerge.running.run import DEFAULT_CHUNK
 
         return self.chunk or DEFAULT_CHUNK
 

@@ -19,13 +19,13 @@ from rich.console import Console
 
 from ggufmerge.cli import bus_error, voice
 from ggufmerge.cli.terminal import complain, show_warnings
-from ggufmerge.engine.progress import Progress as ProgressEvents
+from ggufmerge.running.progress import Progress as ProgressEvents
 from ggufmerge.text import duration, printable, shortened, size
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
-    from ggufmerge.engine.planner import Opened
-    from ggufmerge.engine.rates import Measured
+    from ggufmerge.planning.planner import Opened
+    from ggufmerge.running.rates import Measured
 
 _PLAIN_INTERVAL = 10.0  # seconds between lines when nobody watches
 _REDRAWN = 0.1  # seconds between drawings that events bring about
@@ -35,8 +35,8 @@ _BAR = 30  # characters, at most
 
 
 def run_with_progress(plan: Plan, opened: Opened, output: Path, **options: Any) -> BuildReport:
-    """`engine.run` with its progress on standard error; an interruption ends the program with a line how to go on."""
-    from ggufmerge.engine.run import run
+    """`running.run` with its progress on standard error; an interruption ends the program with a line how to go on."""
+    from ggufmerge.running.run import run
 
     with progress_display(output) as progress:
         return run(plan, opened, output, progress=progress, **options)
@@ -155,7 +155,7 @@ class ProgressDisplay(ProgressEvents):
             self._voice.log(f"{self._finished} of {self._tensors}: {name}")
 
     def measured(self, sums: Mapping[str, Measured]) -> None:
-        from ggufmerge.engine.rates import Measured, Rates
+        from ggufmerge.running.rates import Measured, Rates
 
         rates = Rates.load()
         rates.learn(sums)

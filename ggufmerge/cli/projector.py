@@ -12,8 +12,8 @@ from ggufmerge.places.references import check_found, find
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
-    from ggufmerge.engine.planner import Opened
     from ggufmerge.files.output import Output
+    from ggufmerge.planning.planner import Opened
 
 
 class ForProjector:

@@ -13,7 +13,7 @@ from ggufmerge.cli.front import Command, Group
 from ggufmerge.cli.options import All, Json, RecipeFile, read_recipe
 
 if TYPE_CHECKING:
-    from ggufmerge.engine.explain import Explanation
+    from ggufmerge.planning.explain import Explanation
 
 SCHEMA_HELP = """Print the JSON schema of recipes, for editors that complete and check YAML.
 
@@ -78,8 +78,8 @@ def explain(
     from dataclasses import asdict
 
     from ggufmerge.cli.terminal import print_json, range_text, say, show_table, show_warnings
-    from ggufmerge.engine.explain import explain as explain_recipe
     from ggufmerge.files.shards import model_name
+    from ggufmerge.planning.explain import explain as explain_recipe
 
     loaded = read_recipe(recipe)
     explanations = explain_recipe(loaded, tensor)

@@ -19,9 +19,9 @@ from ggufmerge.text import count, folded, printable, shortened, size
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
-    from ggufmerge.engine.plan import PlannedTensor
-    from ggufmerge.engine.planner import Opened
-    from ggufmerge.engine.survival import Survival, TypeSurvival
+    from ggufmerge.planning.plan import PlannedTensor
+    from ggufmerge.planning.planner import Opened
+    from ggufmerge.planning.survival import Survival, TypeSurvival
 
 Row = Sequence[str]
 _NARROW = 12  # characters that are left of a name
@@ -149,8 +149,8 @@ def show_plan(plan: Plan, opened: Opened, *, every: bool = False, tried: bool = 
     """The models, the parameters that hold everywhere, what happens to each kind of tensor (`every`: to each tensor),
     and what was decided without asking. tried: what would be left of the changes is known better than headers tell.
     """
-    from ggufmerge.engine.effort import is_one_tensor
-    from ggufmerge.engine.survival import unknown
+    from ggufmerge.planning.survival import unknown
+    from ggufmerge.running.effort import is_one_tensor
 
     say(
         f"{plan.method} of {len(plan.sources)} {plan.architecture} models into one {plan.file_type} file: "

@@ -107,7 +107,7 @@ def how_to_drop(found: Unfinished) -> str:
 
 
 def _notes() -> list[Path]:
-    from ggufmerge.engine.rates import cache_folder
+    from ggufmerge.running.rates import cache_folder
 
     with contextlib.suppress(OSError):
         return sorted((cache_folder() / _NOTES).glob("*.path"))[:_MOST]
@@ -115,7 +115,7 @@ def _notes() -> list[Path]:
 
 
 def _note(output: Path) -> Path:
-    from ggufmerge.engine.rates import cache_folder
+    from ggufmerge.running.rates import cache_folder
 
     name = hashlib.sha256(os.fsencode(output.absolute())).hexdigest()[:24]
     return cache_folder() / _NOTES / f"{name}.path"

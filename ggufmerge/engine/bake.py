@@ -11,18 +11,18 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
-from ggufmerge.engine.plan import Plan, Rounding
-from ggufmerge.engine.planner import Opened, make_plan
-from ggufmerge.engine.progress import Progress
-from ggufmerge.engine.run import BuildReport, run
-from ggufmerge.engine.survival import Survival, total
-from ggufmerge.engine.tensor_types import check_type
 from ggufmerge.errors import GgufmergeError, RoleError
 from ggufmerge.places.opening import is_model, open_source
 from ggufmerge.places.references import check_found
+from ggufmerge.planning.plan import Plan, Rounding
+from ggufmerge.planning.planner import Opened, make_plan
+from ggufmerge.planning.survival import Survival, total
+from ggufmerge.planning.tensor_types import check_type
 from ggufmerge.recipe import ModelReference, load_recipe
 from ggufmerge.recipe.load import OPTIONS
 from ggufmerge.recipe.reference import AdapterReference
+from ggufmerge.running.progress import Progress
+from ggufmerge.running.run import BuildReport, run
 from ggufmerge.sources import Source
 from ggufmerge.text import printable, utf8
 from ggufmerge.types import FileType

@@ -8,18 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from ggufmerge.engine.checks import check_space, check_targets, output_files
 from ggufmerge.engine.documents import build_stages, plan_stages, planned_documents
-from ggufmerge.engine.effort import finish_kind
-from ggufmerge.engine.plan import Plan, Rounding
-from ggufmerge.engine.planner import Opened, make_plan
-from ggufmerge.engine.progress import Across, Progress
-from ggufmerge.engine.rates import Measured
-from ggufmerge.engine.run import DEFAULT_CHUNK, BuildReport, run
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit
+from ggufmerge.planning.checks import check_space, check_targets, output_files
+from ggufmerge.planning.plan import Plan, Rounding
+from ggufmerge.planning.planner import Opened, make_plan
 from ggufmerge.recipe import Recipe, load_recipe
+from ggufmerge.running.effort import finish_kind
+from ggufmerge.running.progress import Across, Progress
+from ggufmerge.running.rates import Measured
+from ggufmerge.running.run import DEFAULT_CHUNK, BuildReport, run
 
 
 class Sink(Protocol):

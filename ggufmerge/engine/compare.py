@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine import checks
-from ggufmerge.engine.scheduler import Job, Step, drive
 from ggufmerge.errors import PlanError
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.shards import model_name
@@ -21,7 +19,9 @@ from ggufmerge.kernels import kernel
 from ggufmerge.methods.chunks import chunks_of
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found
+from ggufmerge.planning import checks
 from ggufmerge.recipe import ModelReference
+from ggufmerge.running.scheduler import Job, Step, drive
 from ggufmerge.sources import Source
 
 _CHUNK = 1 << 18  # values

@@ -15,17 +15,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufmerge.engine.checks import watched
-from ggufmerge.engine.effort import digested, work_of
-from ggufmerge.engine.plan import Plan, Rounding
-from ggufmerge.engine.planner import Opened, header_of, make_plan
-from ggufmerge.engine.rates import Rates
-from ggufmerge.engine.resolve import check_files
-from ggufmerge.engine.run import BuildReport, identity
 from ggufmerge.files.atomic import remove_folder
 from ggufmerge.files.output import Output, explained
 from ggufmerge.files.writer import Layout
+from ggufmerge.planning.checks import watched
+from ggufmerge.planning.plan import Plan, Rounding
+from ggufmerge.planning.planner import Opened, header_of, make_plan
+from ggufmerge.planning.resolve import check_files
 from ggufmerge.recipe import Recipe
+from ggufmerge.running.effort import digested, work_of
+from ggufmerge.running.rates import Rates
+from ggufmerge.running.run import BuildReport, identity
 
 Runner = Callable[[Plan, Opened, Path], BuildReport]
 

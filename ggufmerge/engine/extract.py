@@ -25,11 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge import keys
-from ggufmerge.engine import header, provenance
-from ggufmerge.engine.checks import check_architectures, check_inputs, check_space, watched
 from ggufmerge.engine.low_rank import PASSES, LowRank, low_rank
-from ggufmerge.engine.progress import Progress
-from ggufmerge.engine.scheduler import Job, drive
 from ggufmerge.errors import GgufmergeError, PlanError, nearest
 from ggufmerge.files import MetadataEditor, TensorInfo, facts
 from ggufmerge.files.journal import Move
@@ -41,10 +37,14 @@ from ggufmerge.methods.chunks import chunks_of
 from ggufmerge.methods.random import stream_key
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found
+from ggufmerge.planning import header, provenance
+from ggufmerge.planning.checks import check_architectures, check_inputs, check_space, watched
 from ggufmerge.quants import codec
 from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.recipe import ModelReference
 from ggufmerge.recipe.settings import matches
+from ggufmerge.running.progress import Progress
+from ggufmerge.running.scheduler import Job, drive
 from ggufmerge.sources import Source, TensorReader
 from ggufmerge.sources.damage import place
 from ggufmerge.types import FileType, TensorType

@@ -1,7 +1,7 @@
 """What a build will cost and what prevents it, before it begins: size, time, memory, disk, what is there.
 
 The size is that of the file, to the byte: its header is made as the build makes it. Time and memory come from the rates
-that builds on this machine have measured (`engine.rates`); what was never measured is a guess, and said to be one.
+that builds on this machine have measured (`running.rates`); what was never measured is a guess, and said to be one.
 """
 
 from __future__ import annotations
@@ -13,13 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ggufmerge.engine.checks import check_space, check_targets, output_files
 from ggufmerge.engine.documents import Documents
-from ggufmerge.engine.effort import digested, finish_kind, kernels_of, work_of
-from ggufmerge.engine.memory import buffers, mapped, total_memory
-from ggufmerge.engine.plan import Plan
-from ggufmerge.engine.planner import Opened, header_of
-from ggufmerge.engine.rates import Rates
 from ggufmerge.engine.trial import Trial, try_out
 from ggufmerge.engine.worries import worries_of
 from ggufmerge.errors import GgufmergeError, OutputError
@@ -29,6 +23,12 @@ from ggufmerge.files.shards import SplitKeys
 from ggufmerge.files.unfinished import Unfinished, look
 from ggufmerge.files.writer import Layout, check_place, exists, partial_path, seal_of
 from ggufmerge.kernels import is_prepared
+from ggufmerge.planning.checks import check_space, check_targets, output_files
+from ggufmerge.planning.plan import Plan
+from ggufmerge.planning.planner import Opened, header_of
+from ggufmerge.running.effort import digested, finish_kind, kernels_of, work_of
+from ggufmerge.running.memory import buffers, mapped, total_memory
+from ggufmerge.running.rates import Rates
 from ggufmerge.text import size
 
 _END = 0.3  # of the time that the program takes to start: until it is gone, which it cannot measure itself

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine.scheduler import Step
 from ggufmerge.kernels import kernel
 from ggufmerge.methods.chunks import chunks_of
 from ggufmerge.methods.random import words
+from ggufmerge.running.scheduler import Step
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -50,7 +50,7 @@ class LowRank:
 def low_rank(
     rows: int, n: int, rank: int, read: Callable[[int, Floats], None], key: int, advance: Callable[[int], None]
 ) -> Generator[Step, None, LowRank]:
-    """Factors of a matrix D, [rows, n], as a job's steps (`engine.scheduler`); `yield from` gives the result.
+    """Factors of a matrix D, [rows, n], as a job's steps (`running.scheduler`); `yield from` gives the result.
 
     rank: at most min(rows, n).  read(start, out): fills `out`, float32 [k, n], with rows [start, start + k) of D; it is
     called by several threads, `PASSES` times for each row.  key: of the random start.

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ggufmerge.engine.build import Sink, build
-from ggufmerge.engine.plan import Rounding
-from ggufmerge.engine.progress import Progress
 from ggufmerge.engine.propose import propose_merge
-from ggufmerge.engine.run import DEFAULT_CHUNK, BuildReport
 from ggufmerge.files.sharded import SplitLimit
+from ggufmerge.planning.plan import Rounding
+from ggufmerge.running.progress import Progress
+from ggufmerge.running.run import DEFAULT_CHUNK, BuildReport
 from ggufmerge.types import FileType
 
 

@@ -17,11 +17,7 @@ from typing import Any
 
 from ggufmerge import keys
 from ggufmerge.engine import relatives
-from ggufmerge.engine.plan import Plan
-from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.relatives import Base
-from ggufmerge.engine.run import foresee
-from ggufmerge.engine.survival import LOW_SURVIVAL, TypeSurvival
 from ggufmerge.engine.trial import to_try
 from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, facts, open_gguf
@@ -35,9 +31,13 @@ from ggufmerge.places import inventory
 from ggufmerge.places.inventory import FoundModel
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import find
+from ggufmerge.planning.plan import Plan
+from ggufmerge.planning.planner import Opened, make_plan
+from ggufmerge.planning.survival import LOW_SURVIVAL, TypeSurvival
 from ggufmerge.recipe import AdapterReference, ModelReference, Recipe, load_recipe
 from ggufmerge.recipe.load import OPTIONS
 from ggufmerge.recipe.plain import written
+from ggufmerge.running.run import foresee
 from ggufmerge.sources import Source
 from ggufmerge.text import printable
 from ggufmerge.types import FileType, TensorType

@@ -10,15 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ggufmerge import keys
-from ggufmerge.engine import provenance
-from ggufmerge.engine.checks import check_donor
-from ggufmerge.engine.header import QUANTIZATION_VERSION
-from ggufmerge.engine.plan import Input, Opening, Plan, PlannedTensor
-from ggufmerge.engine.planner import Opened, planned_source
-from ggufmerge.engine.progress import Progress
-from ggufmerge.engine.run import BuildReport, run
-from ggufmerge.engine.side_tensors import with_side_tensors
-from ggufmerge.engine.tensor_types import check_writable, with_action, with_decided_types
 from ggufmerge.errors import GgufmergeError, RoleError
 from ggufmerge.files import open_gguf
 from ggufmerge.files.sharded import SplitLimit
@@ -26,8 +17,17 @@ from ggufmerge.formats.imatrix import load_together
 from ggufmerge.formats.layers import layer_count
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found, locate
+from ggufmerge.planning import provenance
+from ggufmerge.planning.checks import check_donor
+from ggufmerge.planning.header import QUANTIZATION_VERSION
+from ggufmerge.planning.plan import Input, Opening, Plan, PlannedTensor
+from ggufmerge.planning.planner import Opened, planned_source
+from ggufmerge.planning.side_tensors import with_side_tensors
+from ggufmerge.planning.tensor_types import check_writable, with_action, with_decided_types
 from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like
 from ggufmerge.recipe import ModelReference
+from ggufmerge.running.progress import Progress
+from ggufmerge.running.run import BuildReport, run
 from ggufmerge.sources import Source
 from ggufmerge.types import FileType, TensorType
 

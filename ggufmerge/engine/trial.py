@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ggufmerge.engine.effort import is_one_tensor, kernels_of, rank_of, work_of
-from ggufmerge.engine.plan import Plan, PlannedTensor
-from ggufmerge.engine.planner import Opened
-from ggufmerge.engine.rates import Rates
-from ggufmerge.engine.run import foresee
-from ggufmerge.engine.survey import is_surveyed
-from ggufmerge.engine.survival import TypeSurvival
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.kernels import is_prepared
+from ggufmerge.planning.plan import Plan, PlannedTensor
+from ggufmerge.planning.planner import Opened
+from ggufmerge.planning.survival import TypeSurvival
+from ggufmerge.running.effort import is_one_tensor, kernels_of, rank_of, work_of
+from ggufmerge.running.rates import Rates
+from ggufmerge.running.run import foresee
+from ggufmerge.running.survey import is_surveyed
 
 TRIED = 2  # tensors of each type
 _SECONDS = 2.0  # of work that somebody who asks for a plan is made to wait for

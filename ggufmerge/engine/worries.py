@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from ggufmerge.engine.plan import Plan, PlannedTensor
-from ggufmerge.engine.planner import Opened
-from ggufmerge.engine.survival import advice
 from ggufmerge.engine.trial import Trial
+from ggufmerge.planning.plan import Plan, PlannedTensor
+from ggufmerge.planning.planner import Opened
+from ggufmerge.planning.survival import advice
 from ggufmerge.sources.model import content_fingerprint
 from ggufmerge.text import size
 from ggufmerge.types import TensorType

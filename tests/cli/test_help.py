@@ -106,7 +106,7 @@ def test_an_option_says_the_same_everywhere(run: Run) -> None:
 
 def test_the_default_of_chunk_is_told(run: Run) -> None:
     """As it is in the engine."""
-    from ggufmerge.engine.run import DEFAULT_CHUNK
+    from ggufmerge.running.run import DEFAULT_CHUNK
 
     assert f"(default: {DEFAULT_CHUNK})" in run("build", "--help")[1]
 

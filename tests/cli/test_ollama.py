@@ -151,7 +151,7 @@ def test_a_store_is_overwritten_only_when_asked(store: Path, run: Run) -> None:
 
 def test_an_interrupted_build_goes_on_in_the_store(store: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was done is in files that Ollama would remove, and the same command takes it over."""
-    from ggufmerge.engine.run import _Build
+    from ggufmerge.running.run import _Build
 
     real, left = _Build._tensor, [5]
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 import ggufmerge
 from ggufmerge.engine.bake import plan_bake, total_survival
 from ggufmerge.engine.quantize import plan_quantize
-from ggufmerge.engine.run import BuildReport, run
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.evaluation import LlamaModel, perplexity
 from ggufmerge.files import open_gguf
 from ggufmerge.recipe.reference import AdapterReference
+from ggufmerge.running.run import BuildReport, run
 from tests.formats.test_peft import DOWN, halves, write_peft
 from tests.models import smollm2
 from tests.tiny import write_tiny_llama, write_tiny_lora

@@ -17,7 +17,6 @@ from ggufmerge.engine.bake import plan_bake
 from ggufmerge.engine.compare import compare
 from ggufmerge.engine.extract import extract, plan_extract
 from ggufmerge.engine.quantize import plan_quantize
-from ggufmerge.engine.run import BuildReport, run
 from ggufmerge.errors import DamageError, GgufmergeError
 from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.sharded import SplitLimit
@@ -26,6 +25,7 @@ from ggufmerge.files.writer import GGUFWriter
 from ggufmerge.methods import NAMES, method
 from ggufmerge.methods.parameters import REQUIRED
 from ggufmerge.methods.spec import Base
+from ggufmerge.running.run import BuildReport, run
 from ggufmerge.types import TensorType
 from tests.tiny import write_tiny_llama, write_tiny_lora
 

@@ -14,10 +14,10 @@ from ggufmerge.engine import extract as module
 from ggufmerge.engine.bake import plan_bake
 from ggufmerge.engine.extract import ExtractReport, extract, plan_extract
 from ggufmerge.engine.quantize import plan_quantize
-from ggufmerge.engine.run import run
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.evaluation import LlamaModel
 from ggufmerge.files import open_gguf
+from ggufmerge.running.run import run
 from tests.engine.test_bake import ADAPTERS, kl_divergence
 from tests.models import smollm2
 from tests.tiny import write_tiny_llama, write_tiny_lora

@@ -10,14 +10,14 @@ import pytest
 import ggufmerge
 from ggufmerge.engine.bake import plan_bake
 from ggufmerge.engine.compare import compare
-from ggufmerge.engine.explain import explain
 from ggufmerge.engine.extract import plan_extract
-from ggufmerge.engine.planner import make_plan
 from ggufmerge.engine.quantize import plan_quantize
-from ggufmerge.engine.resolve import lay_out
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo
 from ggufmerge.files.tensor import MappedFile
+from ggufmerge.planning.explain import explain
+from ggufmerge.planning.planner import make_plan
+from ggufmerge.planning.resolve import lay_out
 from ggufmerge.recipe import load_recipe
 from ggufmerge.types import TensorType
 from tests.tiny import write_tiny_llama

@@ -14,12 +14,12 @@ from ggufmerge.engine import Progress, build, make_plan, run
 from ggufmerge.engine.documents import documents_of, planned_documents
 from ggufmerge.engine.forecast import Forecast, check_output, forecast, result_sizes
 from ggufmerge.engine.quantize import plan_quantize
-from ggufmerge.engine.rates import Measured, Meter, Rates, rates_path
-from ggufmerge.engine.run import DEFAULT_CHUNK
 from ggufmerge.errors import GgufmergeError, OutputError
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.methods import NAMES
 from ggufmerge.recipe import load_recipe
+from ggufmerge.running.rates import Measured, Meter, Rates, rates_path
+from ggufmerge.running.run import DEFAULT_CHUNK
 from tests.tiny import write_tiny_llama
 
 LINEAR = "merge_method: linear\nmodels: [{model: a.gguf}, {model: b.gguf}]\nparameters: {weight: 1}\n"
@@ -147,7 +147,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatc
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("ggufmerge.engine.rates.write_file", refuse)
+    monkeypatch.setattr("ggufmerge.running.rates.write_file", refuse)
     Rates({"digest": 1e-9}).save(tmp_path / "rates.json")
     assert not list(tmp_path.iterdir())
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ggufmerge.engine import low_rank as module
 from ggufmerge.engine.low_rank import LowRank, low_rank
-from ggufmerge.engine.scheduler import Job, drive
+from ggufmerge.running.scheduler import Job, drive
 
 Floats = NDArray[np.float32]
 SMALL = 4 if numba.config.DISABLE_JIT else 1  # plain Python is slow

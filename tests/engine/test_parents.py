@@ -12,7 +12,7 @@ import ggufmerge
 from ggufmerge.engine.bake import plan_bake
 from ggufmerge.engine.parents import NOT_FOUND, Family, family
 from ggufmerge.engine.quantize import plan_quantize
-from ggufmerge.engine.run import run
+from ggufmerge.running.run import run
 from tests.ollama_store import add_model
 from tests.tiny import write_tiny_llama, write_tiny_lora
 

@@ -33,6 +33,6 @@ def test_no_module_of_the_planner_is_entered_more_than_three_times(folder: Path,
     """From other modules, on the way from the front door to the plan; `scripts/follow.py RECIPE` shows the way."""
     (folder / f"{name}.yaml").write_text(RECIPES[name])
     entries = runpy.run_path(str(FOLLOW))["follow"](str(folder / f"{name}.yaml")).entries
-    assert entries["engine/planner.py"] == 1
+    assert entries["planning/planner.py"] == 1
     often = {module: count for module, count in entries.items() if module.startswith("engine/") and count > 3}
     assert often == {}

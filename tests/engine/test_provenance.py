@@ -11,10 +11,10 @@ import pytest
 import ggufmerge
 from ggufmerge.engine.bake import plan_bake
 from ggufmerge.engine.extract import extract, plan_extract
-from ggufmerge.engine.provenance import MAX_ANCESTORS, MAX_LINEAGE
 from ggufmerge.engine.quantize import plan_quantize
-from ggufmerge.engine.run import run
+from ggufmerge.planning.provenance import MAX_ANCESTORS, MAX_LINEAGE
 from ggufmerge.report.model_card import model_card
+from ggufmerge.running.run import run
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 

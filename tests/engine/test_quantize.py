@@ -13,8 +13,8 @@ import pytest
 
 import ggufmerge
 from ggufmerge.engine.quantize import plan_quantize
-from ggufmerge.engine.run import run
 from ggufmerge.errors import GgufmergeError, PlanError
+from ggufmerge.running.run import run
 from tests import ggml, models
 from tests.engine.conftest import raw, weights
 from tests.mock_models import synthetic_imatrix

@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 import pytest
 
-from ggufmerge.engine.scheduler import Job, Step, drive
+from ggufmerge.running.scheduler import Job, Step, drive
 
 
 def job(name: str, counts: list[int], log: list[tuple[str, int, int]], chance: random.Random) -> Job:

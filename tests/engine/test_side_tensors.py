@@ -11,11 +11,11 @@ import pytest
 
 import ggufmerge
 from ggufmerge.engine.quantize import plan_quantize
-from ggufmerge.engine.run import run
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.evaluation import LlamaModel
 from ggufmerge.files import MetadataEditor, TensorInfo
 from ggufmerge.files.writer import GGUFWriter
+from ggufmerge.running.run import run
 from ggufmerge.types import TensorType
 from tests import ggml
 from tests.engine.conftest import build_report, raw, weights

@@ -14,9 +14,9 @@ import yaml
 import ggufmerge
 from ggufmerge.engine import BuildReport, make_plan
 from ggufmerge.engine.bake import plan_bake
-from ggufmerge.engine.plan import Plan
-from ggufmerge.engine.run import run
-from ggufmerge.engine.survey import sample_runs
+from ggufmerge.planning.plan import Plan
+from ggufmerge.running.run import run
+from ggufmerge.running.survey import sample_runs
 from tests.engine.conftest import raw, weights
 from tests.engine.test_side_tensors import write_scaled
 from tests.tiny import write_tiny_llama, write_tiny_lora

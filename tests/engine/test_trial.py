@@ -10,9 +10,9 @@ import ggufmerge
 from ggufmerge.engine import make_plan
 from ggufmerge.engine.documents import planned_documents
 from ggufmerge.engine.forecast import Forecast, forecast
-from ggufmerge.engine.rates import Rates
-from ggufmerge.engine.run import DEFAULT_CHUNK
 from ggufmerge.engine.trial import Trial, try_out
+from ggufmerge.running.rates import Rates
+from ggufmerge.running.run import DEFAULT_CHUNK
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 RECIPE = """merge_method: task_arithmetic

@@ -19,14 +19,14 @@ import ggufmerge
 from ggufmerge.engine import Plan, make_plan, run
 from ggufmerge.engine.bake import plan_bake
 from ggufmerge.engine.documents import planned_documents
-from ggufmerge.engine.making import Making
-from ggufmerge.engine.planner import Opened, header_of
 from ggufmerge.engine.quantize import plan_quantize
-from ggufmerge.engine.report import BuildReport
-from ggufmerge.engine.tasks import Known, Task, Written
-from ggufmerge.engine.worker import Worker
 from ggufmerge.errors import PlanError
+from ggufmerge.planning.planner import Opened, header_of
 from ggufmerge.quants import encoders
+from ggufmerge.running.making import Making
+from ggufmerge.running.report import BuildReport
+from ggufmerge.running.tasks import Known, Task, Written
+from ggufmerge.running.worker import Worker
 from ggufmerge.sources.aligned import AlignedSource
 from tests.engine.conftest import raw
 from tests.engine.test_quantize import write_imatrix

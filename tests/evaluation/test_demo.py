@@ -13,10 +13,10 @@ import ggufmerge
 from ggufmerge.chat.jinja import Message
 from ggufmerge.chat.of_file import chat_format
 from ggufmerge.engine.bake import plan_bake
-from ggufmerge.engine.plan import Rounding
-from ggufmerge.engine.run import run
 from ggufmerge.evaluation import LlamaModel, perplexity
+from ggufmerge.planning.plan import Rounding
 from ggufmerge.recipe.reference import AdapterReference
+from ggufmerge.running.run import run
 from tests.models import smollm2
 
 DEMO = pathlib.Path(__file__).parents[2] / "recipes" / "demo"

@@ -1,7 +1,7 @@
 """The work of a plan as data: tasks, what they have to know, and what comes of them. All of it pickles.
 
-A `Task` names a piece of the work on one tensor. `engine.worker` carries it out, in this process or in another one that
-has the plan; `engine.making` says which tasks a tensor needs, and folds their results.
+A `Task` names a piece of the work on one tensor. `running.worker` carries it out, in this process or in another one
+that has the plan; `running.making` says which tasks a tensor needs, and folds their results.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ggufmerge.engine.encode import Figures
-from ggufmerge.engine.plan import PlannedTensor, Rounding
 from ggufmerge.methods.chunks import chunks_of
 from ggufmerge.methods.spec import Chunk
+from ggufmerge.planning.plan import PlannedTensor, Rounding
+from ggufmerge.running.encode import Figures
 
 Kind = Literal["copy", "pass", "survey", "write"]
 

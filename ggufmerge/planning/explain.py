@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ggufmerge.engine.layout import Slot
-from ggufmerge.engine.plan import PlannedTensor
-from ggufmerge.engine.planner import Opened, plan_of
-from ggufmerge.engine.resolve import Found, Resolver, lay_out, stack_order, uses_base
 from ggufmerge.errors import RecipeError
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.parameters import Parameter, Value
+from ggufmerge.planning.layout import Slot
+from ggufmerge.planning.plan import PlannedTensor
+from ggufmerge.planning.planner import Opened, plan_of
+from ggufmerge.planning.resolve import Found, Resolver, lay_out, stack_order, uses_base
 from ggufmerge.recipe import Recipe, load_recipe
 from ggufmerge.recipe.settings import matches
 

@@ -2,7 +2,7 @@
 
 A method that needs to know the whole tensor first yields passes, and each pass is a batch of tasks; where it is still
 to be found out how a change is rounded, a survey follows; the last batch writes. Of a stack of experts each matrix goes
-through that by itself. Batches are for whoever owns the output: `engine.run` hands their tasks to threads, others may
+through that by itself. Batches are for whoever owns the output: `running.run` hands their tasks to threads, others may
 send them to other processes.
 """
 
@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ggufmerge.engine.encode import Figures
-from ggufmerge.engine.plan import PlannedTensor
-from ggufmerge.engine.survey import Finding
-from ggufmerge.engine.tasks import Known, Task, Written, written_at_a_time
-from ggufmerge.engine.worker import Worker
 from ggufmerge.methods.chunks import chunks_of
 from ggufmerge.methods.drive import readings
 from ggufmerge.methods.spec import Chunk
+from ggufmerge.planning.plan import PlannedTensor
+from ggufmerge.running.encode import Figures
+from ggufmerge.running.survey import Finding
+from ggufmerge.running.tasks import Known, Task, Written, written_at_a_time
+from ggufmerge.running.worker import Worker
 
 
 @dataclass(frozen=True)

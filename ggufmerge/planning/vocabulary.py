@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from ggufmerge import keys
 from ggufmerge.chat.templates import TEMPLATE, TEMPLATES, most_common
-from ggufmerge.engine.plan import PlannedVocabulary
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from ggufmerge.files import open_gguf
 from ggufmerge.places.references import locate
+from ggufmerge.planning.plan import PlannedVocabulary
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.schema import TokenEmbedding
 from ggufmerge.sources import Source

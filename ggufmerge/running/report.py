@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from ggufmerge.engine.encode import Figures
-from ggufmerge.engine.plan import PlannedTensor
-from ggufmerge.engine.survey import Finding
-from ggufmerge.engine.survival import Survival, TypeSurvival, by_type, total
 from ggufmerge.errors import OutputError
 from ggufmerge.files.output import Output
+from ggufmerge.planning.plan import PlannedTensor
+from ggufmerge.planning.survival import Survival, TypeSurvival, by_type, total
+from ggufmerge.running.encode import Figures
+from ggufmerge.running.survey import Finding
 from ggufmerge.text import count, size
 
 

@@ -1,6 +1,6 @@
 """What a plan is made of, as work: how many values of each kind are read, merged and written.
 
-`Work` is what the rates of a machine (`engine.rates`) turn into seconds: before a build, to say how long it will take,
+`Work` is what the rates of a machine (`running.rates`) turn into seconds: before a build, to say how long it will take,
 and while it runs, to say how much of it is done. A tensor's weight in the progress is its share of the processor time,
 not of the bytes, for a tensor that is copied takes a hundredth of the time of one that is searched for its best scales.
 """
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggufmerge.chat.templates import TEMPLATE
-from ggufmerge.engine.checks import watched
-from ggufmerge.engine.plan import Plan, PlannedTensor, Rounding
-from ggufmerge.engine.planner import Opened
-from ggufmerge.engine.provenance import digest_key
-from ggufmerge.engine.rates import Rates
-from ggufmerge.engine.survey import is_surveyed
+from ggufmerge.planning.checks import watched
+from ggufmerge.planning.plan import Plan, PlannedTensor, Rounding
+from ggufmerge.planning.planner import Opened
+from ggufmerge.planning.provenance import digest_key
 from ggufmerge.quants import grid_of
 from ggufmerge.quants.importance import Imatrix
+from ggufmerge.running.rates import Rates
+from ggufmerge.running.survey import is_surveyed
 from ggufmerge.sources import Source, TensorReader
 
 _ROWS = "read rows"  # gathered from several models, as a changed vocabulary needs it

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ggufmerge.engine.plan import PlannedRounding, PlannedSource, PlannedTensor
+from ggufmerge.planning.plan import PlannedRounding, PlannedSource, PlannedTensor
 from ggufmerge.quants import grid_of
 from ggufmerge.text import counted
 from ggufmerge.types import TensorType

@@ -1,7 +1,7 @@
 """Plan to bytes: streams chunks of rows through a pool of threads; nothing of a tensor's size is ever allocated.
 
-What is to be done is data (`engine.tasks`), done by a worker (`engine.worker`); here it is handed to threads, and what
-comes of it goes into the output and its journal. Every result is independent of threads and chunk size: rows are
+What is to be done is data (`running.tasks`), done by a worker (`running.worker`); here it is handed to threads, and
+what comes of it goes into the output and its journal. Every result is independent of threads and chunk size: rows are
 independent of each other in codecs, statistics are folded row by row, random masks depend on element numbers.
 """
 
@@ -22,27 +22,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine import provenance
-from ggufmerge.engine.checks import check_inputs, check_space, output_files, watched
-from ggufmerge.engine.effort import TICKS, Work, digested, work_of
-from ggufmerge.engine.encode import Figures
-from ggufmerge.engine.making import Batch, Making, joined
-from ggufmerge.engine.memory import own_memory
-from ggufmerge.engine.plan import Opening, Plan, PlannedTensor
-from ggufmerge.engine.planner import Opened, header_of
-from ggufmerge.engine.progress import Progress
-from ggufmerge.engine.rates import Meter, Rates
-from ggufmerge.engine.report import BuildReport, Facts
-from ggufmerge.engine.scheduler import Job, Step, drive, most_active
-from ggufmerge.engine.survey import Finding
-from ggufmerge.engine.survival import TypeSurvival, advice, by_type, total
-from ggufmerge.engine.tasks import written_at_a_time
-from ggufmerge.engine.warm_up import warm_up
-from ggufmerge.engine.worker import Worker
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.watch import Watch
+from ggufmerge.planning import provenance
+from ggufmerge.planning.checks import check_inputs, check_space, output_files, watched
+from ggufmerge.planning.plan import Opening, Plan, PlannedTensor
+from ggufmerge.planning.planner import Opened, header_of
+from ggufmerge.planning.survival import TypeSurvival, advice, by_type, total
+from ggufmerge.running.effort import TICKS, Work, digested, work_of
+from ggufmerge.running.encode import Figures
+from ggufmerge.running.making import Batch, Making, joined
+from ggufmerge.running.memory import own_memory
+from ggufmerge.running.progress import Progress
+from ggufmerge.running.rates import Meter, Rates
+from ggufmerge.running.report import BuildReport, Facts
+from ggufmerge.running.scheduler import Job, Step, drive, most_active
+from ggufmerge.running.survey import Finding
+from ggufmerge.running.tasks import written_at_a_time
+from ggufmerge.running.warm_up import warm_up
+from ggufmerge.running.worker import Worker
 from ggufmerge.text import size
 
 __all__ = ["DEFAULT_CHUNK", "BuildReport", "foresee", "identity", "run"]
@@ -70,7 +70,7 @@ def run(
     threads: None for all cores.  chunk: values of one input that a thread holds at a time (at least one row).
     measure: report the relative RMS error of writing each tensor in its type, and of single models with adapters what
     is left of each tensor's change, from all of its weights. Without it the latter is known from a sample of weights,
-    and of quantized tensors only (`engine.survey`).
+    and of quantized tensors only (`running.survey`).
     A run that was interrupted, or stopped by an error of the machine, left its work beside the output and is continued
     by the same call. PlanError when the output is not allowed, OutputError when it cannot be written, GgufmergeError
     when merged weights are not finite or a source was changed while it was read.

@@ -83,10 +83,10 @@ class PlannedTensor:
         another type; "merge" combines the inputs, which stand in the method's order (base first if it has one).
     shared, models: the parameters that hold for this tensor, as in `methods.spec.Problem`.
     experts: number of matrices stacked in the tensor that are merged one by one (1 for ordinary tensors).
-    scale: the input whose scale (`engine.side_tensors`) the values are divided by before they are quantized.
+    scale: the input whose scale (`planning.side_tensors`) the values are divided by before they are quantized.
     offset: what the stored values are larger by than the weights that the method is about (see `stored_form`).
     rounding: "stochastic" rounds the change onto the grid of the blocks that it is a change of (`quants.encoders`);
-        "auto" does so where rounding to the nearest would lose the change (`engine.survey`).
+        "auto" does so where rounding to the nearest would lose the change (`running.survey`).
     keeps_type: whether the type is that of an input which the result may be a change of.
     why_type: the rule that chose the type.
     decisions: what was decided automatically for this tensor and may surprise, in words.

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine.plan import PlannedTensor, Rounding
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.methods.random import fill_words, stream_key
+from ggufmerge.planning.plan import PlannedTensor, Rounding
 from ggufmerge.quants import codec
 from ggufmerge.quants.encoders import Piece, encoder
 from ggufmerge.quants.figures import kept_change, squares

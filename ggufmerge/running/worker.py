@@ -1,6 +1,6 @@
 """Carries out tasks: the passes of methods, surveys, and the reading, merging, encoding and copying of rows.
 
-A worker knows a plan and has its sources open; whatever else a task needs comes with it as data (`engine.tasks`). So
+A worker knows a plan and has its sources open; whatever else a task needs comes with it as data (`running.tasks`). So
 any worker of a plan can carry out any task of it, in any order, and gives the same result.
 """
 
@@ -16,19 +16,19 @@ from typing import Any, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine.effort import merge_kind, read_kind, write_kind
-from ggufmerge.engine.encode import Figures, Scratch, TensorEncoder
-from ggufmerge.engine.plan import Input, Plan, PlannedTensor
-from ggufmerge.engine.planner import Opened
-from ggufmerge.engine.rates import Meter
-from ggufmerge.engine.resolve import problem_of
-from ggufmerge.engine.survey import WIDER, Finding, Sample, is_surveyed, sample_runs, survey
-from ggufmerge.engine.tasks import Known, Task, Written
-from ggufmerge.engine.tensor_types import reference_types, types_in
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.drive import Replay, Statistics
 from ggufmerge.methods.random import stream_key
 from ggufmerge.methods.spec import Chunk, Method, Pass, Problem, Stack
+from ggufmerge.planning.plan import Input, Plan, PlannedTensor
+from ggufmerge.planning.planner import Opened
+from ggufmerge.planning.resolve import problem_of
+from ggufmerge.planning.tensor_types import reference_types, types_in
+from ggufmerge.running.effort import merge_kind, read_kind, write_kind
+from ggufmerge.running.encode import Figures, Scratch, TensorEncoder
+from ggufmerge.running.rates import Meter
+from ggufmerge.running.survey import WIDER, Finding, Sample, is_surveyed, sample_runs, survey
+from ggufmerge.running.tasks import Known, Task, Written
 from ggufmerge.sources import TensorReader
 from ggufmerge.types import TensorType
 

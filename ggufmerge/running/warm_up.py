@@ -8,19 +8,19 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine.effort import kernels_of, merge_kind
-from ggufmerge.engine.plan import Plan, PlannedTensor
-from ggufmerge.engine.planner import Opened
-from ggufmerge.engine.progress import Progress
-from ggufmerge.engine.rates import Meter, Rates
-from ggufmerge.engine.resolve import problem_of
 from ggufmerge.kernels import is_prepared, note_prepared
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.api import run as merge_stack
 from ggufmerge.methods.random import words
+from ggufmerge.planning.plan import Plan, PlannedTensor
+from ggufmerge.planning.planner import Opened
+from ggufmerge.planning.resolve import problem_of
 from ggufmerge.quants import codec, encoders
 from ggufmerge.quants.figures import block_sums, kept_change, squares
 from ggufmerge.quants.magnitude import magnitude
+from ggufmerge.running.effort import kernels_of, merge_kind
+from ggufmerge.running.progress import Progress
+from ggufmerge.running.rates import Meter, Rates
 from ggufmerge.types import TensorType
 
 

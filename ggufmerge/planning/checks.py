@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ggufmerge.engine.plan import Plan
 from ggufmerge.errors import OutputError, PlanError
 from ggufmerge.files.output import work_files
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.watch import Watch
 from ggufmerge.files.writer import check_regular, partial_path, same_file
 from ggufmerge.keys import ARCHITECTURE, block_count, vocab_size
+from ggufmerge.planning.plan import Plan
 from ggufmerge.sources import Source
 from ggufmerge.text import size
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ggufmerge.engine.rates import Measured
+from ggufmerge.running.rates import Measured
 
 
 class Progress:
@@ -39,7 +39,7 @@ class Progress:
         """All of this tensor is written."""
 
     def measured(self, sums: Mapping[str, Measured]) -> None:
-        """What the work took, by kind; see `engine.rates`."""
+        """What the work took, by kind; see `running.rates`."""
 
     def end(self) -> None:
         """The result has its name, or the run failed."""

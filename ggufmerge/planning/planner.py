@@ -9,22 +9,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ggufmerge.engine import checks, header, provenance, vocabulary
-from ggufmerge.engine.plan import Input, Opening, Plan, PlannedSource, PlannedTensor, Rounding
-from ggufmerge.engine.resolve import LaidOut, lay_out, resolved
-from ggufmerge.engine.side_tensors import with_side_tensors
-from ggufmerge.engine.survival import expectations
-from ggufmerge.engine.tensor_types import (
-    check_type,
-    check_writable,
-    with_rounding,
-    with_types,
-)
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.files import MetadataEditor, TensorInfo, facts
 from ggufmerge.formats.imatrix import load_together
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import locate
+from ggufmerge.planning import checks, header, provenance, vocabulary
+from ggufmerge.planning.plan import Input, Opening, Plan, PlannedSource, PlannedTensor, Rounding
+from ggufmerge.planning.resolve import LaidOut, lay_out, resolved
+from ggufmerge.planning.side_tensors import with_side_tensors
+from ggufmerge.planning.survival import expectations
+from ggufmerge.planning.tensor_types import (
+    check_type,
+    check_writable,
+    with_rounding,
+    with_types,
+)
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.recipe import ModelReference, Recipe, load_recipe
 from ggufmerge.recipe.document import Location

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine.encode import TensorEncoder
-from ggufmerge.engine.plan import PlannedTensor, Rounding
-from ggufmerge.engine.survival import Survival
+from ggufmerge.planning.plan import PlannedTensor, Rounding
+from ggufmerge.planning.survival import Survival
 from ggufmerge.quants import codec
 from ggufmerge.quants.encoders import encoder as encoding
 from ggufmerge.quants.encoders import encoder_names
 from ggufmerge.quants.figures import block_sums, squares
+from ggufmerge.running.encode import TensorEncoder
 from ggufmerge.types import TensorType
 
 _RUN = 2048  # values of a run, as whole rows

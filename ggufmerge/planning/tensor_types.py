@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ggufmerge.engine.plan import PlannedTensor, Rounding
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from ggufmerge.files import open_gguf
 from ggufmerge.patterns import Budget, Pattern
 from ggufmerge.places.references import locate
+from ggufmerge.planning.plan import PlannedTensor, Rounding
 from ggufmerge.quants import codec, grid_of
 from ggufmerge.quants.encoders import encoder
 from ggufmerge.quants.importance import Imatrix

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from ggufmerge import keys
-from ggufmerge.engine import provenance
-from ggufmerge.engine.layout import Slice, layers_of_result
 from ggufmerge.errors import PlanError
 from ggufmerge.files import MetadataEditor, ValueKind, facts
 from ggufmerge.formats.layers import layer_count
+from ggufmerge.planning import provenance
+from ggufmerge.planning.layout import Slice, layers_of_result
 from ggufmerge.sources import Source
 from ggufmerge.types import FileType
 

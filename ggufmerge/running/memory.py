@@ -12,9 +12,9 @@ import re
 import sys
 from pathlib import Path
 
-from ggufmerge.engine.plan import Plan, PlannedTensor
-from ggufmerge.engine.planner import Opened
-from ggufmerge.engine.provenance import digest_key
+from ggufmerge.planning.plan import Plan, PlannedTensor
+from ggufmerge.planning.planner import Opened
+from ggufmerge.planning.provenance import digest_key
 
 _COPIES = 3  # of a chunk beside the inputs: the result, its bytes with what they are read back as, what kernels need
 

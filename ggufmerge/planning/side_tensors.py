@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ggufmerge.engine.plan import Input, PlannedTensor
+from ggufmerge.planning.plan import Input, PlannedTensor
 from ggufmerge.sources import Source
 from ggufmerge.sources.side_tensors import SCALE, side_names
 from ggufmerge.types import TensorType

@@ -10,10 +10,6 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from ggufmerge.engine import checks, vocabulary
-from ggufmerge.engine.layout import Slice, Slot, lay
-from ggufmerge.engine.plan import Input, PlannedTensor
-from ggufmerge.engine.stored_form import stored_offset
 from ggufmerge.errors import PlanError, RecipeError, collected
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods import package_of
@@ -21,6 +17,10 @@ from ggufmerge.methods.parameters import LEFT_OUT, BindError, Complaint, Paramet
 from ggufmerge.methods.spec import Base, Method, Problem
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found
+from ggufmerge.planning import checks, vocabulary
+from ggufmerge.planning.layout import Slice, Slot, lay
+from ggufmerge.planning.plan import Input, PlannedTensor
+from ggufmerge.planning.stored_form import stored_offset
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import known_words, spellings

@@ -1,0 +1,1 @@
+"""Recipe and headers become a plan: what happens to every tensor, decided before any weight is read."""

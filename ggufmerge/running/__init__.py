@@ -1,0 +1,1 @@
+"""A plan becomes a file: tasks, the worker that does them, and how far they are."""
