@@ -1,4 +1,4 @@
-"""Plan, then run: a recipe and the headers of its models become a plan; the plan becomes a file."""
+"""What a user asks for, from end to end: build, merge, bake, quantize, extract, compare, and what it will cost."""
 
 from ggufmerge.engine.build import build
 from ggufmerge.planning.plan import Plan
