@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.files.metadata import KeyValues
     from ggufmerge.files.output import Output
-    from ggufmerge.planning.planner import Opened
+    from ggufmerge.planning.opened import Opened
     from ggufmerge.recipe import Recipe
 
 
@@ -193,7 +193,7 @@ def check_recipe(recipe: Recipe, name: str, wanted: Mapping[str, Any], *, overwr
 
 def _check_planned(plan: Plan, opened: Opened) -> KeyValues:
     """The metadata of the result of a plan; PlanError when Ollama would refuse it. opened: what it reads from."""
-    from ggufmerge.planning.planner import header_of
+    from ggufmerge.planning.opened import header_of
 
     metadata, _ = header_of(plan, opened)
     check_content({t.name: t.type for t in plan.tensors}, metadata)

@@ -13,7 +13,7 @@ from ggufmerge.places.references import check_found, find
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.files.output import Output
-    from ggufmerge.planning.planner import Opened
+    from ggufmerge.planning.opened import Opened
 
 
 class ForProjector:

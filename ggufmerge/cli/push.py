@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.files.output import Output
     from ggufmerge.places.hub.upload import Upload
-    from ggufmerge.planning.planner import Opened
+    from ggufmerge.planning.opened import Opened
 
 HELP = """Upload a model to the Hugging Face Hub as OWNER/NAME, with a model card made from what the file says.
 

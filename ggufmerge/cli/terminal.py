@@ -19,8 +19,8 @@ from ggufmerge.text import count, folded, printable, shortened, size
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
+    from ggufmerge.planning.opened import Opened
     from ggufmerge.planning.plan import PlannedTensor
-    from ggufmerge.planning.planner import Opened
     from ggufmerge.planning.survival import Survival, TypeSurvival
 
 Row = Sequence[str]

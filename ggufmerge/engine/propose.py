@@ -31,8 +31,9 @@ from ggufmerge.places import inventory
 from ggufmerge.places.inventory import FoundModel
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import find
+from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Plan
-from ggufmerge.planning.planner import Opened, make_plan
+from ggufmerge.planning.planner import make_plan
 from ggufmerge.planning.survival import LOW_SURVIVAL, TypeSurvival
 from ggufmerge.recipe import AdapterReference, ModelReference, Recipe, load_recipe
 from ggufmerge.recipe.load import OPTIONS

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.kernels import is_prepared
+from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Plan, PlannedTensor
-from ggufmerge.planning.planner import Opened
 from ggufmerge.planning.survival import TypeSurvival
 from ggufmerge.running.effort import is_one_tensor, kernels_of, rank_of, work_of
 from ggufmerge.running.rates import Rates

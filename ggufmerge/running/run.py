@@ -27,9 +27,9 @@ from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.watch import Watch
 from ggufmerge.planning import provenance
-from ggufmerge.planning.checks import check_inputs, check_space, output_files, watched
+from ggufmerge.planning.checks import check_inputs, check_space, output_files
+from ggufmerge.planning.opened import Opened, header_of, watched
 from ggufmerge.planning.plan import Opening, Plan, PlannedTensor
-from ggufmerge.planning.planner import Opened, header_of
 from ggufmerge.planning.survival import TypeSurvival, advice, by_type, total
 from ggufmerge.running.effort import TICKS, Work, digested, work_of
 from ggufmerge.running.encode import Figures

@@ -60,10 +60,11 @@ def entries(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
 def test_settings_are_those_of_this_build(folder: Path) -> None:
     """Type, rounding, seed and version, wherever they were asked for; not those that its parents were built with."""
     keys = built(linear("one.gguf", "two.gguf"), rounding="nearest", out_type="Q8_0")
-    assert keys["ggufmerge.options"] == "--type Q8_0 --rounding nearest"
+    recipe = ggufmerge.load_recipe(keys["ggufmerge.recipe"])
+    assert (recipe.out_type, recipe.rounding) == ("Q8_0", "nearest")
     assert (keys["ggufmerge.type"], keys["ggufmerge.rounding"], keys["ggufmerge.seed"]) == ("Q8_0", "nearest", 0)
     keys = built(linear("one.gguf", "two.gguf", rounding="stochastic", seed="7"))
-    assert "ggufmerge.options" not in keys
+    assert keys["ggufmerge.recipe"] == linear("one.gguf", "two.gguf", rounding="stochastic", seed="7")
     assert (keys["ggufmerge.type"], keys["ggufmerge.rounding"], keys["ggufmerge.seed"]) == ("Q4_0", "stochastic", 7)
     assert keys["ggufmerge.version"] == ggufmerge.__version__
 
