@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -109,6 +110,8 @@ def merge(
             out_type=options["out_type"],
         )
     show_warnings(proposal.warnings)
+    won = {"imatrix": options["imatrix"] or (), "rounding": options["rounding"] and options["rounding"].value}
+    proposal = replace(proposal, recipe=proposal.recipe.with_options(**won))
     if save_recipe is not None:
         write_new(save_recipe, proposal.text(save_recipe.parent).encode(), overwrite=options["overwrite"])
     if not options["json"]:
@@ -118,7 +121,7 @@ def merge(
     if options["output"] is None and not any(options.get(name) for name in ("ollama", "lmstudio", "to")):
         options["output"] = None if options["dry_run"] else proposal.output
     with beside(facts_of(proposal)):
-        build(proposal.recipe, **(options | {"out_type": None}))  # type: ignore[arg-type]
+        build(proposal.recipe, **(options | {"out_type": None, "imatrix": None, "rounding": None}))  # type: ignore[arg-type]
 
 
 def show_choices(proposal: Proposal) -> None:

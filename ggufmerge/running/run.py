@@ -151,7 +151,7 @@ def foresee(plan: Plan, opened: Opened, tensors: Sequence[PlannedTensor]) -> lis
 def identity(plan: Plan, opened: Opened, watch: Watch) -> str:
     """A hash of all that the bytes of the result depend on, and of the state of its sources.
 
-    What the plan says (recipe, options and version of the program among it), a fingerprint of each source and of the
+    What the plan says (recipe, settings and version of the program among it), a fingerprint of each source and of the
     importance matrix, and, since a fingerprint reads too little to notice every change, sizes and times of the files.
     Where the files lie plays no part. What a journal belongs to depends on the chunks and the cutting into files, too.
     """
