@@ -125,11 +125,7 @@ class Recipe(RecipeKeys):
     def _changed_by_options(self, changes: dict[str, Any]) -> Recipe:
         """With these keys, each of which an option stands for, and its places as they were."""
         recipe = load_recipe(self)
-        documents = (recipe, *recipe.stages)
-        taken = {stage.name for stage in recipe.stages} | {r.path for d in documents for r in d.references()}
-        # the text alone does not know its file, whose name is the result's
-        name = {} if recipe.name or recipe.title in taken else {"name": recipe.title}
-        data = {key: value for key, value in (name | recipe.as_written() | changes).items() if value is not None}
+        data = _with_options(recipe, changes)
         text = written([*(stage.as_written() for stage in recipe.stages), data])
         changed = _read(text, NAME, recipe.folder, OPTIONS)
         origin, document = recipe._origin, recipe._origin.document
@@ -216,6 +212,18 @@ def load_recipe(
         return _read(source, NAME, ".", arguments)
     path = Path(source)
     return _read(read_text(path), printable(path.name), str(path.parent))
+
+
+def _with_options(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the document of a recipe would say, key by key, with changes that win over it."""
+    data = recipe.as_written()
+    if isinstance(modules := data.get("modules"), dict):  # what a module says would win
+        data["modules"] = {name: {k: v for k, v in keys.items() if k not in changes} for name, keys in modules.items()}
+    # the text alone does not know its file, whose name is the result's, unless a model goes by it
+    models = {reference.path for document in (recipe, *recipe.stages) for reference in document.references()}
+    if recipe.name is None and recipe.title not in models | {stage.name for stage in recipe.stages}:
+        data = {"name": recipe.title, **data}
+    return {key: value for key, value in {**data, **changes}.items() if value is not None}
 
 
 def type_of_option(name: str) -> FileType:

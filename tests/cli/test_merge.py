@@ -98,6 +98,19 @@ def test_a_dry_run_writes_the_recipe_at_most(machine: Path, run: Run) -> None:
         assert all(bytes(x.tensors[name].raw) == bytes(y.tensors[name].raw) for name in x.tensors)
 
 
+def test_the_recipe_that_is_saved_says_what_options_say(machine: Path, run: Run) -> None:
+    """It is the one that is used, and recorded."""
+    arguments = ("-t", "Q8_0", "--rounding", "nearest", "--save-recipe", "r.yaml", "-o", "x.gguf")
+    code, out, err = run("merge", "a.gguf", "b.gguf", *arguments)
+    assert code == 0, err
+    assert "\n  rounding: nearest\n" in out
+    text = Path("r.yaml").read_text()
+    recorded = ggufmerge.open("x.gguf").metadata["ggufmerge.recipe"]
+    assert text.endswith(recorded)
+    recipe = ggufmerge.load_recipe(recorded)
+    assert (recipe.out_type, recipe.rounding) == ("Q8_0", "nearest")
+
+
 def test_json_says_what_was_chosen(machine: Path, run: Run) -> None:
     """Before the facts of the build, or of the plan; nothing else stands on standard output."""
     code, out, _ = run("merge", "a.gguf", "b.gguf", "--json")

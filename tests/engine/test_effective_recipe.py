@@ -138,6 +138,26 @@ def test_a_recipe_in_effect_is_a_recipe_like_any_other(folder: Path, monkeypatch
     assert recipe.with_options(**options) is recipe
 
 
+def test_options_win_over_a_module(folder: Path) -> None:
+    """As over a recipe that has none."""
+    text = "modules:\n  one: {merge_method: passthrough, models: [{model: a.gguf}], out_type: F16, rounding: nearest}\n"
+    recipe = ggufmerge.load_recipe(text).with_options(out_type="Q8_0", rounding="stochastic")
+    for same in (recipe, ggufmerge.load_recipe(recipe.text)):
+        assert (same.out_type, same.rounding) == ("Q8_0", "stochastic")
+    assert recipe.where(("models",)) == "recipe:2:36"
+
+
+def test_a_recipe_that_is_large_without_its_aliases_takes_options() -> None:
+    """What it says 70 times is written once in the recipe in effect, too."""
+    rules = "".join(f"    - {{filter: layer{i}, value: {i}}}\n" for i in range(100))
+    entries = "".join(f"  - {{model: m{i}.gguf, parameters: *all}}\n" for i in range(70))
+    text = f"merge_method: linear\nparameters: &all\n  weight:\n{rules}models:\n{entries}"
+    recipe = ggufmerge.load_recipe(text).with_options(out_type="Q8_0")
+    again = ggufmerge.load_recipe(recipe.text)
+    assert again.models == recipe.models == ggufmerge.load_recipe(text).models
+    assert len(recipe.text) < 2 * len(text)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
