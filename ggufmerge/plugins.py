@@ -72,6 +72,7 @@ class Kind:
             plugin.refuse(f"cannot be loaded ({type(error).__name__}: {one_line(str(error))})")
 
 
+ENCODERS = Kind("ggufmerge.encoders", "rounding")
 METHODS = Kind("ggufmerge.methods", "merge method")
 PLACES = Kind("ggufmerge.places", "place of models")
 

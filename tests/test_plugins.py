@@ -23,10 +23,11 @@ from ggufmerge.errors import GgufmergeError, PlanError, PluginError, RecipeError
 from ggufmerge.methods import method, names
 from ggufmerge.places.references import find
 from ggufmerge.places.schemes import is_scheme
+from ggufmerge.quants.encoders import encoder, encoder_names
 from ggufmerge.recipe import load_recipe
 from ggufmerge.recipe.json_schema import json_schema
 from tests.plugins import EXAMPLE, write_example, write_package
-from tests.tiny import write_tiny_llama
+from tests.tiny import write_tiny_llama, write_tiny_lora
 
 ROOT = Path(__file__).parents[1]
 Install = Callable[..., None]
@@ -94,6 +95,40 @@ def test_the_example_is_the_one_of_the_docs() -> None:
     blocks = re.findall(r"^```(?:python|toml)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     for path in (EXAMPLE / "pyproject.toml", *sorted((EXAMPLE / "ggufmerge_example").glob("[a-z]*.py"))):
         assert path.read_text("utf-8") in blocks, path
+
+
+def test_the_encoder_of_the_docs_keeps_the_sum_of_a_change(install: Install, tmp_path: Path) -> None:
+    """Of each block, to one step, and with it the change; nearest rounding keeps little of one as small as this."""
+    code = (EXAMPLE / "ggufmerge_example" / "feedback.py").read_text("utf-8")
+    install("feedback", {"ggufmerge.encoders": {"feedback": "feedback:feedback"}}, {"feedback": code})
+    base = write_tiny_llama(tmp_path / "base.gguf", type="Q4_0")
+    write_tiny_lora(tmp_path / "lora.gguf", base, strength=0.01)
+    left = {}
+    for rounding in ("nearest", "feedback"):
+        report = ggufmerge.build(
+            {
+                "merge_method": "passthrough",
+                "models": [{"model": f"{tmp_path}/base.gguf+{tmp_path}/lora.gguf"}],
+                "rounding": rounding,
+            },
+            tmp_path / f"{rounding}.gguf",
+        )
+        [kept] = report.kept
+        left[rounding] = kept.survival.share
+    assert left["nearest"] < 0.7
+    assert left["feedback"] > 0.9
+
+
+def test_an_encoder_that_does_not_work_is_the_fault_of_its_package(install: Install) -> None:
+    """In one line, when a recipe is planned with it; a name that nobody has is told with the nearest ones."""
+    install("bad", {"ggufmerge.encoders": {"bad": "bad:number", "other": "bad:other"}}, {"bad": "number = 3\n"})
+    assert encoder_names()[:2] == ("stochastic", "nearest")
+    assert set(encoder_names()) >= {"bad", "other"}
+    for name, why in (("bad", "is not an Encoder but int"), ("other", "cannot be loaded (AttributeError: ")):
+        with pytest.raises(PluginError, match=re.escape(f'the rounding "{name}" of the package bad 1.0 {why}')):
+            encoder(name)
+    with pytest.raises(GgufmergeError, match='unknown rounding "feedbak"'):
+        encoder("feedbak")
 
 
 SUM = """

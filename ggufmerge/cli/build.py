@@ -25,7 +25,7 @@ from ggufmerge.cli.options import (
     type_option,
 )
 from ggufmerge.cli.outlook import Place, expected, show_forecast, tried
-from ggufmerge.cli.push import Card, ForHub, PushDryRun, PushTo
+from ggufmerge.cli.push import Card, PushDryRun, PushTo
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
 from ggufmerge.cli.try_prompt import TryPrompt
 
@@ -128,12 +128,14 @@ def build(
     json: Json = False,
 ) -> None:
     from ggufmerge.cli import try_prompt as trial
-    from ggufmerge.cli.home_sink import ForHomes, home_line
-    from ggufmerge.cli.ollama import ForOllama, check_recipe
-    from ggufmerge.cli.projector import ForProjector
+    from ggufmerge.cli.push import facts_of, show_upload
+    from ggufmerge.cli.telling import OnTerminal
     from ggufmerge.cli.terminal import print_json, say, show_build, show_warnings
     from ggufmerge.files.sharded import SplitLimit
     from ggufmerge.planning.survival import advice
+    from ggufmerge.sinks import CardSink, HomesSink, HubSink, OllamaSink, ProjectorSink
+    from ggufmerge.sinks.homes import home_line
+    from ggufmerge.sinks.ollama import check_recipe
 
     wanted: Any = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
@@ -142,8 +144,8 @@ def build(
     if mmproj is not None and ollama is not None:
         raise typer.BadParameter("--mmproj needs --output instead of --ollama; ollama create takes the Modelfile then")
     loaded = read_recipe(recipe)
-    for_projector = ForProjector(mmproj, None if dry_run else output, overwrite=overwrite)
-    for_homes = ForHomes(
+    for_projector = ProjectorSink(mmproj, None if dry_run else output, overwrite=overwrite)
+    for_homes = HomesSink(
         loaded,
         wanted,
         output,
@@ -172,9 +174,15 @@ def build(
     from ggufmerge.cli.progress import progress_display
     from ggufmerge.engine import build as carry_out
 
-    for_hub = ForHub(card, push, dry_run=push_dry_run, overwrite=overwrite)
+    telling = OnTerminal()
+    if push is None and push_dry_run:
+        raise typer.BadParameter("needs --push OWNER/NAME", param_hint="--push-dry-run")
+    for_card = CardSink(card, overwrite=overwrite) if card is not None else None
+    for_hub = HubSink(push, dry_run=push_dry_run, overwrite=overwrite, telling=telling) if push is not None else None
     modelfile = modelfile and output is not None  # no program wants one in its folder
-    for_ollama = ForOllama(built, ollama, modelfile=modelfile, overwrite=overwrite, projector=for_projector.path)
+    for_ollama = OllamaSink(
+        built, ollama, modelfile=modelfile, overwrite=overwrite, projector=for_projector.path, telling=telling
+    )
     options: dict[str, Any] = {"threads": threads} | ({"chunk": chunk} if chunk else {})
     with for_homes.folders(), progress_display(for_ollama.output) as progress:
         report = carry_out(
@@ -183,7 +191,7 @@ def build(
             **wanted,
             overwrite=for_ollama.overwrite,
             split=split,
-            sinks=[for_projector, for_homes, for_ollama, for_hub],
+            sinks=[for_projector, for_homes, for_ollama, *(sink for sink in (for_card, for_hub) if sink is not None)],
             progress=progress,
             **options,
         )
@@ -194,14 +202,16 @@ def build(
             | for_projector.facts
             | for_homes.facts
             | for_ollama.facts
-            | for_hub.facts
+            | (for_card.facts if for_card is not None else {})
+            | ({"push": facts_of(for_hub.upload, for_hub.url)} if for_hub is not None and for_hub.upload else {})
             | trial.asked(report.output, try_prompt)
         )
     else:
         show_build(report)
-        for line in (*for_projector.lines(), *for_homes.lines(), *for_ollama.lines()):
-            say(line)
-        for_hub.show()
+        say(*for_projector.lines(), *for_homes.lines(), *for_ollama.lines())
+        say(*(for_card.lines() if for_card is not None else ()))
+        if for_hub is not None and for_hub.upload is not None:
+            show_upload(for_hub.upload, for_hub.url)
         trial.show(report.output, try_prompt)
 
 

@@ -10,10 +10,7 @@ import typer
 from ggufmerge.cli.options import DryRun, Json, Overwrite
 
 if TYPE_CHECKING:
-    from ggufmerge.engine import BuildReport, Plan
-    from ggufmerge.files.output import Output
     from ggufmerge.places.hub.upload import Upload
-    from ggufmerge.planning.opened import Opened
 
 HELP = """Upload a model to the Hugging Face Hub as OWNER/NAME, with a model card made from what the file says.
 
@@ -71,76 +68,6 @@ PushTo = Annotated[
 PushDryRun = Annotated[
     bool, typer.Option("--push-dry-run", help="Build, but only show what --push would upload.", show_default=False)
 ]
-
-
-class ForHub:
-    """The part of one build that is for the Hub: a sink. PlanError, before work starts, for what can be known then: a
-    card in the way, no name of a repository, nobody logged in.
-    """
-
-    def __init__(self, card: Path | None, repo: str | None, *, dry_run: bool, overwrite: bool) -> None:
-        if dry_run and repo is None:
-            raise typer.BadParameter("needs --push OWNER/NAME", param_hint="--push-dry-run")
-        self._card, self._repo, self._dry_run, self._overwrite = card, repo, dry_run, overwrite
-        self._upload: Upload | None = None
-        self.facts: dict[str, Any] = {}
-        if repo is not None:
-            from ggufmerge.places.hub.upload import check_login, check_repo_name
-
-            check_repo_name(repo)
-            check_login(required=not dry_run)
-
-    def targets(self) -> list[Path]:
-        return [self._card] if self._card is not None else []
-
-    def inputs(self) -> list[Path]:
-        return []
-
-    def check(self, plan: Plan, opened: Opened, output: Output) -> list[str]:
-        """PlanError when the card is in the way."""
-        from ggufmerge.files import check_target
-
-        if self._card is not None:
-            check_target(self._card, overwrite=self._overwrite or output.owns(str(self._card)))
-        return []
-
-    def finish(self, report: BuildReport, output: Output) -> BuildReport:
-        """Write the card, upload; `facts` and `show` then tell of it."""
-        if self._card is not None:
-            output.claim(str(self._card))
-            from ggufmerge.files import open_gguf
-            from ggufmerge.files.writer import write_new
-            from ggufmerge.report.model_card import model_card
-
-            with open_gguf(report.output) as file:
-                text = model_card(file).encode()
-            write_new(self._card, text, overwrite=self._overwrite)
-            self.facts["card"] = str(self._card)
-        if self._repo is None:
-            return report
-        from ggufmerge.cli.terminal import complain, show_warnings
-        from ggufmerge.places.hub.upload import plan_upload
-        from ggufmerge.places.hub.upload import push as carry_out
-
-        try:
-            self._upload = plan_upload(report.output, self._repo, overwrite=self._overwrite)
-            show_warnings(self._upload.notes)
-            url = None if self._dry_run else carry_out(self._upload)
-        except BaseException:
-            again = f"ggufmerge push {report.output} {self._repo}"
-            complain(f"the merged model is complete: {report.output}; upload it with {again}")
-            raise
-        self.facts["push"] = facts_of(self._upload, url)
-        return report
-
-    def show(self) -> None:
-        """What was done, for people."""
-        from ggufmerge.cli.terminal import say
-
-        if path := self.facts.get("card"):
-            say(f"{path}: model card")
-        if self._upload is not None:
-            show_upload(self._upload, self.facts["push"]["url"])
 
 
 def facts_of(upload: Upload, url: str | None) -> dict[str, Any]:

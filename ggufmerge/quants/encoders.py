@@ -7,6 +7,8 @@ fine-tune's change is lost. Rounding up with the probability of the fraction ins
 exactly: what is added is noise without a direction, of variance step^2 f (1 - f) for the fraction f, while the change
 has one and adds up over a row.
 
+Other packages add encoders by entry points of the group `ggufmerge.encoders`: see docs/plugins.md.
+
 Source: Gupta et al., "Deep learning with limited numerical precision" (2015), section 3.1. What it does for adapters is
 measured in `docs/lora.md`.
 """
@@ -21,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge import plugins
 from ggufmerge.errors import GgufmergeError, nearest
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.codec import Codec
@@ -130,15 +133,27 @@ for _encoder in (Stochastic(), Nearest()):
 
 
 def encoder_names() -> tuple[str, ...]:
-    """The names of all encoders."""
-    return tuple(_ENCODERS)
+    """The names of all encoders; those of other packages, which may turn out not to work, are the last."""
+    return (*_ENCODERS, *plugins.ENCODERS.names(_ENCODERS))
 
 
 def encoder(name: str) -> Encoder:
-    """The encoder of this name; GgufmergeError suggests the nearest name."""
-    if name not in _ENCODERS:
+    """The encoder of this name; GgufmergeError suggests the nearest name, PluginError says why a plug-in fails."""
+    if name in _ENCODERS:
+        return _ENCODERS[name]
+    plugin = plugins.ENCODERS.find(name)
+    if plugin is None:
         raise GgufmergeError(f'unknown rounding "{name}": {nearest(name, encoder_names())}')
-    return _ENCODERS[name]
+    if not isinstance(plugin.value, Encoder):
+        plugin.refuse(f"is not an Encoder but {type(plugin.value).__name__}")
+    if getattr(plugin.value, "name", None) != name:
+        plugin.refuse(f"calls itself {getattr(plugin.value, 'name', None)!r}")
+    return plugin.value
+
+
+def package_of(name: str) -> str:
+    """The name and version of the package that adds an encoder; "" for one that is built in or registered."""
+    return "" if name in _ENCODERS else plugins.ENCODERS.package(name)
 
 
 def round_on_grid(

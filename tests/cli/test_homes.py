@@ -229,10 +229,10 @@ def test_an_interrupted_build_goes_on(
                 do(*arguments, **options)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(f"ggufmerge.cli.home_sink.{step}", stop)
+        monkeypatch.setattr(f"ggufmerge.sinks.homes.{step}", stop)
         assert run(*LMSTUDIO, *options)[0] != 0
         assert calls
-    monkeypatch.setattr(f"ggufmerge.cli.home_sink.{step}", do)
+    monkeypatch.setattr(f"ggufmerge.sinks.homes.{step}", do)
     code, _, err = run(*LMSTUDIO, *options)
     assert code == 0, err
     assert everything(folder) == wanted

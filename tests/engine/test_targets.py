@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggufmerge.cli.push import ForHub
 from ggufmerge.engine import build, run
 from ggufmerge.engine.build import Sink
 from ggufmerge.engine.quantize import plan_quantize
 from ggufmerge.errors import GgufmergeError, OutputError, PlanError
+from ggufmerge.sinks import CardSink
 from tests.engine.test_interruption import RECIPE
 from tests.engine.test_quantize import write_imatrix
 from tests.tiny import write_tiny_llama
@@ -63,7 +63,7 @@ def test_a_card_replaces_neither_inputs_nor_the_output(models: Path, card: str) 
     """Whatever way its path is spelt, with --overwrite, too."""
     (models / "link.gguf").symlink_to("b.gguf")
     before = snapshot()
-    sinks: list[Sink] = [ForHub(Path(card), None, dry_run=False, overwrite=True)]
+    sinks: list[Sink] = [CardSink(Path(card), overwrite=True)]
     with pytest.raises(PlanError, match="choose another name"):
         build("r.yaml", "o.gguf", overwrite=True, sinks=sinks)
     assert snapshot() == before
@@ -76,7 +76,7 @@ def test_a_file_that_appears_before_a_sink_is_somebodys(models: Path, monkeypatc
         raise KeyboardInterrupt
 
     def sinks() -> list[Sink]:
-        return [ForHub(Path("card.md"), None, dry_run=False, overwrite=False)]
+        return [CardSink(Path("card.md"))]
 
     with monkeypatch.context() as patch:
         patch.setattr("ggufmerge.report.model_card.model_card", stopped)

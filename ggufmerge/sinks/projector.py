@@ -1,4 +1,4 @@
-"""The part of a build that is about a projector for images or sound."""
+"""A copy of a projector for images or sound beside a finished file."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from ggufmerge.places.projector import check_projector, copy_projector, projecto
 from ggufmerge.places.references import check_found, find
 
 if TYPE_CHECKING:
-    from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.files.output import Output
     from ggufmerge.planning.opened import Opened
+    from ggufmerge.planning.plan import Plan
+    from ggufmerge.running.report import BuildReport
 
 
-class ForProjector:
-    """Copies a projector beside an output: a sink. PlanError or FormatError when the file is not a projector.
+class ProjectorSink:
+    """Copies a projector beside an output. PlanError or FormatError when the file is not a projector.
 
     projector: the file, None for no copy.  output: what it is copied beside, if that is a file.
     path: of the copy, None without one.
     """
 
-    def __init__(self, projector: Path | None, output: Path | None, *, overwrite: bool) -> None:
+    def __init__(self, projector: Path | None, output: Path | None, *, overwrite: bool = False) -> None:
         if projector is not None:
             check_found([("--mmproj", str(projector))])
             projector = find(str(projector)).path

@@ -1,18 +1,15 @@
-"""What `ggufmerge build` makes for Ollama besides the file: a Modelfile, and the model in a store or on a server."""
+"""A finished file for Ollama: a Modelfile beside it, and the model in a store or on a server."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufmerge.cli.terminal import complain, show_warnings
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.files.digest import Advance
 from ggufmerge.files.journal import Move
 from ggufmerge.files.small import file_name
 from ggufmerge.places.ollama.destination import destination
@@ -22,31 +19,37 @@ from ggufmerge.places.ollama.publish import Store
 from ggufmerge.places.ollama.server import Installed, Server
 from ggufmerge.places.ollama.settings import check_content, completed, inherited, prompt_warnings
 from ggufmerge.places.ollama.store import OllamaSettings, blob_path
+from ggufmerge.sinks.telling import Telling
 
 if TYPE_CHECKING:
-    from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.files.metadata import KeyValues
     from ggufmerge.files.output import Output
     from ggufmerge.planning.opened import Opened
+    from ggufmerge.planning.plan import Plan
     from ggufmerge.recipe import Recipe
+    from ggufmerge.running.report import BuildReport
 
 
-class ForOllama:
-    """The part of one build that is for Ollama: a sink. PlanError when the name is not one that Ollama takes.
+class OllamaSink:
+    """Writes a Modelfile and gives a model to Ollama. PlanError when the name is not one that Ollama takes.
 
-    output: the file that the user wants, None when the model is to go to Ollama only.  name: of the model in Ollama.
+    output: the file that is built, None when the model is to go to Ollama only; `output` then says where it is built.
+    name: of the model in Ollama, None for a Modelfile only.  overwrite: replace a Modelfile and a model of this name.
     projector: where a projector lies beside the output that the Modelfile names, too.
     """
 
     def __init__(
         self,
         output: Path | None,
-        name: str | None,
+        name: str | None = None,
         *,
-        modelfile: bool,
-        overwrite: bool,
+        modelfile: bool = True,
+        overwrite: bool = False,
         projector: Path | None = None,
+        telling: Telling | None = None,
     ) -> None:
+        output = Path(output) if output is not None else None
+        self._telling = telling or Telling()
         # whether the name is taken is asked in `check`, which knows of an interrupted run of the same build
         self.place = destination(name, overwrite=True) if name is not None else None
         self._name = OllamaName.parse(name) if name is not None else None
@@ -131,14 +134,16 @@ class ForOllama:
         output.claim(_claim(place))
         known = len(place.notes)
         try:
-            with _advancing(f"giving {place.name} to Ollama", report.nbytes) as advance:
+            with self._telling.advancing(f"giving {place.name} to Ollama", report.nbytes) as advance:
                 done = place.add(report.output, self._settings, move=self._wanted is None, advance=advance)
         except BaseException as error:
             if report.output.exists():
                 by_hand = self._by_hand(place, report.output, output) if isinstance(error, GgufmergeError) else ""
-                complain(f"the merged model is complete: {report.output}; give the same command again{by_hand}")
+                line = f"the merged model is complete: {report.output}; give the same command again{by_hand}"
+                error.add_note(line)
+                self._telling.complain(line)
             raise
-        show_warnings(place.notes[known:])
+        self._telling.warn(place.notes[known:])
         return done
 
     def _by_hand(self, place: Store | Server, path: Path, output: Output) -> str:
@@ -198,25 +203,3 @@ def _check_planned(plan: Plan, opened: Opened) -> KeyValues:
     metadata, _ = header_of(plan, opened)
     check_content({t.name: t.type for t in plan.tensors}, metadata)
     return metadata
-
-
-@contextmanager
-def _advancing(text: str, total: int) -> Iterator[Advance]:
-    """A bar on standard error while something slow goes on; nothing where nobody watches."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True, highlight=False)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(text, total=total)
-        shown = time.monotonic()
-        waiting = 0
-
-        def advance(nbytes: int) -> None:
-            nonlocal shown, waiting
-            waiting += nbytes
-            if time.monotonic() - shown > 0.1:
-                bar.advance(task, waiting)
-                shown, waiting = time.monotonic(), 0
-
-        yield advance

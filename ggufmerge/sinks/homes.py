@@ -1,4 +1,4 @@
-"""What `ggufmerge build` does for LM Studio, llama.cpp, KoboldCpp and text-generation-webui."""
+"""A finished file in the folders and settings of LM Studio, llama.cpp, KoboldCpp and text-generation-webui."""
 
 from __future__ import annotations
 
@@ -30,18 +30,20 @@ from ggufmerge.places.projector import projector_path
 from ggufmerge.planning.opened import header_of
 
 if TYPE_CHECKING:
-    from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.files.metadata import KeyValues
     from ggufmerge.files.output import Output
     from ggufmerge.files.sharded import SplitLimit
     from ggufmerge.planning.opened import Opened
+    from ggufmerge.planning.plan import Plan
     from ggufmerge.recipe import Recipe
+    from ggufmerge.running.report import BuildReport
 
 
-class ForHomes:
-    """The part of one build that is for other programs' folders: a sink.
+class HomesSink:
+    """Puts a model where other programs look for it.
 
-    recipe, wanted: what is built; wanted is the command line's part in it, as `make_plan` takes it.
+    recipe, wanted: what is built; wanted are the arguments of `build` that win over the recipe: out_type, imatrix,
+    rounding.
     output: the file that the user wants, None when the model is to go to its homes only; the first of these then is
     where it is built.  lmstudio, to, llama_cpp: the options.  projector: one that goes with the model.
     PlanError for names and places that cannot be.
@@ -53,13 +55,14 @@ class ForHomes:
         wanted: Mapping[str, Any],
         output: Path | None,
         *,
-        lmstudio: str | None,
-        to: Sequence[Path],
-        llama_cpp: bool,
-        split: SplitLimit | None,
-        projector: Path | None,
-        overwrite: bool,
+        lmstudio: str | None = None,
+        to: Sequence[Path] = (),
+        llama_cpp: bool = False,
+        split: SplitLimit | None = None,
+        projector: Path | None = None,
+        overwrite: bool = False,
     ) -> None:
+        output, to = Path(output) if output is not None else None, [Path(place) for place in to]
         self.output, self._overwrite, self._projector = output, overwrite, projector
         beside = output is not None and projector is not None
         self._built_projector = _absolute(projector_path(output)) if beside and output is not None else None
