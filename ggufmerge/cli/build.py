@@ -131,7 +131,7 @@ def build(
     from ggufmerge.cli.home_sink import ForHomes, home_line
     from ggufmerge.cli.ollama import ForOllama, check_recipe
     from ggufmerge.cli.projector import ForProjector
-    from ggufmerge.cli.terminal import print_json, say, show_build, show_warnings
+    from ggufmerge.cli.terminal import print_json, show_build, show_warnings, tell
     from ggufmerge.engine.survival import advice
     from ggufmerge.files.sharded import SplitLimit
 
@@ -198,9 +198,8 @@ def build(
             | trial.asked(report.output, try_prompt)
         )
     else:
-        show_build(report)
-        for line in (*for_projector.lines(), *for_homes.lines(), *for_ollama.lines()):
-            say(line)
+        show_build(report, for_ollama.result)
+        tell([*for_projector.lines(), *for_homes.lines(), *for_ollama.lines()])
         for_hub.show()
         trial.show(report.output, try_prompt)
 
@@ -237,7 +236,7 @@ def _show_plans(
     wanted: the command line's part in it, as `make_plan` takes it.  must_fit: fail where the build would.
     more: facts beside those of the last plan in JSON; lines: the same in words.
     """
-    from ggufmerge.cli.terminal import print_json, say, show_plan
+    from ggufmerge.cli.terminal import print_json, say, show_plan, tell
     from ggufmerge.engine.documents import planned_documents
 
     with planned_documents(recipe, **wanted) as documents:
@@ -250,9 +249,10 @@ def _show_plans(
         else:
             for number, plan in enumerate(plans):
                 if len(plans) > 1:
-                    say(*[""][:number], f"{number + 1} of {len(plans)}: {plan.metadata[keys.NAME]}")
+                    say(*[""][:number])
+                    tell([f"{number + 1} of {len(plans)}: {plan.metadata[keys.NAME]}"])
                 show_plan(plan, documents.sources[number], every=every, tried=forecast.trial is not None)
-            say(*lines)
+            tell(lines)
             show_forecast(forecast, documents.final, place)
         if must_fit:
             place.check(documents)

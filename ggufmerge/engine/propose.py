@@ -21,7 +21,7 @@ from ggufmerge.engine.plan import Plan
 from ggufmerge.engine.planner import Opened, make_plan
 from ggufmerge.engine.relatives import Base
 from ggufmerge.engine.run import foresee
-from ggufmerge.engine.survival import LOW_SURVIVAL, TypeSurvival
+from ggufmerge.engine.survival import LOW_SURVIVAL, TypeSurvival, as_large
 from ggufmerge.engine.trial import to_try
 from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, facts, open_gguf
@@ -44,6 +44,7 @@ from ggufmerge.types import FileType, TensorType
 
 DENSITY = 0.5  # where a method prunes
 _PRUNING = ("ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
+_OVERDONE = 1.25  # share of a change, from which on it is said that rounding makes it larger
 _LONGEST = 60  # letters of a file's name
 
 
@@ -468,12 +469,15 @@ def _remains(kept: Sequence[TypeSurvival], file_type: FileType) -> str:
     if not kept:
         return ""
     noise = max(one.survival.noise for one in kept)
-    beside = f", with noise {noise:.2g} times as large" if noise > 1 else ""
+    beside = f", with noise {as_large(noise)}" if noise > 1 else ""
     if beside and file_type.default.bits_per_weight < TensorType.Q8_0.bits_per_weight:
-        beside += "; type Q8_0 has less of it"
+        beside += "; type Q8_0 has less noise"
     if any(one.stochastic for one in kept):
         return f": the change survives in it, since it is rounded stochastically{beside}"
     worst = min(kept, key=lambda one: one.survival.share)
+    most = max(one.survival.share for one in kept)
+    if most > _OVERDONE:
+        return f": the change comes out up to {most:.2g} times as large as asked in it; type Q8_0 is closer"
     share = min(100, round(100 * worst.survival.share))
     return f": about {share} % of the change survives in it{beside}"
 

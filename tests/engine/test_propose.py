@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 import ggufmerge
-from ggufmerge.engine import relatives
+from ggufmerge.engine import propose, relatives
 from ggufmerge.engine.propose import Choice, Proposal, propose_merge
+from ggufmerge.engine.survival import Survival, TypeSurvival
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.places.inventory import described
 from ggufmerge.places.opening import open_source
 from ggufmerge.recipe import ModelReference
+from ggufmerge.types import FileType
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 TUNE = 0.05
@@ -308,3 +310,20 @@ def test_merging_is_building_the_proposal(machine: Path) -> None:
     proposal = propose_merge(MODELS, parameters={"lambda": 0.5})
     ggufmerge.build(proposal.recipe, "again.gguf")
     assert Path("again.gguf").read_bytes() == report.output.read_bytes()
+
+
+def test_a_change_that_rounding_makes_larger_is_told() -> None:
+    """On the grid of one of the models rounding can go all the way to it: no "about 100 %", and a way out."""
+    kept = [TypeSurvival("Q4_0", 210, 0, Survival(kept=2.0, energy=1.0))]
+    told = propose._remains(kept, FileType.parse("Q4_0"))
+    assert told == ": the change comes out up to 2 times as large as asked in it; type Q8_0 is closer"
+
+
+def test_noise_as_large_as_the_change_is_called_so() -> None:
+    """Not "1 times as large"; and it says of what a wider type has less."""
+    kept = [TypeSurvival("Q4_K", 16, 3, Survival(kept=1.0, energy=1.0, error=1.03))]
+    told = propose._remains(kept, FileType.parse("Q4_K_M"))
+    assert told.endswith(", with noise as large; type Q8_0 has less noise")
+    assert kept[0].line() == (
+        "Q4_K: 100 % of the change survived, with noise as large (16 tensors, 3 of them rounded stochastically)"
+    )
