@@ -23,7 +23,7 @@ from ggufmerge.engine.relatives import Base
 from ggufmerge.engine.run import foresee
 from ggufmerge.engine.survival import LOW_SURVIVAL, TypeSurvival, as_large
 from ggufmerge.engine.trial import to_try
-from ggufmerge.errors import PlanError
+from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import GGUFFile, facts, open_gguf
 from ggufmerge.files.shards import model_name
 from ggufmerge.formats.peft import CONFIG
@@ -185,11 +185,22 @@ def propose_merge(
 def _sorted_out(models: Sequence[str | os.PathLike[str]]) -> _Given:
     """What was named, as models and adapters; PlanError when there is nothing, or one does not exist."""
     items: list[ModelReference | AdapterReference] = []
-    for text in [os.fspath(model) for model in models]:
-        item = _as_adapter(text) or ModelReference.from_argument(text)
+    texts, wrong = [os.fspath(model) for model in models], list[str]()
+    for text in texts:
+        try:
+            item = _as_adapter(text) or ModelReference.from_argument(text)
+            if isinstance(item, ModelReference):
+                find(item.path)
+        except GgufmergeError as error:
+            if len(texts) == 1 or type(error) is not PlanError:
+                raise
+            wrong += error.lines
+            continue
         if item in items:
             raise PlanError(f"{text}: is given twice; a model merged with itself is itself: give it once")
         items.append(item)
+    if wrong:
+        raise PlanError(*wrong)
     if not items:
         raise PlanError("name the models to merge, two or more")
     return _Given(tuple(items))
@@ -244,7 +255,9 @@ def _find_base(given: _Given, sources: Sequence[Source]) -> tuple[ModelReference
     known = inventory.known_models(source.file.path.parent for source in sources)
     families = {inventory.family_of(source.file) for source in sources if isinstance(source.file, GGUFFile)}
     candidates = [model for model in known if {model.family} == families]
-    paths = {source.file.path.resolve() for source in sources}
+    # the model below an adapter may well be the base of the others, too
+    whole = [source for source, model in zip(sources, given.models, strict=True) if not model.adapters]
+    paths = {source.file.path.resolve() for source in whole}
     others = [model for model in candidates if model.path is None or model.path.resolve() not in paths]
     base = relatives.recorded_base(sources, others)
     if base is None and len(sources) > 2:

@@ -80,6 +80,9 @@ def test_an_earlier_merge_is_no_base(machine: Path) -> None:
     """Though it lies among its models, whether it says what it was made from or not."""
     ggufmerge.build({"merge_method": "linear", "models": [{"model": m} for m in MODELS], "parameters": ONE}, "m.gguf")
     assert value(propose_merge(MODELS), "base") == "base.gguf"
+    Path("base.gguf").rename("base.away")
+    assert propose_merge(MODELS).warnings == ()  # it was looked at
+    Path("base.away").rename("base.gguf")
     parts = [tuned(f"{name}2.gguf", number) for number, name in enumerate("ab", start=1)]
     for path in ("a2.gguf", "b2.gguf", "m.gguf"):
         Path(path).unlink()
@@ -186,6 +189,22 @@ def test_adapters_alone_are_written_into_their_model(machine: Path) -> None:
     for name in "abc":
         Path(f"{name}.gguf").unlink()
     assert value(propose_merge(["x.lora.gguf", "y.lora.gguf"]), "base") == "base.gguf"
+
+
+def test_the_model_below_an_adapter_may_be_the_base(machine: Path) -> None:
+    """Of a tune and the base with an adapter: both changes are taken from it."""
+    write_tiny_lora("x.lora.gguf", tuned("base.gguf"))
+    for other in ("c.gguf", "stranger.gguf"):
+        Path(other).unlink(missing_ok=True)
+    proposal = propose_merge(["a.gguf", "base.gguf+x.lora.gguf"])
+    assert (value(proposal, "base"), value(proposal, "method")) == ("base.gguf", "task_arithmetic")
+
+
+def test_all_models_that_are_missing_are_told_at_once(machine: Path) -> None:
+    """A line for each."""
+    with pytest.raises(PlanError) as caught:
+        propose_merge(["aa-none.gguf", "a.gguf", "bb-none.gguf"])
+    assert [line.partition(":")[0] for line in caught.value.lines] == ["aa-none.gguf", "bb-none.gguf"]
 
 
 def test_an_adapter_among_models_is_a_model_of_the_base(machine: Path) -> None:
