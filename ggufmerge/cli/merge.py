@@ -84,7 +84,7 @@ def merge(
     """options: those of `build`, which does the work."""
     from ggufmerge.cli.facts import beside
     from ggufmerge.cli.front import check_recipe_name
-    from ggufmerge.cli.terminal import console, say, show_warnings
+    from ggufmerge.cli.terminal import console, show_warnings, tell
     from ggufmerge.engine.propose import propose_merge
     from ggufmerge.files import check_target
     from ggufmerge.files.writer import write_new
@@ -117,7 +117,7 @@ def merge(
     if not options["json"]:
         show_choices(proposal)
         if save_recipe is not None:
-            say(f"{save_recipe}: the recipe")
+            tell([f"{save_recipe}: the recipe"])
     if options["output"] is None and not any(options.get(name) for name in ("ollama", "lmstudio", "to")):
         options["output"] = None if options["dry_run"] else proposal.output
     with beside(facts_of(proposal)):

@@ -34,7 +34,8 @@ class Trial:
     def lines(self) -> list[str]:
         """In words, a line for each type."""
         return [
-            f"about {found.left('would survive')} ({found.tensors} of {self.changing[found.type]} tensors tried)"
+            f"{found.type}: about {found.left('would survive')} "
+            f"({found.tensors} of {self.changing[found.type]} tensors tried)"
             for found in self.kept
         ]
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import ggufmerge
+from ggufmerge.cli import terminal
 from ggufmerge.cli.build import build
 from ggufmerge.cli.merge import merge
 from tests.cli.conftest import Run
@@ -210,3 +213,32 @@ def test_answers_that_end_too_early_leave_nothing(machine: Path, run: Run, monke
     code, _, err = run("new", "r.yaml")
     assert (code, err) == (1, "error: r.yaml: exists: use --overwrite to replace it\n")
     assert Path("r.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["merge", "quantize", "models"])
+def test_sentences_fold_between_words_on_a_terminal(
+    machine: Path, run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """With names as long as people give them: what is wider than the terminal would be broken within a word."""
+    monkeypatch.setattr(terminal, "console", lambda **_: Console(force_terminal=True, width=80, color_system=None))
+    names = [f"Storyteller-of-Long-Tales-135M-Instruct-{which}.gguf" for which in ("one", "two")]
+    for old, new in zip(("a.gguf", "b.gguf"), names, strict=True):
+        Path(old).rename(new)
+    arguments = {"merge": [*names, "--no-base", "--type", "Q8_0"], "quantize": [names[0], "Q8_0"], "models": ["empty"]}
+    Path("empty").mkdir()
+    monkeypatch.setenv("OLLAMA_MODELS", str(machine / "none"))
+    monkeypatch.setenv("GGUFMERGE_CACHE", str(machine / "cache"))  # it knows the unfinished builds of other tests
+    code, out, err = run(command, *arguments[command])
+    assert code == 0, err
+    assert out.count("\n") > 1
+    assert [line for line in re.sub(r"\x1b\[[\d?]*\w", "", out).splitlines() if len(line) > 80] == []
+
+
+def test_a_result_in_a_store_is_called_by_its_name(machine: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the blob's path, which nobody types; in JSON the path stays."""
+    code, out, err = run("merge", "a.gguf", "b.gguf", "--no-base", "--ollama", "mine")
+    assert code == 0, err
+    assert "\nollama:mine:latest: F32, " in out
+    assert "sha256-" not in out
+    [path] = json.loads(run("merge", "a.gguf", "b.gguf", "--no-base", "--ollama", "other", "--json")[1])["files"]
+    assert "sha256-" in path
