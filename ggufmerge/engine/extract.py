@@ -47,6 +47,7 @@ from ggufmerge.running.progress import Progress
 from ggufmerge.running.scheduler import Job, drive
 from ggufmerge.sources import Source, TensorReader
 from ggufmerge.sources.damage import place
+from ggufmerge.sources.tying import is_tied
 from ggufmerge.types import FileType, TensorType
 
 _COMPARED = 1 << 22  # bytes compared at a time
@@ -387,6 +388,8 @@ def _metadata(plan: ExtractPlan, sources: tuple[Source, Source]) -> MetadataEdit
     editor.set(keys.TYPE, "adapter")
     editor.set(keys.ADAPTER_TYPE, "lora")
     editor.set(keys.LORA_ALPHA, float(plan.rank))
+    if all(is_tied(source.file) for source in sources) and any(pair.name == EMBEDDING for pair in plan.pairs):
+        editor.set(keys.TIED_CHANGE, True)
     editor.set(keys.NAME, f"{tune.name} LoRA rank {plan.rank}")
     licence = facts.licence(tune.file)
     if licence is not None:

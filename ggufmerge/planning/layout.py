@@ -13,12 +13,14 @@ from ggufmerge.errors import PlanError
 from ggufmerge.formats.layers import layer_count
 from ggufmerge.keys import EMBEDDING, HEAD
 from ggufmerge.methods.spec import Base, Method
+from ggufmerge.planning.plan import PlannedTensor
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import layer_of, with_layer
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Model, Parameters, SliceSource
 from ggufmerge.sources import Source
+from ggufmerge.text import size
 
 # Tables computed from hyper-parameters, not trained: they belong to the model whose metadata the result takes.
 _CONSTANTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -194,6 +196,15 @@ def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *
             yield Slot(name, piece, tuple(n or EMBEDDING for n in own), 0.0, (note,))
         else:
             yield Slot(name, piece, own, 0.0)
+
+
+def with_growth(tensor: PlannedTensor, sources: Sequence[Source]) -> PlannedTensor:
+    """A tensor, with a note of its size if it is an output head that only adapters part from the embedding."""
+    parted = [sources[i.source].parted or i.tensor == EMBEDDING for i in tensor.inputs]
+    if tensor.name != HEAD or not all(parted) or not any(sources[i.source].parted for i in tensor.inputs):
+        return tensor
+    note = f"was tied to the embedding, and an adapter changes one of them: the file grows by {size(tensor.nbytes)}"
+    return replace(tensor, decisions=(*tensor.decisions, note))
 
 
 def _is_after(name: str) -> bool:

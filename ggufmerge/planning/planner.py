@@ -15,6 +15,7 @@ from ggufmerge.formats.imatrix import load_together
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import locate
 from ggufmerge.planning import checks, header, provenance, vocabulary
+from ggufmerge.planning.layout import with_growth
 from ggufmerge.planning.plan import Input, Opening, Plan, PlannedSource, PlannedTensor, Rounding
 from ggufmerge.planning.resolve import LaidOut, lay_out, resolved
 from ggufmerge.planning.side_tensors import with_side_tensors
@@ -156,7 +157,7 @@ def plan_of(
     matrix = load_together(matrix_files)
     structure, unclear = header.layer_metadata(donor, sources, laid_out.slices)
     tensors, file_type = with_types(recipe, out_type, tensors, sources, structure, matrix, grafted)
-    tensors = with_side_tensors(tensors, sources)
+    tensors = with_side_tensors([with_growth(t, sources) for t in tensors], sources)
     asked = rounding or recipe.rounding
     tensors = [with_rounding(t, sources, asked) for t in tensors]
     tokenizer, warnings = vocabulary.tokenizer_metadata(recipe, sources, laid_out.alignment)

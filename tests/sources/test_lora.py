@@ -265,15 +265,6 @@ def test_an_activated_lora_is_refused(folder: Path, tmp_path: Path) -> None:
         opened(folder, f"dense.gguf+{path}")
 
 
-def test_an_adapter_for_the_head_of_a_tied_model_is_refused(tmp_path: Path) -> None:
-    """Its output head is the embedding, which the adapter does not mean."""
-    write_tiny_llama(tmp_path / "tied.gguf", layers=1, tied=True)
-    weights = write_tiny_llama(tmp_path / "untied.gguf", layers=1)
-    write_tiny_lora(tmp_path / "lora.gguf", weights, targets=("output.weight",))
-    with pytest.raises(PlanError, match="its output head is its token embedding"):
-        opened(tmp_path, "tied.gguf+lora.gguf")
-
-
 def test_a_refused_adapter_is_closed(folder: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """So it can be deleted, also on Windows."""
     files = []
