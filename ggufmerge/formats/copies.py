@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufmerge.errors import PlanError
 from ggufmerge.formats.stored import StoredTensor
 from ggufmerge.quants import codec
+from ggufmerge.types import TensorType
 
 NORMS = "tensors for norms, which llama.cpp ignores, too"
 COMPUTED = "tables of rotary embeddings, which are computed, not trained"
@@ -62,17 +64,24 @@ def is_copy(tensor: StoredTensor, base: StoredTensor) -> bool:
     if tensor.shape != base.shape or not tensor.rows * tensor.n or not (base.type.is_quantized or base.type.is_float):
         return False
     far = rounding = 0.0
-    ours, theirs, back = np.empty((3, 1, base.n), np.float32)
-    raw = np.empty((1, base.type.row_bytes(base.n)), np.uint8)
+    ours, theirs = np.empty((2, 1, base.n), np.float32)
     for row in np.unique(np.linspace(0, base.rows - 1, _SAMPLE).astype(int)).tolist():
         codec(tensor.type).dequantize(tensor.raw_rows(row, row + 1), ours)
         codec(base.type).dequantize(base.raw_rows(row, row + 1), theirs)
         far += float(np.square(ours - theirs, dtype=np.float64).sum())
-        if codec(base.type).writable and not codec(base.type).needs_imatrix:
-            codec(base.type).encode(ours, raw, None)
-            codec(base.type).dequantize(raw, back)
-            rounding += float(np.square(ours - back, dtype=np.float64).sum())
+        rounding += _rounding(base.type, ours) + _rounding(tensor.type, theirs)
     return far <= _SLACK * rounding
+
+
+def _rounding(kind: TensorType, row: NDArray[np.float32]) -> float:
+    """The sum of squares of what is lost of a row [1, n] in a type; 0 where we cannot tell."""
+    if not codec(kind).writable or codec(kind).needs_imatrix:
+        return 0.0
+    raw = np.empty((1, kind.row_bytes(row.shape[1])), np.uint8)
+    codec(kind).encode(row, raw, None)
+    back = np.empty_like(row)
+    codec(kind).dequantize(raw, back)
+    return float(np.square(row - back, dtype=np.float64).sum())
 
 
 def grown(path: Path, name: str, rows: int, base: Path, tokens: int) -> PlanError:

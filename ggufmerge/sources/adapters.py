@@ -23,9 +23,9 @@ class PeftAdapter(LoraAdapter):
 
     file: PeftFile
 
-    def __init__(self, path: str | os.PathLike[str], base: StoredFile, strength: float = 1.0) -> None:
-        super().__init__(path, base, strength)
-        self.ignored = self.file.ignored
+    @property
+    def _left_out(self) -> Mapping[str, list[str]]:
+        return self.file.ignored
 
     @property
     def _wholes(self) -> Mapping[str, StoredTensor]:

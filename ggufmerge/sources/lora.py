@@ -120,7 +120,7 @@ class LoraAdapter:
     def __init__(self, path: str | os.PathLike[str], base: StoredFile, strength: float = 1.0) -> None:
         self.file = self._open(path, base)
         self.strength = float(strength)
-        self.ignored: dict[str, list[str]] = {}
+        self.ignored = dict(self._left_out)
         self._base_is_tied = is_tied(base)
         try:
             self._check_header(base)
@@ -136,6 +136,11 @@ class LoraAdapter:
         except BaseException:
             self.file.close()
             raise
+
+    @property
+    def _left_out(self) -> Mapping[str, list[str]]:
+        """What reading the file has left out already, as in `ignored`."""
+        return {}
 
     @property
     def _wholes(self) -> Mapping[str, StoredTensor]:
