@@ -121,7 +121,9 @@ def _check_changes(source: Source) -> None:
     if not all(reasons.values()):
         return
     lines = [f"{adapter.file.path}: the adapter changes nothing: {why}" for adapter, why in reasons.items()]
-    raise PlanError(*lines[:-1], f"{lines[-1]}; use one that was trained, at a strength other than 0")
+    trained = any(adapter.strength for adapter in source.adapters)
+    todo = "use one that was trained" if trained else "give it another strength"
+    raise PlanError(*lines[:-1], f"{lines[-1]}; {todo}")
 
 
 def total_survival(survival: Mapping[str, Survival]) -> Survival:

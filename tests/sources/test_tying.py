@@ -17,9 +17,10 @@ from ggufmerge.errors import PlanError
 from ggufmerge.evaluation import LlamaModel
 from ggufmerge.files import open_gguf
 from ggufmerge.places.opening import open_source
+from ggufmerge.planning.planner import make_plan
 from ggufmerge.recipe import ModelReference, load_recipe
 from ggufmerge.running.run import run
-from tests.formats.test_peft import halves, write_peft
+from tests.formats.test_peft import Q, halves, write_peft
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 EMBED, HEAD = "token_embd.weight", "output.weight"
@@ -220,3 +221,33 @@ def test_an_untied_base_has_nothing_to_part(folder: Path, tmp_path: Path) -> Non
     assert source.changed_by_adapter(EMBED)
     assert not source.changed_by_adapter(HEAD)
     assert not source.parted
+
+
+def test_in_another_vocabulary_the_two_part_as_well(tmp_path: Path) -> None:
+    """Rows of the embedding come with the change, those of the head without, and trained rows go with their tokens."""
+    words = ("the", "and", "of", "to")
+    write_tiny_llama(tmp_path / "a.gguf", layers=1, tied=True, words=words)
+    write_tiny_llama(tmp_path / "b.gguf", layers=1, tied=True, words=words[::-1], seed=1)
+    tensors = halves(Q, 64, 64)
+    random = np.random.default_rng(5)
+    module = "base_model.model.model.embed_tokens"
+    tensors[f"{module}.lora_embedding_A"] = random.standard_normal((4, 320), np.float32)
+    tensors[f"{module}.lora_embedding_B"] = random.standard_normal((64, 4), np.float32)
+    tensors["base_model.model.lm_head.token_adapter.trainable_tokens_delta"] = np.ones((2, 64), np.float32)
+    numbers = {"lm_head": [4, 262]}
+    adapter = write_peft(tmp_path / "peft", tensors, trainable_token_indices=numbers)
+    text = f"merge_method: passthrough\nmodels: [{{model: {{model: {tmp_path}/b.gguf, lora: {adapter}}}}}]\n"
+    text += f"tokenizer_source: {tmp_path}/a.gguf\n"
+    plan, opened = make_plan(load_recipe(text))
+    with opened:
+        run(plan, opened, tmp_path / "out.gguf")
+    alone = open_source(ModelReference.parse({"model": str(tmp_path / "b.gguf"), "lora": [str(adapter)]}))
+    with open_gguf(tmp_path / "a.gguf") as a, open_gguf(tmp_path / "b.gguf") as b:
+        theirs = b.metadata["tokenizer.ggml.tokens"]
+        order = [theirs.index(token) for token in a.metadata["tokenizer.ggml.tokens"]]
+    assert order != sorted(order)
+    for name in (EMBED, HEAD):
+        rows = np.empty((320, 64), np.float32)
+        alone.open_tensor(name).read(0, rows)
+        np.testing.assert_array_equal(values(tmp_path / "out.gguf", name), rows[order])
+    assert (values(tmp_path / "out.gguf", HEAD) == 1).all(axis=1).sum() == 2
