@@ -19,6 +19,7 @@ from ggufmerge.types import TensorType
 NORMS = "tensors for norms, which llama.cpp ignores, too"
 COMPUTED = "tables of rotary embeddings, which are computed, not trained"
 FROZEN = "copies of weights that were not trained"
+SAMPLERS = "samplers of MonteCLoRA, which work in training only"
 VISION = "tensors of the part of a multi-modal model that sees or hears, which the base does not have"
 
 _VISION = ("v.", "a.", "mm.", "resampler.")  # in GGUF, where they are in a file of their own

@@ -27,7 +27,7 @@ from ggufmerge.files import MetadataEditor, ValueKind
 from ggufmerge.files.small import read_json
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.formats.checkpoint import PERMUTED, Vector, row_order
-from ggufmerge.formats.copies import COMPUTED, FROZEN, VISION, grown, is_copy, is_of_tower
+from ggufmerge.formats.copies import COMPUTED, FROZEN, SAMPLERS, VISION, grown, is_copy, is_of_tower
 from ggufmerge.formats.layers import layer_count
 from ggufmerge.formats.safetensors import FloatArray, SafetensorsFile
 from ggufmerge.formats.stored import StoredFile, StoredTensor
@@ -162,8 +162,8 @@ class PeftFile:
         tensors: dict[str, FloatArray] = {}
         for name in (*self._file.tensors, *self._file.others):
             own = name.removeprefix(_PREFIX)
-            if is_of_tower(own) or own.endswith(".rotary_emb.inv_freq"):
-                self._ignore(VISION if is_of_tower(own) else COMPUTED, name)
+            if harmless := _left_out(own):
+                self._ignore(harmless, name)
                 continue
             stored = self._file.tensors.get(name)
             half = _HALF.fullmatch(own)
@@ -345,6 +345,12 @@ def _refused_feature(config: Mapping[str, Any]) -> str:
         return f"it was trained with biases, which a LoRA in GGUF cannot hold; {_MERGE}"
     if config.get("alora_invocation_tokens"):
         return "an activated LoRA works only after its invocation tokens and would always work once merged"
+    if config.get("kasa_config"):
+        return f"KaSA cut parts off the base's weights before training, so it does not fit the original; {_MERGE}"
+    if config.get("arrow_config"):
+        return "Arrow chooses among several adapters for each token, which no fixed weights do; bake one of them"
+    if config.get("use_bdlora"):
+        return f"its halves are block-diagonal (use_bdlora) and stored in a form of their own; {_MERGE}"
     if config.get("layer_replication") or config.get("use_qalora"):
         return f"it changes the structure of its base (layer_replication, use_qalora); {_MERGE}"
     if isinstance(beginning, str) and beginning.lower().startswith(_CHANGES_BASE):
@@ -353,6 +359,15 @@ def _refused_feature(config: Mapping[str, Any]) -> str:
             "with path_initial_model_for_weight_conversion"
         )
     return ""
+
+
+def _left_out(name: str) -> str:
+    """What a tensor is that says nothing of the language model's weights; empty for others."""
+    if is_of_tower(name):
+        return VISION
+    if name.endswith(".rotary_emb.inv_freq"):
+        return COMPUTED
+    return SAMPLERS if ".lora_monteclora_sampler." in name else ""
 
 
 def _what(name: str) -> str:

@@ -1,5 +1,7 @@
-"""Weights that an adapter brings whole, instead of a low-rank change of them: a module that was trained in full
-(`modules_to_save` of PEFT), or the rows of a few trained tokens.
+"""Weights that an adapter brings whole, instead of a low-rank change of them: modules, or the rows of some tokens.
+
+A module that was trained in full (`modules_to_save` of PEFT) stands in the place of the model's tensor, so it is
+converted like any other; trained rows are put among those of the model as they are read.
 """
 
 from __future__ import annotations
