@@ -19,6 +19,7 @@ from ggufmerge.files.shards import model_name
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.formats.checkpoint import Checkpoint
 from ggufmerge.formats.stored import DescribedTensor, StoredFile, StoredTensor, with_tensors
+from ggufmerge.keys import HEAD
 from ggufmerge.quants import codec
 from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.sources.damage import adapter_damage, damage, too_large
@@ -209,6 +210,12 @@ class Source:
         replaced = {name: TensorInfo(name, tensor.shape, tensor.type) for name, tensor in own.items()}
         file = with_tensors(file, {name: replacement(own[name], parts) for name, parts in brought.items()})
         return cls(reference, file, adapters, located, replaced)
+
+    def part(self) -> None:
+        """Give a model whose head is its embedding a head of its own, as if its file had the matrix twice."""
+        self.file = with_tensors(self.file, own_head(self.file))
+        self.side_tensors = side_tensors(self.file.tensors)
+        self.tensors[HEAD] = self.file.tensors[HEAD]
 
     @property
     def name(self) -> str:

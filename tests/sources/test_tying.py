@@ -176,6 +176,20 @@ def test_what_was_extracted_from_a_tied_model_is_a_change_of_both(folder: Path) 
     np.testing.assert_allclose(values(ours, EMBED), base + change, atol=1e-4)
 
 
+def test_a_head_that_a_tune_has_of_its_own_is_extracted(folder: Path) -> None:
+    """Its difference is that to the matrix that the base uses in its place; baking gives the tune back."""
+    base = values(folder / "tied.gguf", EMBED)
+    change = np.outer(np.linspace(-1, 1, 320), np.linspace(0, 1, 64)).astype(np.float32)
+    write_tiny_llama(folder / "tune.gguf", layers=1, replace={EMBED: base, HEAD: base + change})
+    ggufmerge.extract_lora(
+        folder / "tune.gguf", folder / "tied.gguf", folder / "extracted.gguf", rank=2, overwrite=True
+    )
+    assert names(folder / "extracted.gguf") == {f"{HEAD}.lora_a", f"{HEAD}.lora_b"}
+    ours = baked(folder, "tied.gguf", "extracted.gguf")
+    np.testing.assert_array_equal(values(ours, EMBED), base)
+    np.testing.assert_allclose(values(ours, HEAD), base + change, atol=1e-4)
+
+
 def write_model(path: Path, architecture: str, **metadata: Any) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_uint32(f"{architecture}.block_count", 1)
