@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ggufmerge.errors import PlanError
+from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.formats.layers import layer_count
 from ggufmerge.keys import EMBEDDING, HEAD
 from ggufmerge.methods.spec import Base, Method
-from ggufmerge.planning.plan import PlannedTensor
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import layer_of, with_layer
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Model, Parameters, SliceSource
 from ggufmerge.sources import Source
-from ggufmerge.text import size
+from ggufmerge.sources.side_tensors import is_orphan
 
 # Tables computed from hyper-parameters, not trained: they belong to the model whose metadata the result takes.
 _CONSTANTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -58,6 +57,21 @@ class Slice:
     def layers(self) -> int:
         return self.parts[0].stop - self.parts[0].start
 
+    def uses_base(self, method: Method) -> bool:
+        """Whether a method takes differences from the base, which then stands first in its inputs."""
+        return self.base is not None and method.base is not Base.MODEL
+
+    def order(self, method: Method, recipe: Recipe) -> list[int]:
+        """The parts that a method merges, in its order: its base first, then as the recipe names them.
+
+        A method without a base takes `base_model` as one more model, as mergekit does; but in a recipe of several
+        methods, where base_model is there for another one, only if `models` names it.
+        """
+        order = list(range(len(self.parts)))
+        if self.uses_base(method):
+            return [self.base or 0, *(i for i in order if i != self.base)]
+        return [i for i in order if self.parts[i].listed or len(recipe.methods) == 1]
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -81,10 +95,17 @@ def lay(
 ) -> tuple[list[Slice], list[Slot]]:
     """The recipe's output slices over opened sources, and every tensor of the result.
 
-    PlanError and FormatError say which layers do not fit together.
+    RecipeError, PlanError and FormatError say which layers and tensors do not fit together, and which slices have too
+    few or too many models for a method.
     """
     layout = _slices(recipe, methods, references, sources)
-    return layout, list(_slots(layout, sources))
+    slots = list(_slots(layout, sources))
+    for number, piece in enumerate(layout):
+        for method in methods:
+            _check_model_count(method, piece, recipe, number)
+    with recipe.blamed(("models",) if recipe.slices is None else ("slices",)):
+        _check_presence(slots, sources)
+    return layout, slots
 
 
 def _slices(
@@ -137,6 +158,45 @@ def _check_lengths(parts: Sequence[Part], sources: Sequence[Source], where: str)
     if len({part.stop - part.start for part in parts}) > 1:
         listed = ", ".join(f"{sources[p.source].label} {p.stop - p.start}" for p in parts)
         raise PlanError(f"{where}the sources have different numbers of layers ({listed}); they must be the same")
+
+
+def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int) -> None:
+    count = len(piece.order(method, recipe)) - piece.uses_base(method)
+    is_one = method.base is Base.MODEL and recipe.base_model is not None
+    try:
+        method.check_models(count, f", of which base_model {recipe.base_model} is one" if is_one else None)
+    except ValueError as error:
+        models = ", ".join(str(source.model) for source in recipe.output_slices()[number][0])
+        todo = f": list only one of {models}" if method.pair and count > 1 else ""
+        place: Location = ("models",) if recipe.slices is None else ("slices", number)
+        raise RecipeError(recipe.complaint(place, f"{error}{todo}")) from None
+
+
+def _check_presence(filled: Sequence[Slot], sources: Sequence[Source]) -> None:
+    """PlanError naming the tensors that some of a slice's models have and others lack, or have in another shape."""
+    missing: dict[str, list[str]] = {}
+    for slot in filled:
+        for part, name in zip(slot.slice.parts, slot.names, strict=True):
+            if name is None:
+                missing.setdefault(sources[part.source].label, []).append(slot.name)
+    for label, names in missing.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise PlanError(f"{label} lacks tensors that the other models have ({shown}); merge fine-tunes of one base")
+    for slot in filled:
+        shapes = [
+            (sources[p.source].label, sources[p.source].tensors[n].shape)
+            for p, n in zip(slot.slice.parts, slot.names, strict=True)
+            if n is not None
+        ]
+        if len({shape for _, shape in shapes}) > 1:
+            listed = ", ".join(f"{label} {list(shape)}" for label, shape in shapes)
+            raise PlanError(f"{slot.name}: the shapes differ ({listed}); merge fine-tunes of one base")
+        origins = [(n, sources[p.source]) for p, n in zip(slot.slice.parts, slot.names, strict=True)]
+        if len(origins) > 1 and any(n is not None and is_orphan(n, source.tensors) for n, source in origins):
+            raise PlanError(
+                f"{slot.name}: a scale whose weight goes by another name, so it cannot be merged; "
+                "use another file of the model"
+            )
 
 
 def layers_of_result(layout: Sequence[Slice]) -> list[tuple[Slice, int]]:
@@ -196,15 +256,6 @@ def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *
             yield Slot(name, piece, tuple(n or EMBEDDING for n in own), 0.0, (note,))
         else:
             yield Slot(name, piece, own, 0.0)
-
-
-def with_growth(tensor: PlannedTensor, sources: Sequence[Source]) -> PlannedTensor:
-    """A tensor, with a note of its size if it is an output head that only adapters part from the embedding."""
-    parted = [sources[i.source].parted or i.tensor == EMBEDDING for i in tensor.inputs]
-    if tensor.name != HEAD or not all(parted) or not any(sources[i.source].parted for i in tensor.inputs):
-        return tensor
-    note = f"was tied to the embedding, and an adapter changes one of them: the file grows by {size(tensor.nbytes)}"
-    return replace(tensor, decisions=(*tensor.decisions, note))
 
 
 def _is_after(name: str) -> bool:
