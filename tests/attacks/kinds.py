@@ -433,7 +433,8 @@ def peft(rng: random.Random, case: Case) -> None:
     case.add("x/adapter_config.json", "adapter_config.json")
     if part != 1:
         words = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_dora", "fan_in_fan_out", "layers_pattern",
-                 "(.+)+!", "q_proj", "all", "use_rslora", "init_lora_weights", "trainable_token_indices")  # fmt: skip
+                 "(.+)+!", "q_proj", "all", "use_rslora", "init_lora_weights", "trainable_token_indices",
+                 "modules_to_save", "norm", "embed_tokens", "lm_head", "ensure_weight_tying")  # fmt: skip
         data = damage.damage_json(rng, config, words)
         case.add("x/adapter_config.json", "adapter_config.json", data)
     if part != 0:

@@ -52,7 +52,8 @@ PEFT_CONFIG = {
     "r": 4,
     "lora_alpha": 6,
     "bias": "none",
-    "modules_to_save": None,
+    "modules_to_save": ["norm"],
+    "trainable_token_indices": [300, 5],
     "rank_pattern": {"v_proj": 4},
     "alpha_pattern": {},
     "use_rslora": False,
@@ -147,6 +148,8 @@ def _peft_weights(_: str) -> bytes:
         stem = f"base_model.model.model.layers.0.{module}"
         tensors[f"{stem}.lora_A.weight"] = _numbers(stem + "A", 4, n)
         tensors[f"{stem}.lora_B.weight"] = _numbers(stem + "B", rows, 4)
+    tensors["base_model.model.model.norm.weight"] = 1 + _numbers("norm", 64)
+    tensors["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"] = _numbers("tokens", 2, 64)
     return _safetensors(tensors)
 
 
