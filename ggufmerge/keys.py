@@ -48,6 +48,7 @@ HUGGINGFACE_JSON = "tokenizer.huggingface.json"
 
 ADAPTER_TYPE = "adapter.type"
 LORA_ALPHA = "adapter.lora.alpha"
+TIED_CHANGE = "ggufmerge.adapter.tied"  # whether what an adapter says of the embedding holds for a tied head, too
 INVOCATION_TOKENS = "adapter.alora.invocation_tokens"
 
 SPLIT = "split."

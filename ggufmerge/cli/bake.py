@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ from ggufmerge.cli.options import (
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.planning.plan import PlannedTensor
+    from ggufmerge.planning.survival import Survival
 
 HELP = """Write BASE with one or several LoRA adapters applied.
 
@@ -108,7 +110,6 @@ def bake(
 
 def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
     from ggufmerge.cli.terminal import kept_facts
-    from ggufmerge.engine.bake import total_survival
 
     survival = report.survival if report else {}
     return {
@@ -117,7 +118,7 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
         "files": [str(path) for path in report.files] if report else [],
         "nbytes": report.nbytes if report else plan.nbytes,
         "seconds": report.seconds if report else None,
-        "survival": total_survival(survival).share if survival else None,
+        "survival": _share(survival),
         "kept": kept_facts(report.kept) if report else [],
         "warnings": [*report.warnings] if report else [*plan.warnings],
         "tensors": [
@@ -129,7 +130,7 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
                 "action": t.action,
                 "nbytes": t.nbytes,
                 "relative_error": report.errors.get(t.name) if report else None,
-                "survival": survival[t.name].share if t.name in survival else None,
+                "survival": _share({t.name: survival[t.name]}) if t.name in survival else None,
             }
             for t in plan.tensors
         ],
@@ -138,7 +139,6 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
 
 def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
     from ggufmerge.cli.terminal import kind_of, show_kept, show_notes, show_table, tell
-    from ggufmerge.engine.bake import total_survival
     from ggufmerge.text import count, size
 
     groups: dict[tuple[str, str, bool], list[PlannedTensor]] = {}
@@ -150,7 +150,8 @@ def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
         changed = {t.name: report.survival[t.name] for t in tensors if t.name in report.survival} if report else {}
         title = tensors[0].name if len(tensors) == 1 else f"{len(tensors)} x {kind}"
         error = "copied" if copied else f"{max(errors):.4f}" if errors else "-"
-        rows.append((title, type_name, error, _percent(total_survival(changed).share) if changed else "-"))
+        share = _share(changed)
+        rows.append((title, type_name, error, "-" if share is None else _percent(share)))
     show_table(("tensor", "type", "relative error", "change kept"), rows, numbers=2)
     show_notes((t.name, decision) for t in plan.tensors for decision in t.decisions)
     total = f"{plan.file_type}, {count(plan.parameters)} parameters"
@@ -160,9 +161,20 @@ def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
     tell([f"{report.output}: {total}, {size(report.nbytes)}, {report.seconds:.1f} s"])
     if report.resumed:
         tell([f"{report.resumed} tensors were taken over from an interrupted build"])
-    if report.survival and not report.kept:
-        tell([f"{_percent(total_survival(report.survival).share)} of the change survived"])
+    share = _share(report.survival)
+    if report.survival and share is None:
+        tell(["the adapters cancel each other: nothing was changed"])
+    elif share is not None and not report.kept:
+        tell([f"{_percent(share)} of the change survived"])
     show_kept(report)
+
+
+def _share(survival: Mapping[str, Survival]) -> float | None:
+    """What is left of the changes of tensors; None when there is no change."""
+    from ggufmerge.engine.bake import total_survival
+
+    found = total_survival(survival)
+    return found.share if found.energy else None
 
 
 def _percent(share: float) -> str:

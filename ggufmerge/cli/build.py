@@ -291,12 +291,16 @@ def _report(report: BuildReport) -> dict[str, Any]:
     from ggufmerge.planning.survival import total
 
     survival = report.survival
+    whole = total(survival.values())
     facts = {**asdict(report), "output": str(report.output), "files": [str(path) for path in report.files]}
     del facts["errors"]
     return facts | {
         "sources": [{"path": path, "sha256": digest} for path, digest in report.sources.items()],
-        "survival": total(survival.values()).share if survival else None,
+        "survival": whole.share if whole.energy else None,
         "kept": kept_facts(report.kept),
-        "tensors": [{"name": name, **survival_facts(of), "survival": of.share} for name, of in survival.items()],
+        "tensors": [
+            {"name": name, **(figures := survival_facts(of)), "survival": figures["share"]}
+            for name, of in survival.items()
+        ],
         "notes": [{"name": name, "note": note} for name, note in report.notes],
     }

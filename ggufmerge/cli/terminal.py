@@ -291,8 +291,9 @@ def show_kept(report: BuildReport) -> None:
 
 
 def survival_facts(survival: Survival) -> dict[str, Any]:
-    """What is left of a change as numbers for JSON."""
-    return {"share": survival.share, "noise": survival.noise, "uncertainty": survival.uncertainty}
+    """What is left of a change as numbers for JSON; a share of None where nothing was changed."""
+    share = survival.share if survival.energy else None
+    return {"share": share, "noise": survival.noise, "uncertainty": survival.uncertainty}
 
 
 def kept_facts(kept: Iterable[TypeSurvival]) -> list[dict[str, Any]]:

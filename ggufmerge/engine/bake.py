@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
-from ggufmerge.errors import GgufmergeError, RoleError
+from ggufmerge.errors import GgufmergeError, PlanError, RoleError
 from ggufmerge.places.opening import is_model, open_source
 from ggufmerge.places.references import check_found
 from ggufmerge.planning.opened import Opened
@@ -85,6 +85,7 @@ def plan_bake(
     source = _opened(reference)
     try:
         name = source.name
+        _check_changes(source)
     finally:
         source.close()
     recipe = {
@@ -113,6 +114,17 @@ def _opened(reference: ModelReference) -> Source:
         models = " ".join(map(printable, [reference.path, *filter(is_model, others)]))
         todo = f"baking takes one model and its adapters; to merge models: ggufmerge merge {models}"
         raise error.to_do(todo) from None
+
+
+def _check_changes(source: Source) -> None:
+    """PlanError when none of the adapters changes anything."""
+    reasons = {adapter: adapter.idle() for adapter in source.adapters}
+    if not all(reasons.values()):
+        return
+    lines = [f"{adapter.file.path}: the adapter changes nothing: {why}" for adapter, why in reasons.items()]
+    trained = any(adapter.strength for adapter in source.adapters)
+    todo = "use one that was trained" if trained else "give it another strength"
+    raise PlanError(*lines[:-1], f"{lines[-1]}; {todo}")
 
 
 def total_survival(survival: Mapping[str, Survival]) -> Survival:

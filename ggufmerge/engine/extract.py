@@ -48,6 +48,7 @@ from ggufmerge.running.progress import Progress
 from ggufmerge.running.scheduler import Job, drive
 from ggufmerge.sources import Source, TensorReader
 from ggufmerge.sources.damage import place
+from ggufmerge.sources.tying import is_tied
 from ggufmerge.types import FileType, TensorType
 
 _COMPARED = 1 << 22  # bytes compared at a time
@@ -201,7 +202,11 @@ def plan_extract(
         on_failure.callback(opened_base.close)
         sources = opened_tune, opened_base
         check_architectures(sources)
-        plan = _Selection(*sources, rank, kind, include, exclude, embeddings).plan()
+        tied = is_tied(opened_base.file)
+        for source, other in (sources, sources[::-1]):
+            if HEAD in other.tensors and is_tied(source.file):
+                source.part()
+        plan = _Selection(*sources, rank, kind, include, exclude, embeddings, tied).plan()
         misfits = [line for source in sources for line in source.misfits()]
         on_failure.pop_all()
     return replace(plan, warnings=(*plan.warnings, *misfits)), sources
@@ -270,7 +275,10 @@ class _Selection:
         include: Sequence[str],
         exclude: Sequence[str],
         embeddings: bool,
+        tied: bool,
     ) -> None:
+        """tied: whether the base's file has one matrix for embedding and head; the rest as in `plan_extract`."""
+        self.tied = tied
         self.tune, self.base, self.rank, self.kind = tune, base, rank, kind
         self.include, self.exclude, self.embeddings = include, exclude, embeddings
 
@@ -367,9 +375,9 @@ class _Selection:
                 f"the difference contains the rounding of quantized weights ({', '.join(sorted(coarse))}), which no "
                 "low rank captures; extract from F16 or F32 files if there are any"
             )
-        if EMBEDDING in (p.name for p in pairs) and HEAD not in self.base.tensors:
+        if self.tied and not {p.name for p in pairs}.isdisjoint((EMBEDDING, HEAD)):
             warnings.append(
-                "the output head is tied to the embedding: llama.cpp cannot apply this adapter, only a merge can"
+                "the output head is tied to the embedding: llama.cpp cannot apply this adapter, bake and merges can"
             )
         return warnings
 
@@ -388,6 +396,8 @@ def _metadata(plan: ExtractPlan, sources: tuple[Source, Source]) -> MetadataEdit
     editor.set(keys.TYPE, "adapter")
     editor.set(keys.ADAPTER_TYPE, "lora")
     editor.set(keys.LORA_ALPHA, float(plan.rank))
+    if all(is_tied(source.file) for source in sources) and any(pair.name == EMBEDDING for pair in plan.pairs):
+        editor.set(keys.TIED_CHANGE, True)
     editor.set(keys.NAME, f"{tune.name} LoRA rank {plan.rank}")
     licence = facts.licence(tune.file)
     if licence is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,3 +55,16 @@ class StoredFile(Protocol):
     @property
     def mapped(self) -> Sequence[MappedFile]: ...
     def close(self) -> None: ...
+
+
+File = TypeVar("File")
+
+
+def with_tensors(file: File, tensors: Mapping[str, StoredTensor]) -> File:
+    """The same open file, with these tensors in the place of its own or behind them; either is closed with the other.
+
+    file: a model, of any of the kinds that have `tensors` by name.
+    """
+    other: Any = copy.copy(file)
+    other.tensors = type(other.tensors)({**other.tensors, **tensors})
+    return other

@@ -32,13 +32,15 @@ def open_source(reference: ModelReference, folder: str | os.PathLike[str] = ".")
             adapters.append(open_adapter(path, file))  # noqa: PERF401 - those opened before one fails are closed below
         for adapter in reference.adapters:
             adapters.append(open_adapter(find(adapter.path, folder).path, file, adapter.strength))  # noqa: PERF401 - as above
+        source = Source.adapted(str(reference), file, adapters, located)
     except BaseException:
         for opened in (file, *(a.file for a in adapters)):
             opened.close()
         raise
     if isinstance(located.settings, OllamaSettings) and not isinstance(file, Checkpoint):
         located = replace(located, warnings=(*located.warnings, *layout_warnings(str(reference), file)))
-    return Source(str(reference), file, adapters, located)
+        source.located = located
+    return source
 
 
 def is_model(path: str, folder: str | os.PathLike[str] = ".") -> bool:

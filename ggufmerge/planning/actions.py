@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ggufmerge.errors import PlanError
+from ggufmerge.keys import EMBEDDING, HEAD
 from ggufmerge.planning.plan import PlannedTensor, Rounding
 from ggufmerge.planning.side_tensors import with_side_tensors
 from ggufmerge.quants import codec, grid_of
@@ -15,6 +16,7 @@ from ggufmerge.quants.encoders import encoder
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.quants.mixture import needs_imatrix
 from ggufmerge.sources import Source
+from ggufmerge.text import size
 from ggufmerge.types import FileType, TensorType
 
 
@@ -29,7 +31,7 @@ def with_actions(
 
     rounding: that is asked for; None leaves it to the weights.  PlanError says which one cannot be written.
     """
-    done = with_side_tensors((_with_action(t, sources) for t in tensors), sources)
+    done = with_side_tensors((_with_growth(_with_action(t, sources), sources) for t in tensors), sources)
     done = [_with_rounding(t, sources, rounding) for t in done]
     return done, _check_writable(done, file_type, imatrix)
 
@@ -42,6 +44,15 @@ def _with_action(tensor: PlannedTensor, sources: Sequence[Source]) -> PlannedTen
     same = sources[only.source].stores(only.tensor, tensor.type, tensor.name)
     # a single input is what is left of a merge; the others play no part any more
     return replace(tensor, inputs=tensor.inputs[:1], action="copy" if same else "convert")
+
+
+def _with_growth(tensor: PlannedTensor, sources: Sequence[Source]) -> PlannedTensor:
+    """A tensor, with a note of its size if it is an output head that only adapters part from the embedding."""
+    parted = [sources[i.source].parted or i.tensor == EMBEDDING for i in tensor.inputs]
+    if tensor.name != HEAD or not all(parted) or not any(sources[i.source].parted for i in tensor.inputs):
+        return tensor
+    note = f"was tied to the embedding, and an adapter changes one of them: the file grows by {size(tensor.nbytes)}"
+    return replace(tensor, decisions=(*tensor.decisions, note))
 
 
 def _with_rounding(tensor: PlannedTensor, sources: Sequence[Source], asked: Rounding | None) -> PlannedTensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ggufmerge.formats.peft import PeftFile
-from ggufmerge.formats.stored import StoredFile
+from ggufmerge.formats.peft import CONFIG, PeftFile
+from ggufmerge.formats.stored import StoredFile, StoredTensor
 from ggufmerge.sources.lora import LoraAdapter
 
 
@@ -22,6 +23,26 @@ class PeftAdapter(LoraAdapter):
 
     file: PeftFile
 
+    @property
+    def _left_out(self) -> Mapping[str, list[str]]:
+        return self.file.ignored
+
+    @property
+    def _wholes(self) -> Mapping[str, StoredTensor]:
+        return self.file.wholes
+
+    @property
+    def _rows(self) -> Mapping[str, tuple[Sequence[int], StoredTensor]]:
+        return self.file.rows
+
+    @property
+    def _shared(self) -> tuple[bool, bool, bool]:
+        return self.file.shared
+
+    @property
+    def _to_share(self) -> str:
+        return f'set "ensure_weight_tying": true in {CONFIG} to change both, or train an adapter that leaves both alone'
+
     def _open(self, path: str | os.PathLike[str], base: StoredFile) -> PeftFile:
         return PeftFile(Path(path), base)
 
@@ -29,4 +50,6 @@ class PeftAdapter(LoraAdapter):
         return self.file.scales[name]
 
     def settings(self) -> bytes:
-        return super().settings() + json.dumps(sorted(self.file.scales.items())).encode()
+        rows = {name: (numbers, rows.raw.tobytes().hex()) for name, (numbers, rows) in self.file.rows.items()}
+        about = json.dumps([sorted(self.file.scales.items()), sorted(rows.items())])
+        return super().settings() + about.encode()

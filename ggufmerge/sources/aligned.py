@@ -50,7 +50,7 @@ class AlignedSource(Source):
     def __init__(self, alignment: Alignment, sources: Sequence[Source], number: int) -> None:
         """sources: all models of the merge, as their files are.  number: of this one, as `alignment` counts them."""
         own = sources[number]
-        super().__init__(own.label, own.file, own.adapters, own.located)
+        super().__init__(own.label, own.file, own.adapters, own.located, own.replaced)
         self._alignment, self._sources, self._number = alignment, sources, number
         self._moved = {
             name
@@ -66,11 +66,12 @@ class AlignedSource(Source):
         return name in self._moved
 
     def notes(self, name: str, role: str = "") -> list[str]:
+        own = super().notes(name, role)
         if not self.moves(name):
-            return []
+            return own
         alignment, number = self._alignment, self._number
         check_widths(role or name, {i: self._sources[i] for i in sorted({number, *alignment.lenders(number)})})
-        notes = []
+        notes = own
         filled = {what: count for what, count in alignment.filled(number).items() if count}
         if filled:
             listed = ", ".join(f"{count} {_FILLED[what]}" for what, count in filled.items())

@@ -16,7 +16,7 @@ from ggufmerge.errors import DamageError
 from ggufmerge.formats.stored import StoredTensor
 from ggufmerge.quants import codec, dequantize
 from ggufmerge.quants.magnitude import first_bad
-from ggufmerge.sources.lora import Delta
+from ggufmerge.sources.lora import Change
 
 _AGAIN = "download or convert it again"
 
@@ -52,11 +52,11 @@ def too_large(
 
 
 def adapter_damage(
-    label: str, tensor: StoredTensor, delta: Delta, start: int, values: NDArray[np.float32]
+    label: str, tensor: StoredTensor, delta: Change, start: int, values: NDArray[np.float32]
 ) -> DamageError:
     """Of an adapter: `values` are rows from `start` on, finite before it changed them."""
-    path = delta.left.path
-    for half in (delta.left, delta.right):
+    path = delta.path
+    for half in delta.parts:
         raw = half.raw_rows(0, half.rows)
         block = codec(half.type).damaged(raw)
         if block >= 0:

@@ -6,25 +6,28 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.files import GGUFFile, MetadataEditor, facts
+from ggufmerge.files import GGUFFile, MetadataEditor, TensorInfo, facts
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.shards import model_name
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.formats.checkpoint import Checkpoint
-from ggufmerge.formats.stored import DescribedTensor, StoredFile, StoredTensor
+from ggufmerge.formats.stored import DescribedTensor, StoredFile, StoredTensor, with_tensors
+from ggufmerge.keys import HEAD
 from ggufmerge.quants import codec
 from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.sources.damage import adapter_damage, damage, too_large
 from ggufmerge.sources.located import Located
-from ggufmerge.sources.lora import Delta, LoraAdapter
+from ggufmerge.sources.lora import Change, LoraAdapter
+from ggufmerge.sources.replaced import replacement
 from ggufmerge.sources.side_tensors import read_scales, side_names, side_tensors
+from ggufmerge.sources.tying import own_head
 from ggufmerge.types import TensorType
 
 STRONG = 5  # times: from here on an adapter's strength is taken for a percentage, and the user is asked
@@ -99,7 +102,7 @@ class SourceTensor(TensorReader):
     gathered = False
 
     def __init__(
-        self, tensor: StoredTensor, deltas: list[Delta], scales: NDArray[np.float32] | None = None, label: str = ""
+        self, tensor: StoredTensor, deltas: Sequence[Change], scales: NDArray[np.float32] | None = None, label: str = ""
     ) -> None:
         """scales: float32 [matrices], factors of what is stored; None for 1.  label: of the source, for errors."""
         self.tensor, self.scales, self.label = tensor, scales, label or str(tensor.path)
@@ -166,6 +169,9 @@ class Source:
 
     Some methods take the role of a tensor, which is its name in the result: an embedding may stand in for a tied output
     head there. It decides which rows other models lend (`sources.aligned`).
+
+    replaced: the tensors in the place of which adapters brought others; `file` has those, while `tensors` has the types
+    of the model's own.
     """
 
     def __init__(
@@ -174,6 +180,7 @@ class Source:
         file: GGUFFile | Checkpoint,
         adapters: list[LoraAdapter],
         located: Located | None = None,
+        replaced: Mapping[str, DescribedTensor] | None = None,
     ) -> None:
         self.reference = reference
         self.file = file
@@ -183,6 +190,32 @@ class Source:
         self.side_tensors = side_tensors(file.tensors)
         aside = {name for names in self.side_tensors.values() for name in names}
         self.tensors: dict[str, DescribedTensor] = {name: t for name, t in file.tensors.items() if name not in aside}
+        self.replaced = dict(replaced or {})
+        self.tensors |= self.replaced
+
+    @classmethod
+    def adapted(
+        cls, reference: str, file: GGUFFile | Checkpoint, adapters: list[LoraAdapter], located: Located | None = None
+    ) -> Source:
+        """A model with adapters that were opened for its file: with a head of its own if one of them needs that, and
+        with the tensors that they bring whole.
+        """
+        if any(adapter.parts for adapter in adapters):
+            file = with_tensors(file, own_head(file))
+        brought: dict[str, list[tuple[StoredTensor, float]]] = {}
+        for adapter in adapters:
+            for name in adapter.wholes & file.tensors.keys():
+                brought.setdefault(name, []).append((adapter.whole(name), adapter.strength))
+        own = {name: file.tensors[name] for name in brought}
+        replaced = {name: TensorInfo(name, tensor.shape, tensor.type) for name, tensor in own.items()}
+        file = with_tensors(file, {name: replacement(own[name], parts) for name, parts in brought.items()})
+        return cls(reference, file, adapters, located, replaced)
+
+    def part(self) -> None:
+        """Give a model whose head is its embedding a head of its own, as if its file had the matrix twice."""
+        self.file = with_tensors(self.file, own_head(self.file))
+        self.side_tensors = side_tensors(self.file.tensors)
+        self.tensors[HEAD] = self.file.tensors[HEAD]
 
     @property
     def name(self) -> str:
@@ -201,7 +234,7 @@ class Source:
 
     def changed_by_adapter(self, name: str) -> bool:
         """Whether the tensor's stored bytes are not what the model computes with."""
-        return any(name in adapter.names for adapter in self.adapters)
+        return any(name in adapter.changed for adapter in self.adapters)
 
     def moves(self, name: str) -> bool:
         """Whether the rows of a tensor are others, or elsewhere, than in the file."""
@@ -209,11 +242,19 @@ class Source:
 
     def notes(self, name: str, role: str = "") -> list[str]:
         """What happens to the rows of a tensor, in words; PlanError when rows that are to be lent do not fit."""
+        if name in self.replaced:
+            brought = ", ".join(str(a.file.path) for a in self.adapters if name in a.wholes)
+            return [f"replaced by the one of {brought}, where it was trained whole"]
         return []
 
     def stores(self, name: str, kind: TensorType, role: str = "") -> bool:
         """Whether the bytes of a tensor are what the model computes with, in this type."""
-        return self.tensors[name].type == kind and not self.changed_by_adapter(name)
+        return self.file.tensors[name].type == kind and not self.changed_by_adapter(name)
+
+    @property
+    def parted(self) -> bool:
+        """Whether adapters part an output head from the embedding to which it was tied in the file."""
+        return any(adapter.parts for adapter in self.adapters)
 
     def open_tensor(self, name: str, role: str = "") -> TensorReader:
         """A reader of one tensor, also of a side tensor; a factor of each adapter is held while it lives."""
@@ -221,13 +262,13 @@ class Source:
 
     def open_stored(self, name: str) -> SourceTensor:
         """A reader of one tensor as the file has it."""
-        deltas = [d for adapter in self.adapters if (d := adapter.delta(name)) is not None]
+        deltas = [change for adapter in self.adapters for change in adapter.changes(name)]
         return SourceTensor(self.file.tensors[name], deltas, self.scales(name), self.label)
 
     def scales(self, name: str) -> NDArray[np.float32] | None:
         """float32 [matrices]: the factors of a tensor's stored values; None for 1."""
         scale = side_names(name)[0]
-        if scale not in self.side_tensors.get(name, ()):
+        if scale not in self.side_tensors.get(name, ()) or name in self.replaced:
             return None
         return read_scales(self.file.tensors[scale], self.tensors[name])
 
@@ -250,7 +291,7 @@ class Source:
     @property
     def warnings(self) -> list[str]:
         """What the user should know of the source, one line each."""
-        return [*self.located.warnings, *self._ignored(), *self._strong()]
+        return [*self.located.warnings, *self._ignored(), *self._idle(), *self._strong()]
 
     def misfits(self) -> list[str]:
         """What was asked for in the metadata of its files and ignored, being of a wrong type."""
@@ -259,10 +300,16 @@ class Source:
 
     def _ignored(self) -> list[str]:
         return [
-            f"{adapter.file.path}: {len(adapter.ignored)} tensors for norms ({adapter.ignored[0]}, ...) are ignored, "
-            "as llama.cpp ignores them"
+            f"{adapter.file.path}: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} left out: {what}"
             for adapter in self.adapters
-            if adapter.ignored
+            for what, names in adapter.ignored.items()
+        ]
+
+    def _idle(self) -> list[str]:
+        return [
+            f"{adapter.file.path}: the adapter changes nothing: {why}"
+            for adapter in self.adapters
+            if (why := adapter.idle())
         ]
 
     def _strong(self) -> list[str]:

@@ -427,18 +427,20 @@ def _use_adapter(rng: random.Random, case: Case, path: str) -> None:
 
 def peft(rng: random.Random, case: Case) -> None:
     """A PEFT folder: its configuration and its weights."""
-    config, weights = seeds.PEFT_CONFIG, seeds.safetensors("adapter_model.safetensors")
-    part = rng.randrange(3)
-    case.add("x/adapter_model.safetensors", "adapter_model.safetensors")
-    case.add("x/adapter_config.json", "adapter_config.json")
+    more, part = rng.choice(("", "more_")), rng.randrange(3)
+    config = seeds.MORE_PEFT_CONFIG if more else seeds.PEFT_CONFIG
+    weights = seeds.safetensors(f"{more}adapter_model.safetensors")
+    case.add("x/adapter_model.safetensors", f"{more}adapter_model.safetensors")
+    case.add("x/adapter_config.json", f"{more}adapter_config.json")
     if part != 1:
         words = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_dora", "fan_in_fan_out", "layers_pattern",
-                 "(.+)+!", "q_proj", "all", "use_rslora", "init_lora_weights", "trainable_token_indices")  # fmt: skip
+                 "(.+)+!", "q_proj", "all", "use_rslora", "init_lora_weights", "trainable_token_indices",
+                 "modules_to_save", "norm", "embed_tokens", "lm_head", "ensure_weight_tying")  # fmt: skip
         data = damage.damage_json(rng, config, words)
-        case.add("x/adapter_config.json", "adapter_config.json", data)
+        case.add("x/adapter_config.json", f"{more}adapter_config.json", data)
     if part != 0:
         data = damage.damage_safetensors(rng, weights)
-        case.add("x/adapter_model.safetensors", "adapter_model.safetensors", data)
+        case.add("x/adapter_model.safetensors", f"{more}adapter_model.safetensors", data)
     if rng.random() < 0.05:
         case.put("x/README.md", damage.damage_text(rng, b"---\nlicense: mit\ntags: [a]\n---\n# x\n"))
     if rng.random() < 0.04:

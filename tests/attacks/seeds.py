@@ -58,6 +58,7 @@ PEFT_CONFIG = {
     "use_rslora": False,
     "target_modules": ["q_proj", "down_proj"],
 }
+MORE_PEFT_CONFIG = PEFT_CONFIG | {"modules_to_save": ["norm"], "trainable_token_indices": [300, 5]}
 
 
 @functools.cache
@@ -147,6 +148,15 @@ def _peft_weights(_: str) -> bytes:
         stem = f"base_model.model.model.layers.0.{module}"
         tensors[f"{stem}.lora_A.weight"] = _numbers(stem + "A", 4, n)
         tensors[f"{stem}.lora_B.weight"] = _numbers(stem + "B", rows, 4)
+    return _safetensors(tensors)
+
+
+def _more_peft_weights(_: str) -> bytes:
+    """A whole module, and rows of tokens."""
+    tensors = {
+        "base_model.model.model.norm.weight": 1 + _numbers("norm", 64),
+        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": _numbers("tokens", 2, 64),
+    }
     return _safetensors(tensors)
 
 
@@ -264,6 +274,8 @@ _MAKERS: dict[str, Callable[[str], bytes]] = {
     "valid.gguf": lambda _: craft.valid(),
     "tokenizer.model": _tokenizer,
     "adapter_model.safetensors": _peft_weights,
+    "more_adapter_model.safetensors": _more_peft_weights,
+    "more_adapter_config.json": lambda _: json.dumps(MORE_PEFT_CONFIG).encode(),
     "adapter_config.json": lambda _: json.dumps(PEFT_CONFIG).encode(),
     "model.safetensors": _checkpoint_weights,
     "config.json": lambda _: json.dumps(CONFIG).encode(),

@@ -15,6 +15,8 @@ from ggufmerge.engine.quantize import plan_quantize
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.evaluation import LlamaModel, perplexity
 from ggufmerge.files import open_gguf
+from ggufmerge.planning.planner import make_plan
+from ggufmerge.recipe import load_recipe
 from ggufmerge.recipe.reference import AdapterReference
 from ggufmerge.running.run import BuildReport, run
 from tests.formats.test_peft import DOWN, halves, write_peft
@@ -49,6 +51,11 @@ def bake(folder: pathlib.Path, base: str, *adapters: str, threads: int = 2, **op
 def values(path: pathlib.Path, name: str) -> NDArray[np.float32]:
     with open_gguf(path) as file:
         return file.tensors[name].dequantize()
+
+
+def raw(path: pathlib.Path) -> dict[str, NDArray[np.uint8]]:
+    with open_gguf(path) as file:
+        return {name: tensor.raw.copy() for name, tensor in file.tensors.items()}
 
 
 def kl_divergence(ours: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
@@ -148,6 +155,43 @@ def test_opposite_strengths_cancel(folder: pathlib.Path) -> None:
     for name, survival in report.survival.items():
         np.testing.assert_allclose(values(folder / "out.gguf", name), values(folder / "base-F32.gguf", name), atol=1e-7)
         assert survival.share == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def untrained(folder: pathlib.Path) -> str:
+    """An adapter whose B halves are zero."""
+    base = {"blk.0.attn_q.weight": values(folder / "base-F32.gguf", "blk.0.attn_q.weight")}
+    write_tiny_lora(folder / "untrained.gguf", base, rows=-256)
+    return "untrained.gguf"
+
+
+def test_baking_adapters_that_change_nothing_is_an_error(folder: pathlib.Path, untrained: str) -> None:
+    """Nothing is written, and nobody reads that all of nothing survived."""
+    for adapter, why in ((untrained, "all its B halves are zero"), ("a.gguf=0", "its strength is 0")):
+        with pytest.raises(GgufmergeError, match=f"{adapter[:6]}.*the adapter changes nothing: {why}"):
+            bake(folder, "base-Q8_0.gguf", adapter)
+    with pytest.raises(GgufmergeError, match="untrained") as caught:
+        bake(folder, "base-Q8_0.gguf", untrained, "a.gguf=0")
+    assert len(caught.value.lines) == 2
+
+
+def test_beside_others_an_adapter_that_changes_nothing_is_a_warning(folder: pathlib.Path, untrained: str) -> None:
+    """The result is that of the others."""
+    report = bake(folder, "base-Q8_0.gguf", "a.gguf", untrained)
+    assert any("the adapter changes nothing" in line for line in report.warnings)
+    bytes_of = {name: t.tobytes() for name, t in raw(folder / "out.gguf").items()}
+    bake(folder, "base-Q8_0.gguf", "a.gguf")
+    assert {name: t.tobytes() for name, t in raw(folder / "out.gguf").items()} == bytes_of
+
+
+def test_in_a_recipe_an_adapter_that_changes_nothing_is_a_warning(folder: pathlib.Path, untrained: str) -> None:
+    """The merge may still be what is wanted."""
+    base = folder / "base-Q8_0.gguf"
+    text = f"merge_method: passthrough\nmodels: [{{model: {{model: {base}, lora: {folder / untrained}}}}}]\n"
+    plan, opened = make_plan(load_recipe(text))
+    opened.close()
+    assert [line for line in plan.warnings if "all its B halves are zero" in line]
+    assert {tensor.action for tensor in plan.tensors} == {"copy"}
 
 
 def test_a_result_can_be_built_again_from_its_metadata(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import ggufmerge
 from ggufmerge.errors import PlanError
 from ggufmerge.files import open_gguf
 from ggufmerge.places.opening import open_source
@@ -23,6 +24,8 @@ from tests.tiny import write_tiny_llama, write_tiny_lora
 EVERY = ("*attn_q.weight", "*ffn_down*.weight", "token_embd.weight", "output.weight")
 DENSE = ["blk.0.attn_q.weight", "blk.1.ffn_down.weight", "token_embd.weight", "output.weight"]
 EXPERTS = ["blk.0.ffn_down_exps.weight", "blk.0.attn_q.weight"]
+
+Q, EMBED = "blk.0.attn_q.weight", "token_embd.weight"
 
 Values = NDArray[np.float32]
 Write = Callable[..., Path]
@@ -63,6 +66,13 @@ def write(tmp_path: Path) -> Write:
         return path
 
     return write
+
+
+def halves(
+    name: str, a: tuple[int, ...], b: tuple[int, ...], dtype: Any = np.float32, *, ones: bool = False
+) -> dict[str, Any]:
+    make = np.ones if ones else np.zeros
+    return {f"{name}.lora_a": make(a, dtype), f"{name}.lora_b": make(b, dtype)}
 
 
 def opened(folder: Path, text: str) -> Source:
@@ -186,26 +196,64 @@ def test_strength_zero_changes_nothing(folder: Path) -> None:
     assert read(source, DENSE[0]).tobytes() == read(opened(folder, "dense.gguf"), DENSE[0]).tobytes()
 
 
-def test_tensors_for_norms_are_ignored_with_a_warning(folder: Path, write: Write) -> None:
-    """llama.cpp tolerates them."""
-    path = write(
-        {
-            "blk.0.attn_norm.weight": np.ones(64, np.float32),
-            "blk.0.attn_q.weight.lora_a": np.ones((2, 64), np.float32),
-            "blk.0.attn_q.weight.lora_b": np.ones((64, 2), np.float32),
-        }
-    )
+@pytest.mark.parametrize(
+    ("name", "shape", "what"),
+    [
+        ("rope_freqs.weight", (8,), "computed, not trained"),
+        ("rope_factors_long.weight", (8,), "computed, not trained"),
+        ("rope_factors_short.weight", (8,), "computed, not trained"),
+        ("blk.0.rope_freqs.weight", (8,), "computed, not trained"),
+        ("blk.0.attn_norm.weight", (64,), "tensors for norms"),
+        ("v.blk.0.attn_q.weight", (32, 32), "sees or hears"),
+        ("v.blk.0.attn_q.weight.lora_a", (2, 32), "sees or hears"),
+        ("mm.0.weight.lora_b", (32, 2), "sees or hears"),
+    ],
+)
+def test_harmless_extras_are_left_out_with_a_warning(
+    folder: Path, write: Write, name: str, shape: tuple[int, ...], what: str
+) -> None:
+    """Converters have let them through; the halves beside them count."""
+    path = write(halves(DENSE[0], (2, 64), (64, 2), ones=True) | {name: np.ones(shape, np.float32)})
     source = opened(folder, f"dense.gguf+{path}")
-    assert {name for name in source.tensors if source.changed_by_adapter(name)} == {"blk.0.attn_q.weight"}
+    assert {n for n in source.tensors if source.changed_by_adapter(n)} == {DENSE[0]}
     [warning] = source.warnings
-    assert "blk.0.attn_norm.weight" in warning
+    assert f"{path}: {name} left out" in warning
+    assert what in warning
 
 
-def halves(name: str, a: tuple[int, ...], b: tuple[int, ...], dtype: Any = np.float32) -> dict[str, Any]:
-    return {f"{name}.lora_a": np.zeros(a, dtype), f"{name}.lora_b": np.zeros(b, dtype)}
+@pytest.mark.parametrize("name", ["token_embd.weight", "blk.0.ffn_up.weight", "blk.0.attn_norm.weight"])
+def test_a_copy_of_a_weight_is_left_out(folder: Path, write: Write, name: str) -> None:
+    """It says nothing that the base does not; other values are refused, as llama.cpp refuses them."""
+    own = ggufmerge.open(folder / "dense.gguf").tensors[name].dequantize()
+    good = halves(DENSE[0], (2, 64), (64, 2), ones=True)
+    assert opened(folder, f"dense.gguf+{write(good | {name: own})}").changed_by_adapter(DENSE[0])
+    if not name.endswith("_norm.weight"):
+        with pytest.raises(PlanError, match="is not part of a LoRA adapter"):
+            opened(folder, f"dense.gguf+{write(good | {name: own + 1})}")
 
 
-Q, EMBED = "blk.0.attn_q.weight", "token_embd.weight"
+@pytest.mark.parametrize(
+    ("tensors", "reference", "why"),
+    [
+        ({Q: (1, 0)}, "{}", "all its B halves are zero, as before training"),
+        ({EMBED: (0, 1)}, "{}", "all its B halves are zero, as before training"),
+        ({Q: (0, 1)}, "{}", "all its A or B halves are zero, as before training"),
+        ({Q: (1, 1)}, "{}=0", "its strength is 0"),
+    ],
+)
+def test_an_adapter_that_changes_nothing_says_why(
+    folder: Path, write: Write, tensors: Any, reference: str, why: str
+) -> None:
+    """Its tensors can be copied. Of embeddings the half that begins as zero is the other one."""
+    values = {}
+    for name, factors in tensors.items():
+        shapes = ((320, 2), (64, 2)) if name == EMBED else ((2, 64), (64, 2))
+        for half, shape, factor in zip("ab", shapes, factors, strict=True):
+            values[f"{name}.lora_{half}"] = np.full(shape, factor, np.float32)
+    path = write(values)
+    source = opened(folder, f"dense.gguf+{reference.format(path)}")
+    assert not any(map(source.changed_by_adapter, source.tensors))
+    assert source.warnings == [f"{path}: the adapter changes nothing: {why}"]
 
 
 @pytest.mark.parametrize(
@@ -263,15 +311,6 @@ def test_an_activated_lora_is_refused(folder: Path, tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(PlanError, match="activated LoRA"):
         opened(folder, f"dense.gguf+{path}")
-
-
-def test_an_adapter_for_the_head_of_a_tied_model_is_refused(tmp_path: Path) -> None:
-    """Its output head is the embedding, which the adapter does not mean."""
-    write_tiny_llama(tmp_path / "tied.gguf", layers=1, tied=True)
-    weights = write_tiny_llama(tmp_path / "untied.gguf", layers=1)
-    write_tiny_lora(tmp_path / "lora.gguf", weights, targets=("output.weight",))
-    with pytest.raises(PlanError, match="its output head is its token embedding"):
-        opened(tmp_path, "tied.gguf+lora.gguf")
 
 
 def test_a_refused_adapter_is_closed(folder: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
