@@ -141,7 +141,7 @@ def test_copied_tensors_are_looked_at_and_otherwise_left_alone(folder: Path, tmp
     """A merge, baking and quantizing refuse; shards of the same file and the file joined from them keep its bytes."""
     with pytest.raises(DamageError, match=f"inf.gguf: {UP}: "):
         merge(folder, tmp_path / "out.gguf", "passthrough", "inf.gguf")
-    write_tiny_lora(tmp_path / "lora.gguf", {"blk.0.attn_q.weight": np.ones((64, 64), np.float32)})
+    write_tiny_lora(tmp_path / "lora.gguf", {"blk.0.attn_q.weight": np.ones((64, 64), np.float32)}, factor=0.1)
     plan, opened = plan_bake(folder / "inf.gguf", [tmp_path / "lora.gguf"])
     with pytest.raises(DamageError, match=f"inf.gguf.*: {UP}: "):
         run(plan, opened, tmp_path / "out.gguf")
