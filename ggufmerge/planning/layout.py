@@ -1,7 +1,8 @@
 """Which tensors the result has, and the tensors of the sources that each is made from.
 
 Layers of the result are counted through the recipe's output slices. Tensors outside the blocks come from the first
-slice (embeddings and the like) or the last one (final norm and output head), as in mergekit.
+slice (embeddings and the like) or the last one (final norm and output head), as in mergekit. So these two may have no
+layers at all: then their models give nothing else.
 """
 
 from __future__ import annotations
@@ -106,7 +107,10 @@ def _slices(
                 raise PlanError(recipe.complaint(place, f"slice {number + 1}: {what}"))
         with recipe.blamed(place or ("models",)):
             _check_lengths(parts, sources, "" if recipe.slices is None else f"slice {number + 1}: ")
+            _check_filled(parts, number, len(recipe.slices or ()))
         out.append(Slice(tuple(parts), at, parameters, (*place, "parameters")))
+    if recipe.slices is not None and not any(piece.layers for piece in out):
+        raise PlanError(recipe.complaint(("slices",), "all slices are empty, so the result would have no layers"))
     return out
 
 
@@ -127,7 +131,7 @@ def _part(
 def _check_lengths(parts: Sequence[Part], sources: Sequence[Source], where: str) -> None:
     for part in parts:
         source, available = sources[part.source], layer_count(sources[part.source].file)
-        if part.stop <= part.start and available:
+        if part.stop < part.start:
             raise PlanError(f"{where}layer_range [{part.start}, {part.stop}] of {source.label} is empty")
         if part.stop > available:
             asked = f"layer_range [{part.start}, {part.stop}] of {source.label}"
@@ -135,6 +139,13 @@ def _check_lengths(parts: Sequence[Part], sources: Sequence[Source], where: str)
     if len({part.stop - part.start for part in parts}) > 1:
         listed = ", ".join(f"{sources[p.source].label} {p.stop - p.start}" for p in parts)
         raise PlanError(f"{where}the sources have different numbers of layers ({listed}); they must be the same")
+
+
+def _check_filled(parts: Sequence[Part], number: int, slices: int) -> None:
+    """PlanError for a slice without layers that gives nothing to the result, or that gives all of it."""
+    if slices and parts[0].stop == parts[0].start and (slices == 1 or 0 < number < slices - 1):
+        todo = "only the first and the last of several may be, to give the embeddings or the head of their models"
+        raise PlanError(f"slice {number + 1}: layer_range [{parts[0].start}, {parts[0].stop}] is empty; {todo}")
 
 
 def layers_of_result(layout: Sequence[Slice]) -> list[tuple[Slice, int]]:
