@@ -110,12 +110,17 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     if alignment is not None:
         sources = aligned(sources, alignment)
     layout, filled = lay(recipe, methods, references, sources)
+    warnings: list[str] = []
     for number, piece in enumerate(layout):
         for method in methods:
-            _check_model_count(method, piece, recipe, number)
+            if _is_base_alone(method, piece):
+                what = "only the base takes part, so nothing is merged: add the models that are to change it"
+                warnings.append(recipe.complaint(models if recipe.slices is None else ("slices", number), what))
+            else:
+                _check_model_count(method, piece, recipe, number)
     with recipe.blamed(models):
         _check_presence(filled, sources)
-    return LaidOut(references, sources, layout, filled, _check_filters(recipe, filled), alignment)
+    return LaidOut(references, sources, layout, filled, [*warnings, *_check_filters(recipe, filled)], alignment)
 
 
 def resolved(recipe: Recipe, laid_out: LaidOut) -> list[PlannedTensor]:
@@ -183,6 +188,8 @@ class Resolver:
 
     def _merged(self, slot: Slot, method: Method, order: Sequence[int], planned: PlannedTensor) -> PlannedTensor:
         has_base = uses_base(method, slot.slice)
+        if has_base and _is_base_alone(method, slot.slice):
+            return planned
         others = order[1:] if has_base else order
         found = {q: [self.find(q, slot, i) for i in others] for q in method.parameters if q.scope == "model"}
         given: dict[str, Value | list[Value]] = {}
@@ -304,6 +311,13 @@ def stack_order(method: Method, piece: Slice, recipe: Recipe) -> list[int]:
     if uses_base(method, piece):
         return [piece.base or 0, *(i for i in order if i != piece.base)]
     return [i for i in order if piece.parts[i].listed or len(recipe.methods) == 1]
+
+
+def _is_base_alone(method: Method, piece: Slice) -> bool:
+    """Whether a slice of a method that adds changes to its base has none to add: mergekit gives the base then."""
+    return (
+        method.base is Base.REQUIRED and method.max_models is None and method.min_models == 1 and len(piece.parts) == 1
+    )
 
 
 def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int) -> None:
