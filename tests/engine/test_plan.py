@@ -122,7 +122,10 @@ def test_a_filter_that_matches_nothing_is_an_error(family: Path) -> None:
             "merge_method: passthrough\nmodels: [{model: a.q8.gguf}, {model: b.q8.gguf}]",
             "takes at most 1 model, not 2",
         ),
-        ("merge_method: ties\nbase_model: a.q8.gguf\nmodels: [{model: a.q8.gguf}]", "needs at least 1 model besides"),
+        (
+            "merge_method: slerp\nbase_model: a.q8.gguf\nparameters: {t: 1}\nmodels: [{model: a.q8.gguf}]",
+            "needs at least 1 model besides",
+        ),
         (
             "merge_method: linear\nmodels: [{model: a.q8.gguf}, {model: b.q8.gguf, parameters: {weight: -1}}]\n"
             "parameters: {weight: 1}",
