@@ -315,9 +315,8 @@ def stack_order(method: Method, piece: Slice, recipe: Recipe) -> list[int]:
 
 def _is_base_alone(method: Method, piece: Slice) -> bool:
     """Whether a slice of a method that adds changes to its base has none to add: mergekit gives the base then."""
-    return (
-        method.base is Base.REQUIRED and method.max_models is None and method.min_models == 1 and len(piece.parts) == 1
-    )
+    adds_changes = method.base is Base.REQUIRED and not method.pair and method.min_models == 1
+    return adds_changes and len(piece.parts) == 1
 
 
 def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int) -> None:

@@ -58,7 +58,7 @@ def test_models_that_can_be_merged_are_of_one_family(folder: Path) -> None:
 def test_their_types_are_not_chosen_layer_by_layer(folder: Path) -> None:
     """The rules are those of llama.cpp for language models; the message does not call the file damaged."""
     with pytest.raises(PlanError, match="flux is no language model, so types cannot be chosen layer by layer: use the"):
-        ggufmerge.quantize(folder / "a.gguf", "Q8_0", folder / "q.gguf")
+        ggufmerge.quantize_file(folder / "a.gguf", folder / "q.gguf", "Q8_0")
 
 
 def test_a_language_model_without_its_count_of_layers_is_damaged(folder: Path) -> None:
