@@ -24,13 +24,23 @@ def of_cut_file(path: Path) -> tuple[str, str] | None:
     match = _PIECE.fullmatch(path.name)
     if match is None:
         return None
-    whole = match["whole"] or f"{match['stem']}.gguf"
-    parts = [name for name in _names_beside(path) if (other := _PIECE.fullmatch(name)) and _whole(other) == whole]
-    parts = sorted(parts, key=_in_order)
+    whole = _whole(match)
+    parts = parts_of(path.with_name(whole))
     what = "by its name a part of a file that was cut into pieces"
     if len(parts) < 2:
         return what, f"get the other parts and put all of them together, in their order, to {whole}"
-    return what, f"put the parts together: cat {' '.join(map(shlex.quote, parts))} > {shlex.quote(whole)}"
+    return what, f"put the parts together: {together(parts, whole)}"
+
+
+def parts_of(path: Path) -> list[str]:
+    """The names of the pieces of a file that lie where it would be, in their order."""
+    parts = [name for name in _names_beside(path) if (piece := _PIECE.fullmatch(name)) and _whole(piece) == path.name]
+    return sorted(parts, key=_in_order)
+
+
+def together(parts: list[str], whole: str) -> str:
+    """The command that puts pieces together."""
+    return f"cat {' '.join(map(shlex.quote, parts))} > {shlex.quote(whole)}"
 
 
 def _whole(match: re.Match[str]) -> str:

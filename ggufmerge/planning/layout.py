@@ -25,6 +25,8 @@ from ggufmerge.sources import Source
 _CONSTANTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
+# Vision and sound, which Ollama keeps in the file of the language model and llama.cpp in one of their own.
+_OTHER_SENSES = ("a.", "mm.", "s.", "v.")
 _Names = dict[int | None, list[str]]
 
 
@@ -148,6 +150,21 @@ def _check_filled(parts: Sequence[Part], number: int, slices: int) -> None:
         raise PlanError(f"slice {number + 1}: layer_range [{parts[0].start}, {parts[0].stop}] is empty; {todo}")
 
 
+def left_out(slots: Sequence[Slot], sources: Sequence[Source]) -> list[str]:
+    """Warnings for vision and sound that models have beside the language model, and that the result has not."""
+    names = {slot.name for slot in slots}
+    found = []
+    for source in sources:
+        missing = [name for name in source.tensors if name.startswith(_OTHER_SENSES) and name not in names]
+        if missing:
+            what = f"{len(missing)} tensors of vision or sound ({missing[0]}, ...) are left out"
+            todo = "to keep them make it the base, or without a base the first model"
+            found.append(
+                f"{source.label}: {what}, since {sources[0].label}, which the result takes after, has none; {todo}"
+            )
+    return found
+
+
 def layers_of_result(layout: Sequence[Slice]) -> list[tuple[Slice, int]]:
     """(slice, layer within the slice) for each layer of the result."""
     return [(s, i) for s in layout for i in range(s.layers)]
@@ -198,6 +215,11 @@ def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *
             if name in sources[owner].tensors:
                 only = replace(piece, parts=(replace(piece.parts[first], source=owner),), base=None)
                 note = f"computed, not trained: taken from {sources[owner].label}"
+                yield Slot(name, only, (name,), 0.0, (note,), constant=True)
+        elif name.startswith(_OTHER_SENSES) and None in own:
+            if name in sources[owner].tensors:
+                only = replace(piece, parts=(replace(piece.parts[first], source=owner),), base=None)
+                note = f"vision or sound, which not all models have: taken from {sources[owner].label}"
                 yield Slot(name, only, (name,), 0.0, (note,), constant=True)
         elif name == HEAD and None in own:
             tied = [s.label for s, n in zip(parts, own, strict=True) if n is None]

@@ -18,7 +18,7 @@ from ggufmerge.methods.spec import Base, Method, Problem
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found
 from ggufmerge.planning import checks, vocabulary
-from ggufmerge.planning.layout import Slice, Slot, lay
+from ggufmerge.planning.layout import Slice, Slot, lay, left_out
 from ggufmerge.planning.plan import Input, PlannedTensor
 from ggufmerge.planning.stored_form import stored_offset
 from ggufmerge.recipe import ModelReference, Recipe
@@ -120,7 +120,8 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
                 _check_model_count(method, piece, recipe, number)
     with recipe.blamed(models):
         _check_presence(filled, sources)
-    return LaidOut(references, sources, layout, filled, [*warnings, *_check_filters(recipe, filled)], alignment)
+    warnings += left_out(filled, sources) + _check_filters(recipe, filled)
+    return LaidOut(references, sources, layout, filled, warnings, alignment)
 
 
 def resolved(recipe: Recipe, laid_out: LaidOut) -> list[PlannedTensor]:

@@ -33,6 +33,7 @@ from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Graft, Model, OutputSlice, RecipeKeys, SliceSource, TokenEmbedding, Tokenizer
 from ggufmerge.recipe.settings import Scalar, Setting
 from ggufmerge.text import printable, shown
+from ggufmerge.types import FileType
 
 # Words that stand in published recipes and that mergekit reads without effect.
 INERT = {
@@ -453,7 +454,8 @@ def _explain(item: Any, at: Location) -> str:
         case "value_error":
             return str(item["ctx"]["error"])
         case "literal_error":
-            return f"{value} is not a valid {key}; it is one of {item['ctx']['expected']}"
+            told = f"{value} is not a valid {key}; it is one of {item['ctx']['expected']}"
+            return f'{told}; for {kind} write "out_type: {kind}"' if (kind := _file_type(item["input"])) else told
         case "too_short":
             return f"{subject} needs at least one entry"
         case "model_type" | "dict_type" if rooms[-1:] == ["models"] and isinstance(item["input"], str):
@@ -468,6 +470,14 @@ def _explain(item: Any, at: Location) -> str:
             return f"{subject} is a text, not {value}; write it in quotes"
         case _:
             return f"{subject} {item['msg'].removeprefix('Input ')}, not {value}"
+
+
+def _file_type(value: Any) -> str:
+    """The file type that somebody has written as a dtype; "" for none."""
+    try:
+        return str(FileType.parse(value)) if isinstance(value, str) else ""
+    except GgufmergeError:
+        return ""
 
 
 def _as_entry(value: Any) -> str:

@@ -58,6 +58,7 @@ def test_pieces_of_a_cut_file_are_to_be_put_together(model: Path, tmp_path: Path
     for name in names:
         expected = f"part of a file that was cut into pieces: put the parts together: cat {listed} > {whole}"
         assert complaint(tmp_path / name) == f"{tmp_path / name}: by its name a {expected}"
+    assert f"it is here in pieces: put them together: cat {listed} >" in complaint(tmp_path / whole.strip("'"))
     (tmp_path / names[1]).unlink()
     plain = whole.strip("'")
     assert complaint(tmp_path / names[0]).endswith(f"put all of them together, in their order, to {plain}")

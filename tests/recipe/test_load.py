@@ -229,6 +229,7 @@ def test_values_get_the_type_of_their_parameter():
         (LINEAR + "tokenizer: {pad_to_multiple_of: 0}\n", "greater than or equal to 1"),
         (LINEAR + "tokenizer_source: base\ntokenizer: {}\n", 'either "tokenizer" or "tokenizer_source"'),
         (LINEAR + "chat_template: chatlm\n", '"chatlm" is not a template: write auto, alpaca'),
+        (LINEAR + "dtype: q4_k_m\n", "'bfloat16'; for Q4_K_M write \"out_type: Q4_K_M\""),
         (LINEAR + "dtype: int8\n", "\"int8\" is not a valid dtype; it is one of 'float32'"),
         (LINEAR + "out_type: Q4_KM\n", 'unknown type "Q4_KM": did you mean "Q4_K_M"?'),
         (LINEAR + "tensor_types: {ffn: Q4_KK}\n", "unknown tensor type"),
