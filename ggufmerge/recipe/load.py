@@ -72,7 +72,7 @@ _ELSEWHERE = {  # keys beside `model` that make another model of it
 # How alike a word is to the one that it must be a slip of (difflib's ratio). At 0.8 are "hyperparameters" and "metric
 # method" of other tools.
 _SLIP_OF_KEY = 0.81
-_SLIP_OF_PARAMETER = 0.7
+_SLIP_OF_PARAMETER = 0.66
 
 
 @dataclass(frozen=True)
