@@ -113,7 +113,7 @@ class Recipe(RecipeKeys):
 
     def in_folder(self, folder: str) -> Recipe:
         """The same recipe, with relative model paths that start from another folder."""
-        return self._of(self, replace(self._origin, folder=folder))
+        return self._of(_with_files_named(self, folder), replace(self._origin, folder=folder))
 
     def locate(self, reference: ModelReference) -> ModelReference:
         """A reference with the file of the stage that it names; any other stays as it is."""

@@ -15,6 +15,7 @@ import pytest
 import ggufmerge
 from ggufmerge.engine import make_plan
 from ggufmerge.errors import GgufmergeError, PlanError
+from ggufmerge.planning.planner import Opened
 from ggufmerge.recipe import load_recipe
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
@@ -128,6 +129,10 @@ def test_a_plus_sign_may_be_part_of_a_name(folder: Path, tmp_path: Path) -> None
         ("base.gguf", [("lora.gguf", 1.0)]),
     ]
     assert ggufmerge.build(folder / "plus.yaml", tmp_path / "out.gguf").output == tmp_path / "out.gguf"
+    (folder / "plus.yaml").write_text(f"{text}parameters: {{weight: 1}}\ntokenizer_source: base\n")
+    plan, opened = make_plan(load_recipe(folder / "plus.yaml"))
+    opened.close()
+    Opened.from_plan(plan).close()
     (folder / "plus.yaml").write_text(text.replace("L3-8B", "L4-8B"))
     with pytest.raises(PlanError, match=r"L4-8B: no such file"):
         make_plan(load_recipe(folder / "plus.yaml"))
