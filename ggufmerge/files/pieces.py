@@ -13,7 +13,7 @@ from pathlib import Path
 _COUNTED = r"\d+[._-]?of[._-]?\d+"
 _PIECE = re.compile(
     rf"(?P<whole>.+\.gguf)(?:[._-]*(?:part|split|chunk|piece)s?[._-]*(?:{_COUNTED}|\d+|[a-z]{{1,3}})"
-    rf"|[._-](?:{_COUNTED}|\d{{1,4}}|[a-z]{{2,3}}))"
+    rf"|[._-]{_COUNTED}|(?P<bare>[._-]?(?:\d{{1,4}}|[a-z]{{2}})))"
     rf"|(?P<stem>.+)[._-](?:part|split)[._-]*{_COUNTED}\.gguf",
     re.IGNORECASE,
 )
@@ -27,6 +27,8 @@ def of_cut_file(path: Path) -> tuple[str, str] | None:
     whole = _whole(match)
     parts = parts_of(path.with_name(whole))
     what = "by its name a part of a file that was cut into pieces"
+    if len(parts) < 2 and match["bare"]:
+        return None  # an ending like any other, such as that of an old version
     if len(parts) < 2:
         return what, f"get the other parts and put all of them together, in their order, to {whole}"
     return what, f"put the parts together: {together(parts, whole)}"

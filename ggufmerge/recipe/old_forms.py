@@ -15,7 +15,7 @@ from ggufmerge.recipe.document import Document, Location
 from ggufmerge.recipe.reference import tidy
 from ggufmerge.text import printable
 
-_FENCE = re.compile(r"[ \t]*(```+|~~~+)")
+_FENCE = re.compile(r"[ \t]*(```+|~~~+|\'\'\'(?:ya?ml)?[ \t]*$)")
 _DOUBLES = ("float64", "torch.float64", "fp64", "double", "torch.double")
 
 Warn = Callable[[Location, str], None]
@@ -94,6 +94,8 @@ class Fenced:
 def within_fence(text: str) -> Fenced | None:
     """The recipe within the code fence of a page that it was copied from; None when there is none, or more than one."""
     lines = text.split("\n")
+    if lines[0].strip().lower() in ("yaml", "yml") and _is_recipe(lines):  # what a page has written above its fence
+        return Fenced("\n".join(["", *lines[1:]]), 1, f'"{lines[0].strip()}" has no effect; remove it')
     fences = [number for number, line in enumerate(lines) if _FENCE.match(line)]
     if not fences:
         return None

@@ -42,6 +42,7 @@ def complaint(path: Path) -> str:
         (["m.gguf-split-a", "m.gguf-split-b"], "m.gguf"),
         (["m.gguf-part-a", "m.gguf-part-b"], "m.gguf"),
         (["m.gguf.aa", "m.gguf.ab"], "m.gguf"),
+        (["m.ggufaa", "m.ggufab"], "m.gguf"),
         (["m.gguf.000", "m.gguf.001"], "m.gguf"),
         (["m.gguf.part00", "m.gguf.part01"], "m.gguf"),
         (["m.gguf.1of2", "m.gguf.2of2"], "m.gguf"),
@@ -60,8 +61,11 @@ def test_pieces_of_a_cut_file_are_to_be_put_together(model: Path, tmp_path: Path
         assert complaint(tmp_path / name) == f"{tmp_path / name}: by its name a {expected}"
     assert f"it is here in pieces: put them together: cat {listed} >" in complaint(tmp_path / whole.strip("'"))
     (tmp_path / names[1]).unlink()
-    plain = whole.strip("'")
-    assert complaint(tmp_path / names[0]).endswith(f"put all of them together, in their order, to {plain}")
+    plain, alone = whole.strip("'"), complaint(tmp_path / names[0])
+    if "aa" in names[0] or "000" in names[0]:
+        assert "the file is truncated or damaged" in alone  # any file may be called so
+    else:
+        assert alone.endswith(f"put all of them together, in their order, to {plain}")
 
 
 def test_the_tenth_piece_comes_behind_the_ninth(tmp_path: Path) -> None:

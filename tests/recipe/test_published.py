@@ -72,7 +72,7 @@ def test_published_recipes_merge(folder: Path, tmp_path: Path, name: str) -> Non
     assert all(re.match(rf"{re.escape(name)}:\d+:\d+: ", line) for line in warnings if "no effect" in line)
 
 
-@pytest.mark.parametrize("fence", ["```", "```yaml", "~~~"])
+@pytest.mark.parametrize("fence", ["```", "```yaml", "~~~", "'''yaml"])
 def test_a_recipe_may_stand_in_the_fence_of_its_page(folder: Path, fence: str) -> None:
     """With the words around it, which are left out; lines are counted as in the file."""
     text = (PUBLISHED / "example-linear.yaml").read_text(encoding="utf-8")
@@ -85,6 +85,14 @@ def test_a_recipe_may_stand_in_the_fence_of_its_page(folder: Path, fence: str) -
     assert load_recipe(f"{fence}\n{text}").models == inside.models
     with pytest.raises(GgufmergeError, match="recipe:4:"):
         load_recipe(f"\n{fence}\n{text}".replace("models:", "modls:").replace("\nmodls", "\nx: 1\nmodls"))
+
+
+def test_the_label_of_a_fence_is_left_out() -> None:
+    """Pages copy it along with the recipe."""
+    text = (PUBLISHED / "example-linear.yaml").read_text(encoding="utf-8")
+    recipe = load_recipe(f"yaml\n{text}")
+    assert recipe.models == load_recipe(text).models
+    assert recipe.warnings == ('recipe:1:1: "yaml" has no effect; remove it',)
 
 
 def test_two_recipes_in_fences_are_not_one() -> None:
