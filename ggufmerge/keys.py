@@ -64,7 +64,7 @@ IMATRIX_CHUNKS = "quantize.imatrix.chunks_count"
 OWN = "ggufmerge."  # what a result says of how it was made (`planning/provenance.py`)
 RECIPE = "ggufmerge.recipe"
 RECIPE_DIGEST = "ggufmerge.recipe.sha256"
-OPTIONS = "ggufmerge.options"
+OPTIONS = "ggufmerge.options"  # only read: in files of older versions, whose recipe it won over
 LINEAGE = "ggufmerge.lineage."
 
 EMBEDDING = "token_embd.weight"  # a row per token

@@ -137,7 +137,7 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
 
 
 def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
-    from ggufmerge.cli.terminal import kind_of, say, show_kept, show_notes, show_table
+    from ggufmerge.cli.terminal import kind_of, show_kept, show_notes, show_table, tell
     from ggufmerge.engine.bake import total_survival
     from ggufmerge.text import count, size
 
@@ -155,13 +155,13 @@ def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
     show_notes((t.name, decision) for t in plan.tensors for decision in t.decisions)
     total = f"{plan.file_type}, {count(plan.parameters)} parameters"
     if report is None:
-        say(f"{total}, {size(plan.nbytes)}; nothing was written")
+        tell([f"{total}, {size(plan.nbytes)}; nothing was written"])
         return
-    say(f"{report.output}: {total}, {size(report.nbytes)}, {report.seconds:.1f} s")
+    tell([f"{report.output}: {total}, {size(report.nbytes)}, {report.seconds:.1f} s"])
     if report.resumed:
-        say(f"{report.resumed} tensors were taken over from an interrupted build")
+        tell([f"{report.resumed} tensors were taken over from an interrupted build"])
     if report.survival and not report.kept:
-        say(f"{_percent(total_survival(report.survival).share)} of the change survived")
+        tell([f"{_percent(total_survival(report.survival).share)} of the change survived"])
     show_kept(report)
 
 

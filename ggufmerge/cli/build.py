@@ -130,7 +130,7 @@ def build(
     from ggufmerge.cli import try_prompt as trial
     from ggufmerge.cli.push import facts_of, show_upload
     from ggufmerge.cli.telling import OnTerminal
-    from ggufmerge.cli.terminal import print_json, say, show_build, show_warnings
+    from ggufmerge.cli.terminal import print_json, show_build, show_warnings, tell
     from ggufmerge.files.sharded import SplitLimit
     from ggufmerge.planning.survival import advice
     from ggufmerge.sinks import CardSink, HomesSink, HubSink, OllamaSink, ProjectorSink
@@ -207,9 +207,9 @@ def build(
             | trial.asked(report.output, try_prompt)
         )
     else:
-        show_build(report)
-        say(*for_projector.lines(), *for_homes.lines(), *for_ollama.lines())
-        say(*(for_card.lines() if for_card is not None else ()))
+        show_build(report, for_ollama.result)
+        tell([*for_projector.lines(), *for_homes.lines(), *for_ollama.lines()])
+        tell(list(for_card.lines()) if for_card is not None else [])
         if for_hub is not None and for_hub.upload is not None:
             show_upload(for_hub.upload, for_hub.url)
         trial.show(report.output, try_prompt)
@@ -247,7 +247,7 @@ def _show_plans(
     wanted: the command line's part in it, as `make_plan` takes it.  must_fit: fail where the build would.
     more: facts beside those of the last plan in JSON; lines: the same in words.
     """
-    from ggufmerge.cli.terminal import print_json, say, show_plan
+    from ggufmerge.cli.terminal import print_json, say, show_plan, tell
     from ggufmerge.engine.documents import planned_documents
 
     with planned_documents(recipe, **wanted) as documents:
@@ -260,9 +260,10 @@ def _show_plans(
         else:
             for number, plan in enumerate(plans):
                 if len(plans) > 1:
-                    say(*[""][:number], f"{number + 1} of {len(plans)}: {plan.metadata[keys.NAME]}")
+                    say(*[""][:number])
+                    tell([f"{number + 1} of {len(plans)}: {plan.metadata[keys.NAME]}"])
                 show_plan(plan, documents.sources[number], every=every, tried=forecast.trial is not None)
-            say(*lines)
+            tell(lines)
             show_forecast(forecast, documents.final, place)
         if must_fit:
             place.check(documents)

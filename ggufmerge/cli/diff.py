@@ -48,7 +48,7 @@ def diff(
 
 def _show(result: Comparison, every: bool) -> None:
     """The models, the table, where in the depth of the model they differ, and what all of it means."""
-    from ggufmerge.cli.terminal import say, show_table
+    from ggufmerge.cli.terminal import say, show_table, tell
     from ggufmerge.files.shards import model_name
 
     with_base = result.base is not None
@@ -72,14 +72,14 @@ def _show(result: Comparison, every: bool) -> None:
     for names, which in ((result.only_first, result.first), (result.only_second, result.second)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            say(f"only in {model_name(Path(which).name)}: {names[0]}{more}")
+            tell([f"only in {model_name(Path(which).name)}: {names[0]}{more}"])
 
 
 def _wrapped(line: str) -> None:
     """A line of running text, folded between words on a terminal."""
     from ggufmerge.cli.terminal import tell
 
-    tell([line])
+    tell([line], "")
 
 
 def _show_layers(result: Comparison) -> None:

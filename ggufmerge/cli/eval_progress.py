@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from ggufmerge.cli.terminal import complain, console
 from ggufmerge.evaluation.scores import Watcher
-from ggufmerge.text import printable
+from ggufmerge.text import duration, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,15 +103,3 @@ class EvalProgress(Watcher):
             self._bar.console.print(line, markup=False, highlight=False)
         else:
             complain(line)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 20 s, 4 min, 2 h 10 min.
-
-    >>> [duration(s) for s in (0.2, 19.6, 61, 239, 7800)]
-    ['1 s', '20 s', '1 min', '4 min', '2 h 10 min']
-    """
-    if round(seconds) < 60:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -253,4 +253,4 @@ def _show_answer(model: str, prompt: str, answer: str) -> None:
 
     space()
     say(f"{short_name(model)}: {prompt}")
-    tell(answer.strip().splitlines() or [""])
+    tell(answer.strip().splitlines() or [""], "")

@@ -113,7 +113,7 @@ def _facts(plan: ExtractPlan, report: ExtractReport | None) -> dict[str, Any]:
 
 
 def _show(plan: ExtractPlan, report: ExtractReport | None, *, every: bool) -> None:
-    from ggufmerge.cli.terminal import kind_of, say, show_table
+    from ggufmerge.cli.terminal import kind_of, show_table, tell
     from ggufmerge.engine.extract import total
     from ggufmerge.text import size
 
@@ -129,8 +129,8 @@ def _show(plan: ExtractPlan, report: ExtractReport | None, *, every: bool) -> No
     show_table(("tensor", "rank", "change", "captured"), rows, numbers=3)
     same = f"; {plan.unchanged} tensors are the base's" if plan.unchanged else ""
     if report is None:
-        say(f"{len(plan.pairs)} tensors, {plan.type}, {size(plan.nbytes)}{same}; nothing was written")
+        tell([f"{len(plan.pairs)} tensors, {plan.type}, {size(plan.nbytes)}{same}; nothing was written"])
         return
     share = total(list(report.tensors.values())).share
-    say(f"{report.output}: {len(plan.pairs)} tensors, {plan.type}, {size(report.nbytes)}{same}")
-    say(f"{100 * share:.1f} % of the change's energy captured, {report.seconds:.1f} s")
+    tell([f"{report.output}: {len(plan.pairs)} tensors, {plan.type}, {size(report.nbytes)}{same}"])
+    tell([f"{100 * share:.1f} % of the change's energy captured, {report.seconds:.1f} s"])

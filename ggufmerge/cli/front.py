@@ -217,6 +217,8 @@ def _line(error: Any, command: Any, ctx: Any, switches: dict[str, bool]) -> str:
     if kind == "MissingParameter" and error.param is not None:
         example = pages.first_example(command)
         what = error.param.metavar or error.param.opts[0]
+        if error.param.param_type_name == "option":
+            what = error.param.opts[0]
         return f"{what} is missing" + (f", as in: {example}" if example else f"; {see}")
     if isinstance(error, typer.BadParameter):
         hint = error.param_hint or (error.param.opts[-1] if error.param is not None else "")
@@ -224,7 +226,7 @@ def _line(error: Any, command: Any, ctx: Any, switches: dict[str, bool]) -> str:
             hint = error.param.metavar or error.param.name.upper()
         return f"{hint}: {error.message}" if hint else str(error.message)
     if extra := re.search(r"unexpected extra argument\S* \((.*)\)", error.message):
-        return _too_many(extra[1], command, ctx)
+        return _too_many(extra[1].split(), command, ctx)
     return f"{error.message.rstrip('.')}; {see}"
 
 
@@ -235,12 +237,18 @@ def _close(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None
     return plain[close[0]] if close else None
 
 
-def _too_many(words: str, command: Any, ctx: Any) -> str:
-    if ".gguf" in words and command.name in ("build", "plan"):
+def _too_many(words: Sequence[str], command: Any, ctx: Any) -> str:
+    models = any(".gguf" in word for word in words)
+    if models and command.name == "new":
+        return "new asks for the models; for models that you name: " + (
+            "ggufmerge merge a.gguf b.gguf --dry-run --save-recipe recipe.yaml"
+        )
+    if models and command.name in ("build", "plan"):
         merge = "merge" in getattr(ctx.parent.command, "commands", {})
         instead = "ggufmerge merge a.gguf b.gguf -o merged.gguf" if merge else "ggufmerge methods linear shows one"
         return f"{command.name} takes one recipe, which names the models: {instead}"
-    return f'there is no place for "{words}": {pages.usage(command, ctx)}'
+    listed = ", ".join(f'"{word}"' for word in words)
+    return f"there is no place for {listed}: {pages.usage(command, ctx)}"
 
 
 def _no_command(group: Any, ctx: Any, word: str) -> str:

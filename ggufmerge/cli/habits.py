@@ -18,9 +18,13 @@ class UsageError(GgufmergeError):
 
 @dataclass(frozen=True)
 class Same:
-    """Another name of an option of ours; of an argument when `option` is ""."""
+    """Another name of an option of ours; of an argument when `option` is "".
+
+    last: whether the argument is the last one, wherever the option stands.
+    """
 
     option: str
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,14 @@ _CPU_1 = Idle(_CPU.why, 1)
 _MAPPED = Idle("GGUF files are mapped, there is nothing to unpickle or to cache")
 _MAPPED_1 = Idle(_MAPPED.why, 1)
 _THREADS, _OVERWRITE, _OUTPUT, _TYPE = Same("--threads"), Same("--overwrite"), Same("--output"), Same("--type")
-_DRY, _WORD = Same("--dry-run"), Same("")
+_DRY, _WORD, _LAST = Same("--dry-run"), Same(""), Same("", last=True)
+_OUTPUTS = ("--out", "--outfile", "--out-file", "--output-file", "--out-path", "--out_path")
 
 # of all commands, where the option that is meant is one of theirs
 _EVERYWHERE: Mapping[str, Habit] = {
     **dict.fromkeys(("--nthread", "--nthreads", "--n-threads", "--num-threads", "--jobs", "-j"), _THREADS),
     **dict.fromkeys(("--force", "--force-overwrite", "-f"), _OVERWRITE),
-    **dict.fromkeys(("--out", "--outfile", "--out-file", "--output-file", "--out-path", "--out_path"), _OUTPUT),
+    **dict.fromkeys(_OUTPUTS, _OUTPUT),
     **dict.fromkeys(("--outtype", "--out-type", "--ftype", "--quant", "--quantization"), _TYPE),
     **dict.fromkeys(("--dryrun", "-n"), _DRY),
     **dict.fromkeys(("--verbose", "-v"), Idle("nothing is held back: all that is decided is shown")),
@@ -122,8 +127,12 @@ _OF: Mapping[str, Mapping[str, Habit]] = {
         **dict.fromkeys(("--device", "--sv-epsilon"), _CPU_1),
         **dict.fromkeys(("--cuda", "--no-lazy-unpickle"), _CPU),
     },
-    "split": {"--split": Idle("that is what this command does"), "--merge": Told("write: ggufmerge join FIRST OUTPUT")},
-    "join": {"--merge": Idle("that is what this command does")},
+    "split": {
+        "--split": Idle("that is what this command does"),
+        "--merge": Told("write: ggufmerge join FIRST OUTPUT"),
+        **dict.fromkeys(("-o", "--output", *_OUTPUTS), _LAST),
+    },
+    "join": {"--merge": Idle("that is what this command does"), **dict.fromkeys(("-o", "--output", *_OUTPUTS), _LAST)},
     "eval": {
         **dict.fromkeys(("--model", "-m"), _WORD),
         **dict.fromkeys(("--file", "-f"), Same("--text")),
@@ -162,7 +171,7 @@ def translate(command: str, words: Sequence[str], switches: Switches, note: Call
     habits = {**_EVERYWHERE, **_OF.get(command, {})}
     out: list[str] = []
     arguments: list[int] = []  # where they are in `out`
-    rest = list(words)
+    rest, last = list(words), list[str]()
     while rest:
         word = rest.pop(0)
         if word == "--":
@@ -188,6 +197,9 @@ def translate(command: str, words: Sequence[str], switches: Switches, note: Call
             note(f"{name} is not needed: {habit.why}")
         elif habit.option and habit.option not in switches:
             out.append(word)
+        elif habit.last:
+            last += [value] if equals else rest[:1]
+            del rest[: 0 if equals else 1]
         elif not habit.option:
             arguments.append(len(out))
             out += [value] if equals else rest[:1]
@@ -196,7 +208,7 @@ def translate(command: str, words: Sequence[str], switches: Switches, note: Call
             out.append(habit.option + equals + value)
             if switches.takes_value[habit.option] and not equals and rest:
                 out.append(rest.pop(0))
-    return _with_output(command, out, arguments)
+    return _with_output(command, out, arguments) if not last else [*out, *last]
 
 
 def _with_output(command: str, words: list[str], arguments: list[int]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -83,7 +84,7 @@ def merge(
     """options: those of `build`, which does the work."""
     from ggufmerge.cli.facts import beside
     from ggufmerge.cli.front import check_recipe_name
-    from ggufmerge.cli.terminal import console, say, show_warnings
+    from ggufmerge.cli.terminal import console, show_warnings, tell
     from ggufmerge.engine.propose import propose_merge
     from ggufmerge.files import check_target
     from ggufmerge.files.writer import write_new
@@ -109,16 +110,18 @@ def merge(
             out_type=options["out_type"],
         )
     show_warnings(proposal.warnings)
+    won = {"imatrix": options["imatrix"] or (), "rounding": options["rounding"] and options["rounding"].value}
+    proposal = replace(proposal, recipe=proposal.recipe.with_options(**won))
     if save_recipe is not None:
         write_new(save_recipe, proposal.text(save_recipe.parent).encode(), overwrite=options["overwrite"])
     if not options["json"]:
         show_choices(proposal)
         if save_recipe is not None:
-            say(f"{save_recipe}: the recipe")
+            tell([f"{save_recipe}: the recipe"])
     if options["output"] is None and not any(options.get(name) for name in ("ollama", "lmstudio", "to")):
         options["output"] = None if options["dry_run"] else proposal.output
     with beside(facts_of(proposal)):
-        build(proposal.recipe, **(options | {"out_type": None}))  # type: ignore[arg-type]
+        build(proposal.recipe, **(options | {"out_type": None, "imatrix": None, "rounding": None}))  # type: ignore[arg-type]
 
 
 def show_choices(proposal: Proposal) -> None:

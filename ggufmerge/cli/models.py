@@ -74,7 +74,7 @@ def _facts(
 def _show(
     found: Sequence[FoundModel], grouped: Sequence[Sequence[FoundModel]], adapters: Mapping[str, Sequence[FoundModel]]
 ) -> None:
-    from ggufmerge.cli.terminal import console, say, show_table
+    from ggufmerge.cli.terminal import console, say, show_table, tell
 
     letters: dict[int, str] = {}
     for i, group in enumerate(grouped):
@@ -96,7 +96,7 @@ def _show(
     elif usable:
         say("no two of these models can be merged as they are")
     if not found:
-        say("no GGUF files were found; give the folders where they are: ggufmerge models FOLDER")
+        tell(["no GGUF files were found; give the folders where they are: ggufmerge models FOLDER"])
     failed = [model for model in found if model.error]
     if failed:
         show_table(("cannot be used", "why"), [(model.references[0], model.error) for model in failed])

@@ -100,7 +100,7 @@ def new(
     final = third if out_type == standard_type else proposed(wanted, find_base, method, out_type)
     write_new(recipe, text_of(final, recipe).encode(), overwrite=overwrite)
     space()
-    say(f"{recipe}: written")
+    tell([f"{recipe}: written"])
     say(f"  ggufmerge plan {recipe}", "    shows what it does to each tensor")
     say(f"  ggufmerge build {recipe} -o {final.output}", "    merges the models")
 

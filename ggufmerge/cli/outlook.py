@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ggufmerge.engine.documents import Documents
     from ggufmerge.engine.forecast import Forecast
     from ggufmerge.files.sharded import SplitLimit
-    from ggufmerge.planning.planner import Opened
+    from ggufmerge.planning.opened import Opened
 
 _INDENT = 9  # characters of the headings
 _BUSY = 1.6  # times as long, from which on it is said

@@ -24,7 +24,7 @@ from ggufmerge.text import duration, printable, shortened, size
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
-    from ggufmerge.planning.planner import Opened
+    from ggufmerge.planning.opened import Opened
     from ggufmerge.running.rates import Measured
 
 _PLAIN_INTERVAL = 10.0  # seconds between lines when nobody watches

@@ -85,7 +85,7 @@ def facts_of(upload: Upload, url: str | None) -> dict[str, Any]:
 def show_upload(upload: Upload, url: str | None) -> None:
     """What was uploaded to `url`, or, without it, what would be."""
     from ggufmerge.cli.facts import space
-    from ggufmerge.cli.terminal import say, show_table, show_warnings
+    from ggufmerge.cli.terminal import say, show_table, show_warnings, tell
     from ggufmerge.text import size
 
     show_warnings(upload.notes)
@@ -100,4 +100,4 @@ def show_upload(upload: Upload, url: str | None) -> None:
         say(*upload.card.strip("\n").split("\n"))
         space()
     state = "exists" if upload.exists else "would be created"
-    say(f"nothing was uploaded; the repository {state}: {upload.repo}")
+    tell([f"nothing was uploaded; the repository {state}: {upload.repo}"])

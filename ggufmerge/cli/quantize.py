@@ -289,7 +289,7 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
 
 
 def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
-    from ggufmerge.cli.terminal import kind_of, say, show_notes, show_table
+    from ggufmerge.cli.terminal import kind_of, show_notes, show_table, tell
     from ggufmerge.text import count, size
 
     groups: dict[tuple[str, str, str], list[str]] = {}
@@ -310,6 +310,6 @@ def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
     bits = 8 * plan.nbytes / max(plan.parameters, 1)
     total = f"{plan.file_type}, {count(plan.parameters)} parameters, {bits:.2f} bits per weight"
     if report is None:
-        say(f"{total}, {size(plan.nbytes)}; nothing was written")
+        tell([f"{total}, {size(plan.nbytes)}; nothing was written"])
     else:
-        say(f"{report.output}: {total}, {size(report.nbytes)}, {report.seconds:.1f} s")
+        tell([f"{report.output}: {total}, {size(report.nbytes)}, {report.seconds:.1f} s"])

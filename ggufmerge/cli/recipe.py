@@ -77,7 +77,7 @@ def explain(
 ) -> None:
     from dataclasses import asdict
 
-    from ggufmerge.cli.terminal import print_json, range_text, say, show_table, show_warnings
+    from ggufmerge.cli.terminal import print_json, range_text, show_table, show_warnings, tell
     from ggufmerge.files.shards import model_name
     from ggufmerge.planning.explain import explain as explain_recipe
 
@@ -91,7 +91,7 @@ def explain(
         e = alike[0]
         how = " (the result is one of the models: copied)" if e.action == "copy" else ""
         title = f"{len(alike)} x {name}" if len(alike) > 1 else e.tensor
-        say(f"{title}: {e.method}{how}, written as {e.type} ({e.type_why})")
+        tell([f"{title}: {e.method}{how}, written as {e.type} ({e.type_why})"])
         rows = []
         for place, o in enumerate(e.origins):
             values = list(dict.fromkeys(other.origins[place].value for other in alike))

@@ -54,7 +54,7 @@ def split(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    from ggufmerge.cli.terminal import print_json, say, show_table, show_warnings, tell
+    from ggufmerge.cli.terminal import print_json, show_table, show_warnings, tell
     from ggufmerge.files import open_gguf
     from ggufmerge.files.sharded import DEFAULT_MAX_TENSORS, SplitLimit
     from ggufmerge.files.split import split_gguf, tensor_infos
@@ -88,7 +88,7 @@ def split(
     count = f"{len(shards)} shard{'s' * (len(shards) > 1)}"
     total = f"{sum(part[1] for part in shards)} tensors, {size(sum(part[2] for part in shards))}"
     if dry_run:
-        say(f"{count} with {total}; nothing was written")
+        tell([f"{count} with {total}; nothing was written"])
         return
     tell([f"{count} with {total}: give {paths[0]} wherever a model is asked for, the others are found beside it"], "  ")
 
@@ -105,7 +105,7 @@ def join(
 ) -> None:
     from ggufmerge.cli.front import check_name
     from ggufmerge.cli.progress import ProgressDisplay
-    from ggufmerge.cli.terminal import console, print_json, say
+    from ggufmerge.cli.terminal import console, print_json, tell
     from ggufmerge.files import open_gguf
     from ggufmerge.files.shards import first_of
     from ggufmerge.files.split import join_gguf
@@ -124,4 +124,4 @@ def join(
         output_facts = {"output": str(output), "files": [str(output)]}
         print_json(output_facts | {"tensor_count": tensors, "nbytes": nbytes, "shards": parts})
     else:
-        say(f"{output}: {tensors} tensors of {len(shards)} shards, {size(nbytes)}")
+        tell([f"{output}: {tensors} tensors of {len(shards)} shards, {size(nbytes)}"])

@@ -19,8 +19,8 @@ from ggufmerge.text import count, folded, printable, shortened, size
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
+    from ggufmerge.planning.opened import Opened
     from ggufmerge.planning.plan import PlannedTensor
-    from ggufmerge.planning.planner import Opened
     from ggufmerge.planning.survival import Survival, TypeSurvival
 
 Row = Sequence[str]
@@ -62,7 +62,7 @@ def print_plain_json(value: Any) -> None:
     typer.echo(plain_json(value))
 
 
-def tell(lines: Iterable[str], indent: str = "") -> None:
+def tell(lines: Iterable[str], indent: str = "  ") -> None:
     """Print sentences: each as one line in a file or pipe, on a terminal folded between words, the rest indented."""
     out = console()
     for line in lines:
@@ -76,7 +76,8 @@ def show_table(heads: Row, rows: Iterable[Row], numbers: int = 0, names: Sequenc
     """Rows under heads, the last `numbers` columns set to the right: a table that fits the terminal, or, in a file or
     pipe, one line a row with columns aligned by spaces and nothing folded. A blank line stands before and behind it.
 
-    names: columns whose cells lose their middle, and stay in one line, where the table would be too wide.
+    names: columns whose cells lose their middle, and stay in one line, where the table would be too wide; those that
+    come first in it give way first.
     """
     lines = [[printable(cell) for cell in row] for row in rows]
     out = console()
@@ -93,13 +94,11 @@ def show_table(heads: Row, rows: Iterable[Row], numbers: int = 0, names: Sequenc
 
 
 def _fitted(heads: Row, lines: list[list[str]], names: Sequence[int], width: int) -> list[list[str]]:
-    """The lines, with the widest of the columns `names` shortened until all columns have room."""
+    """The lines, with the columns `names` shortened, the first of them first, until all columns have room."""
     widths = [max(len(line[column]) for line in [list(heads), *lines]) for column in range(len(heads))]
-    while sum(widths) + 2 * len(widths) + 1 > width:
-        widest = max(names, key=lambda column: widths[column])
-        if widths[widest] <= _NARROW:
-            break
-        widths[widest] -= 1
+    for name in names:
+        over = sum(widths) + 2 * len(widths) - 1 - width
+        widths[name] = max(min(widths[name], _NARROW), widths[name] - max(over, 0))
     return [[shortened(c, widths[i]) if i in names else c for i, c in enumerate(line)] for line in lines]
 
 
@@ -152,14 +151,17 @@ def show_plan(plan: Plan, opened: Opened, *, every: bool = False, tried: bool = 
     from ggufmerge.planning.survival import unknown
     from ggufmerge.running.effort import is_one_tensor
 
-    say(
-        f"{plan.method} of {len(plan.sources)} {plan.architecture} models into one {plan.file_type} file: "
-        f"{count(plan.parameters)} parameters"
+    tell(
+        [
+            f"{plan.method} of {len(plan.sources)} {plan.architecture} models into one {plan.file_type} file: "
+            f"{count(plan.parameters)} parameters"
+        ]
     )
     sources = [(f"#{i}", s.label, s.name, s.file_type, size(s.nbytes)) for i, s in enumerate(plan.sources)]
     if len(sources) > 1:
         sources.append(("", "together", "", "", size(sum(s.nbytes for s in plan.sources))))
-    show_table(("", "model", "name", "type", "size"), sources, numbers=1, names=(1, 2))
+    # the file is what the user knows a model by, so it keeps its name as long as possible
+    show_table(("", "model", "name", "type", "size"), sources, numbers=1, names=(2, 1))
     merged = [t for t in plan.tensors if t.action == "merge"]
     told = _told(merged)
     common = {k: text for k, text in _ranges(merged, told).items() if len({_values(t).get(k) for t in merged}) == 1}
@@ -265,27 +267,27 @@ def value_text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
 
 
-def show_build(report: BuildReport) -> None:
-    """What a build did, in a few lines."""
+def show_build(report: BuildReport, name: str | None = None) -> None:
+    """What a build did, in a few lines. name: of the result where it is no file that the user knows."""
     made = [("merged", report.merged), ("converted", report.converted), ("copied byte for byte", report.copied)]
     what = ", ".join(f"{n} {verb}" for verb, n in made if n)
     shards = f" in {len(report.files)} shards" if len(report.files) > 1 else ""
     total = f"{report.file_type}, {count(report.parameters)} parameters, {size(report.nbytes)}{shards}"
-    say(f"{report.output}: {total}")
+    tell([f"{name or report.output}: {total}"])
     rate = report.source_bytes / max(report.seconds, 1e-9) / 1e6
     tensors = sum(n for _, n in made)
-    say(f"{tensors} tensors: {what}; {report.seconds:.1f} s, {rate:.0f} MB/s of sources")
+    tell([f"{tensors} tensors: {what}; {report.seconds:.1f} s, {rate:.0f} MB/s of sources"])
     if report.resumption:
-        say(f"note: {report.resumption}")
+        tell([f"note: {report.resumption}"])
     elif report.resumed:
-        say(f"{report.resumed} tensors were taken over from an interrupted build")
+        tell([f"{report.resumed} tensors were taken over from an interrupted build"])
     show_kept(report)
     show_notes(report.notes, tensors)
 
 
 def show_kept(report: BuildReport) -> None:
     """What is left of the changes in each type, a line each."""
-    tell((found.line() for found in report.kept), "  ")
+    tell(found.line() for found in report.kept)
 
 
 def survival_facts(survival: Survival) -> dict[str, Any]:

@@ -49,4 +49,4 @@ def show(path: Path, prompt: str | None) -> None:
     if "error" in found:
         complain(f"note: no answer: {found['error']}; later: ggufmerge eval {path} --prompt {prompt!r}")
         return
-    tell(found["answer"].strip().splitlines() or ["(the model ends its turn at once)"])
+    tell(found["answer"].strip().splitlines() or ["(the model ends its turn at once)"], "")

@@ -14,12 +14,13 @@ import yaml
 from ggufmerge.errors import GgufmergeError, RoleError
 from ggufmerge.places.opening import is_model, open_source
 from ggufmerge.places.references import check_found
+from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Plan, Rounding
-from ggufmerge.planning.planner import Opened, make_plan
+from ggufmerge.planning.planner import make_plan
 from ggufmerge.planning.survival import Survival, total
-from ggufmerge.planning.tensor_types import check_type
 from ggufmerge.recipe import ModelReference, load_recipe
 from ggufmerge.recipe.load import OPTIONS
+from ggufmerge.recipe.recipe import type_of_option
 from ggufmerge.recipe.reference import AdapterReference
 from ggufmerge.running.progress import Progress
 from ggufmerge.running.run import BuildReport, run
@@ -76,7 +77,7 @@ def plan_bake(
     except ValueError as error:
         raise GgufmergeError(str(error)) from None
     if out_type is not None:
-        check_type(str(out_type))
+        type_of_option(str(out_type))
     if not parsed:
         raise GgufmergeError("name at least one adapter to bake into the base")
     reference = ModelReference(os.fspath(base), tuple(parsed))

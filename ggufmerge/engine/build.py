@@ -13,8 +13,9 @@ from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.planning.checks import check_space, check_targets, output_files
+from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Plan, Rounding
-from ggufmerge.planning.planner import Opened, make_plan
+from ggufmerge.planning.planner import plan_document
 from ggufmerge.recipe import Recipe, load_recipe
 from ggufmerge.running.effort import finish_kind
 from ggufmerge.running.progress import Across, Progress
@@ -98,12 +99,13 @@ def build(
                 warnings += sink.check(documents.final, documents.opened, out)
             progress.warn(warnings)
             plan, opened = documents.final, documents.opened
-            if recipe.stages and move in (Move.START, Move.RESUME):
+            effective = documents.recipe
+            if effective is not None and effective.stages and move in (Move.START, Move.RESUME):
                 check_space(files, documents.nbytes)
                 progress = across = Across(progress, documents.works(chunk))
                 runner = partial(run, threads=threads, chunk=chunk, progress=progress)
-                final = build_stages(recipe, out, runner, across.skip)
-                plan, opened = make_plan(final, out_type=out_type, imatrix=imatrix, rounding=rounding)
+                final = build_stages(effective, out, runner, across.skip)
+                plan, opened = plan_document(final)
             try:
                 report = run(plan, opened, out, threads=threads, chunk=chunk, progress=progress, split=split)
             finally:

@@ -18,10 +18,10 @@ from pathlib import Path
 from ggufmerge.files.atomic import remove_folder
 from ggufmerge.files.output import Output, explained
 from ggufmerge.files.writer import Layout
-from ggufmerge.planning.checks import watched
+from ggufmerge.planning.checks import check_files
+from ggufmerge.planning.opened import Opened, header_of, watched
 from ggufmerge.planning.plan import Plan, Rounding
-from ggufmerge.planning.planner import Opened, header_of, make_plan
-from ggufmerge.planning.resolve import check_files
+from ggufmerge.planning.planner import plan_document
 from ggufmerge.recipe import Recipe
 from ggufmerge.running.effort import digested, work_of
 from ggufmerge.running.rates import Rates
@@ -34,6 +34,7 @@ Runner = Callable[[Plan, Opened, Path], BuildReport]
 class Documents:
     """The documents of a recipe, planned.
 
+    recipe: the one in effect (`Recipe.with_options`); None for a plan that was made without one.
     plans: of all, the final one last.  sources: what each reads from; a stage is there without its data.
     inputs: every file that any document reads, but for stages.
     identity: a hash of all that the bytes of the result depend on, and of the state of the inputs (see `run.identity`).
@@ -79,6 +80,7 @@ def planned_documents(
 ) -> Iterator[Documents]:
     """Plan all documents of a recipe; the options are the final one's. The block keeps the files open."""
     check_files(recipe, imatrix)
+    recipe = recipe.with_options(out_type=out_type, imatrix=imatrix, rounding=rounding)
     plans: list[Plan] = []
     sources: list[Opened] = []
     states: list[str] = []
@@ -100,14 +102,13 @@ def planned_documents(
         if recipe.stages:
             folder = _temporary_folder()
             stack.callback(remove_folder, folder)
-        for stage in recipe.stages:
-            plan, opened = make_plan(stage.with_files(files))
+        for document in (*recipe.stages, recipe):
+            plan, opened = plan_document(document.with_files(files))
             note(plan, opened)
-            path = folder / _file_name(len(files), stage)
-            _write_header(plan, opened, path)
-            files[str(stage.name)] = str(path)
-        plan, opened = make_plan(recipe.with_files(files), out_type=out_type, imatrix=imatrix, rounding=rounding)
-        note(plan, opened)
+            if document is not recipe:
+                path = folder / _file_name(len(files), document)
+                _write_header(plan, opened, path)
+                files[str(document.name)] = str(path)
         whole = states[0] if len(states) == 1 else hashlib.sha256("/".join(states).encode()).hexdigest()
         yield Documents(recipe, tuple(plans), tuple(sources), tuple(dict.fromkeys(inputs)), whole)
 
@@ -138,7 +139,7 @@ def build_stages(recipe: Recipe, output: Output, runner: Runner, skip: Callable[
     files: dict[str, str] = {}
     for stage in recipe.stages:
         folder = output.stage_folder()
-        plan, opened = make_plan(stage.with_files(files))
+        plan, opened = plan_document(stage.with_files(files))
         try:
             # the folder says what is in the file, so one that is there is the one that would be built
             place = folder / identity(plan, opened, watched(opened.sources))[:32]

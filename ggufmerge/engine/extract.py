@@ -38,7 +38,8 @@ from ggufmerge.methods.random import stream_key
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found
 from ggufmerge.planning import header, provenance
-from ggufmerge.planning.checks import check_architectures, check_inputs, check_space, watched
+from ggufmerge.planning.checks import check_architectures, check_inputs, check_space
+from ggufmerge.planning.opened import watched
 from ggufmerge.quants import codec
 from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.recipe import ModelReference

@@ -24,8 +24,8 @@ from ggufmerge.files.unfinished import Unfinished, look
 from ggufmerge.files.writer import Layout, check_place, exists, partial_path, seal_of
 from ggufmerge.kernels import is_prepared
 from ggufmerge.planning.checks import check_space, check_targets, output_files
+from ggufmerge.planning.opened import Opened, header_of
 from ggufmerge.planning.plan import Plan
-from ggufmerge.planning.planner import Opened, header_of
 from ggufmerge.running.effort import digested, finish_kind, kernels_of, work_of
 from ggufmerge.running.memory import buffers, mapped, total_memory
 from ggufmerge.running.rates import Rates

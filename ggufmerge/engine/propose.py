@@ -19,7 +19,7 @@ from ggufmerge import keys
 from ggufmerge.engine import relatives
 from ggufmerge.engine.relatives import Base
 from ggufmerge.engine.trial import to_try
-from ggufmerge.errors import PlanError
+from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import GGUFFile, facts, open_gguf
 from ggufmerge.files.shards import model_name
 from ggufmerge.formats.peft import CONFIG
@@ -31,9 +31,10 @@ from ggufmerge.places import inventory
 from ggufmerge.places.inventory import FoundModel
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import find
+from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Plan
-from ggufmerge.planning.planner import Opened, make_plan
-from ggufmerge.planning.survival import LOW_SURVIVAL, TypeSurvival
+from ggufmerge.planning.planner import make_plan
+from ggufmerge.planning.survival import LOW_SURVIVAL, TypeSurvival, as_large
 from ggufmerge.recipe import AdapterReference, ModelReference, Recipe, load_recipe
 from ggufmerge.recipe.load import OPTIONS
 from ggufmerge.recipe.plain import written
@@ -44,6 +45,7 @@ from ggufmerge.types import FileType, TensorType
 
 DENSITY = 0.5  # where a method prunes
 _PRUNING = ("ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
+_OVERDONE = 1.25  # share of a change, from which on it is said that rounding makes it larger
 _LONGEST = 60  # letters of a file's name
 
 
@@ -184,11 +186,22 @@ def propose_merge(
 def _sorted_out(models: Sequence[str | os.PathLike[str]]) -> _Given:
     """What was named, as models and adapters; PlanError when there is nothing, or one does not exist."""
     items: list[ModelReference | AdapterReference] = []
-    for text in [os.fspath(model) for model in models]:
-        item = _as_adapter(text) or ModelReference.from_argument(text)
+    texts, wrong = [os.fspath(model) for model in models], list[str]()
+    for text in texts:
+        try:
+            item = _as_adapter(text) or ModelReference.from_argument(text)
+            if isinstance(item, ModelReference):
+                find(item.path)
+        except GgufmergeError as error:
+            if len(texts) == 1 or type(error) is not PlanError:
+                raise
+            wrong += error.lines
+            continue
         if item in items:
             raise PlanError(f"{text}: is given twice; a model merged with itself is itself: give it once")
         items.append(item)
+    if wrong:
+        raise PlanError(*wrong)
     if not items:
         raise PlanError("name the models to merge, two or more")
     return _Given(tuple(items))
@@ -243,7 +256,9 @@ def _find_base(given: _Given, sources: Sequence[Source]) -> tuple[ModelReference
     known = inventory.known_models(source.file.path.parent for source in sources)
     families = {inventory.family_of(source.file) for source in sources if isinstance(source.file, GGUFFile)}
     candidates = [model for model in known if {model.family} == families]
-    paths = {source.file.path.resolve() for source in sources}
+    # the model below an adapter may well be the base of the others, too
+    whole = [source for source, model in zip(sources, given.models, strict=True) if not model.adapters]
+    paths = {source.file.path.resolve() for source in whole}
     others = [model for model in candidates if model.path is None or model.path.resolve() not in paths]
     base = relatives.recorded_base(sources, others)
     if base is None and len(sources) > 2:
@@ -468,12 +483,15 @@ def _remains(kept: Sequence[TypeSurvival], file_type: FileType) -> str:
     if not kept:
         return ""
     noise = max(one.survival.noise for one in kept)
-    beside = f", with noise {noise:.2g} times as large" if noise > 1 else ""
+    beside = f", with noise {as_large(noise)}" if noise > 1 else ""
     if beside and file_type.default.bits_per_weight < TensorType.Q8_0.bits_per_weight:
-        beside += "; type Q8_0 has less of it"
+        beside += "; type Q8_0 has less noise"
     if any(one.stochastic for one in kept):
         return f": the change survives in it, since it is rounded stochastically{beside}"
     worst = min(kept, key=lambda one: one.survival.share)
+    most = max(one.survival.share for one in kept)
+    if most > _OVERDONE:
+        return f": the change comes out up to {most:.2g} times as large as asked in it; type Q8_0 is closer"
     share = min(100, round(100 * worst.survival.share))
     return f": about {share} % of the change survives in it{beside}"
 

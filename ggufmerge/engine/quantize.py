@@ -18,12 +18,13 @@ from ggufmerge.formats.layers import layer_count
 from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found, locate
 from ggufmerge.planning import provenance
+from ggufmerge.planning.actions import with_actions
 from ggufmerge.planning.checks import check_donor
 from ggufmerge.planning.header import QUANTIZATION_VERSION
+from ggufmerge.planning.models import planned_source
+from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Input, Opening, Plan, PlannedTensor
-from ggufmerge.planning.planner import Opened, planned_source
-from ggufmerge.planning.side_tensors import with_side_tensors
-from ggufmerge.planning.tensor_types import check_writable, with_action, with_decided_types
+from ggufmerge.planning.tensor_types import with_decided_types
 from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like
 from ggufmerge.recipe import ModelReference
 from ggufmerge.running.progress import Progress
@@ -162,8 +163,7 @@ def _planned(
             layer_count(source.file)  # the mixture of types depends on it
         tensors = with_decided_types(tensors, decide_types(source, file_type, matrix, **mixture))
     # tensors of numbers that are no weights stay what they are under every rule, so none is converted here
-    tensors = with_side_tensors((with_action(t, [source]) for t in tensors), [source])
-    warnings = check_writable(tensors, file_type, matrix)
+    tensors, warnings = with_actions(tensors, [source], file_type, matrix)
     coarse = sorted({str(source.tensors[t.name].type) for t in tensors if t.action == "convert"} - _FULL_PRECISION)
     if coarse:
         warnings.append(
@@ -185,7 +185,6 @@ def _planned(
         seed=0,
         folder=".",
         recipe="",
-        options="",
         sources=(planned,),
         tensors=tuple(tensors),
         imatrix=tuple(os.fspath(p) for p in imatrix),

@@ -93,7 +93,7 @@ def measured_base(
     given: Sequence[Source], candidates: Sequence[FoundModel], *, seconds: float = SECONDS
 ) -> tuple[Base | None, int]:
     """The candidate around which the given models (two or more) lie, the nearest if several do; and how many
-    candidates were measured in the time there was. None when there is none, or rounding hides it.
+    candidates were looked at in the time there was. None when there is none, or rounding hides it.
     """
     names = _matrices(given)
     if not names or len(given) < 2:
@@ -109,10 +109,10 @@ def measured_base(
         with suppress(GgufmergeError, OSError, ValueError, KeyError), ExitStack() as stack:
             source = open_source(ModelReference(candidate.references[0]))
             stack.callback(source.close)
+            measured += 1
             if made_of.intersection(_parents(source)):
                 continue  # a merge of them lies among them, too
             centre, *others = _scaled([_sample(source, names), *rows])
-            measured += 1
             far = _around(centre, others)
             if far is not None and (best is None or far < best[0]):
                 between = max(_size(a - b) for a, b in combinations(others, 2))

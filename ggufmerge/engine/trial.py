@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.kernels import is_prepared
+from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Plan, PlannedTensor
-from ggufmerge.planning.planner import Opened
 from ggufmerge.planning.survival import TypeSurvival
 from ggufmerge.running.effort import is_one_tensor, kernels_of, rank_of, work_of
 from ggufmerge.running.rates import Rates
@@ -34,7 +34,8 @@ class Trial:
     def lines(self) -> list[str]:
         """In words, a line for each type."""
         return [
-            f"about {found.left('would survive')} ({found.tensors} of {self.changing[found.type]} tensors tried)"
+            f"{found.type}: about {found.left('would survive')} "
+            f"({found.tensors} of {self.changing[found.type]} tensors tried)"
             for found in self.kept
         ]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ggufmerge.engine.trial import Trial
+from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Plan, PlannedTensor
-from ggufmerge.planning.planner import Opened
 from ggufmerge.planning.survival import advice
 from ggufmerge.sources.model import content_fingerprint
 from ggufmerge.text import size

@@ -192,7 +192,7 @@ def _shares(found: Sequence[OnText], parents: int) -> list[str]:
         return [f"what it keeps of {whose} cannot be told from these tokens"]
     shares = ", ".join(f"{on.text} {100 * (on.kept or 0):.0f} ± {100 * (on.kept_error or 0):.0f} %" for on in known)
     rest = len(found) - len(known)
-    more = f" (cannot be told on the other {rest})" if rest else ""
+    more = f" (cannot be told on the other{f' {rest}' if rest > 1 else ''})" if rest else ""
     return [f"keeps of {whose}: {shares}{more}"]
 
 

@@ -1,22 +1,52 @@
-"""What must agree between the sources, and what the place of the output must allow, before work starts."""
+"""What must be there, what must agree between the sources, and what the place of the output must allow, before work
+starts.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ggufmerge.errors import OutputError, PlanError
+from ggufmerge.errors import OutputError, PlanError, collected
 from ggufmerge.files.output import work_files
 from ggufmerge.files.sharded import SplitLimit
-from ggufmerge.files.watch import Watch
 from ggufmerge.files.writer import check_regular, partial_path, same_file
 from ggufmerge.keys import ARCHITECTURE, block_count, vocab_size
+from ggufmerge.places.references import check_found
 from ggufmerge.planning.plan import Plan
+from ggufmerge.recipe import Recipe
+from ggufmerge.recipe.document import Location
 from ggufmerge.sources import Source
 from ggufmerge.text import size
+
+
+def check_files(recipe: Recipe, imatrix: Sequence[str | os.PathLike[str]] = ()) -> None:
+    """PlanError that names every file that a recipe or one of its stages names and that does not exist.
+
+    imatrix: given beside the recipe, instead of its own.
+    """
+    stages = {stage.name for stage in recipe.stages}
+    problems: list[str] = []
+    for document in (*recipe.stages, recipe):
+        places: list[tuple[Location, str]] = [
+            (document.place_of(reference), path)
+            for reference in document.references()
+            for path in document.locate(reference).paths
+            if path not in stages
+        ]
+        places += [(("like",), document.like)] if document.like else []
+        if document is not recipe or not imatrix:
+            places += [(("imatrix",), path) for path in document.imatrix]
+        with collected(problems):
+            check_found(((document.where(place), path) for place, path in places), document.folder)
+    with collected(problems):
+        check_found(("--imatrix", os.fspath(path)) for path in imatrix)
+    if problems:
+        raise PlanError(*problems)
 
 
 def check_donor(source: Source) -> None:
@@ -103,12 +133,6 @@ def output_files(plan: Plan, output: Path, split: SplitLimit | None) -> list[Pat
         return [output]
     check_regular(output)
     return split.paths(output, plan.tensors)
-
-
-def watched(sources: Sequence[Source]) -> Watch:
-    """The files of some sources, to notice when they change."""
-    mapped = (file for source in sources for file in source.mapped())
-    return Watch(mapped, (path for source in sources for path in source.files()))
 
 
 def check_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from ggufmerge.errors import RecipeError
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.parameters import Parameter, Value
+from ggufmerge.planning.checks import check_files
 from ggufmerge.planning.layout import Slot
+from ggufmerge.planning.models import lay_out
 from ggufmerge.planning.plan import PlannedTensor
-from ggufmerge.planning.planner import Opened, plan_of
-from ggufmerge.planning.resolve import Found, Resolver, lay_out, stack_order, uses_base
+from ggufmerge.planning.planner import plan_of
+from ggufmerge.planning.resolve import Found, Resolver
 from ggufmerge.recipe import Recipe, load_recipe
 from ggufmerge.recipe.settings import matches
 
@@ -51,8 +54,9 @@ def explain(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], pattern
     recipe: as `load_recipe` takes it.
     """
     recipe = load_recipe(recipe)
+    check_files(recipe)
     laid_out = lay_out(recipe)
-    with Opened(laid_out.sources):
+    with closing(laid_out):
         plan, _ = plan_of(recipe, laid_out)
         planned: Mapping[str, PlannedTensor] = {t.name: t for t in plan.tensors}
         resolver = Resolver(recipe, laid_out.sources)
@@ -84,8 +88,8 @@ def _explain(recipe: Recipe, resolver: Resolver, slot: Slot, planned: PlannedTen
 
 def _origins(resolver: Resolver, slot: Slot, name: str) -> Iterator[Origin]:
     method = find_method(name)
-    order = stack_order(method, slot.slice, resolver.recipe)
-    others = order[1:] if uses_base(method, slot.slice) else order
+    order = slot.slice.order(method, resolver.recipe)
+    others = order[1:] if slot.slice.uses_base(method) else order
     for parameter in method.parameters:
         for i in [None] if parameter.scope == "shared" else others:
             model = "" if i is None else resolver.sources[slot.slice.parts[i].source].reference

@@ -6,74 +6,85 @@ Follows GGUF's conventions for merged models (`general.base_model.*`) and the li
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ggufmerge import keys
-from ggufmerge.errors import PlanError
-from ggufmerge.files import MetadataEditor, ValueKind, facts
-from ggufmerge.formats.layers import layer_count
+from ggufmerge.errors import RecipeError
+from ggufmerge.files import MetadataEditor, facts
 from ggufmerge.planning import provenance
-from ggufmerge.planning.layout import Slice, layers_of_result
+from ggufmerge.planning.models import LaidOut
+from ggufmerge.planning.tensor_types import Typed
+from ggufmerge.quants.importance import Imatrix
+from ggufmerge.recipe import Recipe
 from ggufmerge.sources import Source
-from ggufmerge.types import FileType
 
 _STALE_PREFIXES = (keys.IMATRIX, keys.SPLIT, keys.BASE_MODEL, keys.GENERAL + "source.", keys.GENERAL + "dataset.")
 _STALE = frozenset({keys.ALIGNMENT, keys.QUANTIZED_BY, *keys.ORIGIN})
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
 
+@dataclass(frozen=True)
+class Header:
+    """The metadata of a result: changes to those of the first source, a value to set or None to remove the key."""
+
+    changes: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
 def result_metadata(
-    *,
-    name: str,
-    recipe: str,
-    options: str,
-    settings: Mapping[str, Any],
-    file_type: FileType,
-    quantized: bool,
-    sources: Sequence[Source],
+    recipe: Recipe,
+    laid_out: LaidOut,
+    typed: Typed,
     structure: Mapping[str, Any],
     tokenizer: Mapping[str, Any],
-    imatrix: Mapping[str, Any],
-    overrides: Mapping[str, Any],
-) -> tuple[dict[str, Any], list[str]]:
-    """(changes to the first source's metadata, warnings). A change is a value to set, or None to remove the key.
+    imatrix: Imatrix | None,
+) -> Header:
+    """What a recipe makes of the metadata of its models.
 
-    options: what the command line changed.  settings: keys and values of those in effect (`provenance.settings`).
-    structure: what the layers of the result change (`layer_metadata`).
+    structure, tokenizer: changes that the layers of the result (`layers`) and its tokenizer (`vocabulary`) bring about.
+    RecipeError names the keys that a recipe cannot set.
     """
-    donor = sources[0]
+    _check_overrides(recipe, laid_out, typed)
+    sources, donor = laid_out.sources, laid_out.sources[0]
     changes: dict[str, Any] = {k: None for k in donor.metadata if k in _STALE or k.startswith(_STALE_PREFIXES)}
-    changes |= {keys.NAME: name, keys.FINETUNE: "merge", keys.FILE_TYPE: file_type.id}
-    if quantized:
+    name = recipe.title or f"{donor.name} merge"
+    changes |= {keys.NAME: name, keys.FINETUNE: "merge", keys.FILE_TYPE: typed.file_type.id}
+    if any(t.type.is_quantized for t in typed.tensors):
         changes[keys.QUANTIZATION_VERSION] = QUANTIZATION_VERSION
     changes |= tokenizer
-    changes |= imatrix
+    changes |= imatrix.metadata() if imatrix else {}
     changes |= _parents(sources)
     tags = donor.metadata.texts(keys.TAGS) or []
     changes[keys.TAGS] = [*tags, *(t for t in ("merge", "ggufmerge") if t not in tags)]
-    licence, warnings = _licence(sources, overrides)
+    licence, warnings = _licence(sources, recipe.metadata)
     changes |= licence
     changes |= structure
-    changes |= provenance.record(sources, settings, recipe=recipe, options=options, digests=True)
-    return changes | dict(overrides), warnings
+    rounds = any(t.rounding != "nearest" for t in typed.tensors)
+    settings = provenance.settings(
+        file_type=str(typed.file_type),
+        rounding=(recipe.rounding or provenance.AUTO) if rounds else "nearest",
+        seed=recipe.seed,
+        imatrix=[Path(path).name for path in recipe.imatrix],
+    )
+    changes |= provenance.record(sources, settings, recipe=recipe.text, digests=True)
+    return Header(changes | dict(recipe.metadata), tuple(warnings))
 
 
-def check_overrides(
-    overrides: Mapping[str, Any], architecture: str, tensors: Mapping[str, tuple[int, ...]], layers: int
-) -> list[str]:
-    """What of a recipe's `metadata:` cannot be, a line each: keys that are not the recipe's to set, and numbers and
-    lists that do not go with the tensors of the result.
-
-    tensors: their shapes by name.  layers: of the result.
+def _check_overrides(recipe: Recipe, laid_out: LaidOut, typed: Typed) -> None:
+    """RecipeError for what of a recipe's `metadata:` cannot be, a line each: keys that are not the recipe's to set, and
+    numbers and lists that do not go with the tensors of the result.
     """
+    architecture = laid_out.sources[0].file.architecture
+    shapes = {t.name: t.shape for t in typed.tensors}
+    layers = sum(piece.layers for piece in laid_out.slices)
     problems = []
-    for key, value in overrides.items():
+    for key, value in recipe.metadata.items():
         if key in _OWN or key.startswith(_OWN_PREFIXES):
             problems.append(f"{key} is written by ggufmerge and cannot be set; leave it out")
             continue
-        counted = _counted(key, architecture, tensors, layers)
+        counted = _counted(key, architecture, shapes, layers)
         if counted is None:
             continue
         wanted, what = counted
@@ -84,7 +95,8 @@ def check_overrides(
             given, shown = value if type(value) is int else None, repr(value)
         if given != wanted:
             problems.append(f"{key} is {shown:.60}, but the result has {wanted} {what}; leave it out")
-    return problems
+    if problems:
+        raise RecipeError(*(recipe.complaint(("metadata",), problem) for problem in problems))
 
 
 # set by the plan or the writer, whatever a recipe says
@@ -122,88 +134,6 @@ def apply(changes: Mapping[str, Any], editor: MetadataEditor) -> MetadataEditor:
         elif key in editor:
             editor.remove(key)
     return editor
-
-
-# Keys of an architecture that may have one value per layer, and those outside of it: what llama.cpp v0.5.0 reads with
-# `get_key_or_arr(..., n_layer)` or `get_arr` and indexes by layer (`src/models`, `llama-model.cpp`).
-_PER_LAYER = (
-    "feed_forward_length",
-    "expert_feed_forward_length",
-    "expert_count",
-    "expert_used_count",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.sliding_window_pattern",
-    "attention.rope_pattern",
-    "attention.recurrent_layers",
-    "attention.compress_ratios",
-    "attention.indexer.types",
-    "activation_sparsity_scale",
-    "swiglu_clamp_exp",
-    "swiglu_clamp_shexp",
-    "deepstack_mapping",
-)
-_PER_LAYER_ANYWHERE = ("xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps")
-# lists of the architecture of which each is about something else than layers, however long it is
-_NOT_PER_LAYER = ("rope.dimension_sections", "classifier.output_labels", "target_layers", "adapters.", "ple.")
-
-
-def layer_metadata(
-    donor: Source, sources: Sequence[Source], layout: Sequence[Slice]
-) -> tuple[dict[str, Any], list[str]]:
-    """block_count and the values that hold for single layers, for the layers that the result has; and warnings.
-
-    PlanError when a list of a source has too few values for its layers.
-    """
-    arch, count = donor.file.architecture, layer_count(donor.file)
-    layers = [(piece.parts[piece.base or 0], i) for piece, i in layers_of_result(layout)]
-    origins = [(sources[part.source], part.start + i) for part, i in layers]
-    if origins == [(donor, i) for i in range(count)]:
-        return {}, []
-    changes: dict[str, Any] = {keys.block_count(donor.file.architecture): len(layers)}
-    known = [f"{arch}.{key}" for key in _PER_LAYER] + list(_PER_LAYER_ANYWHERE)
-    for key in known:
-        used = list(dict.fromkeys(source for source, _ in origins))
-        values = {source: source.metadata[key] for source in used if key in source.metadata}
-        if donor not in values and key in donor.metadata:
-            values[donor] = donor.metadata[key]
-        if donor in values and any(map(_is_list, values.values())):
-            picked = [_of_layer(key, values.get(source, values[donor]), source, layer) for source, layer in origins]
-            changes[key] = [v for v in picked if v is not None]
-            if len({type(v) for v in changes[key]}) > 1:
-                listed = ", ".join(f"{source.label}: {source.metadata.found(key)}" for source in used)
-                raise PlanError(f"{key} is not of one type in the layers of the result ({listed}); take another file")
-    others = [
-        key
-        for key in donor.metadata
-        if key.startswith(arch + ".")
-        and key not in known
-        and not key.removeprefix(arch + ".").startswith(_NOT_PER_LAYER)
-        and donor.metadata.kind(key) == ValueKind.ARRAY
-        and donor.metadata.count(key) == count
-    ]
-    return changes, [
-        f"{key} has as many values as {donor.label} has layers, but nobody knows whether they belong to layers: it is "
-        "taken as it is; set it under metadata: or check the result"
-        for key in others
-    ]
-
-
-def _of_layer(key: str, value: Any, source: Source, layer: int) -> Any:
-    """The value that holds for a layer. None for those at the end that predict further tokens, where lists may stop."""
-    if not _is_list(value):
-        return value
-    if layer < len(value):
-        return value[layer].item() if isinstance(value[layer], np.generic) else value[layer]
-    further = source.metadata.integer(keys.prediction_layers(source.file.architecture)) or 0
-    if len(value) + further == layer_count(source.file):
-        return None
-    short = f"{key} has {len(value)} values, too few for layer {layer}"
-    raise PlanError(f"{source.file.path}: {short}; the file is damaged, take another")
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | np.ndarray)
 
 
 def _parents(sources: Sequence[Source]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ggufmerge.errors import PlanError
+from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.formats.layers import layer_count
 from ggufmerge.keys import EMBEDDING, HEAD
 from ggufmerge.methods.spec import Base, Method
@@ -20,6 +20,7 @@ from ggufmerge.recipe.names import layer_of, with_layer
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Model, Parameters, SliceSource
 from ggufmerge.sources import Source
+from ggufmerge.sources.side_tensors import is_orphan
 
 # Tables computed from hyper-parameters, not trained: they belong to the model whose metadata the result takes.
 _CONSTANTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -59,6 +60,26 @@ class Slice:
     def layers(self) -> int:
         return self.parts[0].stop - self.parts[0].start
 
+    def uses_base(self, method: Method) -> bool:
+        """Whether a method takes differences from the base, which then stands first in its inputs."""
+        return self.base is not None and method.base is not Base.MODEL
+
+    def is_base_alone(self, method: Method) -> bool:
+        """Whether a method that adds changes to its base has none to add: mergekit gives the base then."""
+        adds_changes = method.base is Base.REQUIRED and not method.pair and method.min_models == 1
+        return adds_changes and self.base is not None and len(self.parts) == 1
+
+    def order(self, method: Method, recipe: Recipe) -> list[int]:
+        """The parts that a method merges, in its order: its base first, then as the recipe names them.
+
+        A method without a base takes `base_model` as one more model, as mergekit does; but in a recipe of several
+        methods, where base_model is there for another one, only if `models` names it.
+        """
+        order = list(range(len(self.parts)))
+        if self.uses_base(method):
+            return [self.base or 0, *(i for i in order if i != self.base)]
+        return [i for i in order if self.parts[i].listed or len(recipe.methods) == 1]
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -82,10 +103,18 @@ def lay(
 ) -> tuple[list[Slice], list[Slot]]:
     """The recipe's output slices over opened sources, and every tensor of the result.
 
-    PlanError and FormatError say which layers do not fit together.
+    RecipeError, PlanError and FormatError say which layers and tensors do not fit together, and which slices have too
+    few or too many models for a method.
     """
     layout = _slices(recipe, methods, references, sources)
-    return layout, list(_slots(layout, sources))
+    slots = list(_slots(layout, sources))
+    for number, piece in enumerate(layout):
+        for method in methods:
+            if not piece.is_base_alone(method):
+                _check_model_count(method, piece, recipe, number)
+    with recipe.blamed(("models",) if recipe.slices is None else ("slices",)):
+        _check_presence(slots, sources)
+    return layout, slots
 
 
 def _slices(
@@ -150,10 +179,19 @@ def _check_filled(parts: Sequence[Part], number: int, slices: int) -> None:
         raise PlanError(f"slice {number + 1}: layer_range [{parts[0].start}, {parts[0].stop}] is empty; {todo}")
 
 
-def left_out(slots: Sequence[Slot], sources: Sequence[Source]) -> list[str]:
-    """Warnings for vision and sound that models have beside the language model, and that the result has not."""
-    names = {slot.name for slot in slots}
+def without_effect(
+    recipe: Recipe, methods: Sequence[Method], layout: Sequence[Slice], slots: Sequence[Slot], sources: Sequence[Source]
+) -> list[str]:
+    """Warnings for slices in which nothing is merged, and for vision and sound that models have beside the language
+    model and that the result has not.
+    """
     found = []
+    for number, piece in enumerate(layout):
+        if any(map(piece.is_base_alone, methods)):
+            place: Location = ("models",) if recipe.slices is None else ("slices", number)
+            what = "only the base takes part, so nothing is merged: add the models that are to change it"
+            found.append(recipe.complaint(place, what))
+    names = {slot.name for slot in slots}
     for source in sources:
         missing = [name for name in source.tensors if name.startswith(_OTHER_SENSES) and name not in names]
         if missing:
@@ -163,6 +201,45 @@ def left_out(slots: Sequence[Slot], sources: Sequence[Source]) -> list[str]:
                 f"{source.label}: {what}, since {sources[0].label}, which the result takes after, has none; {todo}"
             )
     return found
+
+
+def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int) -> None:
+    count = len(piece.order(method, recipe)) - piece.uses_base(method)
+    is_one = method.base is Base.MODEL and recipe.base_model is not None
+    try:
+        method.check_models(count, f", of which base_model {recipe.base_model} is one" if is_one else None)
+    except ValueError as error:
+        models = ", ".join(str(source.model) for source in recipe.output_slices()[number][0])
+        todo = f": list only one of {models}" if method.pair and count > 1 else ""
+        place: Location = ("models",) if recipe.slices is None else ("slices", number)
+        raise RecipeError(recipe.complaint(place, f"{error}{todo}")) from None
+
+
+def _check_presence(filled: Sequence[Slot], sources: Sequence[Source]) -> None:
+    """PlanError naming the tensors that some of a slice's models have and others lack, or have in another shape."""
+    missing: dict[str, list[str]] = {}
+    for slot in filled:
+        for part, name in zip(slot.slice.parts, slot.names, strict=True):
+            if name is None:
+                missing.setdefault(sources[part.source].label, []).append(slot.name)
+    for label, names in missing.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise PlanError(f"{label} lacks tensors that the other models have ({shown}); merge fine-tunes of one base")
+    for slot in filled:
+        shapes = [
+            (sources[p.source].label, sources[p.source].tensors[n].shape)
+            for p, n in zip(slot.slice.parts, slot.names, strict=True)
+            if n is not None
+        ]
+        if len({shape for _, shape in shapes}) > 1:
+            listed = ", ".join(f"{label} {list(shape)}" for label, shape in shapes)
+            raise PlanError(f"{slot.name}: the shapes differ ({listed}); merge fine-tunes of one base")
+        origins = [(n, sources[p.source]) for p, n in zip(slot.slice.parts, slot.names, strict=True)]
+        if len(origins) > 1 and any(n is not None and is_orphan(n, source.tensors) for n, source in origins):
+            raise PlanError(
+                f"{slot.name}: a scale whose weight goes by another name, so it cannot be merged; "
+                "use another file of the model"
+            )
 
 
 def layers_of_result(layout: Sequence[Slice]) -> list[tuple[Slice, int]]:

@@ -53,7 +53,7 @@ class PlannedVocabulary:
 
 @dataclass(frozen=True)
 class Opening:
-    """What it takes to open a plan's files again, beside their names (`planner.Opened.from_plan`). It plays no part in
+    """What it takes to open a plan's files again, beside their names (`opened.Opened.from_plan`). It plays no part in
     what the result is.
 
     fingerprints: of each source, then of the importance matrix: by them other weights are noticed.
@@ -137,8 +137,7 @@ class Plan:
     file_type: FileType
     seed: int
     folder: str  # where relative paths start
-    recipe: str  # the recipe's text
-    options: str  # what the command line changed, empty when nothing
+    recipe: str  # the text of the recipe in effect
     sources: tuple[PlannedSource, ...]
     tensors: tuple[PlannedTensor, ...]
     imatrix: tuple[str, ...]  # importance matrices, whose sums and counts add up

@@ -1,6 +1,6 @@
 """What a result says of how it was made: the keys `ggufmerge.*`, all about this result.
 
-A parent's own keys are never inherited: its recipe, options and digests are true of the parent only. They are kept as
+A parent's own keys are never inherited: its recipe, settings and digests are true of the parent only. They are kept as
 lineage, `ggufmerge.lineage.N.*`, an entry for each ancestor that ggufmerge made: parents first, then theirs. `.file` is
 what the ancestor's file was called, `.into` the number of the entry whose model it went into (none: this file).
 """
@@ -21,7 +21,7 @@ from ggufmerge.sources import Source
 DIGEST_PLACEHOLDER = "0" * 64
 AUTO = "stochastic where nearest loses the change"  # the rounding where nobody asked for one
 MAX_ANCESTORS = 32
-MAX_TEXT = 1 << 10  # bytes of a name or of options; longer ones are left out
+MAX_TEXT = 1 << 10  # bytes of a name and the like; longer ones are left out
 MAX_RECIPE = 1 << 14  # bytes; of a longer recipe only the digest is kept
 MAX_LINEAGE = 1 << 18  # bytes of texts in all entries together
 
@@ -49,20 +49,17 @@ def record(
     settings: Mapping[str, Any],
     *,
     recipe: str = "",
-    options: str = "",
     digests: bool = False,
 ) -> dict[str, Any]:
     """What a result says of itself, as changes to the metadata of its first source.
 
-    settings: as `settings` gives them.  recipe: its text.  options: what the command line changed.
+    settings: as `settings` gives them.  recipe: the text of the one in effect.
     digests: keep places for the digests of the source files.
     """
     changes = without_inherited(sources[0].metadata) | dict(settings)
     if recipe:
         changes[keys.RECIPE] = recipe
         changes[keys.RECIPE_DIGEST] = hashlib.sha256(recipe.encode()).hexdigest()
-    if options:
-        changes[keys.OPTIONS] = options
     changes |= files(sources)
     if digests:
         changes |= {digest_key(i): DIGEST_PLACEHOLDER for i in range(len(source_files(sources)))}

@@ -96,16 +96,16 @@ class TypeSurvival:
 
     def line(self) -> str:
         """In words: what survived, and what the change stands beside."""
-        counts = {"to the nearest": self.tensors - self.stochastic, "stochastically": self.stochastic}
-        how = " and ".join(f"{_tensors(n)} rounded {way}" for way, n in counts.items() if n)
-        return f"{self.left('survived')}: {how}"
+        some = f", {self.stochastic} of them" if self.stochastic < self.tensors else ","
+        how = f"{some} rounded stochastically" if self.stochastic else ""
+        return f"{self.type}: {self.left('survived')} ({counted(self.tensors, 'tensor')}{how})"
 
     def left(self, verb: str) -> str:
         """How much of the change "survived" or "would survive", and the noise beside it."""
         noise = self.survival.noise
-        beside = f", beside rounding noise {noise:.2g} times as large," if noise >= 0.05 else ""
+        beside = f", with noise {as_large(noise)}" if noise >= 0.05 else ""
         within = f" (± {100 * self.survival.uncertainty:.0f})" if self.survival.uncertainty > _UNSURE else ""
-        return f"{_percent(self.survival.share)}{within} of the change {verb}{beside} in {self.type}"
+        return f"{_percent(self.survival.share)}{within} of the change {verb}{beside}"
 
     def advice(self) -> str:
         """What a poor result could be instead, as a warning; recipes have the same options as keys."""
@@ -115,7 +115,7 @@ class TypeSurvival:
             ways.insert(0, "--rounding stochastic keeps it where models keep their type")
         noise = self.survival.noise
         poor = [f"{_percent(1 - self.survival.share)} of the change is lost"] * self.survival.is_lost
-        poor += [f"the noise of rounding is {noise:.2g} times as large as the change"] * (noise > HIGH_NOISE)
+        poor += [f"the noise of rounding is {as_large(noise)} as the change"] * (noise > HIGH_NOISE)
         return f"{self.type}: {' and '.join(poor)}: {'; '.join(ways)}"
 
 
@@ -227,11 +227,17 @@ def _kept_by_nearest(change: float) -> float:
 
 
 def _figures(s: Survival) -> str:
-    return f"{_percent(s.share)}" + (f" with noise {s.noise:.2g} times as large" if s.noise >= 0.05 else "")
+    return f"{_percent(s.share)}" + (f" with noise {as_large(s.noise)}" if s.noise >= 0.05 else "")
 
 
-def _tensors(number: int) -> str:
-    return "1 tensor" if number == 1 else f"{number} tensors"
+def as_large(ratio: float) -> str:
+    """A ratio of sizes in words.
+
+    >>> [as_large(ratio) for ratio in (0.24, 1.02, 12.3)]
+    ['0.24 times as large', 'as large', '12 times as large']
+    """
+    times = f"{ratio:.2g}"
+    return "as large" if times == "1" else f"{times} times as large"
 
 
 def _percent(share: float) -> str:

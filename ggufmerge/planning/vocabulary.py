@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ggufmerge import keys
@@ -37,11 +38,12 @@ def alignment_of(recipe: Recipe, references: Sequence[ModelReference], sources: 
             )
     if all(keys.TOKENS not in source.metadata for source in sources):
         return None
-    vocabularies = [read_vocabulary(source.file.metadata, source.label, token_rows(source)) for source in sources]
     rules = recipe.tokenizer.tokens if recipe.tokenizer else {}
+    tokens = {token: _rule(rule, recipe, references) for token, rule in rules.items()}
+    vocabularies = [read_vocabulary(source.file.metadata, source.label, token_rows(source)) for source in sources]
     settings = Settings(
         source=asked if isinstance(asked, str) else _named(asked, recipe, references, vocabularies),
-        tokens={token: _rule(rule, recipe, references) for token, rule in rules.items()},
+        tokens=tokens,
         pad_to_multiple_of=recipe.tokenizer.pad_to_multiple_of if recipe.tokenizer else None,
     )
     return align(vocabularies, references.index(recipe.base_model) if recipe.base_model else None, settings)
@@ -118,7 +120,43 @@ def _model(reference: ModelReference, recipe: Recipe, references: Sequence[Model
     return at
 
 
-def planned(alignment: Alignment | None, recipe: Recipe, sources: Sequence[Source]) -> PlannedVocabulary | None:
+@dataclass(frozen=True)
+class PlannedTokenizer:
+    """What becomes of the tokenizer, as a plan has it.
+
+    changes: to the metadata of the first source, besides the vocabulary itself.
+    """
+
+    vocabulary: PlannedVocabulary | None
+    changes: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+def planned_tokenizer(recipe: Recipe, sources: Sequence[Source], alignment: Alignment | None) -> PlannedTokenizer:
+    """What a recipe makes of the tokenizers of its models, which have one vocabulary now."""
+    changes: dict[str, Any] = {}
+    warnings: list[str] = []
+    size_key = keys.vocab_size(sources[0].file.architecture)
+    if alignment is not None:
+        if size_key in sources[0].metadata:
+            changes[size_key] = alignment.rows
+        warnings += _differing_splits(alignment, sources)
+        if _asked(recipe) == "base" and recipe.base_model is None:
+            warnings.append(f"the recipe has no base_model: the vocabulary is that of {alignment.donor.label}")
+    if recipe.chat_template is not None:
+        own = alignment.donor.metadata if alignment else sources[0].file.metadata
+        template, more = _chat_template(recipe.chat_template, sources)
+        warnings += more
+        if template is not None and template != own.text(TEMPLATE):
+            changes |= {k: None for k in own if k.startswith((TEMPLATE + ".", TEMPLATE + "s"))}
+            changes[TEMPLATE] = template
+    vocabulary = planned_vocabulary(recipe, sources, alignment)
+    return PlannedTokenizer(vocabulary, changes, (*_differing_tokenizer_models(sources), *warnings))
+
+
+def planned_vocabulary(
+    recipe: Recipe, sources: Sequence[Source], alignment: Alignment | None
+) -> PlannedVocabulary | None:
     """The alignment as the plan shows it."""
     if alignment is None:
         return None
@@ -130,29 +168,6 @@ def planned(alignment: Alignment | None, recipe: Recipe, sources: Sequence[Sourc
         dropped={s.label: n for s, n in zip(sources, alignment.dropped, strict=True)},
         digest=alignment.digest(),
     )
-
-
-def tokenizer_metadata(
-    recipe: Recipe, sources: Sequence[Source], alignment: Alignment | None
-) -> tuple[dict[str, Any], list[str]]:
-    """(changes to the first source's metadata besides the vocabulary itself, warnings)."""
-    changes: dict[str, Any] = {}
-    warnings = _differing_tokenizer_models(sources)
-    size_key = keys.vocab_size(sources[0].file.architecture)
-    if alignment is not None:
-        if size_key in sources[0].metadata:
-            changes[size_key] = alignment.rows
-        warnings += _differing_splits(alignment, sources)
-        if _asked(recipe) == "base" and recipe.base_model is None:
-            warnings.append(f"the recipe has no base_model: the vocabulary is that of {alignment.donor.label}")
-    if recipe.chat_template is not None:
-        template, more = _chat_template(recipe.chat_template, sources)
-        warnings += more
-        own = alignment.donor.metadata if alignment else sources[0].file.metadata
-        if template is not None and template != own.text(TEMPLATE):
-            changes |= {k: None for k in own if k.startswith((TEMPLATE + ".", TEMPLATE + "s"))}
-            changes[TEMPLATE] = template
-    return changes, warnings
 
 
 def _differing_tokenizer_models(sources: Sequence[Source]) -> list[str]:

@@ -40,6 +40,7 @@ class Document:
         of; complaints about these of its keys name the options that stand for them.
     has_lines: False for a mapping of a Python program, whose YAML nobody has seen.
     remarks: what was noticed before the text was read, each with its (line, column).
+    options: the options that have won over these of its keys; complaints about the keys name them.
     """
 
     data: Any
@@ -48,12 +49,15 @@ class Document:
     arguments: Mapping[str, str] | None = None
     has_lines: bool = True
     remarks: list[tuple[tuple[int, int], str]] = field(default_factory=list)
+    options: Mapping[str, str] = field(default_factory=dict)
 
     def where(self, location: Location) -> str:
         """`recipe.yaml:7:5`, for the closest place known on the way to `location`; "" when there is none.
 
         Without lines: the way to that place, `models[1].parameters.weight`.
         """
+        if location and location[0] in self.options:
+            return self.options[str(location[0])]
         if self.arguments is not None:
             return self.arguments.get(str(location[0]), "") if location else ""
         if not self.has_lines:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from ggufmerge.errors import RecipeError
-from ggufmerge.recipe.document import MAX_DEPTH
+from ggufmerge.recipe.document import MAX_DEPTH, MAX_NODES
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import TokenEmbedding, TokenOfModel
 from ggufmerge.recipe.settings import Rule, Setting
@@ -19,10 +19,16 @@ from ggufmerge.text import shown
 
 
 def written(documents: Iterable[Mapping[str, Any]]) -> str:
-    """The YAML text of documents; RecipeError for a value that YAML has no word for."""
+    """The YAML text of documents; RecipeError for a value that YAML has no word for.
+
+    What stands several times in documents that are too large to be read so is written once, with aliases elsewhere.
+    """
     data = [plain(document) for document in documents]
+    dumper = _Dumper
+    if sum(map(_nodes, data)) > MAX_NODES:
+        data, dumper = [_shared(document, {}) for document in data], _AliasDumper
     return yaml.dump_all(
-        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, explicit_start=len(data) > 1, width=120
+        data, Dumper=dumper, sort_keys=False, allow_unicode=True, explicit_start=len(data) > 1, width=120
     )
 
 
@@ -72,6 +78,24 @@ def _rule(rule: Rule) -> dict[str, Any]:
     return {**condition, "value": plain(rule.value)}
 
 
+def _nodes(value: Any) -> int:
+    """How many words and values a reader finds in plain data."""
+    if isinstance(value, dict):
+        return 1 + sum(1 + _nodes(item) for item in value.values())
+    return 1 + (sum(map(_nodes, value)) if isinstance(value, list) else 0)
+
+
+def _shared(value: Any, known: dict[str, Any]) -> Any:
+    """Plain data in which equal mappings and lists are one object. known: those that were met, by how they look."""
+    if isinstance(value, dict):
+        value = {key: _shared(item, known) for key, item in value.items()}
+    elif isinstance(value, list):
+        value = [_shared(item, known) for item in value]
+    else:
+        return value
+    return known.setdefault(repr(value), value)
+
+
 def _sequence(dumper: _Dumper, data: list[Any]) -> yaml.Node:
     node = dumper.represent_sequence("tag:yaml.org,2002:seq", data)
     node.flow_style = all(isinstance(value, bool | int | float) for value in data) and len(data) <= 20
@@ -83,6 +107,13 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+class _AliasDumper(_Dumper):
+    """The same with anchors where an object comes again."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return not isinstance(data, dict | list)
 
 
 def _mapping(dumper: _Dumper, data: dict[str, Any]) -> yaml.Node:

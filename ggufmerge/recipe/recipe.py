@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from inspect import Parameter, Signature
@@ -14,11 +14,12 @@ from pydantic import BaseModel, PrivateAttr
 
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.recipe.document import NAME, Document, Location
-from ggufmerge.recipe.load import read_documents, read_text
+from ggufmerge.recipe.load import OPTIONS, read_documents, read_text
 from ggufmerge.recipe.plain import plain, written
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import RecipeKeys
 from ggufmerge.text import printable
+from ggufmerge.types import FileType
 
 _CHANGED = " (changed)"  # after the name of a file whose recipe a program has changed
 
@@ -55,13 +56,18 @@ class Recipe(RecipeKeys):
 
     @property
     def text(self) -> str:
-        """The recipe as it was written."""
+        """The recipe as it was written; with options, as it would have to be written (`with_options`)."""
         return self._origin.text
 
     @property
     def origin(self) -> str:
         """The file name the recipe came from, for messages."""
         return self._origin.name
+
+    @property
+    def title(self) -> str | None:
+        """What the recipe calls its result: its name, or that of its file; None when it has neither."""
+        return self.name or (None if self.origin == NAME else Path(self.origin).stem)
 
     @property
     def folder(self) -> str:
@@ -91,6 +97,43 @@ class Recipe(RecipeKeys):
         final = {key: value for key, value in (recipe.as_written() | changes).items() if value is not None}
         name = recipe.origin if recipe.origin == NAME else f"{recipe.origin.removesuffix(_CHANGED)}{_CHANGED}"
         return _read(written([*data, final]), name, recipe.folder, has_lines=False)
+
+    def with_options(
+        self,
+        *,
+        out_type: str | None = None,
+        imatrix: Sequence[str | os.PathLike[str]] = (),
+        rounding: str | None = None,
+    ) -> Recipe:
+        """The recipe that is in effect when options win over its keys: its text makes the same file without them.
+
+        out_type: a file type that wins over out_type, out_dtype, dtype and like.
+        imatrix: files, whose paths start from the working folder, that win over the recipe's.
+        Complaints name the options, or the places of the recipe as it was written. What options do not change is the
+        recipe itself. GgufmergeError says which option has no meaning.
+        """
+        changes: dict[str, Any] = {}
+        if out_type is not None:
+            changes |= {"out_type": str(type_of_option(out_type)), "like": None}
+        if imatrix:
+            changes["imatrix"] = [_from_folder(os.fspath(path), self.folder) for path in imatrix]
+        if rounding is not None:
+            changes["rounding"] = str(rounding)
+        changes = {key: value for key, value in changes.items() if value != plain(getattr(self, key))}
+        return self._changed_by_options(changes) if changes else self
+
+    def _changed_by_options(self, changes: dict[str, Any]) -> Recipe:
+        """With these keys, each of which an option stands for, and its places as they were."""
+        recipe = load_recipe(self)
+        data = _with_options(recipe, changes)
+        text = written([*(stage.as_written() for stage in recipe.stages), data])
+        changed = _read(text, NAME, recipe.folder, OPTIONS)
+        origin, document = recipe._origin, recipe._origin.document
+        assert document is not None
+        options = {**document.options} | {key: option for key, option in OPTIONS.items() if key in changes}
+        stages = (self._of(stage, replace(stage._origin, text=text)) for stage in recipe.stages)
+        document = replace(document, data=data, options=options)
+        return self._of(changed, replace(origin, text=text, document=document, stages=tuple(stages)))
 
     def as_written(self) -> dict[str, Any]:
         """What the recipe's document says, key by key, as YAML has it. What was made by hand is written out."""
@@ -169,6 +212,42 @@ def load_recipe(
         return _read(source, NAME, ".", arguments)
     path = Path(source)
     return _read(read_text(path), printable(path.name), str(path.parent))
+
+
+def _with_options(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the document of a recipe would say, key by key, with changes that win over it."""
+    data = recipe.as_written()
+    if isinstance(modules := data.get("modules"), dict):  # what a module says would win
+        data["modules"] = {name: {k: v for k, v in keys.items() if k not in changes} for name, keys in modules.items()}
+    # the text alone does not know its file, whose name is the result's, unless a model goes by it
+    models = {reference.path for document in (recipe, *recipe.stages) for reference in document.references()}
+    if recipe.name is None and recipe.title not in models | {stage.name for stage in recipe.stages}:
+        data = {"name": recipe.title, **data}
+    return {key: value for key, value in {**data, **changes}.items() if value is not None}
+
+
+def type_of_option(name: str) -> FileType:
+    """The file type of this name, which was given as an option, as GgufmergeError says when there is none."""
+    try:
+        return FileType.parse(str(name))
+    except GgufmergeError as error:
+        raise error.at(OPTIONS["out_type"]) from None
+
+
+def _from_folder(path: str, folder: str) -> str:
+    """A path that starts from the working folder, as a recipe in another folder writes it.
+
+    Whole paths that lead out of the folder stay whole, and so does what is no path (`ollama:NAME`).
+    """
+    given = Path(path)
+    if path.startswith("~") or (":" in path and not given.exists()):
+        return path
+    place = os.path.realpath(given.parent)
+    try:
+        found = Path(os.path.relpath(place, os.path.realpath(folder)), given.name)
+    except ValueError:  # on another drive of Windows
+        return str(Path(place, given.name))
+    return path if given.is_absolute() and found.parts[0] == os.pardir else found.as_posix()
 
 
 def _read(

@@ -171,7 +171,7 @@ def _recipe(file: GGUFFile) -> str:
     if len(recipe) > MAX_BYTES:
         return ""
     fence = _fence(recipe, 3)
-    options = _text(file, keys.OPTIONS)
+    options = _text(file, keys.OPTIONS)  # of a version whose recipes were not the ones in effect
     command = f"\n\nBuilt with the options {_code(options)}." if options else ""
     found = [(key, file.metadata.get(keys.OWN + key)) for key in ("type", "rounding", "seed", "imatrix")]
     settings = ", ".join(f"{key} {_cell(shown)}" for key, value in found if (shown := _setting(value)))
@@ -189,7 +189,8 @@ def _setting(value: Any) -> str:
 
 def _lineage(file: GGUFFile) -> str:
     """The models that a result's parents were made from, as their own files told."""
-    rows, number = [], 0
+    rows: list[tuple[str, ...]] = []
+    number = 0
     while any(keys.lineage(number, key) in file.metadata for key in ("file", "name", "version")):
         key = keys.lineage(number, "")
         into = file.metadata.get(key + "into")
@@ -198,7 +199,9 @@ def _lineage(file: GGUFFile) -> str:
         number += 1
     if not rows:
         return ""
-    heads = ("", "file", "name", "type", "rounding", "options", "went into")
+    heads: tuple[str, ...] = ("", "file", "name", "type", "rounding", "options", "went into")
+    if not any(row[5] for row in rows):  # only files of older versions have options beside their recipe
+        heads, rows = (*heads[:5], heads[6]), [(*row[:5], row[6]) for row in rows]
     return f"## Lineage\n\nHow the files that were merged came about:\n\n{_table(heads, rows)}"
 
 

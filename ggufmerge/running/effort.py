@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggufmerge.chat.templates import TEMPLATE
-from ggufmerge.planning.checks import watched
+from ggufmerge.planning.opened import Opened, watched
 from ggufmerge.planning.plan import Plan, PlannedTensor, Rounding
-from ggufmerge.planning.planner import Opened
 from ggufmerge.planning.provenance import digest_key
 from ggufmerge.quants import grid_of
 from ggufmerge.quants.importance import Imatrix

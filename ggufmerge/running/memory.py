@@ -12,8 +12,8 @@ import re
 import sys
 from pathlib import Path
 
+from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Plan, PlannedTensor
-from ggufmerge.planning.planner import Opened
 from ggufmerge.planning.provenance import digest_key
 
 _COPIES = 3  # of a chunk beside the inputs: the result, its bytes with what they are read back as, what kernels need

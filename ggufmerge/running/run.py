@@ -27,9 +27,9 @@ from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.watch import Watch
 from ggufmerge.planning import provenance
-from ggufmerge.planning.checks import check_inputs, check_space, output_files, watched
+from ggufmerge.planning.checks import check_inputs, check_space, output_files
+from ggufmerge.planning.opened import Opened, header_of, watched
 from ggufmerge.planning.plan import Opening, Plan, PlannedTensor
-from ggufmerge.planning.planner import Opened, header_of
 from ggufmerge.planning.survival import TypeSurvival, advice, by_type, total
 from ggufmerge.running.effort import TICKS, Work, digested, work_of
 from ggufmerge.running.encode import Figures
@@ -151,7 +151,7 @@ def foresee(plan: Plan, opened: Opened, tensors: Sequence[PlannedTensor]) -> lis
 def identity(plan: Plan, opened: Opened, watch: Watch) -> str:
     """A hash of all that the bytes of the result depend on, and of the state of its sources.
 
-    What the plan says (recipe, options and version of the program among it), a fingerprint of each source and of the
+    What the plan says (recipe, settings and version of the program among it), a fingerprint of each source and of the
     importance matrix, and, since a fingerprint reads too little to notice every change, sizes and times of the files.
     Where the files lie plays no part. What a journal belongs to depends on the chunks and the cutting into files, too.
     """

@@ -12,8 +12,8 @@ from ggufmerge.kernels import is_prepared, note_prepared
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods.api import run as merge_stack
 from ggufmerge.methods.random import words
+from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Plan, PlannedTensor
-from ggufmerge.planning.planner import Opened
 from ggufmerge.planning.resolve import problem_of
 from ggufmerge.quants import codec, encoders
 from ggufmerge.quants.figures import block_sums, kept_change, squares

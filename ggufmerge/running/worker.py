@@ -20,10 +20,11 @@ from ggufmerge.methods import method as find_method
 from ggufmerge.methods.drive import Replay, Statistics
 from ggufmerge.methods.random import stream_key
 from ggufmerge.methods.spec import Chunk, Method, Pass, Problem, Stack
+from ggufmerge.planning.actions import reference_types
+from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Input, Plan, PlannedTensor
-from ggufmerge.planning.planner import Opened
 from ggufmerge.planning.resolve import problem_of
-from ggufmerge.planning.tensor_types import reference_types, types_in
+from ggufmerge.planning.tensor_types import types_in
 from ggufmerge.running.effort import merge_kind, read_kind, write_kind
 from ggufmerge.running.encode import Figures, Scratch, TensorEncoder
 from ggufmerge.running.rates import Meter

@@ -27,14 +27,14 @@ from ggufmerge.places.homes.placing import (
     write_entry,
 )
 from ggufmerge.places.projector import projector_path
-from ggufmerge.planning.planner import header_of
+from ggufmerge.planning.opened import header_of
 
 if TYPE_CHECKING:
     from ggufmerge.files.metadata import KeyValues
     from ggufmerge.files.output import Output
     from ggufmerge.files.sharded import SplitLimit
+    from ggufmerge.planning.opened import Opened
     from ggufmerge.planning.plan import Plan
-    from ggufmerge.planning.planner import Opened
     from ggufmerge.recipe import Recipe
     from ggufmerge.running.report import BuildReport
 

@@ -15,8 +15,8 @@ from ggufmerge.sinks.telling import Telling
 
 if TYPE_CHECKING:
     from ggufmerge.files.output import Output
+    from ggufmerge.planning.opened import Opened
     from ggufmerge.planning.plan import Plan
-    from ggufmerge.planning.planner import Opened
     from ggufmerge.running.report import BuildReport
 
 

@@ -24,8 +24,8 @@ from ggufmerge.sinks.telling import Telling
 if TYPE_CHECKING:
     from ggufmerge.files.metadata import KeyValues
     from ggufmerge.files.output import Output
+    from ggufmerge.planning.opened import Opened
     from ggufmerge.planning.plan import Plan
-    from ggufmerge.planning.planner import Opened
     from ggufmerge.recipe import Recipe
     from ggufmerge.running.report import BuildReport
 
@@ -166,6 +166,12 @@ class OllamaSink:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
+    @property
+    def result(self) -> str | None:
+        """What to call the result when there is no file but Ollama's: its name; None otherwise."""
+        done = self.facts.get("ollama")
+        return f"ollama:{done['name']}" if done and self._wanted is None else None
+
     def lines(self) -> Iterator[str]:
         """What was done, for people."""
         if path := self.facts.get("modelfile"):
@@ -175,11 +181,11 @@ class OllamaSink:
             if self._name is not None and OllamaName.parse(name) != self._name:
                 yield f"{self._name}: is spelled {name} in Ollama, as models that are there already are"
             if done["seen"]:
-                yield f"{name}: is in Ollama ({done['place']}); ollama run {name}"
+                yield f"{name}: is in Ollama ({done['place']}); to run it: ollama run {name}"
             else:
                 yield (
                     f"{name}: is in the store {done['place']}; no Ollama server answers now, and one with another "
-                    f"store will not see it; ollama run {name}"
+                    f"store will not see it; to run it: ollama run {name}"
                 )
 
 
@@ -198,7 +204,7 @@ def check_recipe(recipe: Recipe, name: str, wanted: Mapping[str, Any], *, overwr
 
 def _check_planned(plan: Plan, opened: Opened) -> KeyValues:
     """The metadata of the result of a plan; PlanError when Ollama would refuse it. opened: what it reads from."""
-    from ggufmerge.planning.planner import header_of
+    from ggufmerge.planning.opened import header_of
 
     metadata, _ = header_of(plan, opened)
     check_content({t.name: t.type for t in plan.tensors}, metadata)

@@ -12,8 +12,8 @@ from ggufmerge.places.references import check_found, find
 
 if TYPE_CHECKING:
     from ggufmerge.files.output import Output
+    from ggufmerge.planning.opened import Opened
     from ggufmerge.planning.plan import Plan
-    from ggufmerge.planning.planner import Opened
     from ggufmerge.running.report import BuildReport
 
 

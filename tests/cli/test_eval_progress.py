@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ggufmerge.cli import eval_progress
-from ggufmerge.cli.eval_progress import EvalProgress, duration
+from ggufmerge.cli.eval_progress import EvalProgress
 
 
 class Clock:
@@ -59,7 +59,7 @@ def test_a_pipe_gets_a_line_every_ten_seconds(clock: Clock, capsys: pytest.Captu
         for _ in range(5):
             read(progress, clock, 100, 4.0)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["about 36 s for the model (1,000 tokens)", "a reads french: 40 % of all, 24 s left"]
+    assert lines == ["about 35 s for the model (1,000 tokens)", "a reads french: 40 % of all, 25 s left"]
 
 
 def test_a_terminal_gets_a_bar_that_moves_within_a_text(clock: Clock) -> None:
@@ -73,9 +73,3 @@ def test_a_terminal_gets_a_bar_that_moves_within_a_text(clock: Clock) -> None:
     assert "about 2 min for 2 models (1,000 tokens)" in shown
     assert "25%" in shown
     assert "2 min left" in shown
-
-
-def test_durations_in_words() -> None:
-    """In the unit that one would say."""
-    found = [duration(s) for s in (0.2, 19.6, 59.7, 61, 239, 7800)]
-    assert found == ["1 s", "20 s", "1 min", "1 min", "4 min", "2 h 10 min"]

@@ -71,9 +71,16 @@ WORKS = (
     ("bake a.gguf lora.gguf out.gguf", "out.gguf"),
     ("llama-export-lora a.gguf lora.gguf -o out.gguf -j 2", "out.gguf"),
     ("split --split a.gguf part", "part-00001-of-00001.gguf"),
+    ("split -o part a.gguf", "part-00001-of-00001.gguf"),
+    ("split a.gguf --output=part", "part-00001-of-00001.gguf"),
 )
 # what is typed, and what the line holds
 TOLD = (
+    ("join -o out.gguf a.gguf", "a.gguf: is not split"),
+    ("join a.gguf --out out.gguf", "a.gguf: is not split"),
+    ("new ties a.gguf b.gguf", "ggufmerge merge a.gguf b.gguf --dry-run --save-recipe recipe.yaml"),
+    ("extract-lora a.gguf b.gguf -o out.gguf", "--base is missing"),
+    ("inspect a.gguf b.gguf c.gguf", 'there is no place for "b.gguf", "c.gguf"'),
     ("merg", "ggufmerge"),
     ("lst", "ggufmerge models"),
     ("inspct a.gguf", "ggufmerge inspect"),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import ggufmerge
+from ggufmerge.cli import terminal
 from ggufmerge.cli.build import build
 from ggufmerge.cli.merge import merge
 from tests.cli.conftest import Run
@@ -96,6 +99,19 @@ def test_a_dry_run_writes_the_recipe_at_most(machine: Path, run: Run) -> None:
     run("build", "r.yaml", "-o", "y.gguf")
     with ggufmerge.open("x.gguf") as x, ggufmerge.open("y.gguf") as y:
         assert all(bytes(x.tensors[name].raw) == bytes(y.tensors[name].raw) for name in x.tensors)
+
+
+def test_the_recipe_that_is_saved_says_what_options_say(machine: Path, run: Run) -> None:
+    """It is the one that is used, and recorded."""
+    arguments = ("-t", "Q8_0", "--rounding", "nearest", "--save-recipe", "r.yaml", "-o", "x.gguf")
+    code, out, err = run("merge", "a.gguf", "b.gguf", *arguments)
+    assert code == 0, err
+    assert "\n  rounding: nearest\n" in out
+    text = Path("r.yaml").read_text()
+    recorded = ggufmerge.open("x.gguf").metadata["ggufmerge.recipe"]
+    assert text.endswith(recorded)
+    recipe = ggufmerge.load_recipe(recorded)
+    assert (recipe.out_type, recipe.rounding) == ("Q8_0", "nearest")
 
 
 def test_json_says_what_was_chosen(machine: Path, run: Run) -> None:
@@ -197,3 +213,32 @@ def test_answers_that_end_too_early_leave_nothing(machine: Path, run: Run, monke
     code, _, err = run("new", "r.yaml")
     assert (code, err) == (1, "error: r.yaml: exists: use --overwrite to replace it\n")
     assert Path("r.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["merge", "quantize", "models"])
+def test_sentences_fold_between_words_on_a_terminal(
+    machine: Path, run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """With names as long as people give them: what is wider than the terminal would be broken within a word."""
+    monkeypatch.setattr(terminal, "console", lambda **_: Console(force_terminal=True, width=80, color_system=None))
+    names = [f"Storyteller-of-Long-Tales-135M-Instruct-{which}.gguf" for which in ("one", "two")]
+    for old, new in zip(("a.gguf", "b.gguf"), names, strict=True):
+        Path(old).rename(new)
+    arguments = {"merge": [*names, "--no-base", "--type", "Q8_0"], "quantize": [names[0], "Q8_0"], "models": ["empty"]}
+    Path("empty").mkdir()
+    monkeypatch.setenv("OLLAMA_MODELS", str(machine / "none"))
+    monkeypatch.setenv("GGUFMERGE_CACHE", str(machine / "cache"))  # it knows the unfinished builds of other tests
+    code, out, err = run(command, *arguments[command])
+    assert code == 0, err
+    assert out.count("\n") > 1
+    assert [line for line in re.sub(r"\x1b\[[\d?]*\w", "", out).splitlines() if len(line) > 80] == []
+
+
+def test_a_result_in_a_store_is_called_by_its_name(machine: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the blob's path, which nobody types; in JSON the path stays."""
+    code, out, err = run("merge", "a.gguf", "b.gguf", "--no-base", "--ollama", "mine")
+    assert code == 0, err
+    assert "\nollama:mine:latest: F32, " in out
+    assert "sha256-" not in out
+    [path] = json.loads(run("merge", "a.gguf", "b.gguf", "--no-base", "--ollama", "other", "--json")[1])["files"]
+    assert "sha256-" in path

@@ -285,7 +285,7 @@ def test_the_lines_are_true_of_the_place(
         monkeypatch.setattr(ollama_api, "_PORT", server.server_port)
         code, out, err = run("build", "r.yaml", "--ollama", "mine")
         assert code == 0
-        assert f"mine:latest: is in Ollama ({store}); ollama run mine:latest" in out
+        assert f"mine:latest: is in Ollama ({store}); to run it: ollama run mine:latest" in out
         assert "warning: the Ollama server" not in err
     with ollama_server(root=tmp_path / "elsewhere") as server:
         add_model(tmp_path / "elsewhere", "theirs/latest", b"GGUF theirs")

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from ggufmerge.cli import terminal
 from tests.tiny import write_tiny_llama
 
 Run = Callable[..., tuple[int, str, str]]
@@ -128,6 +130,21 @@ def test_a_base_for_some_slices_only_is_shown(plan) -> None:
     assert rows["blk.*.attn_q.weight"] == "merged from #1 #2: weight 1"
 
 
+def test_the_file_keeps_its_name_where_the_table_is_too_wide(
+    folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what the user knows a model by; the name in the metadata loses its middle first."""
+    names = [f"Storyteller-135M-Instruct-{which}.gguf" for which in "ab"]
+    for name in names:
+        write_tiny_llama(tmp_path / name, metadata={"general.name": "Storyteller of the Long Name " * 3})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(terminal, "console", lambda **_: Console(force_terminal=True, width=80, color_system=None))
+    Path("r.yaml").write_text(f"merge_method: linear\nmodels: [{{model: {names[0]}}}, {{model: {names[1]}}}]\n")
+    out = run("plan", "r.yaml")[1]
+    assert all(re.search(rf"^#\d  {re.escape(name)}  Story", out, re.MULTILINE) for name in names)
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_a_plan_shows_what_would_be_left_of_the_changes(
     folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,7 +158,7 @@ def test_a_plan_shows_what_would_be_left_of_the_changes(
     monkeypatch.setattr("ggufmerge.engine.trial._SECONDS", 1e9)
     out = run("plan", "r.yaml")[1]
     assert re.search(
-        r"^change   about \d+ % of the change would survive.* in Q8_0 \(2 of 16 tensors tried\)$", out, re.MULTILINE
+        r"^change   Q8_0: about \d+ % of the change would survive.* \(2 of 16 tensors tried\)$", out, re.MULTILINE
     )
     assert "the build measures it" not in out
     assert json.loads(run("plan", "r.yaml", "--json")[1])["kept"][0]["type"] == "Q8_0"

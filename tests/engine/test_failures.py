@@ -16,8 +16,8 @@ from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import GGUFWriter, MetadataEditor, TensorInfo
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.planning.explain import explain
+from ggufmerge.planning.models import lay_out
 from ggufmerge.planning.planner import make_plan
-from ggufmerge.planning.resolve import lay_out
 from ggufmerge.recipe import load_recipe
 from ggufmerge.types import TensorType
 from tests.tiny import write_tiny_llama

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numba
 import pytest
 
-from tests.golden_merges import FOLDER, made, names, recorded
+from tests.golden_merges import FOLDER, LATER, made, names, recorded
 
 pytestmark = pytest.mark.skipif(
     bool(numba.config.DISABLE_JIT),  # type: ignore[attr-defined]
@@ -31,6 +32,16 @@ def test_every_golden_is_recorded() -> None:
     """A recipe without its record would compare nothing: run scripts/make_merge_goldens.py."""
     assert names() == sorted(path.stem for path in FOLDER.glob("*.json"))
     assert len(names()) >= 12
+
+
+def test_a_later_record_holds_digests_of_whole_files_only() -> None:
+    """Of the same files: tensors and metadata are those of the first record for ever."""
+    later = sorted(LATER.glob("*.json"))
+    assert later
+    for path in later:
+        first, now = (json.loads(p.read_text(encoding="utf-8")) for p in (FOLDER / path.name, path))
+        assert list(now) == ["files"]
+        assert now["files"].keys() == first["files"].keys()
 
 
 def test_the_inputs_are_those_of_the_record(both: tuple[Any, Any]) -> None:

@@ -35,8 +35,8 @@ def test_provenance_is_written(tmp_path: Path) -> None:
     assert out["general.base_model.0.organization"] == "Org"
     assert out["general.base_model.0.repo_url"] == "https://example.org/a"
     assert not {"general.organization", "general.repo_url", "general.uuid"} & set(out)
-    assert out["ggufmerge.recipe"] == RECIPE
-    assert out["ggufmerge.options"] == "--type Q8_0"
+    assert out["ggufmerge.recipe"].startswith("name: my-merge\n")
+    assert ggufmerge.load_recipe(out["ggufmerge.recipe"]).out_type == "Q8_0"
     assert out["general.file_type"] == 7
     assert out["general.quantization_version"] == 2
     for i, name in enumerate(("a.gguf", "b.gguf")):

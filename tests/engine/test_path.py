@@ -32,7 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_module_of_the_planner_is_entered_more_than_three_times(folder: Path, name: str) -> None:
     """From other modules, on the way from the front door to the plan; `scripts/follow.py RECIPE` shows the way."""
     (folder / f"{name}.yaml").write_text(RECIPES[name])
-    entries = runpy.run_path(str(FOLLOW))["follow"](str(folder / f"{name}.yaml")).entries
+    found = runpy.run_path(str(FOLLOW))["follow"](str(folder / f"{name}.yaml"))
+    entries = found.entries
     assert entries["planning/planner.py"] == 1
-    often = {module: count for module, count in entries.items() if module.startswith("engine/") and count > 3}
+    own = {module: count for module, count in entries.items() if module.startswith(("engine/", "planning/"))}
+    assert {"engine/documents.py", "planning/models.py"} <= own.keys()
+    often = {module: count for module, count in own.items() if count > 3}
     assert often == {}
+    assert [function for _, _, function in found.calls].count("check_files") == 1

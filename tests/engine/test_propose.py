@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 import ggufmerge
-from ggufmerge.engine import relatives
+from ggufmerge.engine import propose, relatives
 from ggufmerge.engine.propose import Choice, Proposal, propose_merge
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.places.inventory import described
 from ggufmerge.places.opening import open_source
+from ggufmerge.planning.survival import Survival, TypeSurvival
 from ggufmerge.recipe import ModelReference
+from ggufmerge.types import FileType
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 TUNE = 0.05
@@ -78,6 +80,9 @@ def test_an_earlier_merge_is_no_base(machine: Path) -> None:
     """Though it lies among its models, whether it says what it was made from or not."""
     ggufmerge.build({"merge_method": "linear", "models": [{"model": m} for m in MODELS], "parameters": ONE}, "m.gguf")
     assert value(propose_merge(MODELS), "base") == "base.gguf"
+    Path("base.gguf").rename("base.away")
+    assert propose_merge(MODELS).warnings == ()  # it was looked at
+    Path("base.away").rename("base.gguf")
     parts = [tuned(f"{name}2.gguf", number) for number, name in enumerate("ab", start=1)]
     for path in ("a2.gguf", "b2.gguf", "m.gguf"):
         Path(path).unlink()
@@ -184,6 +189,22 @@ def test_adapters_alone_are_written_into_their_model(machine: Path) -> None:
     for name in "abc":
         Path(f"{name}.gguf").unlink()
     assert value(propose_merge(["x.lora.gguf", "y.lora.gguf"]), "base") == "base.gguf"
+
+
+def test_the_model_below_an_adapter_may_be_the_base(machine: Path) -> None:
+    """Of a tune and the base with an adapter: both changes are taken from it."""
+    write_tiny_lora("x.lora.gguf", tuned("base.gguf"))
+    for other in ("c.gguf", "stranger.gguf"):
+        Path(other).unlink(missing_ok=True)
+    proposal = propose_merge(["a.gguf", "base.gguf+x.lora.gguf"])
+    assert (value(proposal, "base"), value(proposal, "method")) == ("base.gguf", "task_arithmetic")
+
+
+def test_all_models_that_are_missing_are_told_at_once(machine: Path) -> None:
+    """A line for each."""
+    with pytest.raises(PlanError) as caught:
+        propose_merge(["aa-none.gguf", "a.gguf", "bb-none.gguf"])
+    assert [line.partition(":")[0] for line in caught.value.lines] == ["aa-none.gguf", "bb-none.gguf"]
 
 
 def test_an_adapter_among_models_is_a_model_of_the_base(machine: Path) -> None:
@@ -308,3 +329,20 @@ def test_merging_is_building_the_proposal(machine: Path) -> None:
     proposal = propose_merge(MODELS, parameters={"lambda": 0.5})
     ggufmerge.build(proposal.recipe, "again.gguf")
     assert Path("again.gguf").read_bytes() == report.output.read_bytes()
+
+
+def test_a_change_that_rounding_makes_larger_is_told() -> None:
+    """On the grid of one of the models rounding can go all the way to it: no "about 100 %", and a way out."""
+    kept = [TypeSurvival("Q4_0", 210, 0, Survival(kept=2.0, energy=1.0))]
+    told = propose._remains(kept, FileType.parse("Q4_0"))
+    assert told == ": the change comes out up to 2 times as large as asked in it; type Q8_0 is closer"
+
+
+def test_noise_as_large_as_the_change_is_called_so() -> None:
+    """Not "1 times as large"; and it says of what a wider type has less."""
+    kept = [TypeSurvival("Q4_K", 16, 3, Survival(kept=1.0, energy=1.0, error=1.03))]
+    told = propose._remains(kept, FileType.parse("Q4_K_M"))
+    assert told.endswith(", with noise as large; type Q8_0 has less noise")
+    assert kept[0].line() == (
+        "Q4_K: 100 % of the change survived, with noise as large (16 tensors, 3 of them rounded stochastically)"
+    )

@@ -60,10 +60,11 @@ def entries(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
 def test_settings_are_those_of_this_build(folder: Path) -> None:
     """Type, rounding, seed and version, wherever they were asked for; not those that its parents were built with."""
     keys = built(linear("one.gguf", "two.gguf"), rounding="nearest", out_type="Q8_0")
-    assert keys["ggufmerge.options"] == "--type Q8_0 --rounding nearest"
+    recipe = ggufmerge.load_recipe(keys["ggufmerge.recipe"])
+    assert (recipe.out_type, recipe.rounding) == ("Q8_0", "nearest")
     assert (keys["ggufmerge.type"], keys["ggufmerge.rounding"], keys["ggufmerge.seed"]) == ("Q8_0", "nearest", 0)
     keys = built(linear("one.gguf", "two.gguf", rounding="stochastic", seed="7"))
-    assert "ggufmerge.options" not in keys
+    assert keys["ggufmerge.recipe"] == linear("one.gguf", "two.gguf", rounding="stochastic", seed="7")
     assert (keys["ggufmerge.type"], keys["ggufmerge.rounding"], keys["ggufmerge.seed"]) == ("Q4_0", "stochastic", 7)
     assert keys["ggufmerge.version"] == ggufmerge.__version__
 
@@ -180,3 +181,20 @@ def test_a_card_shows_the_settings_in_effect(folder: Path) -> None:
     assert "| one.gguf | " in card
     assert "stochastic" in card.partition("## Lineage")[2]
     assert "stochastic" not in card.partition("## Lineage")[0]
+
+
+def test_options_of_older_files_are_still_told(folder: Path) -> None:
+    """Files of older versions have options that won over the recipe beside it; cards of others do not speak of any."""
+    older = {"ggufmerge.version": "0.0.9", "ggufmerge.recipe": "name: x\n", "ggufmerge.options": "--type Q8_0"}
+    write_tiny_llama(folder / "older.gguf", layers=1, type="Q4_0", metadata=older)
+    with ggufmerge.open(folder / "older.gguf") as file:
+        assert "Built with the options `--type Q8_0`." in model_card(file)
+    [entry, _] = entries(built(linear("older.gguf", "one.gguf"), out_type="Q5_1"))
+    assert entry["options"] == "--type Q8_0"
+    with ggufmerge.open(folder / "out.gguf") as file:
+        card = model_card(file)
+    assert "Built with" not in card
+    assert "| options | went into |" in card.partition("## Lineage")[2]
+    built(linear("one.gguf", "two.gguf"), out_type="Q5_1")
+    with ggufmerge.open(folder / "out.gguf") as file:
+        assert "options" not in model_card(file)

@@ -213,7 +213,7 @@ def test_the_command_line_wins_over_the_recipe(folder: Path) -> None:
     ):
         plan = planned(adapters(folder, **({"rounding": key} if key else {})), rounding=option)
         assert plan.metadata["ggufmerge.rounding"] == holds
-        assert plan.options == (f"--rounding {option}" if option else "")
+        assert ggufmerge.load_recipe(plan.recipe).rounding == (option or key)
         rounded = {t.rounding for t in plan.tensors if t.type.is_quantized}
         assert rounded == {{"stochastic where nearest loses the change": "auto"}.get(holds, holds)}
 

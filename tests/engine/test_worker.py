@@ -21,7 +21,7 @@ from ggufmerge.engine.bake import plan_bake
 from ggufmerge.engine.documents import planned_documents
 from ggufmerge.engine.quantize import plan_quantize
 from ggufmerge.errors import PlanError
-from ggufmerge.planning.planner import Opened, header_of
+from ggufmerge.planning.opened import Opened, header_of
 from ggufmerge.quants import encoders
 from ggufmerge.running.making import Making
 from ggufmerge.running.report import BuildReport

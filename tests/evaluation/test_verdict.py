@@ -83,7 +83,7 @@ def test_an_unsure_share_is_not_told() -> None:
     """When the parent gains nothing to speak of, or the tokens leave more than a half open."""
     assert said({"t": 2.0}, p={"t": 3.0}, q={"t": 3.2}).endswith("gain cannot be told from these tokens")
     some = said({"t": 2.5, "u": 2.0}, p={"t": 2.0, "u": 3.0}, q={"t": 3.2, "u": 3.2})
-    assert some.endswith("keeps of the best parent's gain: t 50 ± 0 % (cannot be told on the other 1)")
+    assert some.endswith("keeps of the best parent's gain: t 50 ± 0 % (cannot be told on the other)")
     wobbling = judge(
         "m",
         {"t": score(2.95, wobble=1, seed=2)},

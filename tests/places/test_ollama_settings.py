@@ -10,7 +10,7 @@ import pytest
 
 from ggufmerge.chat.jinja import Message
 from ggufmerge.files import MetadataEditor
-from ggufmerge.places.ollama.settings import completed, inherited, prompt_warnings
+from ggufmerge.places.ollama.settings import completed, inherited, prompt_warnings, refusals
 from ggufmerge.places.ollama.store import OllamaSettings
 from ggufmerge.places.opening import open_source
 from ggufmerge.recipe import ModelReference
@@ -117,3 +117,14 @@ def _metadata(changes: dict[str, Any]) -> MetadataEditor:
     for key, value in changes.items():
         editor.set(key, value)
     return editor
+
+
+def test_what_is_not_a_model_is_refused_before_the_work() -> None:
+    """A result that says of itself that it is something else; the recipe can set that right."""
+    metadata = MetadataEditor()
+    metadata.set("general.type", "adapter\x1b[2J")
+    assert refusals({}, metadata) == [
+        'general.type is "adapter\\x1b[2J", not "model"; set it under metadata: of the recipe'
+    ]
+    metadata.set("general.type", "model")
+    assert refusals({}, metadata) == []

@@ -116,7 +116,7 @@ def test_what_comes_with_the_weights(store: Path) -> None:
 @pytest.mark.parametrize(
     ("reference", "complaint"),
     [
-        ("ollama:llama3.2:1b", r'did you mean "llama3\.2:3b"\?; or get it with ollama pull llama3.2:1b'),
+        ("ollama:llama3.2:1b", r'did you mean "llama3\.2:3b"\? otherwise get it with ollama pull llama3.2:1b'),
         ("ollama:zephyr", r"not in .*models; known: .*ollama pull zephyr:latest"),
         ("ollama:cloud", r"runs at https://ollama\.com:443, its weights are not on this machine"),
         ("ollama:mlx", r"is kept as safetensors, not as GGUF"),

@@ -227,8 +227,8 @@ def test_glm5_next_keeps_eight_bits_and_its_small_weights() -> None:
         ({"ftype": "Q4_K_X"}, 'unknown type "Q4_K_X": did you mean "Q4_K_S"'),
         ({"ftype": "NVFP4"}, "NVFP4 files can be read but not written"),
         ({"tensor_types": [("attn_q", "Q9_0")]}, 'unknown tensor type "Q9_0"'),
-        ({"tensor_types": [("attn_q", "I32")]}, "I32 is no type for weights"),
-        ({"output_tensor_type": "Q8_K"}, "Q8_K is no type for weights"),
+        ({"tensor_types": [("attn_q", "I32")]}, "I32 is not a type for weights"),
+        ({"output_tensor_type": "Q8_K"}, "Q8_K is not a type for weights"),
         ({"tensor_types": [("attn_(q", "Q8_0")]}, r'tensor type "attn_\(q" is not a regular expression'),
         ({"tensor_types": [("atn_q", "Q8_0")]}, 'tensor type "atn_q" applies to no tensor'),
         (

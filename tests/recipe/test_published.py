@@ -15,7 +15,7 @@ import pytest
 import ggufmerge
 from ggufmerge.engine import make_plan
 from ggufmerge.errors import GgufmergeError, PlanError
-from ggufmerge.planning.planner import Opened
+from ggufmerge.planning.opened import Opened
 from ggufmerge.recipe import load_recipe
 from tests.tiny import write_tiny_llama, write_tiny_lora
 

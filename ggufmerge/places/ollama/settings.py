@@ -17,6 +17,7 @@ from ggufmerge.files import GGUFFile, facts
 from ggufmerge.files.metadata import KeyValues, ValueKind
 from ggufmerge.places.ollama.store import OllamaSettings, settings_of
 from ggufmerge.sources import Source
+from ggufmerge.text import quoted
 from ggufmerge.types import TensorType
 
 # What may stand behind PARAMETER. Source: `Options` in Ollama's `api/types.go`, without typical_p, which newer versions
@@ -176,6 +177,8 @@ def refusals(types: Mapping[str, TensorType], metadata: KeyValues) -> list[str]:
     llama.cpp takes all of it. Source: Ollama's `fs/ggml/gguf.go`, `fs/ggml/type.go`.
     """
     problems = []
+    if (said := metadata.text(keys.TYPE) or "model") != "model":
+        problems.append(f'{keys.TYPE} is {quoted(said)}, not "model"; set it under metadata: of the recipe')
     for kind in sorted(set(types.values()) & _UNKNOWN_TYPES):
         name = next(n for n, t in types.items() if t is kind)
         problems.append(f"{name} is {kind}, a type that Ollama does not know; choose another with --type")
@@ -194,7 +197,8 @@ def check_file(file: GGUFFile) -> None:
             f"ADAPTER ./{file.path.name}, then ollama create NAME -f Modelfile; or bake it into its base"
         )
     if kind not in ("model", ""):
-        raise PlanError(f"{file.path}: is not a model but of type {kind!r}; give the file with the model's weights")
+        what = f"is not a model but of type {quoted(kind)}"
+        raise PlanError(f"{file.path}: {what}; give the file with the model's weights")
     check_content({n: t.type for n, t in file.tensors.items()}, file.metadata)
 
 

@@ -318,7 +318,10 @@ def _advice(roots: list[Path], wanted: OllamaName) -> str:
     if not known:
         return f"nothing is there; ollama pull {wanted} gets it"
     hint = nearest(str(wanted).removesuffix(f":{DEFAULT_TAG}"), known)
-    return f"{hint if len(hint) < 400 else 'see ollama list'}; or get it with ollama pull {wanted}"
+    if len(hint) >= 400:
+        hint = "see ollama list"
+    joint = " otherwise get it" if hint.endswith("?") else "; or get it"
+    return f"{hint}{joint} with ollama pull {wanted}"
 
 
 def _listed(paths: list[Path]) -> str:

@@ -1,0 +1,108 @@
+"""What is done with each tensor once its type is known: copied, converted or merged, with which side tensors and which
+rounding, and whether it can be written at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from ggufmerge.errors import PlanError
+from ggufmerge.planning.plan import PlannedTensor, Rounding
+from ggufmerge.planning.side_tensors import with_side_tensors
+from ggufmerge.quants import codec, grid_of
+from ggufmerge.quants.encoders import encoder
+from ggufmerge.quants.importance import Imatrix
+from ggufmerge.quants.mixture import needs_imatrix
+from ggufmerge.sources import Source
+from ggufmerge.types import FileType, TensorType
+
+
+def with_actions(
+    tensors: Iterable[PlannedTensor],
+    sources: Sequence[Source],
+    file_type: FileType,
+    imatrix: Imatrix | None,
+    rounding: Rounding | None = None,
+) -> tuple[list[PlannedTensor], list[str]]:
+    """The tensors, whose types are decided, with what is done with them, their side tensors behind each; and warnings.
+
+    rounding: that is asked for; None leaves it to the weights.  PlanError says which one cannot be written.
+    """
+    done = with_side_tensors((_with_action(t, sources) for t in tensors), sources)
+    done = [_with_rounding(t, sources, rounding) for t in done]
+    return done, _check_writable(done, file_type, imatrix)
+
+
+def _with_action(tensor: PlannedTensor, sources: Sequence[Source]) -> PlannedTensor:
+    """A tensor with a single input is copied if its bytes stay what they are, else converted."""
+    if tensor.action == "merge":
+        return tensor
+    only = tensor.inputs[0]
+    same = sources[only.source].stores(only.tensor, tensor.type, tensor.name)
+    # a single input is what is left of a merge; the others play no part any more
+    return replace(tensor, inputs=tensor.inputs[:1], action="copy" if same else "convert")
+
+
+def _with_rounding(tensor: PlannedTensor, sources: Sequence[Source], asked: Rounding | None) -> PlannedTensor:
+    """A tensor with the rounding of its change: as asked for where the type has a grid that the weights lie on already.
+
+    Rows of a changed vocabulary are a change of no one model, and rounded to the nearest.
+    asked: by the recipe; None leaves it to the weights ("auto").
+    """
+    if not _changes(tensor, sources) or any(sources[i.source].moves(i.tensor) for i in tensor.inputs):
+        return tensor
+    keeps = tensor.type in reference_types(tensor, sources).values()
+    fits = (keeps and grid_of(tensor.type) is not None) or not encoder(asked or "stochastic").needs_grid
+    return replace(tensor, keeps_type=keeps, rounding=(asked or "auto") if fits else "nearest")
+
+
+def _changes(tensor: PlannedTensor, sources: Sequence[Source]) -> bool:
+    """Whether a tensor of the result has other weights than its inputs, apart from rounding."""
+    first = tensor.inputs[0]
+    return tensor.action == "merge" or (
+        tensor.action == "convert" and sources[first.source].changed_by_adapter(first.tensor)
+    )
+
+
+def reference_types(tensor: PlannedTensor, sources: Sequence[Source]) -> dict[int, TensorType]:
+    """The inputs of a tensor that its result may be a change of, by their numbers, with the types they are stored in.
+
+    The base; without one the inputs that have the result's type, on whose grids it may be caught, else the first one.
+    """
+    candidates = tensor.inputs[:1] if tensor.has_base else tensor.inputs
+    types = {i: sources[given.source].file.tensors[given.tensor].type for i, given in enumerate(candidates)}
+    return {i: kind for i, kind in types.items() if kind == tensor.type} or {0: types[0]}
+
+
+def _check_writable(tensors: Sequence[PlannedTensor], file_type: FileType, imatrix: Imatrix | None) -> list[str]:
+    """PlanError for tensors that cannot be quantized as planned; warnings for those that go without their imatrix."""
+    uncovered, unseen = [], dict[str, int]()
+    for t in tensors:
+        if t.action == "copy":
+            continue
+        if not codec(t.type).writable:
+            raise PlanError(f"{t.name}: {t.type} can be read but not written; choose another --type")
+        weights = imatrix.get(t.name, t.n, t.matrices) if imatrix else None
+        if weights is None and (codec(t.type).needs_imatrix or needs_imatrix(t.name, t.type, file_type)):
+            remedy = "one made for this model" if imatrix else "one with --imatrix FILE"
+            raise PlanError(
+                f"{t.name}: {t.type} cannot be written without an importance matrix: give {remedy}, "
+                f"or choose a wider --type"
+            )
+        if imatrix and weights is None and t.name.startswith("blk.") and codec(t.type).quantize_weighted is not None:
+            uncovered.append(t.name)
+        if imatrix and weights is not None and codec(t.type).quantize_weighted is not None:
+            unseen |= {t.name: missed} if (missed := imatrix.missed(t.name)) else {}
+    warnings = []
+    if uncovered:
+        more = f" and {len(uncovered) - 1} more" if len(uncovered) > 1 else ""
+        warnings.append(f"the importance matrix has no entry for {uncovered[0]}{more}: quantized without")
+    if unseen:
+        name, most = max(unseen.items(), key=lambda item: item[1])
+        more = f", and some of {len(unseen) - 1} more" if len(unseen) > 1 else ""
+        warnings.append(
+            f"the importance matrix never saw {most} of the experts of {name}{more}: they are quantized without; one "
+            "made from more text sees them"
+        )
+    return warnings

@@ -1,0 +1,53 @@
+"""Whether the filters of a recipe mean any tensor: those of its parameters, methods and `exclude`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from ggufmerge.errors import RecipeError
+from ggufmerge.planning.layout import Slot
+from ggufmerge.recipe import Recipe
+from ggufmerge.recipe.document import Location
+from ggufmerge.recipe.names import known_words, spellings
+from ggufmerge.recipe.settings import Rule, Setting
+
+
+def check_filters(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
+    """RecipeError for filters that match no tensor; a warning when the word would match in other models."""
+    names = dict.fromkeys(name for slot in filled for name in (slot.name, *slot.names) if name is not None)
+    levels: list[tuple[Location, Mapping[str, Setting]]] = [(("parameters",), recipe.parameters)]
+    for i, model in enumerate(recipe.models or ()):
+        levels.append((("models", i, "parameters"), model.parameters))
+    for i, piece in enumerate(recipe.slices or ()):
+        levels.append((("slices", i, "parameters"), piece.parameters))
+        for j, source in enumerate(piece.sources):
+            levels.append((("slices", i, "sources", j, "parameters"), source.parameters))
+    excluded = Setting(tuple(Rule(pattern, None) for pattern in recipe.exclude))
+    levels.append(((), {"merge_method": recipe.merge_method, "exclude": excluded}))
+    unused: dict[str, tuple[Location, str]] = {}
+    beside: dict[str, tuple[Location, str]] = {}
+    for where, parameters in levels:
+        for key, setting in parameters.items():
+            used = [any(map(rule.matches, names)) for rule in setting.rules]
+            for number, rule in enumerate(setting.rules):
+                if rule.filter is not None and not used[number]:
+                    spared = where and any(used)  # what mergekit knows, and what the setting says besides holds
+                    (beside if spared else unused).setdefault(rule.filter, ((*where, key, number, "filter"), key))
+    words = known_words()
+    warnings, problems = [], []
+    for pattern, (place, key) in unused.items():
+        what = f'the filter "{pattern}" of {key} matches no tensor'
+        if any(pattern in word or fnmatchcase(word, pattern) for word in words):
+            warnings.append(recipe.complaint(place, f"{what} of these models"))
+        else:
+            example = next((s for n in names if n.startswith("blk.") for s in spellings(n)[1:]), "")
+            what += f"; filters are parts of names such as blk.0.ffn_down.weight{example and f' or {example}'}"
+            problems.append(recipe.complaint(place, what))
+    for pattern, (place, key) in beside.items():
+        if pattern not in unused:
+            what = f'the filter "{pattern}" of {key} matches no tensor and has no effect: remove it'
+            warnings.append(recipe.complaint(place, what))
+    if problems:
+        raise RecipeError(*problems)
+    return warnings
