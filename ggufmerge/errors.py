@@ -96,10 +96,13 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f'did you mean "{close}"?' if close is not None else "known: " + ", ".join(choices)
 
 
-def close_to(word: str, choices: Iterable[str]) -> str | None:
-    """The choice closest to `word`, whatever the case of both; None when none is close."""
+def close_to(word: str, choices: Iterable[str], ratio: float = 0.6) -> str | None:
+    """The choice closest to `word`, whatever the case of both; None when none is close.
+
+    ratio: how alike they must be, from 0 to 1 (difflib's ratio: twice the letters in common by those of both).
+    """
     folded = {c.lower(): c for c in choices}
-    close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=ratio)
     return folded[close[0]] if close else None
 
 

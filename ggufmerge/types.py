@@ -101,7 +101,8 @@ class TensorType(StrEnum):
         try:
             return cls[name.upper()]
         except KeyError:
-            raise GgufmergeError(f'unknown tensor type "{name}": {nearest(name, cls)}') from None
+            hint = _of_fork(name) or nearest(name, cls)
+            raise GgufmergeError(f'unknown tensor type "{name}": {hint}') from None
 
 
 _BY_ID = {t.id: t for t in TensorType}
@@ -219,11 +220,32 @@ def community_name(name: str) -> str | None:
             'and --token-embedding-type Q8_0 of quantize, or tensor_types: {"^output": Q8_0, "^token_embd": Q8_0} in a '
             f"recipe, with type {_LARGE[key]}"
         )
+    if told := _of_fork(name):
+        return told
     if key.startswith("UD-"):
         return "a mixture that Unsloth makes for each model: quantize --like FILE takes over that of a file"
     if key.startswith("I1-"):
         return f"{name[3:]} made with an importance matrix: give --imatrix FILE"
     return _MEANT.get(key)
+
+
+def fork_type(number: int) -> tuple[str, str] | None:
+    """(name, program) of a tensor type that only a fork of llama.cpp reads, by its number in files; None for others."""
+    if 200 <= number < 400:  # the types of ik_llama.cpp that interleave rows are its others, and ggml's, with 200 added
+        return "of interleaved rows", "ik_llama.cpp"
+    return (_FORKS[number], "ik_llama.cpp") if number in _FORKS else None
+
+
+def _of_fork(name: str) -> str:
+    """What a name stands for that is a type of a fork, and the usual type of about that size; "" for other names."""
+    key = name.upper()
+    if key not in _FORKS.values() and not re.fullmatch(r"I?Q\d\w*_R[48]", key):
+        return ""
+    bits = re.search(r"\d", key)
+    near = {"1": "IQ1_M", "2": "IQ2_M", "3": "Q3_K_M", "4": "Q4_K_M", "5": "Q5_K_M", "6": "Q6_K", "8": "Q8_0"}
+    return (
+        f"a type of ik_llama.cpp, which llama.cpp does not read: of about that size is {near[bits[0]]}" if bits else ""
+    )
 
 
 def _what_is_meant(name: str) -> str:
@@ -264,6 +286,27 @@ _ALIASES = {
     "FLOAT16": "F16",
     "FLOAT32": "F32",
     "BFLOAT16": "BF16",
+}
+# Tensor types of ik_llama.cpp (ggml.h), by the numbers that they have in files
+_FORKS = {
+    133: "Q6_0",
+    134: "IQ1_BN",
+    135: "IQ2_BN",
+    137: "IQ2_K",
+    138: "IQ3_K",
+    139: "IQ4_K",
+    140: "IQ5_K",
+    141: "IQ6_K",
+    144: "IQ4_KS",
+    145: "IQ2_KS",
+    146: "IQ4_KSS",
+    152: "IQ5_KS",
+    153: "IQ2_KT",
+    154: "IQ3_KT",
+    155: "IQ4_KT",
+    156: "IQ3_KS",
+    157: "IQ2_KL",
+    158: "IQ1_KT",
 }
 _LARGE = {"Q2_K_L": "Q2_K", "Q3_K_XL": "Q3_K_L", "Q4_K_L": "Q4_K_M", "Q5_K_L": "Q5_K_M", "Q6_K_L": "Q6_K"}
 _REPACKED = "llama.cpp repacks Q4_0 by itself when it loads a model: give Q4_0"

@@ -94,7 +94,10 @@ def split(
 
 
 def join(
-    first: Annotated[Path, typer.Argument(metavar="FIRST", help="The first shard.", show_default=False)],
+    given: Annotated[
+        list[Path],
+        typer.Argument(metavar="FIRST...", help="The first shard, or all of them in any order.", show_default=False),
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The GGUF file to write.", show_default=False)],
     overwrite: Overwrite = False,
     threads: Threads = None,
@@ -104,12 +107,13 @@ def join(
     from ggufmerge.cli.progress import ProgressDisplay
     from ggufmerge.cli.terminal import console, print_json, tell
     from ggufmerge.files import open_gguf
+    from ggufmerge.files.shards import first_of
     from ggufmerge.files.split import join_gguf
     from ggufmerge.places.references import find
     from ggufmerge.text import size
 
+    first = first_of([find(str(path)).path for path in given], output)
     check_name(output)
-    first = find(str(first)).path
     with open_gguf(first) as opened:
         shards, tensors = [str(path) for path in opened.paths], len(opened.tensors)
     progress = ProgressDisplay(console(stderr=True))

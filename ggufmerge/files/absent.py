@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ggufmerge.files.pieces import parts_of, together
 from ggufmerge.files.shards import ShardName
 
 _LISTED = 5  # names in a message
@@ -32,6 +33,8 @@ def absent(path: str | os.PathLike[str], kinds: Sequence[str] = MODELS, *, writt
         while not folder.is_dir() and folder != folder.parent:
             folder, missing, above = folder.parent, folder.name, above.parent
         return f'{what}: there is no folder "{above / missing}"{_meant(above, missing, folder, ("/",), "")}'
+    if parts := parts_of(path):
+        return f"{what}, but it is here in pieces: put them together: {together(parts, missing)}"
     return f"{what}{_meant(above, missing, folder, kinds, _listed(folder, kinds))}"
 
 

@@ -21,10 +21,11 @@ from ggufmerge.errors import FormatError
 from ggufmerge.files import shards
 from ggufmerge.files.absent import absent
 from ggufmerge.files.metadata import MAX_ARRAY, MAX_STRING, Metadata, ValueKind
+from ggufmerge.files.pieces import of_cut_file
 from ggufmerge.files.small import open_regular
 from ggufmerge.files.tensor import MappedFile, Tensor, TensorInfo, Tensors
 from ggufmerge.keys import ALIGNMENT, ARCHITECTURE
-from ggufmerge.types import TensorType
+from ggufmerge.types import TensorType, fork_type
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # llama.cpp reads both; they differ from 1 in the width of counts
@@ -111,6 +112,9 @@ def _other_shards(first: _Header, count: int) -> Iterator[_Header]:
     path = first.file.path
     number = first.shard_value(shards.NUMBER, ValueKind.U16)
     paths = shards.shard_paths(path)
+    if first.is_followed:
+        todo = f"get the shards again, and for one file: ggufmerge join {shards.ShardName('NAME', 1, count)} OUT.gguf"
+        first.refuse("shards were run together, and each has a header of its own", todo)
     if number != 0:
         hint = f"open the first one, {paths[0].name}" if paths else "open the first one"
         first.refuse(f"this is part {number + 1} of {count} of a split model", hint)
@@ -162,7 +166,15 @@ class _Header:
             self._view = memoryview(b"")
 
     def refuse(self, what: str, todo: str) -> NoReturn:
+        what, todo = of_cut_file(self.file.path) or (what, todo)
         raise FormatError(f"{self.file.path}: {what}: {todo}")
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether another GGUF file begins where the data of this one ends."""
+        ends = (tensor.offset + tensor.nbytes for tensor in self.tensors)
+        end = max(ends, default=_pad(self._at, self.alignment))
+        return any(self.file.bytes[at : at + 4].tobytes() == MAGIC for at in {end, _pad(end, self.alignment)})
 
     def shard_value(self, key: str, kind: ValueKind, default: int | None = None) -> int:
         """A `split.*` number, which must have exactly this type."""
@@ -198,11 +210,12 @@ class _Header:
         self._pair_count = self._counted(pairs, _MIN_PAIR, "key-value pairs")
 
     def _refuse_foreign(self, start: bytes) -> NoReturn:
-        for prefix, what, todo in _FOREIGN:
-            if start.startswith(prefix):
-                self.refuse(f"not a GGUF file but {what}", todo)
-        if start[8:9] == b"{":
+        if start[8:9] == b"{" and 0 in start[:8]:
             self.refuse("not a GGUF file but safetensors", "convert the model with convert_hf_to_gguf.py of llama.cpp")
+        text = start.lstrip()  # the texts of servers may begin with empty lines
+        for prefix, what, todo in _FOREIGN:
+            if start.startswith(prefix) or (text.startswith(prefix) and prefix[:1].isascii()):
+                self.refuse(f"not a GGUF file but {what}", todo)
         self.refuse(f"not a GGUF file (it starts with {start[:4]!r})", "give a .gguf file, or download it again")
 
     def _counted(self, count: int, least: int, what: str) -> int:
@@ -321,6 +334,9 @@ class _Header:
 
     def _type(self, name: str) -> TensorType:
         number = self._number(_U32, f"the type of {_show(name)}")
+        if (fork := fork_type(number)) is not None:
+            todo = f"make a file in a type of llama.cpp with the llama-quantize of {fork[1]} (--allow-requantize)"
+            self.refuse(f"tensor {_show(name)} has the type {fork[0]} ({number}) of {fork[1]}", todo)
         if number in _REMOVED:
             todo = "quantize the model again from its original"
             self.refuse(f"tensor {_show(name)} has type {number}, which llama.cpp no longer reads", todo)
@@ -423,4 +439,22 @@ _FOREIGN = (
     (b"algg", "a LoRA adapter older than GGUF", "convert the adapter again with convert_lora_to_gguf.py"),
     (b"PK\x03\x04", "a zip archive or PyTorch checkpoint", "convert it with convert_hf_to_gguf.py of llama.cpp"),
     (b"<", "a web page", "download the file itself"),
+    (b"\x1f\x8b", "an archive made with gzip", "unpack it with gunzip, or tar -xzf for a .tar.gz"),
+    (b"BZh", "an archive made with bzip2", "unpack it with bunzip2"),
+    (b"\xfd7zXZ", "an archive made with xz", "unpack it with unxz"),
+    (b"\x28\xb5\x2f\xfd", "an archive made with zstd", "unpack it with unzstd"),
+    (b"7z\xbc\xaf\x27\x1c", "an archive made with 7-Zip", "unpack it"),
+    (b"Rar!", "a RAR archive", "unpack it"),
+    *(
+        (
+            bytes([0x80, protocol]),
+            "a PyTorch checkpoint (a pickle)",
+            "convert it with convert_hf_to_gguf.py of llama.cpp",
+        )
+        for protocol in range(2, 6)
+    ),
+    (b"{", "a text in JSON, such as a list of files or a message of a server", "download the file itself"),
+    (b"Invalid username", "a message of a server", "log in and download the file itself"),
+    (b"Entry not found", "a message of a server", "check the address and download the file itself"),
+    (b"Access to model", "a message of a server", "ask for access to the model and download the file itself"),
 )

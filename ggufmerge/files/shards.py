@@ -7,11 +7,14 @@ metadata is in the first shard, the others hold only the `split.*` keys.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggufmerge import keys
+from ggufmerge.errors import GgufmergeError
 from ggufmerge.files.metadata import MetadataEditor, ValueKind
+from ggufmerge.files.pieces import of_cut_file
 
 NUMBER = keys.SPLIT_NUMBER  # u16, counted from 0
 COUNT = keys.SPLIT_COUNT  # u16; 0 and 1 mean that the file is complete
@@ -89,3 +92,29 @@ def shard_paths(path: Path) -> list[Path] | None:
     """Paths of all shards of the model that `path` is a shard of, by name alone; None when it is not named like one."""
     name = ShardName.parse(path.name)
     return None if name is None else [path.with_name(str(shard)) for shard in name.all()]
+
+
+def first_of(paths: Sequence[Path], output: Path) -> Path:
+    """The first shard of the model that these files are shards of, in any order; a file alone that is no shard is it.
+
+    output: what is to be written, which a user may have forgotten behind a wildcard.
+    GgufmergeError when they are shards of several models, or no shards, or when the output is one of them.
+    """
+    names = [ShardName.parse(path.name) for path in paths]
+    models = [name and (path.parent, name.prefix, name.count) for path, name in zip(paths, names, strict=True)]
+    last = ShardName.parse(output.name)
+    if last is not None and (output.parent, last.prefix, last.count) in models:
+        raise GgufmergeError(f"{output}: is a shard of the model: give the file to write behind the shards")
+    if len(paths) == 1 and models[0] is None:
+        return paths[0]
+    for path, model in zip(paths, models, strict=True):
+        if model is None and (piece := of_cut_file(path)):
+            raise GgufmergeError(f"{path}: {piece[0]}: {piece[1]}")
+        if model is None:
+            example = ShardName("NAME", 1, max(len(paths), 2))
+            raise GgufmergeError(f"{path}: not named as a shard is ({example}): give the shards of one model")
+        if model != models[0]:
+            raise GgufmergeError(f"{path}: not a shard of the same model as {paths[0]}: give the shards of one model")
+    found = shard_paths(paths[0])
+    assert found is not None, "all names are those of shards"
+    return found[0]

@@ -20,8 +20,12 @@ _ANY = re.compile(r"(?:^|\.)blk\.(\d+)\.", re.ASCII)
 
 
 def layer_count(file: StoredFile) -> int:
-    """Number of layers of a model. FormatError or PlanError when it does not say, or its tensors say otherwise."""
+    """Number of layers of a model, 0 for one of another kind than llama.cpp's, such as a model of images, that counts
+    none. FormatError or PlanError when it does not say, or its tensors say otherwise.
+    """
     key = keys.block_count(file.architecture)
+    if is_without_layers(file):
+        return 0
     count = file.metadata.need_integer(key)
     named = _highest(file, _OWN)
     low, high = named, named + _prediction_layers(file)
@@ -33,6 +37,15 @@ def layer_count(file: StoredFile) -> int:
         shown = f"its tensors are of {named or high} layers" if named or high < MAX_LAYERS else "that many cannot be"
         raise PlanError(f"{file.path}: {key} is {count}, but {shown}; this file is damaged or incomplete, take another")
     return count
+
+
+def is_without_layers(file: StoredFile) -> bool:
+    """Whether a file is no language model, but weights of another kind that other programs keep in GGUF files (Flux,
+    Stable Diffusion, Wan): it has neither tokens nor the width that each model of llama.cpp has, and counts no layers.
+    """
+    arch = file.architecture
+    own = (keys.TOKENS, keys.block_count(arch), keys.of(arch, "embedding_length"))
+    return bool(file.tensors) and not _highest(file, _ANY) and not any(key in file.metadata for key in own)
 
 
 def _prediction_layers(file: StoredFile) -> int:

@@ -88,7 +88,7 @@ def reference_types(tensor: PlannedTensor, sources: Sequence[Source]) -> dict[in
 
 def _check_writable(tensors: Sequence[PlannedTensor], file_type: FileType, imatrix: Imatrix | None) -> list[str]:
     """PlanError for tensors that cannot be quantized as planned; warnings for those that go without their imatrix."""
-    uncovered = []
+    uncovered, unseen = [], dict[str, int]()
     for t in tensors:
         if t.action == "copy":
             continue
@@ -103,7 +103,17 @@ def _check_writable(tensors: Sequence[PlannedTensor], file_type: FileType, imatr
             )
         if imatrix and weights is None and t.name.startswith("blk.") and codec(t.type).quantize_weighted is not None:
             uncovered.append(t.name)
-    if not uncovered:
-        return []
-    more = f" and {len(uncovered) - 1} more" if len(uncovered) > 1 else ""
-    return [f"the importance matrix has no entry for {uncovered[0]}{more}: quantized without"]
+        if imatrix and weights is not None and codec(t.type).quantize_weighted is not None:
+            unseen |= {t.name: missed} if (missed := imatrix.missed(t.name)) else {}
+    warnings = []
+    if uncovered:
+        more = f" and {len(uncovered) - 1} more" if len(uncovered) > 1 else ""
+        warnings.append(f"the importance matrix has no entry for {uncovered[0]}{more}: quantized without")
+    if unseen:
+        name, most = max(unseen.items(), key=lambda item: item[1])
+        more = f", and some of {len(unseen) - 1} more" if len(unseen) > 1 else ""
+        warnings.append(
+            f"the importance matrix never saw {most} of the experts of {name}{more}: they are quantized without; one "
+            "made from more text sees them"
+        )
+    return warnings

@@ -5,6 +5,7 @@ starts.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,8 +74,20 @@ def check_architectures(sources: Sequence[Source]) -> None:
         if other.file.architecture != first.file.architecture:
             raise PlanError(
                 f"different architectures: {first.label} is {first.file.architecture!r}, "
-                f"{other.label} is {other.file.architecture!r}; only fine-tunes of one base can be merged"
+                f"{other.label} is {other.file.architecture!r}; {_todo(first, other)}"
             )
+
+
+def _todo(first: Source, other: Source) -> str:
+    """What to do about two models of different architectures."""
+    letters = {re.sub("[^a-z0-9]", "", source.file.architecture.lower()) for source in (first, other)}
+    if len(letters) > 1:
+        return "only fine-tunes of one base can be merged"
+    spelt = min(first.file.architecture, other.file.architecture, key=lambda name: sum(not c.isalnum() for c in name))
+    return (
+        f"{spelt!r} is how Ollama calls it, whose files of this model have other tensors; take both from Hugging Face "
+        "(hf:OWNER/REPO:TYPE), or both from Ollama"
+    )
 
 
 def differences(sources: Sequence[Source]) -> list[str]:

@@ -26,11 +26,14 @@ def check_filters(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
     excluded = Setting(tuple(Rule(pattern, None) for pattern in recipe.exclude))
     levels.append(((), {"merge_method": recipe.merge_method, "exclude": excluded}))
     unused: dict[str, tuple[Location, str]] = {}
+    beside: dict[str, tuple[Location, str]] = {}
     for where, parameters in levels:
         for key, setting in parameters.items():
+            used = [any(map(rule.matches, names)) for rule in setting.rules]
             for number, rule in enumerate(setting.rules):
-                if rule.filter is not None and not any(map(rule.matches, names)):
-                    unused.setdefault(rule.filter, ((*where, key, number, "filter"), key))
+                if rule.filter is not None and not used[number]:
+                    spared = where and any(used)  # what mergekit knows, and what the setting says besides holds
+                    (beside if spared else unused).setdefault(rule.filter, ((*where, key, number, "filter"), key))
     words = known_words()
     warnings, problems = [], []
     for pattern, (place, key) in unused.items():
@@ -41,6 +44,10 @@ def check_filters(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
             example = next((s for n in names if n.startswith("blk.") for s in spellings(n)[1:]), "")
             what += f"; filters are parts of names such as blk.0.ffn_down.weight{example and f' or {example}'}"
             problems.append(recipe.complaint(place, what))
+    for pattern, (place, key) in beside.items():
+        if pattern not in unused:
+            what = f'the filter "{pattern}" of {key} matches no tensor and has no effect: remove it'
+            warnings.append(recipe.complaint(place, what))
     if problems:
         raise RecipeError(*problems)
     return warnings

@@ -1,7 +1,8 @@
 """Which tensors the result has, and the tensors of the sources that each is made from.
 
 Layers of the result are counted through the recipe's output slices. Tensors outside the blocks come from the first
-slice (embeddings and the like) or the last one (final norm and output head), as in mergekit.
+slice (embeddings and the like) or the last one (final norm and output head), as in mergekit. So these two may have no
+layers at all: then their models give nothing else.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from ggufmerge.sources.side_tensors import is_orphan
 _CONSTANTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
+# Vision and sound, which Ollama keeps in the file of the language model and llama.cpp in one of their own.
+_OTHER_SENSES = ("a.", "mm.", "s.", "v.")
 _Names = dict[int | None, list[str]]
 
 
@@ -60,6 +63,11 @@ class Slice:
     def uses_base(self, method: Method) -> bool:
         """Whether a method takes differences from the base, which then stands first in its inputs."""
         return self.base is not None and method.base is not Base.MODEL
+
+    def is_base_alone(self, method: Method) -> bool:
+        """Whether a method that adds changes to its base has none to add: mergekit gives the base then."""
+        adds_changes = method.base is Base.REQUIRED and not method.pair and method.min_models == 1
+        return adds_changes and self.base is not None and len(self.parts) == 1
 
     def order(self, method: Method, recipe: Recipe) -> list[int]:
         """The parts that a method merges, in its order: its base first, then as the recipe names them.
@@ -102,7 +110,8 @@ def lay(
     slots = list(_slots(layout, sources))
     for number, piece in enumerate(layout):
         for method in methods:
-            _check_model_count(method, piece, recipe, number)
+            if not piece.is_base_alone(method):
+                _check_model_count(method, piece, recipe, number)
     with recipe.blamed(("models",) if recipe.slices is None else ("slices",)):
         _check_presence(slots, sources)
     return layout, slots
@@ -129,7 +138,10 @@ def _slices(
                 raise PlanError(recipe.complaint(place, f"slice {number + 1}: {what}"))
         with recipe.blamed(place or ("models",)):
             _check_lengths(parts, sources, "" if recipe.slices is None else f"slice {number + 1}: ")
+            _check_filled(parts, number, len(recipe.slices or ()))
         out.append(Slice(tuple(parts), at, parameters, (*place, "parameters")))
+    if recipe.slices is not None and not any(piece.layers for piece in out):
+        raise PlanError(recipe.complaint(("slices",), "all slices are empty, so the result would have no layers"))
     return out
 
 
@@ -150,7 +162,7 @@ def _part(
 def _check_lengths(parts: Sequence[Part], sources: Sequence[Source], where: str) -> None:
     for part in parts:
         source, available = sources[part.source], layer_count(sources[part.source].file)
-        if part.stop <= part.start and available:
+        if part.stop < part.start:
             raise PlanError(f"{where}layer_range [{part.start}, {part.stop}] of {source.label} is empty")
         if part.stop > available:
             asked = f"layer_range [{part.start}, {part.stop}] of {source.label}"
@@ -158,6 +170,37 @@ def _check_lengths(parts: Sequence[Part], sources: Sequence[Source], where: str)
     if len({part.stop - part.start for part in parts}) > 1:
         listed = ", ".join(f"{sources[p.source].label} {p.stop - p.start}" for p in parts)
         raise PlanError(f"{where}the sources have different numbers of layers ({listed}); they must be the same")
+
+
+def _check_filled(parts: Sequence[Part], number: int, slices: int) -> None:
+    """PlanError for a slice without layers that gives nothing to the result, or that gives all of it."""
+    if slices and parts[0].stop == parts[0].start and (slices == 1 or 0 < number < slices - 1):
+        todo = "only the first and the last of several may be, to give the embeddings or the head of their models"
+        raise PlanError(f"slice {number + 1}: layer_range [{parts[0].start}, {parts[0].stop}] is empty; {todo}")
+
+
+def without_effect(
+    recipe: Recipe, methods: Sequence[Method], layout: Sequence[Slice], slots: Sequence[Slot], sources: Sequence[Source]
+) -> list[str]:
+    """Warnings for slices in which nothing is merged, and for vision and sound that models have beside the language
+    model and that the result has not.
+    """
+    found = []
+    for number, piece in enumerate(layout):
+        if any(map(piece.is_base_alone, methods)):
+            place: Location = ("models",) if recipe.slices is None else ("slices", number)
+            what = "only the base takes part, so nothing is merged: add the models that are to change it"
+            found.append(recipe.complaint(place, what))
+    names = {slot.name for slot in slots}
+    for source in sources:
+        missing = [name for name in source.tensors if name.startswith(_OTHER_SENSES) and name not in names]
+        if missing:
+            what = f"{len(missing)} tensors of vision or sound ({missing[0]}, ...) are left out"
+            todo = "to keep them make it the base, or without a base the first model"
+            found.append(
+                f"{source.label}: {what}, since {sources[0].label}, which the result takes after, has none; {todo}"
+            )
+    return found
 
 
 def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int) -> None:
@@ -249,6 +292,11 @@ def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *
             if name in sources[owner].tensors:
                 only = replace(piece, parts=(replace(piece.parts[first], source=owner),), base=None)
                 note = f"computed, not trained: taken from {sources[owner].label}"
+                yield Slot(name, only, (name,), 0.0, (note,), constant=True)
+        elif name.startswith(_OTHER_SENSES) and None in own:
+            if name in sources[owner].tensors:
+                only = replace(piece, parts=(replace(piece.parts[first], source=owner),), base=None)
+                note = f"vision or sound, which not all models have: taken from {sources[owner].label}"
                 yield Slot(name, only, (name,), 0.0, (note,), constant=True)
         elif name == HEAD and None in own:
             tied = [s.label for s, n in zip(parts, own, strict=True) if n is None]

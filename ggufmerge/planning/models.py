@@ -10,7 +10,7 @@ from ggufmerge.methods import method as find_method
 from ggufmerge.places.opening import open_source
 from ggufmerge.planning.checks import check_member
 from ggufmerge.planning.filters import check_filters
-from ggufmerge.planning.layout import Slice, Slot, lay
+from ggufmerge.planning.layout import Slice, Slot, lay, without_effect
 from ggufmerge.planning.plan import PlannedSource
 from ggufmerge.planning.vocabulary import alignment_of
 from ggufmerge.recipe import ModelReference, Recipe
@@ -77,7 +77,8 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     if alignment is not None:
         sources = aligned(sources, alignment)
     slices, slots = lay(recipe, methods, references, sources)
-    return LaidOut(references, sources, slices, slots, check_filters(recipe, slots), alignment)
+    warnings = [*without_effect(recipe, methods, slices, slots, sources), *check_filters(recipe, slots)]
+    return LaidOut(references, sources, slices, slots, warnings, alignment)
 
 
 def planned_sources(laid_out: LaidOut) -> tuple[PlannedSource, ...]:

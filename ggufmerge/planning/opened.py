@@ -122,11 +122,11 @@ def _alignment_of(plan: Plan, sources: Sequence[Source]) -> Alignment | None:
         return None
     recipe = load_recipe(f"{plan.recipe}\n")
     wanted = [_reference_of(source) for source in plan.sources]
-    for document in (recipe, *recipe.stages):
+    for stage in (recipe, *recipe.stages):
+        document = stage.with_files(plan.opening.stages).in_folder(plan.folder)
         references = document.references()
         if references != wanted:
             continue
-        document = document.with_files(plan.opening.stages).in_folder(plan.folder)
         alignment = vocabulary.alignment_of(document, references, sources)
         if vocabulary.planned_vocabulary(document, sources, alignment) == plan.vocabulary:
             return alignment

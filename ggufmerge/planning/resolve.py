@@ -87,6 +87,8 @@ class Resolver:
 
     def _merged(self, slot: Slot, method: Method, order: Sequence[int], planned: PlannedTensor) -> PlannedTensor:
         has_base = slot.slice.uses_base(method)
+        if slot.slice.is_base_alone(method):
+            return planned
         others = order[1:] if has_base else order
         found = {q: [self.find(q, slot, i) for i in others] for q in method.parameters if q.scope == "model"}
         given: dict[str, Value | list[Value]] = {}

@@ -94,6 +94,11 @@ class Imatrix(Collection[str]):
         """The sums and counts of one weight; KeyError when there are none."""
         return self._entries[name]
 
+    def missed(self, name: str) -> int:
+        """How many experts of a stack no token met; 0 for other weights, and those without an entry."""
+        entry = self._entries.get(name)
+        return int((entry.counts == 0).sum()) if entry is not None and len(entry.counts) > 1 else 0
+
     def get(self, name: str, n: int, n_mat: int = 1) -> NDArray[np.float32] | None:
         """float32 [n_mat, n]: the importance of each column of weight `name`, for each of its matrices (experts).
 

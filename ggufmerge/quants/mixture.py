@@ -343,6 +343,10 @@ class _ModelFacts:
         arch = arch if isinstance(arch, str) else ""
         required = keys.block_count(arch) if arch else keys.ARCHITECTURE
         if required not in meta and arch != "clip":  # vision encoders of llama.cpp count no blocks
+            is_other = model.tensors and not any("blk." in name for name in model.tensors)
+            if arch and is_other and keys.TOKENS not in meta:
+                todo = "use the tools of the program that runs it (ComfyUI-GGUF, stable-diffusion.cpp)"
+                raise PlanError(f"{arch} is no language model, so types cannot be chosen layer by layer: {todo}")
             raise PlanError(f'the metadata lack "{required}", so types cannot be chosen layer by layer')
 
         def number(key: str, default: int = 0) -> int:

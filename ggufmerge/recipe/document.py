@@ -39,6 +39,7 @@ class Document:
     arguments: None for what the user has written. A recipe that a command made of its arguments has no lines to speak
         of; complaints about these of its keys name the options that stand for them.
     has_lines: False for a mapping of a Python program, whose YAML nobody has seen.
+    remarks: what was noticed before the text was read, each with its (line, column).
     options: the options that have won over these of its keys; complaints about the keys name them.
     """
 
@@ -47,6 +48,7 @@ class Document:
     name: str = NAME
     arguments: Mapping[str, str] | None = None
     has_lines: bool = True
+    remarks: list[tuple[tuple[int, int], str]] = field(default_factory=list)
     options: Mapping[str, str] = field(default_factory=dict)
 
     def where(self, location: Location) -> str:

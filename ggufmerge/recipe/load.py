@@ -1,14 +1,15 @@
 """From text to checked recipes: YAML, schema, method and parameter names, all complaints with line numbers.
 
-Published recipes contain keys that mergekit accepts and never reads. Those few that are known (`INERT`) become warnings
-that name them; every other unknown word is an error that suggests the nearest valid one.
+Published recipes contain words that mergekit accepts and never reads: parameters of other methods, keys of other tools,
+words at a level where nobody looks for them. They become warnings that say what to do. What looks like a slip of a word
+that matters is an error: a word close to a known one, and a parameter that is needed and stands in the wrong place.
 """
 
 from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,20 +18,22 @@ from typing import Any, TypeVar
 import pydantic
 
 from ggufmerge import plugins
-from ggufmerge.errors import GgufmergeError, RecipeError, nearest
+from ggufmerge.errors import GgufmergeError, RecipeError, close_to, nearest
 from ggufmerge.files.absent import RECIPES, absent
 from ggufmerge.files.small import open_regular
 from ggufmerge.methods import NAMES
 from ggufmerge.methods import method as find_method
 from ggufmerge.methods import names as method_names
-from ggufmerge.methods.parameters import Parameter, ScopeError
+from ggufmerge.methods.parameters import REQUIRED, Parameter, ScopeError
 from ggufmerge.methods.spec import Base, Method
 from ggufmerge.patterns import Budget, Pattern, PatternError
 from ggufmerge.recipe.document import Document, Location, parse
+from ggufmerge.recipe.old_forms import language_module, modernized, name_stages, other_tool, within_fence
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Graft, Model, OutputSlice, RecipeKeys, SliceSource, TokenEmbedding, Tokenizer
 from ggufmerge.recipe.settings import Scalar, Setting
 from ggufmerge.text import printable, shown
+from ggufmerge.types import FileType
 
 # Words that stand in published recipes and that mergekit reads without effect.
 INERT = {
@@ -39,8 +42,9 @@ INERT = {
     "embed_slerp": "mergekit no longer reads it",
     "residual_weight": "mergekit never read it",
     "consensus_method": "mergekit never read it",
+    "input_model_parameters": "mergekit no longer reads it; write the parameters under each model",
+    "override_architecture": "it names a class of transformers; a GGUF file says itself what it is",
 }
-_TASK_ONLY = {"density", "rescale"}  # accepted by mergekit for task_arithmetic, which sparsifies nothing
 
 MAX_BYTES = 1 << 20
 OPTIONS = {"out_type": "--type", "imatrix": "--imatrix", "rounding": "--rounding"}  # of the commands that make recipes
@@ -56,11 +60,19 @@ _KEYS: dict[str, type[pydantic.BaseModel]] = {
     "tokenizer": Tokenizer,
 }
 _MOVED = {
-    "modules": "a GGUF file holds one module; keep the one of the language model",
     "random_seed": 'write "seed" at the top level',
     "tokens": "it belongs under tokenizer:",
     "pad_to_multiple_of": "it belongs under tokenizer:",
 }
+_ELSEWHERE = {  # keys beside `model` that make another model of it
+    "revision": "a file has no revisions, and another revision is another model: name its file, on the Hub with "
+    "hf:OWNER/REPO/FILE.gguf@REVISION",
+    "lora": 'an adapter stands in the reference: write "model: FILE.gguf+ADAPTER.gguf"',
+}
+# How alike a word is to the one that it must be a slip of (difflib's ratio). At 0.8 are "hyperparameters" and "metric
+# method" of other tools.
+_SLIP_OF_KEY = 0.81
+_SLIP_OF_PARAMETER = 0.66
 
 
 @dataclass(frozen=True)
@@ -117,14 +129,18 @@ def read_documents(
     """
     found: list[Loaded] = []
     complaints: list[_Complaint] = []
-    for document in _documents(text, name, arguments, has_lines=has_lines):
+    documents = _documents(text, name, arguments, has_lines=has_lines)
+    name_stages(documents)
+    for document in documents:
         report = _Report(document)
         keys = None
-        if isinstance(document.data, dict):
-            unwrapped = _without_module(document.data, report)
-            keys = _validated(_without_inert(unwrapped, (), report), report)
-        else:
+        if not isinstance(document.data, dict):
             report.problem((), "a recipe is a mapping with the keys merge_method, models, ...")
+        elif tool := other_tool(document.data):
+            report.problem((), tool)
+        else:
+            unwrapped = _without_module(document.data, report)
+            keys = _validated(modernized(_without_inert(unwrapped, (), report), report.warn), report)
         if keys is not None:
             found.append(Loaded(_checked(keys, report), document, tuple(_lines(report.warnings))))
         complaints += report.problems.values()
@@ -141,6 +157,10 @@ def _documents(text: str, name: str, arguments: Mapping[str, str] | None, *, has
     try:
         documents = parse(text, name, arguments, has_lines=has_lines)
     except RecipeError:
+        if fenced := within_fence(text):
+            documents = parse(fenced.text, name, arguments, has_lines=has_lines)
+            documents[0].remarks.append(((fenced.line, 1), fenced.remark))
+            return documents
         if is_recipe:
             raise
     else:
@@ -193,16 +213,20 @@ def _visit(
 
 
 def _without_module(data: dict[str, Any], report: _Report) -> dict[str, Any]:
-    """The recipe with what its only module says at the top level; a GGUF file holds one module, the language model.
+    """The recipe with what its language model's module says at the top level; a GGUF file holds no other module.
 
     The module's parameters come before those of the recipe, whose value holds where no filter of the module matches.
     """
     modules = data.get("modules")
-    if not isinstance(modules, dict) or len(modules) != 1:
+    if not isinstance(modules, dict) or not modules:
         return data
-    [(name, module)] = modules.items()
+    name = next(iter(modules)) if len(modules) == 1 else language_module(modules)
+    module = modules.get(name)
     if not isinstance(module, dict):
         return data
+    if len(modules) > 1:
+        others = ", ".join(shown(other) for other in modules if other != name)
+        report.warn(("modules",), f"only {shown(name)} is merged: a GGUF file holds the language model, not {others}")
     marks = report.document.marks
     for at in [at for at in marks if at[:2] == ("modules", name) and len(at) > 2]:
         marks[at[2:]] = marks[at]
@@ -256,12 +280,19 @@ class _Report:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.problems: dict[Location, _Complaint] = {}
-        self.warnings: list[_Complaint] = []
+        self.warnings = [
+            _Complaint(place, f"{document.name}:{place[0]}:{place[1]}", what) for place, what in document.remarks
+        ]
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether every unknown word is an error: nobody has published what a user has just written as an option."""
+        return self.document.arguments is not None
 
     def problem(self, at: Location, what: str | Callable[[], str]) -> None:
         self.problems.setdefault(at, self._complaint(at, what))
 
-    def warn(self, at: Location, what: str) -> None:
+    def warn(self, at: Location, what: str | Callable[[], str]) -> None:
         self.warnings.append(self._complaint(at, what))
 
     def _complaint(self, at: Location, what: str | Callable[[], str]) -> _Complaint:
@@ -291,12 +322,17 @@ def _validated(data: dict[str, Any], report: _Report) -> RecipeKeys | None:
     try:
         return RecipeKeys.model_validate(data)
     except pydantic.ValidationError as error:
+        unknown = {_place(item, report.document) for item in error.errors() if item["type"] == "extra_forbidden"}
+        for at in sorted(unknown, key=report.document.position):
+            _judge_key(at, data, report)
+        for at in unknown:
+            _remove(data, at)
         for item in error.errors():
             at = _place(item, report.document)
-            report.problem(at, partial(_explain, item, at, data))
-            if item["type"] == "extra_forbidden":
-                _remove(data, at)
-            elif (parameter := _parameter(at)) is not None:
+            if at in unknown:
+                continue
+            report.problem(at, partial(_explain, item, at))
+            if (parameter := _parameter(at)) is not None:
                 _remove(data, parameter)
     try:
         return RecipeKeys.model_validate(data)
@@ -327,24 +363,99 @@ def _remove(data: Any, at: Location) -> None:
     data.pop(at[-1], None)
 
 
-def _explain(item: Any, at: Location, data: dict[str, Any]) -> str:
+def _judge_key(at: Location, data: dict[str, Any], report: _Report) -> None:
+    """Report a key that the schema does not know: an error if it is a slip of a word that matters, else a warning."""
+    key, rooms = str(at[-1]), [part for part in at if isinstance(part, str)]
+    owner = TokenEmbedding if "tokens" in rooms[-3:-2] else _KEYS.get((["", *rooms])[-2], RecipeKeys)
+    known = owner.model_fields
+    name = shown(key)
+    methods = _methods_of(data)
+    own = [q.name for method in methods for q in method.parameters]
+    spec = next((found for method in methods if (found := method.parameter(key))), None)
+    if spec is None and not _is_known(data.get("merge_method")):
+        spec = next((found for method in map(find_method, NAMES) if (found := method.parameter(key))), None)
+    if key == "modules":
+        report.problem(at, f"unknown key {name}: a GGUF file holds one module; keep the one of the language model")
+    elif "model" in known and key in _ELSEWHERE:
+        report.problem(at, f"unknown key {name}: {_ELSEWHERE[key]}")
+    elif spec is not None and (report.is_strict or (_is_needed(spec) and not _is_set(key, data))):
+        report.problem(at, f"unknown key {name}: a parameter of the method belongs under parameters:")
+    elif spec is not None:
+        report.warn(at, f"{name} has no effect here: a parameter of the method belongs under parameters:")
+    elif owner is Graft or report.is_strict:
+        report.problem(at, partial(_unknown, name, key, known))
+    elif key in _MOVED and key not in known:
+        report.warn(at, f"{name} has no effect here: {_MOVED[key]}")
+    elif key in RecipeKeys.model_fields:
+        report.warn(at, f"{name} has no effect here: it belongs at the top level")
+    elif not _is_parameter(key) and (meant := _slip_of(key, [*known, *own])):
+        where = "" if meant in known else "a parameter of the method belongs under parameters: "
+        report.problem(at, f'unknown key {name}: {where}did you mean "{meant}"?')
+    else:
+        report.warn(at, partial(_without_effect, name, key, known))
+
+
+def _is_needed(spec: Parameter) -> bool:
+    """Whether a merge without this parameter is not what anybody meant: mergekit refuses it."""
+    return spec.default is REQUIRED or spec.together
+
+
+def _slip_of(word: str, known: Sequence[str]) -> str | None:
+    """The known word that another one must be a slip of; None when it may be a word of its own."""
+    return close_to(word, known, _SLIP_OF_KEY) or next((k for k in known if sorted(k) == sorted(word.lower())), None)
+
+
+def _unknown(name: str, key: str, known: Iterable[str]) -> str:
+    return f"unknown key {name}: {nearest(key, known)}"
+
+
+def _without_effect(name: str, key: str, known: Iterable[str]) -> str:
+    close = close_to(key, known)
+    return f"{name} has no effect: nobody reads it; remove it" + (f', or did you mean "{close}"?' if close else "")
+
+
+def _methods_of(data: dict[str, Any]) -> list[Method]:
+    """The methods that a recipe names, as far as they exist."""
+    value = data.get("merge_method")
+    names = [rule.get("value") for rule in value if isinstance(rule, dict)] if isinstance(value, list) else [value]
+    return [find_method(str(name)) for name in names if _is_known(name)]
+
+
+def _is_known(name: Any) -> bool:
+    return isinstance(name, str) and name in method_names()
+
+
+def _is_parameter(word: str) -> bool:
+    """Whether some method has a parameter of this name."""
+    return any(method.parameter(word) is not None for method in map(find_method, NAMES))
+
+
+def _is_set(parameter: str, data: Any) -> bool:
+    """Whether a parameter has a value somewhere where parameters are read."""
+    if isinstance(data, list):
+        return any(_is_set(parameter, value) for value in data)
+    if not isinstance(data, dict):
+        return False
+    own = data.get("parameters")
+    inner = (_is_set(parameter, data.get(key)) for key in ("models", "slices", "sources"))
+    return (isinstance(own, dict) and parameter in own) or any(inner)
+
+
+def _explain(item: Any, at: Location) -> str:
     """A complaint of the schema in words of the recipe."""
     rooms = [part for part in at if isinstance(part, str)]
     key = rooms[-1] if rooms else ""
     subject = f'an entry of "{key}"' if at and isinstance(at[-1], int) else shown(key) if key else "a recipe"
     value = shown(item["input"])
     match item["type"]:
-        case "extra_forbidden":
-            owner = TokenEmbedding if "tokens" in rooms[-3:-2] else _KEYS.get((["", *rooms])[-2], RecipeKeys)
-            hint = _MOVED.get(key) or _parameter_hint(key, data) or nearest(key, owner.model_fields)
-            return f"unknown key {subject}: {hint}"
         case "missing":
             known = f"; it is one of {', '.join(method_names())}" if key == "merge_method" else ""
             return f"the key {subject} is missing{known}"
         case "value_error":
             return str(item["ctx"]["error"])
         case "literal_error":
-            return f"{value} is not a valid {key}; it is one of {item['ctx']['expected']}"
+            told = f"{value} is not a valid {key}; it is one of {item['ctx']['expected']}"
+            return f'{told}; for {kind} write "out_type: {kind}"' if (kind := _file_type(item["input"])) else told
         case "too_short":
             return f"{subject} needs at least one entry"
         case "model_type" | "dict_type" if rooms[-1:] == ["models"] and isinstance(item["input"], str):
@@ -361,21 +472,19 @@ def _explain(item: Any, at: Location, data: dict[str, Any]) -> str:
             return f"{subject} {item['msg'].removeprefix('Input ')}, not {value}"
 
 
+def _file_type(value: Any) -> str:
+    """The file type that somebody has written as a dtype; "" for none."""
+    try:
+        return str(FileType.parse(value)) if isinstance(value, str) else ""
+    except GgufmergeError:
+        return ""
+
+
 def _as_entry(value: Any) -> str:
     """How a list entry is written for what stands there instead of a list."""
     if isinstance(value, dict):
         value = value.get("model", next(iter(value), None))
     return f'"- model: {printable(value)}"' if isinstance(value, str) and "\n" not in value else _ENTRY
-
-
-def _parameter_hint(key: str, data: dict[str, Any]) -> str:
-    name = data.get("merge_method")
-    try:
-        methods = [find_method(str(name))]
-    except GgufmergeError:
-        methods = [find_method(known) for known in NAMES]
-    known = any(method.parameter(key) for method in methods)
-    return "a parameter of the method belongs under parameters:" if known else ""
 
 
 def _checked(recipe: RecipeKeys, report: _Report) -> RecipeKeys:
@@ -414,7 +523,11 @@ def _checked(recipe: RecipeKeys, report: _Report) -> RecipeKeys:
         for name in parameters:
             # the method that reads the parameter here, else one that knows it, else any: its complaint is the user's
             method = max(methods, key=lambda m: _affinity(m, name, per_model))
-            typed[at][name] = _checked_parameter(method, (*at, name), parameters, per_model, is_base, report)
+            if method.parameter(name) is None and not _is_slip(name, at, parameters, methods, report):
+                continue
+            setting = _checked_parameter(method, (*at, name), parameters, per_model, is_base, recipe, report)
+            if setting is not None:
+                typed[at][name] = setting
     return _with_parameters(recipe, typed)
 
 
@@ -425,7 +538,8 @@ def _with_parameters(recipe: RecipeKeys, typed: Mapping[Location, dict[str, Sett
     """A copy of the recipe with other settings, by the places of `_parameter_places`."""
 
     def changed(owner: _Owner, at: Location, **changes: Any) -> _Owner:
-        if settings := typed[(*at, "parameters")]:
+        settings = typed[(*at, "parameters")]
+        if settings or owner.parameters:  # type: ignore[attr-defined]
             changes["parameters"] = settings
         return owner.model_copy(update=changes)
 
@@ -486,22 +600,59 @@ def _is_base(recipe: RecipeKeys, at: Location) -> bool:
     return out.sources[int(at[3])].model == (out.base_model or recipe.base_model)
 
 
+def _is_slip(
+    name: str, at: Location, parameters: dict[str, Setting], methods: Sequence[Method], report: _Report
+) -> bool:
+    """Whether a parameter that none of the methods has is to be refused; reports it otherwise.
+
+    What another method reads, or nobody, is left over from another recipe or another tool.
+    """
+    own = {q.name for method in methods for q in method.parameters}
+    subject = '"' + name + '" has no effect'
+    if name.isdecimal() and _decimal_comma(name, parameters):
+        return True
+    if report.is_strict:
+        return True
+    if _is_parameter(name):
+        readers = " and ".join(method.name for method in methods)
+        report.warn((*at, name), f"{subject} in {readers}, which {'do' if len(methods) > 1 else 'does'} not read it")
+    elif name == "random_seed" or name in RecipeKeys.model_fields:
+        report.warn((*at, name), f"{subject} here: {_MOVED.get(name, 'it belongs at the top level')}")
+    elif close_to(name, own, _SLIP_OF_PARAMETER):
+        return True
+    else:
+        report.warn((*at, name), f"{subject}: no method reads it; remove it")
+    return False
+
+
 def _checked_parameter(
-    method: Method, at: Location, parameters: dict[str, Setting], per_model: bool, is_base: bool, report: _Report
-) -> Setting:
-    """One of the `parameters` with its values in its type, after a report of what is wrong with it."""
+    method: Method,
+    at: Location,
+    parameters: dict[str, Setting],
+    per_model: bool,
+    is_base: bool,
+    recipe: RecipeKeys,
+    report: _Report,
+) -> Setting | None:
+    """One of the `parameters` with its values in its type, after a report of what is wrong with it; None when it is
+    not read here.
+    """
     name = str(at[-1])
     setting = parameters[name]
     try:
         spec = method.named(name, per_model)
         typed = _typed(spec, setting)
     except ScopeError as error:
-        report.problem(at, f'{error} and is not read here: move it to "parameters:"')
-        return setting
+        what = f'{error} and is not read here: move it to "parameters:"'
+        read = [recipe.parameters, *(piece.parameters for piece in recipe.slices or ())]
+        shared = method.parameter(name)
+        if shared is not None and _is_needed(shared) and not any(name in level for level in read):
+            report.problem(at, what)
+            return setting
+        report.warn(at, what)
+        return None
     except ValueError as error:
-        if method.name == "task_arithmetic" and name in _TASK_ONLY:
-            report.warn(at, f'"{name}" has no effect in task_arithmetic')
-        elif name.isdecimal() and (before := _decimal_comma(name, parameters)):
+        if name.isdecimal() and (before := _decimal_comma(name, parameters)):
             report.problem(at, f'numbers have a point: write "{before}.{name}", not "{before},{name}"')
         else:
             report.problem(at, str(error))

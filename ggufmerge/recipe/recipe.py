@@ -10,7 +10,7 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
 
-from pydantic import PrivateAttr
+from pydantic import BaseModel, PrivateAttr
 
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.recipe.document import NAME, Document, Location
@@ -156,7 +156,7 @@ class Recipe(RecipeKeys):
 
     def in_folder(self, folder: str) -> Recipe:
         """The same recipe, with relative model paths that start from another folder."""
-        return self._of(self, replace(self._origin, folder=folder))
+        return self._of(_with_files_named(self, folder), replace(self._origin, folder=folder))
 
     def locate(self, reference: ModelReference) -> ModelReference:
         """A reference with the file of the stage that it names; any other stays as it is."""
@@ -257,6 +257,20 @@ def _read(
     stages: list[Recipe] = []
     for loaded in read_documents(text, name, arguments, has_lines=has_lines):
         origin = _Origin(text, name, folder, loaded.document, loaded.warnings)
-        stages.append(Recipe._of(loaded.keys, origin))
+        stages.append(Recipe._of(_with_files_named(loaded.keys, folder), origin))
     *others, final = stages
     return Recipe._of(final, replace(final._origin, stages=tuple(others)))
+
+
+def _with_files_named(value: Any, folder: str) -> Any:
+    """Keys of a recipe in which a reference such as `a+b.gguf` means the file of that name where there is one."""
+    if isinstance(value, ModelReference):
+        return value.as_file(folder) if value.adapters else value
+    if isinstance(value, BaseModel):
+        fields = {name: (old, _with_files_named(old, folder)) for name, old in value}
+        changed = {name: new for name, (old, new) in fields.items() if new is not old}
+        return value.model_copy(update=changed) if changed else value
+    if isinstance(value, list | tuple) and any(isinstance(item, BaseModel) for item in value):
+        items = [_with_files_named(item, folder) for item in value]
+        return value if all(new is old for new, old in zip(items, value, strict=True)) else type(value)(items)
+    return value

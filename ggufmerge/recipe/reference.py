@@ -53,6 +53,21 @@ class ModelReference:
         """Of the model, then of its adapters."""
         return (self.path, *(adapter.path for adapter in self.adapters))
 
+    def as_file(self, folder: str | os.PathLike[str]) -> ModelReference:
+        """The same reference, in which the name of a file of `folder` that has a plus sign is the name of that file."""
+        parts, joined = [AdapterReference(self.path), *self.adapters], list[AdapterReference]()
+        while parts:
+            first, *rest = parts
+            for end in range(len(parts), 1, -1):
+                name = "+".join(part.path for part in parts[:end])
+                plain = all(part.strength == 1 for part in parts[: end - 1])
+                if plain and (Path(folder) / Path(name).expanduser()).exists():
+                    first, rest = AdapterReference(name, parts[end - 1].strength), parts[end:]
+                    break
+            joined.append(first)
+            parts = rest
+        return ModelReference(joined[0].path, tuple(joined[1:])) if joined[0].strength == 1 else self
+
     def written(self) -> Any:
         """As a recipe writes it: the short form if that reads back as the same, else a mapping."""
         try:
@@ -69,7 +84,7 @@ class ModelReference:
             return value
         if isinstance(value, str):
             _check_escapes(value)
-            path, *adapters = map(_tidy, value.split("+"))
+            path, *adapters = map(tidy, value.split("+"))
             if not path or not all(adapters):
                 raise ValueError(f"{shown(value)} has an empty path; write base.gguf+adapter.gguf")
             return cls(path, tuple(map(_adapter, adapters)))
@@ -119,21 +134,25 @@ def _path(value: Any) -> str:
         value = value.get("path")
     if isinstance(value, str):
         _check_escapes(value)
-    if not isinstance(value, str) or not _tidy(value):
+    if not isinstance(value, str) or not tidy(value):
         raise ValueError(f"the path of a model is a text, not {shown(value)}")
-    return _tidy(value)
+    return tidy(value)
 
 
 def _check_escapes(path: str) -> None:
     """ValueError for `"C:\\new"` in double quotes, where YAML makes a line break of the backslash and the letter."""
-    if any(character in path for character in "\a\b\t\n\v\f\r\x1b"):
+    if any(character in path for character in _ESCAPED):
         raise ValueError(
             f"the path {shown(path)} holds a control character: in double quotes a backslash begins an escape: "
             "write the path with /, or in single quotes"
         )
 
 
-def _tidy(path: str) -> str:
+# what \a, \b, \t, \n, \v, \f, \r, \e, \N, \_, \L and \P are in double quotes: C:\Llama begins a line
+_ESCAPED = "\a\b\t\n\v\f\r\x1b\x85\xa0\u2028\u2029"
+
+
+def tidy(path: str) -> str:
     """The path without blanks around it and without a leading `./`, so that one file has one name in a recipe."""
     path = path.strip()
     while path.startswith(("./", ".\\")):

@@ -32,10 +32,17 @@ def _dtype(value: Any) -> Any:
 
 
 def _layers(value: Any) -> tuple[int, int]:
-    numbers = value if isinstance(value, list) else []
+    numbers = [_whole(number) for number in value] if isinstance(value, list) else []
     if len(numbers) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
         raise ValueError(f"layer_range is [first layer, layer after the last one], such as [0, 16], not {shown(value)}")
     return numbers[0], numbers[1]
+
+
+def _whole(number: Any) -> Any:
+    """16 for 16.0 and "16", as for mergekit; anything else as it is."""
+    if isinstance(number, float) and number.is_integer():
+        return int(number)
+    return int(number) if isinstance(number, str) and number.isascii() and number.isdecimal() else number
 
 
 def _tokens_of(value: Any) -> Any:

@@ -37,6 +37,8 @@ def explain(error: yaml.MarkedYAMLError, text: str) -> str:
         return f'the "{opened}" in {_at(error.context_mark)} is not closed: a comma or a "{match[1]}" is missing'
     if "alias" in context + problem:
         return '"*" begins an alias in YAML: write the text in quotes'
+    if lines[number].lstrip().startswith(("```", "~~~")):
+        return "a code fence, and not of one recipe: keep one recipe, without the fences around it"
     if match := re.match(r"found character ('.'|\"'\") that cannot start any token", problem):
         return f"a value cannot begin with {match[1]}: write it in quotes"
     if "could not find expected ':'" in problem and error.context_mark is not None:

@@ -120,6 +120,9 @@ def test_types_tells_of_each(run: Run) -> None:
         ("ud-q4_k_xl", "Unsloth"),
         ("i1-Q4_K_M", "importance matrix"),
         ("Q4_0_4_4", "give Q4_0"),
+        ("IQ4_K", "a type of ik_llama.cpp, which llama.cpp does not read: of about that size is Q4_K_M"),
+        ("iq3_kt", "of about that size is Q3_K_M"),
+        ("Q8_0_R8", "of about that size is Q8_0"),
     ],
 )
 def test_names_of_the_community_are_explained(run: Run, name: str, words: str) -> None:

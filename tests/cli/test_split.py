@@ -43,6 +43,36 @@ def test_there_and_back(folder: Path) -> None:
     assert "joined.gguf: 7 tensors of 3 shards, 2.7 MB" in done.stdout
 
 
+def test_all_shards_may_be_given_in_any_order(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a wildcard gives them, or one that is not the first; they give the model back."""
+    monkeypatch.chdir(folder)
+    for name in ("cut", "other"):
+        assert run("split", "model.gguf", name, "--split-max-tensors", "3")[0] == 0
+    first, second, third = (f"cut-0000{number}-of-00003.gguf" for number in (1, 2, 3))
+    given = [(first, second, third), (third, first, second), (third, second), (second,)]
+    for number, shards in enumerate(given):
+        code, out, err = run("join", *shards, f"joined{number}.gguf")
+        assert (code, err) == (0, "")
+        assert "7 tensors of 3 shards" in out
+        assert (folder / f"joined{number}.gguf").read_bytes() == (folder / "joined0.gguf").read_bytes()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for arguments, complaint in (
+        ((first, second, third), f"{third}: is a shard of the model: give the file to write behind the shards"),
+        ((first, second, "--overwrite"), f"{second}: is a shard of the model"),
+        ((first, "other-00002-of-00003.gguf", "x.gguf"), "not a shard of the same model as cut-00001-of-00003.gguf"),
+        ((first, "model.gguf", "x.gguf"), "model.gguf: not named as a shard is (NAME-00001-of-00002.gguf)"),
+    ):
+        code, _, err = run("join", *arguments)
+        assert code == 1
+        assert complaint in err
+    for name in ("m.gguf.part1of2", "m.gguf.part2of2"):
+        (folder / name).write_bytes(b"GGUF")
+    assert (
+        "cat m.gguf.part1of2 m.gguf.part2of2 > m.gguf" in run("join", "m.gguf.part2of2", "m.gguf.part1of2", "o.gguf")[2]
+    )
+    assert all(path.read_bytes() == data for path, data in before.items())
+
+
 def test_json_and_dry_run(folder: Path) -> None:
     """The same facts whether or not files are written; 128 tensors a shard when nothing is said."""
     planned = json.loads(ggufmerge(folder, "split", "model.gguf", "cut", "--dry-run", "--json").stdout)

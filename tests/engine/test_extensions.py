@@ -47,11 +47,11 @@ def test_methods_by_filter_are_checked(build: Build, value: str, complaint: str)
 
 
 def test_a_parameter_of_any_of_the_methods_is_known(build: Build) -> None:
-    """Density belongs to one of the two; a parameter of neither is an error."""
+    """Density belongs to one of the two; a parameter that looks like one of them is an error."""
     methods = "merge_method: [{filter: mlp, value: ties}, {value: linear}]\nbase_model: base.q8.gguf\n"
     build(methods + TWO.replace("0.5}\n", "0.5, density: 0.5}\n"))
-    with pytest.raises(RecipeError, match='no parameter "epsilon"'):
-        build(methods + TWO.replace("0.5}\n", "0.5, epsilon: 0.5}\n"))
+    with pytest.raises(RecipeError, match='no parameter "densty"'):
+        build(methods + TWO.replace("0.5}\n", "0.5, densty: 0.5}\n"))
 
 
 def test_a_graft_is_taken_byte_for_byte_whatever_the_type(family: Path, build: Build) -> None:

@@ -95,10 +95,14 @@ def test_a_tied_model_lends_its_embedding_as_head(tmp_path: Path) -> None:
 
 
 def test_a_filter_that_matches_nothing_is_an_error(family: Path) -> None:
-    """It suggests what names look like; a word of another architecture is only a warning."""
+    """It suggests what names look like; a word of another architecture is only a warning, and so is one beside others
+    that hold: mergekit looks at the next entry.
+    """
     recipe = "merge_method: linear\nmodels: [{model: a.q8.gguf}, {model: b.q8.gguf}]\n"
     with pytest.raises(RecipeError, match='filter "atn" of weight matches no tensor'):
-        plan_of(family, recipe + "parameters: {weight: [{filter: atn, value: 1}, {value: 2}]}\n")
+        plan_of(family, recipe + "parameters: {weight: [{filter: atn, value: 1}]}\n")
+    plan = plan_of(family, recipe + "parameters: {weight: [{filter: modelnorm, value: 1}, {value: 2}]}\n")
+    assert [w for w in plan.warnings if 'the filter "modelnorm" of weight matches no tensor and' in w]
     plan = plan_of(family, recipe + "parameters: {weight: [{filter: q_norm, value: 1}, {value: 2}]}\n")
     assert any("q_norm" in w for w in plan.warnings)
 
@@ -118,7 +122,10 @@ def test_a_filter_that_matches_nothing_is_an_error(family: Path) -> None:
             "merge_method: passthrough\nmodels: [{model: a.q8.gguf}, {model: b.q8.gguf}]",
             "takes at most 1 model, not 2",
         ),
-        ("merge_method: ties\nbase_model: a.q8.gguf\nmodels: [{model: a.q8.gguf}]", "needs at least 1 model besides"),
+        (
+            "merge_method: slerp\nbase_model: a.q8.gguf\nparameters: {t: 1}\nmodels: [{model: a.q8.gguf}]",
+            "needs at least 1 model besides",
+        ),
         (
             "merge_method: linear\nmodels: [{model: a.q8.gguf}, {model: b.q8.gguf, parameters: {weight: -1}}]\n"
             "parameters: {weight: 1}",

@@ -76,7 +76,8 @@ slices:
     ("ranges", "complaint"),
     [
         (("[0, 3]", "[0, 3]"), "reaches past its 2 layers"),
-        (("[1, 1]", "[1, 1]"), "is empty"),
+        (("[1, 1]", "[1, 1]"), "is empty; only the first and the last"),
+        (("[1, 0]", "[1, 0]"), "is empty"),
         (("[0, 2]", "[0, 1]"), "different numbers of layers"),
     ],
 )
@@ -87,6 +88,27 @@ def test_ranges_that_do_not_exist_are_refused(build: Build, ranges: tuple[str, s
     with pytest.raises(PlanError, match=complaint) as caught:
         build(recipe)
     assert "slice 1" in str(caught.value)
+
+
+def test_a_slice_without_layers_gives_the_embeddings_or_the_head(family: Path, build: Build) -> None:
+    """mergekit's author advises it for an average with the head of one model; in between it would give nothing."""
+    both = "{sources: [{model: a.f32.gguf, layer_range: [0, 2]}, {model: b.f32.gguf, layer_range: [0, 2]}]}"
+    alone = "{sources: [{model: b.f32.gguf, layer_range: [%d, %d]}]}"
+    recipe = "merge_method: linear\nparameters: {weight: 1}\nslices:\n- %s\n- %s\n"
+    a, b = (weights(family / name) for name in ("a.f32.gguf", "b.f32.gguf"))
+    for first, last, donated in (
+        (both, alone % (2, 2), {"output.weight", "output_norm.weight"}),
+        (alone % (0, 0), both, {"token_embd.weight"}),
+    ):
+        out = weights(build(recipe % (first, last), name=f"{len(donated)}.gguf"))
+        assert out.keys() == a.keys()
+        for name, values in out.items():
+            wanted = b[name] if name in donated else (a[name] + b[name]) / 2
+            np.testing.assert_allclose(values, wanted, atol=1e-6, err_msg=name)
+    with pytest.raises(PlanError, match=r"none\.yaml:5:3: slice 2: layer_range \[1, 1\] is empty; only the first and"):
+        build((recipe + "- %s\n") % (both, alone % (1, 1), both), name="none.gguf")
+    with pytest.raises(PlanError, match="all slices are empty"):
+        build(recipe % (alone % (0, 0), alone % (2, 2)), name="none.gguf")
 
 
 def test_lists_that_are_as_long_by_chance_stay_as_they_are(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_inert_words_are_listed():
     assert set(code(cells[0])) == set(INERT)
 
 
-@pytest.mark.parametrize("key", ["modules: {}", "dtype: float64", "weigth: 1"])
+@pytest.mark.parametrize("key", ["modules: {}", "merge_metod: linear", "weigth: 1"])
 def test_what_is_said_to_be_an_error_is_one(key):
     """The refused keys of the table of differences."""
     with pytest.raises(RecipeError):

@@ -161,12 +161,13 @@ def test_methods_by_filter():
 
 
 def test_a_parameter_may_belong_to_any_of_the_methods():
-    """It gets the type that its method gives it; one that none of them knows is refused."""
+    """It gets the type that its method gives it; one that none of them reads has no effect."""
     text = TIES.replace("ties", "[{filter: attn, value: slerp}, {value: ties}]")
     recipe = load_recipe(text + "parameters: {t: 1, density: 1}\n")
     assert recipe.parameters == {"t": value(1.0), "density": value(1.0)}
-    [line] = complaints(text + "parameters: {gamma: 1}\n")
-    assert 'has no parameter "gamma"' in line
+    recipe = load_recipe(text + "parameters: {gamma: 1}\n")
+    assert recipe.parameters == {}
+    assert recipe.warnings == ('recipe:4:14: "gamma" has no effect in slerp and ties, which do not read it',)
 
 
 def test_grafts_and_exclusions():
@@ -204,10 +205,23 @@ def test_values_get_the_type_of_their_parameter():
     [
         (LINEAR + "mergemethod: x\n", 'recipe:3:1: unknown key "mergemethod": did you mean "merge_method"?'),
         (LINEAR + "base_modle: x\n", 'recipe:3:1: unknown key "base_modle": did you mean "base_model"?'),
-        (LINEAR + "weight: 2\n", 'unknown key "weight": a parameter of the method belongs under parameters:'),
-        (LINEAR + "random_seed: 2\n", 'write "seed" at the top level'),
+        (LINEAR + "merge-method: x\n", 'did you mean "merge_method"?'),
+        (LINEAR + "sede: 1\n", 'unknown key "sede": did you mean "seed"?'),
+        (LINEAR + "wieght: 1\n", 'a parameter of the method belongs under parameters: did you mean "weight"?'),
+        (
+            "merge_method: linear\nmodels: [{model: a}]\nweight: 2\n",
+            'unknown key "weight": a parameter of the method belongs under parameters:',
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a, weight: 2}]\n",
+            'recipe:2:21: unknown key "weight": a parameter of the method belongs under parameters:',
+        ),
         (LINEAR + "modules: {}\n", "a GGUF file holds one module"),
-        (LINEAR + "tokens: {}\n", 'unknown key "tokens": it belongs under tokenizer:'),
+        (LINEAR.replace("model: a", "model: a, revision: v2"), 'unknown key "revision": a file has no revisions'),
+        (LINEAR.replace("model: a", "model: a, lora: b"), 'write "model: FILE.gguf+ADAPTER.gguf"'),
+        (LINEAR + "gate_mode: hidden\nexperts: [{source_model: a}]\n", "this is a recipe of mergekit-moe"),
+        ("base_model: a\ngate_mode: hidden\nexperts: [{source_model: a}]\n", "this is a recipe of mergekit-moe"),
+        ("genome: {models: [a]}\ntasks: []\n", "this is a configuration of mergekit-evolve"),
         (LINEAR + "tokenizer: {tokens: {a: {sorce: b}}}\n", 'unknown key "sorce": did you mean "source"?'),
         (LINEAR + "tokenizer: {tokens: {a: {source: {kind: one}}}}\n", 'is zero or model_token, not "one"'),
         (LINEAR + "tokenizer: {tokens: {a: {source: {kind: zero, model: b}}}}\n", 'unknown key "model" of a token'),
@@ -215,7 +229,8 @@ def test_values_get_the_type_of_their_parameter():
         (LINEAR + "tokenizer: {pad_to_multiple_of: 0}\n", "greater than or equal to 1"),
         (LINEAR + "tokenizer_source: base\ntokenizer: {}\n", 'either "tokenizer" or "tokenizer_source"'),
         (LINEAR + "chat_template: chatlm\n", '"chatlm" is not a template: write auto, alpaca'),
-        (LINEAR + "dtype: float64\n", "\"float64\" is not a valid dtype; it is one of 'float32'"),
+        (LINEAR + "dtype: q4_k_m\n", "'bfloat16'; for Q4_K_M write \"out_type: Q4_K_M\""),
+        (LINEAR + "dtype: int8\n", "\"int8\" is not a valid dtype; it is one of 'float32'"),
         (LINEAR + "out_type: Q4_KM\n", 'unknown type "Q4_KM": did you mean "Q4_K_M"?'),
         (LINEAR + "tensor_types: {ffn: Q4_KK}\n", "unknown tensor type"),
         (LINEAR + 'tensor_types: {"(": Q4_K}\n', "not a regular expression"),
@@ -276,7 +291,7 @@ def test_keys_and_values_that_are_refused(text, complaint):
     ("parameters", "complaint"),
     [
         ("{densty: 0.5}", 'ties has no parameter "densty": did you mean "density"?'),
-        ("{t: 0.5}", 'ties has no parameter "t"'),
+        ("{lamda: 0.5}", 'ties has no parameter "lamda": did you mean "lambda"?'),
         ("{density: 1.5}", '"density" is 0 to 1, not 1.5'),
         ("{density: [0.5, -1]}", '"density" is 0 to 1, not -1'),
         ("{density: [{filter: mlp, value: 2}, {value: 1}]}", '"density" is 0 to 1, not 2'),
@@ -306,7 +321,7 @@ def test_a_whole_number_has_no_gradient():
 
 
 def test_a_shared_parameter_of_one_model_is_refused():
-    """mergekit ignores a `t` that is written under a model."""
+    """mergekit ignores a `t` that is written under a model, so without another one there is none."""
     [line] = complaints(
         "merge_method: slerp\nbase_model: b\nmodels:\n  - {model: a, parameters: {t: 0.5}}\n",
     )
@@ -317,7 +332,7 @@ def test_a_shared_parameter_of_one_model_is_refused():
 
 def test_of_very_many_problems_the_first_are_reported():
     """Twenty, and how many more there are."""
-    lines = complaints(LINEAR + "".join(f"unknown{i}: 1\n" for i in range(1000)))
+    lines = complaints(LINEAR + "".join(f"base_model{i:03}: 1\n" for i in range(1000)))
     assert len(lines) == 21
     assert [line.split(":")[1] for line in lines[:20]] == [str(i) for i in range(3, 23)]
     assert lines[20] == "and 980 more"
@@ -356,6 +371,33 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_text():
     ("text", "warning"),
     [
         (LINEAR + "parameters: {int8_mask: 1.0}\n", 'recipe:3:14: "int8_mask" has no effect'),
+        (LINEAR + "allow_negative_weights: true\n", 'recipe:3:1: "allow_negative_weights" has no effect: nobody reads'),
+        (LINEAR + "license: apache-2.0\n", '"license" has no effect: nobody reads it; remove it'),
+        (LINEAR + "description: a b\n", '"description" has no effect'),
+        (LINEAR + "random_seed: 2\n", '"random_seed" has no effect here: write "seed" at the top level'),
+        (LINEAR + "parameters: {random_seed: 2}\n", '"random_seed" has no effect here: write "seed" at the top level'),
+        (LINEAR + "parameters: {dtype: bfloat16}\n", '"dtype" has no effect here: it belongs at the top level'),
+        (LINEAR + "parameters: {smooth: false}\n", '"smooth" has no effect: no method reads it; remove it'),
+        (LINEAR + "parameters: {t: 0.5}\n", '"t" has no effect in linear, which does not read it'),
+        (LINEAR + "tokens: {}\n", '"tokens" has no effect here: it belongs under tokenizer:'),
+        (LINEAR + "tokenizer: {tokens: }\n", '"tokens" has no effect: nothing stands below it'),
+        (LINEAR + "pad_to_multiple_of: 8\n", '"pad_to_multiple_of" has no effect here: it belongs under tokenizer:'),
+        (LINEAR + "weight: 2\n", '"weight" has no effect here: a parameter of the method belongs under parameters:'),
+        (LINEAR + "normalize: true\n", '"normalize" has no effect here: a parameter of the method belongs under'),
+        (LINEAR + "density: 0.5\n", '"density" has no effect: nobody reads it'),
+        (LINEAR + "override_architecture: x\n", '"override_architecture" has no effect: it names a class of'),
+        (LINEAR.replace("model: a", "model: a, glorious_base: 1"), 'recipe:2:21: "glorious_base" has no effect'),
+        (LINEAR + "dtype: float64\n", "recipe:3:1: llama.cpp runs no models of float64, so float32 is taken"),
+        (LINEAR + "tokenizer_source: model:b\n", 'recipe:3:1: the prefix "model:" has no effect: write b'),
+        (LINEAR + "tokenizer: {source: 'model:b'}\n", 'the prefix "model:" has no effect: write b'),
+        (
+            TIES.replace("weight: 1", "weight: 1, normalize: true"),
+            '"normalize" of ties is one value for all models and is not read here: move it to "parameters:"',
+        ),
+        (
+            "merge_method: linear\nslices:\n- sources: [{model: a, layer_range: [0, 2]}]\n  merge_method: slerp\n",
+            'recipe:4:3: "merge_method" has no effect here: it belongs at the top level',
+        ),
         (LINEAR + "parameters: {embed_slerp: true}\n", '"embed_slerp" has no effect'),
         (TIES.replace("model: a", "model: base"), 'recipe:3:37: "weight" has no effect on the base model'),
         (
@@ -510,7 +552,7 @@ MAPPING = {"merge_method": "linear", "models": [{"model": "a.gguf"}, {"model": "
         ({"seed": -1}, 'seed: "seed" should be'),
         ({"models": [{"model": "a"}, {"model": "b", "parameters": {"weight": "x"}}]}, "models[1].parameters.weight: "),
         ({"models": [{"modl": "a"}]}, 'models[0]: the key "model" is missing'),
-        ({"x y": 1}, '["x y"]: unknown key "x y"'),
+        ({"out type": 1}, '["out type"]: unknown key "out type"'),
         ({"merge_method": "lin"}, 'merge_method: unknown merge_method "lin"'),
         ({"base_model": 5}, "base_model: "),
     ],
