@@ -60,7 +60,8 @@ def test_a_trial_is_near_to_what_the_build_finds(folder: Path, rounding: str) ->
     assert abs(one.survival.share - all_of_them.survival.share) < 0.05 + 4 * one.survival.uncertainty
     assert one.survival.noise == pytest.approx(all_of_them.survival.noise, rel=0.3, abs=0.05)
     [line] = found.lines()
-    assert line.endswith(f"in Q4_0 (2 of {found.changing['Q4_0']} tensors tried)")
+    assert line.startswith("Q4_0: ")
+    assert line.endswith(f"(2 of {found.changing['Q4_0']} tensors tried)")
 
 
 def test_a_trial_that_takes_long_is_not_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
