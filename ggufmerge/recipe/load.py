@@ -120,19 +120,25 @@ def recipe_text(data: bytes, path: Path) -> str:
 
 
 def read_documents(
-    text: str, name: str, arguments: Mapping[str, str] | None = None, *, has_lines: bool = True
+    text: str,
+    name: str,
+    arguments: Mapping[str, str] | None = None,
+    *,
+    has_lines: bool = True,
+    strict: bool = False,
 ) -> list[Loaded]:
     """The checked documents of a recipe's text, each after those that it is made from; the last one is the recipe.
 
     RecipeError lists what is wrong in its `lines`, at most 20.  arguments: as in `load_recipe`.
     has_lines: False for the YAML of a mapping, whose keys complaints name instead of lines.
+    strict: every unknown word is an error: nobody has published what a user has just written as an option.
     """
     found: list[Loaded] = []
     complaints: list[_Complaint] = []
     documents = _documents(text, name, arguments, has_lines=has_lines)
     name_stages(documents)
     for document in documents:
-        report = _Report(document)
+        report = _Report(document, is_strict=strict)
         keys = None
         if not isinstance(document.data, dict):
             report.problem((), "a recipe is a mapping with the keys merge_method, models, ...")
@@ -277,17 +283,12 @@ def _rest(count: int) -> list[str]:
 class _Report:
     """What is wrong with a recipe, one complaint per place, and what has no effect."""
 
-    def __init__(self, document: Document) -> None:
-        self.document = document
+    def __init__(self, document: Document, *, is_strict: bool) -> None:
+        self.document, self.is_strict = document, is_strict
         self.problems: dict[Location, _Complaint] = {}
         self.warnings = [
             _Complaint(place, f"{document.name}:{place[0]}:{place[1]}", what) for place, what in document.remarks
         ]
-
-    @property
-    def is_strict(self) -> bool:
-        """Whether every unknown word is an error: nobody has published what a user has just written as an option."""
-        return self.document.arguments is not None
 
     def problem(self, at: Location, what: str | Callable[[], str]) -> None:
         self.problems.setdefault(at, self._complaint(at, what))

@@ -207,9 +207,9 @@ def load_recipe(
     if isinstance(source, Recipe):
         return source if source.text else _read(written([plain(source)]), NAME, ".", has_lines=False)
     if isinstance(source, Mapping):
-        return _read(written([source]), NAME, ".", arguments, has_lines=False)
+        return _read(written([source]), NAME, ".", arguments, has_lines=False, strict=arguments is not None)
     if isinstance(source, str) and "\n" in source:
-        return _read(source, NAME, ".", arguments)
+        return _read(source, NAME, ".", arguments, strict=arguments is not None)
     path = Path(source)
     return _read(read_text(path), printable(path.name), str(path.parent))
 
@@ -251,11 +251,17 @@ def _from_folder(path: str, folder: str) -> str:
 
 
 def _read(
-    text: str, name: str, folder: str, arguments: Mapping[str, str] | None = None, *, has_lines: bool = True
+    text: str,
+    name: str,
+    folder: str,
+    arguments: Mapping[str, str] | None = None,
+    *,
+    has_lines: bool = True,
+    strict: bool = False,
 ) -> Recipe:
     """The recipe in a text, with the other documents of it as its stages."""
     stages: list[Recipe] = []
-    for loaded in read_documents(text, name, arguments, has_lines=has_lines):
+    for loaded in read_documents(text, name, arguments, has_lines=has_lines, strict=strict):
         origin = _Origin(text, name, folder, loaded.document, loaded.warnings)
         stages.append(Recipe._of(_with_files_named(loaded.keys, folder), origin))
     *others, final = stages

@@ -158,10 +158,21 @@ def test_a_recipe_that_is_large_without_its_aliases_takes_options() -> None:
     assert len(recipe.text) < 2 * len(text)
 
 
+def test_words_without_effect_are_warned_of_with_options_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without them: a published recipe is built in another type."""
+    monkeypatch.chdir(folder)
+    (folder / "mine.yaml").write_text(PLAIN.replace("0.75}", "0.75, t: 1}") + "int8_mask: true\n")
+    plain = ggufmerge.plan(folder / "mine.yaml").warnings
+    assert plain[0].startswith("mine.yaml:5:32: ")
+    plan = ggufmerge.plan(folder / "mine.yaml", out_type="Q8_0")
+    assert set(plain) <= set(plan.warnings)
+    assert ggufmerge.load_recipe(plan.recipe).out_type == "Q8_0"
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        (PLAIN.replace("0.75}", "0.75, t: 1}"), {"out_type": "Q8_0"}, "mine.yaml:5:32: "),
+        (PLAIN.replace("0.75}", "x}"), {"out_type": "Q8_0"}, "mine.yaml:5:18: "),
         (PLAIN.replace("b.gguf", "c.gguf"), {"out_type": "Q8_0"}, "mine.yaml:6:6: c.gguf: no such file"),
         (
             PLAIN + "metadata: {llama.block_count: 9}\n",
