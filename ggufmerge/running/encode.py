@@ -187,28 +187,14 @@ class TensorEncoder:
         column = place_in_row * size
         return Misfit(start + row, column, rows[row, column : column + size].copy())
 
-    def read_back(
-        self,
-        start: int,
-        rows: Floats,
-        *,
-        stored: Sequence[tuple[Floats, Raw]] = (),
-        base: Floats | None = None,
-        rounding: Rounding = "nearest",
-    ) -> Floats:
-        """What a reader will find where `encode` wrote these rows, float32 [rows, n]."""
-        raw, _ = self.encode(start, rows, stored=stored, base=base, rounding=rounding)
-        back = np.empty(rows.shape, np.float32)
-        self._decode(start, raw, back)
-        return back
-
-    def _decode(self, start: int, raw: Raw, out: Floats) -> None:
-        """The values of the bytes of rows [start, ...)."""
+    def values(self, start: int, raw: Raw, out: Floats) -> Floats:
+        """What a reader will find in the bytes of rows [start, ...): fills `out`, float32 [rows, n], and gives it."""
         self._codec.dequantize(raw, out)
         if self.scales is not None:
             out *= self.scales[start * self.tensor.matrices // self.tensor.rows]
         if self.tensor.offset:
             out -= np.float32(self.tensor.offset)
+        return out
 
     def _fill_with_chance(self, first: int, out: NDArray[np.uint32]) -> None:
         """The random words of the values from this number on; a value's luck depends on nothing else."""
@@ -217,7 +203,7 @@ class TensorEncoder:
     def _compare(self, figures: Figures, start: int, rows: Floats, base: Floats | None, raw: Raw) -> None:
         """Find out what the encoding cost."""
         back = self._scratch.array("back", rows.shape, np.float32)
-        self._decode(start, raw, back)
+        self.values(start, raw, back)
         figures.error, figures.energy = squares(rows, back)
         if base is not None:
             figures.kept, figures.change = kept_change(base, rows, back)

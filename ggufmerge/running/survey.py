@@ -214,7 +214,8 @@ class _Trial:
         tensor = self._tensor
         if kind == tensor.type:
             base = s.references[self.reference]
-            return self._encoder.read_back(s.start, rows, base=base, stored=s.stored, rounding=rounding)
+            raw, _ = self._encoder.encode(s.start, rows, base=base, stored=s.stored, rounding=rounding)
+            return self._encoder.values(s.start, raw, np.empty_like(rows))
         scaled = rows + np.float32(tensor.offset) if tensor.offset else rows
         raw = np.empty((len(rows), kind.row_bytes(tensor.n)), np.uint8)
         back = np.empty_like(rows)

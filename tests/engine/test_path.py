@@ -35,8 +35,8 @@ def test_no_module_of_the_planner_is_entered_more_than_three_times(folder: Path,
     found = runpy.run_path(str(FOLLOW))["follow"](str(folder / f"{name}.yaml"))
     entries = found.entries
     assert entries["planning/planner.py"] == 1
-    own = {module: count for module, count in entries.items() if module.startswith(("engine/", "planning/"))}
-    assert {"engine/documents.py", "planning/models.py"} <= own.keys()
-    often = {module: count for module, count in own.items() if count > 3}
-    assert often == {}
+    assert {"engine/documents.py", "planning/models.py"} <= entries.keys()
+    often = {module: count for module, count in entries.items() if count > 3}
+    assert often.keys() <= {"recipe/schema.py"}  # whose validators pydantic calls one by one
+    assert often.get("recipe/schema.py", 0) <= 4
     assert [function for _, _, function in found.calls].count("check_files") == 1
