@@ -10,7 +10,7 @@ import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ggufmerge.errors import PluginError
 from ggufmerge.text import one_line, quoted
@@ -27,6 +27,17 @@ class Plugin:
     def refuse(self, why: str) -> NoReturn:
         """PluginError that says what is wrong with it."""
         raise PluginError(f"{self.what} of the package {self.package} {why}: update the package or uninstall it")
+
+    def checked(self, value: Any, wanted: type, name: str, otherwise: str) -> Any:
+        """A value of the plug-in that is of the wanted type and calls itself by the name it is found under.
+
+        otherwise: what to say of one that is not, up to the type that it has instead.  PluginError says which it is.
+        """
+        if not isinstance(value, wanted):
+            self.refuse(f"{otherwise} but {'nothing' if value is None else type(value).__name__}")
+        if getattr(value, "name", None) != name:
+            self.refuse(f"calls itself {getattr(value, 'name', None)!r}")
+        return value
 
 
 @dataclass(frozen=True)

@@ -105,16 +105,16 @@ def test_the_encoder_of_the_docs_keeps_the_sum_of_a_change(install: Install, tmp
     write_tiny_lora(tmp_path / "lora.gguf", base, strength=0.01)
     left = {}
     for rounding in ("nearest", "feedback"):
-        report = ggufmerge.build(
-            {
-                "merge_method": "passthrough",
-                "models": [{"model": f"{tmp_path}/base.gguf+{tmp_path}/lora.gguf"}],
-                "rounding": rounding,
-            },
-            tmp_path / f"{rounding}.gguf",
-        )
+        recipe = {
+            "merge_method": "passthrough",
+            "models": [{"model": f"{tmp_path}/base.gguf+{tmp_path}/lora.gguf"}],
+            "rounding": rounding,
+        }
+        report = ggufmerge.build(recipe, tmp_path / f"{rounding}.gguf")
         [kept] = report.kept
         left[rounding] = kept.survival.share
+        notes = {note for tensor in ggufmerge.plan(recipe).tensors for note in tensor.decisions}
+        assert ("feedback is of the package feedback 1.0" in notes) == (rounding == "feedback")
     assert left["nearest"] < 0.7
     assert left["feedback"] > 0.9
 

@@ -66,8 +66,5 @@ def _of_plugin(name: str, plugin: plugins.Plugin) -> Method:
     found: Any = plugin.value
     if isinstance(found, ModuleType):
         found = getattr(found, "METHODS", {}).get(name)
-    if not isinstance(found, Method):
-        plugin.refuse(f"is no Method but {'nothing' if found is None else type(found).__name__}")
-    if getattr(found, "name", None) != name:
-        plugin.refuse(f"calls itself {getattr(found, 'name', None)!r}")
-    return found
+    checked: Method = plugin.checked(found, Method, name, "is no Method")
+    return checked

@@ -144,11 +144,8 @@ def encoder(name: str) -> Encoder:
     plugin = plugins.ENCODERS.find(name)
     if plugin is None:
         raise GgufmergeError(f'unknown rounding "{name}": {nearest(name, encoder_names())}')
-    if not isinstance(plugin.value, Encoder):
-        plugin.refuse(f"is not an Encoder but {type(plugin.value).__name__}")
-    if getattr(plugin.value, "name", None) != name:
-        plugin.refuse(f"calls itself {getattr(plugin.value, 'name', None)!r}")
-    return plugin.value
+    found: Encoder = plugin.checked(plugin.value, Encoder, name, "is not an Encoder")
+    return found
 
 
 def package_of(name: str) -> str:
