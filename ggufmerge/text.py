@@ -11,6 +11,7 @@ import math
 import re
 import reprlib
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 _LONG = 60
@@ -114,6 +115,16 @@ def count(number: int) -> str:
 def counted(number: int, thing: str) -> str:
     """How many there are of a thing whose plural ends in s: 1 model, 3 models."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def first_few(names: Sequence[str], most: int) -> str:
+    """The first names of a list, with how many there are besides: a, b and 5 more."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def series(names: Sequence[str]) -> str:
+    """Names as a sentence has them: a; a and b; a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def size(number: int) -> str:

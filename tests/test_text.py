@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufmerge.errors import GgufmergeError
-from ggufmerge.text import count, counted, one_line, printable, quoted, size, utf8
+from ggufmerge.text import count, counted, first_few, one_line, printable, quoted, series, size, utf8
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,14 @@ def test_an_error_has_a_line_for_each_complaint_of_its_own() -> None:
 def test_things_are_counted_in_words(number: int, shown: str) -> None:
     """One of them without an s."""
     assert counted(number, "model") == shown
+
+
+def test_lists_in_sentences() -> None:
+    """As one says them, whole or with the first few."""
+    assert [series(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
+    assert [first_few(list("abc"), most) for most in (1, 2, 3, 9)] == [
+        "a and 2 more",
+        "a, b and 1 more",
+        "a, b, c",
+        "a, b, c",
+    ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ggufmerge.cli.options import All, Json, Threads, model_argument, model_option
+from ggufmerge.text import first_few
 
 if TYPE_CHECKING:
     from ggufmerge.engine.compare import Change, Comparison, Totals
@@ -71,8 +72,7 @@ def _show(result: Comparison, every: bool) -> None:
         _wrapped(line)
     for names, which in ((result.only_first, result.first), (result.only_second, result.second)):
         if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            tell([f"only in {model_name(Path(which).name)}: {names[0]}{more}"])
+            tell([f"only in {model_name(Path(which).name)}: {first_few(names, 1)}"])
 
 
 def _wrapped(line: str) -> None:

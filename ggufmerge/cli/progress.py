@@ -20,7 +20,7 @@ from rich.console import Console
 from ggufmerge.cli import bus_error, voice
 from ggufmerge.cli.terminal import complain, show_warnings
 from ggufmerge.running.progress import Progress as ProgressEvents
-from ggufmerge.text import duration, printable, shortened, size
+from ggufmerge.text import duration, printable, series, shortened, size
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
@@ -124,7 +124,7 @@ class ProgressDisplay(ProgressEvents):
     def compiling(self, kernels: Sequence[str], seconds: float) -> None:
         names = list(dict.fromkeys(_name_of(kernel) for kernel in kernels))
         shown = names if len(names) < 5 else [*names[:3], f"{len(names) - 3} more"]
-        self._phase(f"compiling kernels for {_listed(shown)}, first time on this machine, about {duration(seconds)}")
+        self._phase(f"compiling kernels for {series(shown)}, first time on this machine, about {duration(seconds)}")
         if not self._draws and seconds >= _PLAIN_INTERVAL / 2:
             self._plain(self._text)
 
@@ -276,7 +276,3 @@ def _name_of(kernel: str) -> str:
     word, _, rest = kernel.partition(" ")
     named = {"survey": "the survey", "adapt": "adapters"}
     return named.get(word) or (rest.upper() if word == "merge" and len(rest) < 5 else rest.split()[0])
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

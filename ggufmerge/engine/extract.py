@@ -49,6 +49,7 @@ from ggufmerge.running.scheduler import Job, drive
 from ggufmerge.sources import Source, TensorReader
 from ggufmerge.sources.damage import place
 from ggufmerge.sources.tying import is_tied
+from ggufmerge.text import first_few
 from ggufmerge.types import FileType, TensorType
 
 _COMPARED = 1 << 22  # bytes compared at a time
@@ -362,8 +363,7 @@ class _Selection:
         warnings = [*self.tune.warnings, *self.base.warnings]
         for reason, names in _by_reason(left_out).items():
             if reason not in ("not included", "excluded"):
-                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                warnings.append(f"{names[0]}{more} differ but are left out: {reason}")
+                warnings.append(f"{first_few(names, 1)} differ but are left out: {reason}")
         coarse = {
             str(source.tensors[p.name].type)
             for source in (self.tune, self.base)

@@ -14,7 +14,7 @@ from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Plan, PlannedTensor
 from ggufmerge.planning.survival import advice
 from ggufmerge.sources.model import content_fingerprint
-from ggufmerge.text import size
+from ggufmerge.text import series, size
 from ggufmerge.types import TensorType
 
 _COARSE = 5.6  # bits for a weight; types with fewer have steps of the size of an ordinary change
@@ -90,7 +90,7 @@ def _random_drop(case: _Case) -> Iterator[str]:
         if coarse and low:
             yield (
                 f"{t.method} with density {min(low):.3g} multiplies what it keeps by {1 / min(low):.3g}, and of "
-                f"{_listed(coarse)} files most of that is rounding error: take density 0.5 or more, or files of Q8_0"
+                f"{series(coarse)} files most of that is rounding error: take density 0.5 or more, or files of Q8_0"
             )
 
 
@@ -169,7 +169,7 @@ def _blown_up(case: _Case) -> Iterator[str]:
         finest = max(kinds, key=lambda kind: kind.bits_per_weight)
         sources = sum(s.nbytes for s in case.plan.sources) / len(case.plan.sources)
         yield (
-            f"a {_listed(sorted(floats))} file is made of {_listed(sorted(map(str, kinds)))} models: "
+            f"a {series(sorted(floats))} file is made of {series(sorted(map(str, kinds)))} models: "
             f"{size(case.plan.nbytes)} instead of {size(round(sources))}, and no more precise than "
             f"{'Q8_0' if finest.bits_per_weight <= 8.5 else finest}: write out_type: Q8_0 unless you go on from it"
         )
@@ -188,7 +188,3 @@ _RULES: tuple[Callable[[_Case], Iterator[str]], ...] = (
 def _file_type(kind: str) -> str:
     """A file type whose matrices have this type."""
     return {"Q2_K": "Q2_K", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}.get(kind, kind)
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

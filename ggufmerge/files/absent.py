@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ggufmerge.files.pieces import parts_of, together
 from ggufmerge.files.shards import ShardName
+from ggufmerge.text import first_few
 
 _LISTED = 5  # names in a message
 _COMPARED = 5000  # names; more would take seconds
@@ -60,8 +61,7 @@ def _listed(folder: Path, kinds: Sequence[str]) -> str:
     here = "this folder" if folder.resolve() == Path.cwd() else f"the folder {folder}"
     if not names:
         return f"; {here} has no {kinds[0]} file"
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"; {here} has {', '.join(map(_with_shards, names[:_LISTED]))}{more}"
+    return f"; {here} has {first_few(list(map(_with_shards, names)), _LISTED)}"
 
 
 def _with_shards(name: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from ggufmerge.errors import PlanError, nearest
 from ggufmerge.files import ShardName
+from ggufmerge.text import first_few
 
 # files beside models: projectors for images and sound, draft heads, importance matrices
 _BESIDE = re.compile(r"(^|[-_.])(mmproj|mtp|imatrix)([-_.]|$)", re.IGNORECASE)
@@ -55,9 +56,9 @@ def choose(names: Sequence[str], file_type: str | None, label: str) -> str:
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
-        raise PlanError(f"{label}: no file there is called {file_type}; there are {_listed(models)}")
+        raise PlanError(f"{label}: no file there is called {file_type}; there are {first_few(models, _LISTED)}")
     what = "has several models" if file_type is None else f"has several files called {file_type}"
-    raise PlanError(f"{label}: {what}, name one of them: {_listed(fitting)}")
+    raise PlanError(f"{label}: {what}, name one of them: {first_few(fitting, _LISTED)}")
 
 
 def missing(label: str, name: str, names: Iterable[str]) -> PlanError:
@@ -69,8 +70,3 @@ def missing(label: str, name: str, names: Iterable[str]) -> PlanError:
 _ANY_TYPE = re.compile(
     r"(?<![A-Za-z0-9_])(I?Q[1-8]_[A-Z0-9_]+|T?Q[12]_0|B?F16|F32|MXFP4[A-Z_]*|NVFP4)(?![A-Za-z0-9_])", re.I
 )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -16,7 +16,7 @@ from ggufmerge.quants.encoders import encoder, package_of
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.quants.mixture import needs_imatrix
 from ggufmerge.sources import Source
-from ggufmerge.text import size
+from ggufmerge.text import first_few, size
 from ggufmerge.types import FileType, TensorType
 
 
@@ -110,8 +110,7 @@ def _check_writable(tensors: Sequence[PlannedTensor], file_type: FileType, imatr
             unseen |= {t.name: missed} if (missed := imatrix.missed(t.name)) else {}
     warnings = []
     if uncovered:
-        more = f" and {len(uncovered) - 1} more" if len(uncovered) > 1 else ""
-        warnings.append(f"the importance matrix has no entry for {uncovered[0]}{more}: quantized without")
+        warnings.append(f"the importance matrix has no entry for {first_few(uncovered, 1)}: quantized without")
     if unseen:
         name, most = max(unseen.items(), key=lambda item: item[1])
         more = f", and some of {len(unseen) - 1} more" if len(unseen) > 1 else ""

@@ -21,6 +21,7 @@ from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Model, Parameters, SliceSource
 from ggufmerge.sources import Source
 from ggufmerge.sources.side_tensors import is_orphan
+from ggufmerge.text import first_few
 
 # Tables computed from hyper-parameters, not trained: they belong to the model whose metadata the result takes.
 _CONSTANTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -223,7 +224,7 @@ def _check_presence(filled: Sequence[Slot], sources: Sequence[Source]) -> None:
             if name is None:
                 missing.setdefault(sources[part.source].label, []).append(slot.name)
     for label, names in missing.items():
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        shown = first_few(names, 3)
         raise PlanError(f"{label} lacks tensors that the other models have ({shown}); merge fine-tunes of one base")
     for slot in filled:
         shapes = [

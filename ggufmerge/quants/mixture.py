@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from ggufmerge import keys
 from ggufmerge.errors import FormatError, GgufmergeError, PlanError
 from ggufmerge.patterns import Budget, Pattern, PatternError
+from ggufmerge.text import first_few
 from ggufmerge.types import FileType, TensorType, block_number, visiting_order
 
 F, T = FileType, TensorType  # the tables below name them often
@@ -172,7 +173,7 @@ def require_imatrix(
     if not lacking:
         return
     types = sorted({str(decisions[n].type) for n in lacking})
-    shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+    shown = first_few(lacking, 3)
     remedy = "give one with --imatrix FILE"
     if imatrix:
         remedy = "use an importance matrix that was collected for this model"

@@ -18,7 +18,7 @@ from ggufmerge.recipe.load import OPTIONS, read_documents, read_text
 from ggufmerge.recipe.plain import plain, written
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import RecipeKeys
-from ggufmerge.text import printable
+from ggufmerge.text import first_few, printable
 from ggufmerge.types import FileType
 
 _CHANGED = " (changed)"  # after the name of a file whose recipe a program has changed
@@ -144,8 +144,7 @@ class Recipe(RecipeKeys):
         models = [str(reference) for reference in self.references() if reference != self.base_model]
         base = f", base {self.base_model}" if self.base_model is not None else ""
         kind = f", {self.out_type}" if self.out_type else ""
-        shown_models = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
-        return f"<Recipe {' + '.join(self.methods)}: {shown_models}{base}{kind}>"
+        return f"<Recipe {' + '.join(self.methods)}: {first_few(models, 4)}{base}{kind}>"
 
     def __str__(self) -> str:
         return repr(self)

@@ -25,6 +25,7 @@ from ggufmerge.quants.encoders import Piece, encoder
 from ggufmerge.quants.figures import kept_change, squares
 from ggufmerge.quants.magnitude import first_bad, magnitude
 from ggufmerge.sources.damage import place
+from ggufmerge.text import series
 from ggufmerge.types import TensorType
 
 Floats = NDArray[np.float32]
@@ -177,7 +178,7 @@ class TensorEncoder:
         holding = [str(t) for t in _WIDE if _holds(t, misfit.values, figures.largest)]
         raise GgufmergeError(
             f"{tensor.name}: {tensor.type} cannot hold the weights at {where}, up to {magnitude(misfit.values):.4g}; "
-            f"the largest of the tensor is {figures.largest:.4g}, which {_listed(holding)} can hold: give the tensor "
+            f"the largest of the tensor is {figures.largest:.4g}, which {series(holding)} can hold: give the tensor "
             "another type, or look for what made its weights so large"
         )
 
@@ -217,7 +218,3 @@ def _holds(kind: TensorType, values: Floats, largest: float) -> bool:
     raw = np.empty((2, kind.row_bytes(256)), np.uint8)
     codec(kind).encode(trial, raw)
     return largest <= codec(kind).limit and codec(kind).damaged(raw) < 0
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

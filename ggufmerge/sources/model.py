@@ -28,6 +28,7 @@ from ggufmerge.sources.lora import Change, LoraAdapter
 from ggufmerge.sources.replaced import replacement
 from ggufmerge.sources.side_tensors import read_scales, side_names, side_tensors
 from ggufmerge.sources.tying import own_head
+from ggufmerge.text import first_few
 from ggufmerge.types import TensorType
 
 STRONG = 5  # times: from here on an adapter's strength is taken for a percentage, and the user is asked
@@ -300,7 +301,7 @@ class Source:
 
     def _ignored(self) -> list[str]:
         return [
-            f"{adapter.file.path}: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} left out: {what}"
+            f"{adapter.file.path}: {first_few(names, 1)} left out: {what}"
             for adapter in self.adapters
             for what, names in adapter.ignored.items()
         ]
