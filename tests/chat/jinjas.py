@@ -4,7 +4,13 @@ descriptions (model cards, `apply_chat_template` of transformers).
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ggufmerge.chat.formats import ChatFormat
+from ggufmerge.chat.of_file import chat_format
 from ggufmerge.chat.templates import TEMPLATES
+from ggufmerge.files import open_gguf
+from tests.tiny import write_tiny_llama
 
 _CHATML_WITH_DEFAULT = """\
 {% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
@@ -164,3 +170,13 @@ JINJAS = {
     "thinking": _THINKING,
     "braces": _BRACES,
 }
+
+
+def write_model(path: Path, name: str) -> ChatFormat:
+    """A tiny model with the template of this name; gives the format that the program finds in it."""
+    metadata = {"tokenizer.chat_template": JINJAS[name], "tokenizer.ggml.add_bos_token": True}
+    write_tiny_llama(path, layers=1, embed=32, ff=32, tokenizer="bpe", metadata=metadata)
+    with open_gguf(path) as file:
+        form = chat_format(file.metadata)
+    assert form is not None
+    return form

@@ -24,7 +24,7 @@ from ggufmerge.evaluation.libllama import library
 from ggufmerge.evaluation.llama import LlamaModel
 from ggufmerge.files import open_gguf
 from tests.chat.go_template import execute
-from tests.chat.jinjas import JINJAS
+from tests.chat.jinjas import JINJAS, write_model
 from tests.tiny import write_tiny_llama
 
 WORDS: dict[str, str | bool] = {"bos_token": "<s>", "eos_token": "</s>", "enable_thinking": True}
@@ -105,11 +105,7 @@ def test_a_system_message_goes_where_the_template_puts_it() -> None:
 def test_llama_cpp_writes_the_same(name: str, tmp_path: Path) -> None:
     """Its server, running the Jinja of the file, on the same conversations: the prompt on every other way."""
     path = tmp_path / "m.gguf"
-    metadata = {"tokenizer.chat_template": JINJAS[name], "tokenizer.ggml.add_bos_token": True}
-    write_tiny_llama(path, layers=1, embed=32, ff=32, tokenizer="bpe", metadata=metadata)
-    with open_gguf(path) as file:
-        form = chat_format(file.metadata)
-    assert form is not None
+    form = write_model(path, name)
     answers = _llama_server(path, CORPUS)
     if name == "llama 3.1":  # today's date
         answers = [text and _without_date(text) for text in answers]

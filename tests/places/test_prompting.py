@@ -8,30 +8,23 @@ from pathlib import Path
 import pytest
 
 from ggufmerge.chat.corpus import CORPUS
-from ggufmerge.chat.of_file import chat_format
-from ggufmerge.files import open_gguf
 from ggufmerge.places.ollama.modelfile import write_modelfile
 from ggufmerge.places.ollama.names import OllamaName
 from ggufmerge.places.ollama.publish import Store
 from ggufmerge.places.ollama.server import Server
 from ggufmerge.places.ollama.store import OllamaSettings, find
 from tests.chat.go_template import execute
-from tests.chat.jinjas import JINJAS
+from tests.chat.jinjas import JINJAS, write_model
 from tests.ollama_store import layers_of
 from tests.places.modelfiles import read_modelfile
 from tests.places.ollama_server import ollama_server
-from tests.tiny import write_tiny_llama
 
 
 @pytest.mark.parametrize("name", JINJAS)
 def test_every_way_gives_the_same_prompts(name: str, store: Path, tmp_path: Path) -> None:
     """The same template and stops, also where the server knows the Jinja of the file and has a template for it."""
     path = tmp_path / "m.gguf"
-    metadata = {"tokenizer.chat_template": JINJAS[name], "tokenizer.ggml.add_bos_token": True}
-    write_tiny_llama(path, layers=1, embed=32, ff=32, tokenizer="bpe", metadata=metadata)
-    with open_gguf(path) as file:
-        form = chat_format(file.metadata)
-    assert form is not None
+    form = write_model(path, name)
 
     Store(store, OllamaName.parse("stored")).add(path, OllamaSettings())
     with ollama_server() as server:
