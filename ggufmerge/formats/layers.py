@@ -39,6 +39,16 @@ def layer_count(file: StoredFile) -> int:
     return count
 
 
+def main_layer_count(file: StoredFile) -> int:
+    """Number of layers before those that predict further tokens (MTP); errors as for `layer_count`."""
+    return max(layer_count(file) - _prediction_layers(file), 0)
+
+
+def has_further_layers(file: StoredFile) -> bool:
+    """Whether a model has tensors in layers that predict further tokens: many fine-tunes are saved without them."""
+    return _highest(file, _OWN) > main_layer_count(file)
+
+
 def is_without_layers(file: StoredFile) -> bool:
     """Whether a file is no language model, but weights of another kind that other programs keep in GGUF files (Flux,
     Stable Diffusion, Wan): it has neither tokens nor the width that each model of llama.cpp has, and counts no layers.

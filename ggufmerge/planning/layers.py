@@ -1,58 +1,75 @@
-"""What the layers of the result change in the metadata: their number, and the values that hold for single layers."""
+"""What the layers of the result change in the metadata: their number, the values that hold for single layers, and what
+llama.cpp decides by a layer's place (`architectures/layer_rules.py`), which must stay as it was in the layer's model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ggufmerge import keys
+from ggufmerge.architectures.layer_rules import Rule, layer_rules
+from ggufmerge.architectures.layers import NOT_PER_LAYER, PER_LAYER, PER_LAYER_ANYWHERE, Changed, Layers
 from ggufmerge.errors import PlanError
 from ggufmerge.files import ValueKind
 from ggufmerge.formats.layers import layer_count
 from ggufmerge.planning.layout import Slice, layers_of_result
+from ggufmerge.recipe import Recipe
 from ggufmerge.sources import Source
+from ggufmerge.text import first_few
 
-# Keys of an architecture that may have one value per layer, and those outside of it: what llama.cpp v0.5.0 reads with
-# `get_key_or_arr(..., n_layer)` or `get_arr` and indexes by layer (`src/models`, `llama-model.cpp`).
-_PER_LAYER = (
-    "feed_forward_length",
-    "expert_feed_forward_length",
-    "expert_count",
-    "expert_used_count",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.sliding_window_pattern",
-    "attention.rope_pattern",
-    "attention.recurrent_layers",
-    "attention.compress_ratios",
-    "attention.indexer.types",
-    "activation_sparsity_scale",
-    "swiglu_clamp_exp",
-    "swiglu_clamp_shexp",
-    "deepstack_mapping",
-)
-_PER_LAYER_ANYWHERE = ("xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps")
-# lists of the architecture of which each is about something else than layers, however long it is
-_NOT_PER_LAYER = ("rope.dimension_sections", "classifier.output_labels", "target_layers", "adapters.", "ple.")
+_Origins = list[tuple[Source, int]]
+_REACH = 8  # how far from the range of a recipe those are looked for that would fit
 
 
-def layer_metadata(sources: Sequence[Source], layout: Sequence[Slice]) -> tuple[dict[str, Any], list[str]]:
-    """block_count and the values that hold for single layers, for the layers that the result has, as changes to the
-    metadata of the first source; and warnings.
+def layer_metadata(
+    recipe: Recipe, sources: Sequence[Source], layout: Sequence[Slice]
+) -> tuple[dict[str, Any], list[str]]:
+    """block_count, the values that hold for single layers, and what else must change for the layers of the result, as
+    changes to the metadata of the first source; and warnings.
 
-    PlanError when a list of a source has too few values for its layers.
+    PlanError when a layer would be of another kind than it was, or when a list of a source has too few values.
     """
     donor = sources[0]
     arch, count = donor.file.architecture, layer_count(donor.file)
-    layers = [(piece.parts[piece.base or 0], i) for piece, i in layers_of_result(layout)]
-    origins = [(sources[part.source], part.start + i) for part, i in layers]
+    warnings = _mixed(sources, layout)
+    origins = _origins(sources, layout)
     if origins == [(donor, i) for i in range(count)]:
-        return {}, []
-    changes: dict[str, Any] = {keys.block_count(donor.file.architecture): len(layers)}
-    known = [f"{arch}.{key}" for key in _PER_LAYER] + list(_PER_LAYER_ANYWHERE)
-    for key in known:
+        return {}, warnings
+    changes: dict[str, Any] = {keys.block_count(arch): len(origins)} | _lists(origins, donor)
+    ruled, misfits = _ruled(donor, origins, Changed(changes, recipe.metadata))
+    for misfit in misfits:
+        if misfit.rule.is_minor or any(misfit.layers.key(what) in recipe.metadata for what in misfit.rule.reads):
+            warnings.append(misfit.said(origins))
+        else:
+            number = _slice_of(layout, misfit.places[0])
+            where = ("models",) if recipe.slices is None else ("slices", number)
+            fitting = _fitting(sources, layout, number, recipe.metadata)
+            todo = f"; ranges that fit: {' or '.join(f'[{a}, {b}]' for a, b in fitting)}" if fitting else ""
+            raise PlanError(recipe.complaint(where, misfit.said(origins) + todo))
+    written = {key: value for key, value in ruled.items() if key not in recipe.metadata}
+    if written:
+        listed = ", ".join(f"{key} {_short(value)}" for key, value in written.items())
+        old = "; programs older than llama.cpp v0.5.0 may not read this" if any(map(_is_list, written.values())) else ""
+        warnings.append(f"the result has not the layers of {donor.label}; to keep what they are it gets {listed}{old}")
+    return changes | ruled, warnings + _unknown_lists(donor, count)
+
+
+def _origins(sources: Sequence[Source], layout: Sequence[Slice]) -> _Origins:
+    """Where each layer of the result comes from: the base of its slice, or else the first model."""
+    layers = [(piece.parts[piece.base or 0], i) for piece, i in layers_of_result(layout)]
+    return [(sources[part.source], part.start + i) for part, i in layers]
+
+
+def _lists(origins: _Origins, donor: Source) -> dict[str, Any]:
+    """The values that hold for single layers, in lists that go with the layers of the result."""
+    arch = donor.file.architecture
+    changes: dict[str, Any] = {}
+    for key in [*(keys.of(arch, what) for what in PER_LAYER), *PER_LAYER_ANYWHERE]:
         used = list(dict.fromkeys(source for source, _ in origins))
         values = {source: source.metadata[key] for source in used if key in source.metadata}
         if donor not in values and key in donor.metadata:
@@ -63,20 +80,7 @@ def layer_metadata(sources: Sequence[Source], layout: Sequence[Slice]) -> tuple[
             if len({type(v) for v in changes[key]}) > 1:
                 listed = ", ".join(f"{source.label}: {source.metadata.found(key)}" for source in used)
                 raise PlanError(f"{key} is not of one type in the layers of the result ({listed}); take another file")
-    others = [
-        key
-        for key in donor.metadata
-        if key.startswith(arch + ".")
-        and key not in known
-        and not key.removeprefix(arch + ".").startswith(_NOT_PER_LAYER)
-        and donor.metadata.kind(key) == ValueKind.ARRAY
-        and donor.metadata.count(key) == count
-    ]
-    return changes, [
-        f"{key} has as many values as {donor.label} has layers, but nobody knows whether they belong to layers: it is "
-        "taken as it is; set it under metadata: or check the result"
-        for key in others
-    ]
+    return changes
 
 
 def _of_layer(key: str, value: Any, source: Source, layer: int) -> Any:
@@ -85,11 +89,138 @@ def _of_layer(key: str, value: Any, source: Source, layer: int) -> Any:
         return value
     if layer < len(value):
         return value[layer].item() if isinstance(value[layer], np.generic) else value[layer]
-    further = source.metadata.integer(keys.prediction_layers(source.file.architecture)) or 0
-    if len(value) + further == layer_count(source.file):
+    if len(value) + _layers(source).further == layer_count(source.file):
         return None
     short = f"{key} has {len(value)} values, too few for layer {layer}"
     raise PlanError(f"{source.file.path}: {short}; the file is damaged, take another")
+
+
+def _unknown_lists(donor: Source, count: int) -> list[str]:
+    """Warnings for lists that may belong to layers."""
+    prefix = donor.file.architecture + "."
+    return [
+        f"{key} has as many values as {donor.label} has layers, but nobody knows whether they belong to layers: it is "
+        "taken as it is; set it under metadata: or check the result"
+        for key in donor.metadata
+        if key.startswith(prefix)
+        and key.removeprefix(prefix) not in PER_LAYER
+        and not key.removeprefix(prefix).startswith(NOT_PER_LAYER)
+        and donor.metadata.kind(key) == ValueKind.ARRAY
+        and donor.metadata.count(key) == count
+    ]
+
+
+@dataclass(frozen=True)
+class _Misfit:
+    """Layers of the result that a rule would treat otherwise than where they come from.
+
+    wanted, got: the rule's value for each layer of the result, as it was and as it would be.
+    """
+
+    rule: Rule
+    layers: Layers
+    wanted: list[Hashable]
+    got: list[Hashable]
+
+    @property
+    def places(self) -> list[int]:
+        return [i for i, (a, b) in enumerate(zip(self.wanted, self.got, strict=True)) if a != b]
+
+    def said(self, origins: _Origins) -> str:
+        place = self.places[0]
+        source, layer = origins[place]
+        more = f" (and {len(self.places) - 1} more)" if len(self.places) > 1 else ""
+        was, would = self.rule.said(self.wanted[place]), self.rule.said(self.got[place])
+        return (
+            f"layer {place} of the result{more} is layer {layer} of {source.label}, with {was}, but would get {would} "
+            f"there: {self.rule.why(self.layers)}"
+        )
+
+
+def _layers(source: Source, metadata: Mapping[str, Any] | None = None, count: int | None = None) -> Layers:
+    return Layers(
+        source.file.architecture,
+        layer_count(source.file) if count is None else count,
+        source.metadata if metadata is None else metadata,
+    )
+
+
+def _ruled(donor: Source, origins: _Origins, changes: Mapping[str, Any]) -> tuple[dict[str, Any], list[_Misfit]]:
+    """The metadata with which the layers stay what they are, and the rules that no metadata can keep."""
+    written: dict[str, Any] = {}
+    misfits = []
+    known: dict[tuple[Source, Rule], list[Hashable]] = {}
+    for rule in layer_rules(donor.file.architecture):
+        for source, _ in origins:
+            if (source, rule) not in known:
+                known[source, rule] = rule.of(_layers(source))
+        wanted = [known[source, rule][layer] for source, layer in origins]
+        result = _layers(donor, Changed(donor.metadata, Changed(changes, written)), len(origins))
+        got = rule.of(result)
+        if got == wanted:
+            continue
+        kept = rule.kept(result, wanted)
+        if kept is None or any(key in changes and changes[key] != value for key, value in kept.items()):
+            misfits.append(_Misfit(rule, result, wanted, got))
+        else:
+            written |= kept
+    return written, misfits
+
+
+def _mixed(sources: Sequence[Source], layout: Sequence[Slice]) -> list[str]:
+    """Warnings for layers of different kinds that are merged into one."""
+    found: dict[tuple[Rule, int], str] = {}
+    for number, piece in enumerate(layout):
+        first = piece.parts[piece.base or 0]
+        for part in piece.parts:
+            one, other = sources[first.source], sources[part.source]
+            if part is first or other.is_checkpoint:
+                continue
+            for rule in layer_rules(one.file.architecture):
+                own, others = rule.of(_layers(one)), rule.of(_layers(other))
+                for i in range(piece.layers):
+                    a, b = own[first.start + i], others[part.start + i]
+                    if a != b and (rule, number) not in found:
+                        found[rule, number] = (
+                            f"layer {part.start + i} of {other.label}, with {rule.said(b)}, is merged into layer "
+                            f"{first.start + i} of {one.label}, with {rule.said(a)}, and will be used as the latter"
+                        )
+    return list(found.values())
+
+
+def _slice_of(layout: Sequence[Slice], place: int) -> int:
+    """The number of the slice that a layer of the result is in."""
+    ends = itertools.accumulate(piece.layers for piece in layout)
+    return next(number for number, end in enumerate(ends) if place < end)
+
+
+def _fitting(
+    sources: Sequence[Source], layout: Sequence[Slice], number: int, overrides: Mapping[str, Any]
+) -> list[tuple[int, int]]:
+    """Ranges of one slice, near to its own, with which all layers would stay what they are."""
+    piece = layout[number]
+    donor = sources[0]
+    found: list[tuple[int, int, int]] = []
+    for before in range(-_REACH, _REACH + 1):
+        for after in range(-_REACH, _REACH + 1):
+            moved = [replace(part, start=part.start + before, stop=part.stop + after) for part in piece.parts]
+            if moved[0].start >= moved[0].stop or any(
+                part.start < 0 or part.stop > layer_count(sources[part.source].file) for part in moved
+            ):
+                continue
+            other = [*layout[:number], replace(piece, parts=tuple(moved)), *layout[number + 1 :]]
+            origins = _origins(sources, other)
+            counted = Changed({keys.block_count(donor.file.architecture): len(origins)}, overrides)
+            _, misfits = _ruled(donor, origins, Changed(counted, _lists(origins, donor)))
+            if not any(not misfit.rule.is_minor for misfit in misfits):
+                found.append((abs(before) + abs(after), moved[0].start, moved[0].stop))
+    return [(start, stop) for _, start, stop in sorted(found)[:3]]
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, list):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"({first_few([str(v).lower() for v in value], 6)})"
 
 
 def _is_list(value: Any) -> bool:

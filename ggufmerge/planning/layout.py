@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ggufmerge.errors import PlanError, RecipeError
-from ggufmerge.formats.layers import layer_count
+from ggufmerge.formats.layers import has_further_layers, layer_count, main_layer_count
 from ggufmerge.keys import EMBEDDING, HEAD
 from ggufmerge.methods.spec import Base, Method
 from ggufmerge.recipe import Recipe
@@ -19,8 +19,8 @@ from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import layer_of, with_layer
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Model, Parameters, SliceSource
+from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source
-from ggufmerge.sources.side_tensors import is_orphan
 from ggufmerge.text import first_few
 
 # Tables computed from hyper-parameters, not trained: they belong to the model whose metadata the result takes.
@@ -50,12 +50,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Slice:
-    """Consecutive layers of the result. `base` is the position of the base in `parts`, None without one."""
+    """Consecutive layers of the result. `base` is the position of the base in `parts`, None without one.
+
+    taken: why they are taken from their only part as they are; "" when they are merged as the recipe says.
+    """
 
     parts: tuple[Part, ...]
     base: int | None
     parameters: Parameters
     where: Location
+    taken: str = ""
 
     @property
     def layers(self) -> int:
@@ -111,10 +115,8 @@ def lay(
     slots = list(_slots(layout, sources))
     for number, piece in enumerate(layout):
         for method in methods:
-            if not piece.is_base_alone(method):
+            if not piece.taken and not piece.is_base_alone(method):
                 _check_model_count(method, piece, recipe, number)
-    with recipe.blamed(("models",) if recipe.slices is None else ("slices",)):
-        _check_presence(slots, sources)
     return layout, slots
 
 
@@ -137,13 +139,36 @@ def _slices(
             elif at is None and uses_base:
                 what = f"base_model {base} is not among the sources; add it with its layer_range"
                 raise PlanError(recipe.complaint(place, f"slice {number + 1}: {what}"))
+        further = _apart(parts, at or 0, sources) if recipe.slices is None else []
         with recipe.blamed(place or ("models",)):
             _check_lengths(parts, sources, "" if recipe.slices is None else f"slice {number + 1}: ")
             _check_filled(parts, number, len(recipe.slices or ()))
         out.append(Slice(tuple(parts), at, parameters, (*place, "parameters")))
+        out += further
     if recipe.slices is not None and not any(piece.layers for piece in out):
         raise PlanError(recipe.complaint(("slices",), "all slices are empty, so the result would have no layers"))
     return out
+
+
+def _apart(parts: list[Part], base: int, sources: Sequence[Source]) -> list[Slice]:
+    """Cut off, in `parts`, layers that predict further tokens (MTP) and that not all models have; a slice of them.
+
+    They come from the base if it has them, or else from the first model that has.
+    """
+    files = [sources[part.source].file for part in parts]
+    having = [has_further_layers(file) for file in files]
+    counts = {layer_count(file) for file in files}
+    if len({main_layer_count(file) for file in files}) > 1 or (len(counts) == 1 and (all(having) or not any(having))):
+        return []
+    main = main_layer_count(files[0])
+    parts[:] = [replace(part, stop=main) for part in parts]
+    if not any(having):
+        return []
+    owner = base if having[base] else having.index(True)
+    source, part = sources[parts[owner].source], parts[owner]
+    only = replace(part, start=main, stop=layer_count(source.file))
+    note = f"predicts further tokens (MTP), which not all models do: taken from {source.label}"
+    return [Slice((only,), None, {}, part.where, taken=note)]
 
 
 def _part(
@@ -188,12 +213,24 @@ def without_effect(
     """
     found = []
     for number, piece in enumerate(layout):
-        if any(map(piece.is_base_alone, methods)):
+        if not piece.taken and any(map(piece.is_base_alone, methods)):
             place: Location = ("models",) if recipe.slices is None else ("slices", number)
             what = "only the base takes part, so nothing is merged: add the models that are to change it"
             found.append(recipe.complaint(place, what))
     names = {slot.name for slot in slots}
-    for source in sources:
+    taken = {(part.source, name) for slot in slots for part, name in zip(slot.slice.parts, slot.names, strict=True)}
+    for number, source in enumerate(sources):
+        gone = [
+            name
+            for name in source.tensors
+            if any(matches(pattern, name) for pattern in recipe.exclude)
+            and (number, name) not in taken
+            and name not in names
+            and (recipe.slices is None or layer_of(name) is None)
+        ]
+        if gone:
+            what = f"{source.label}: {len(gone)} excluded tensors ({first_few(gone, 2)}) are not in the result"
+            found.append(f"{what}, since excluded tensors stay as they are in {sources[0].label}, which has none")
         missing = [name for name in source.tensors if name.startswith(_OTHER_SENSES) and name not in names]
         if missing:
             what = f"{len(missing)} tensors of vision or sound ({missing[0]}, ...) are left out"
@@ -216,33 +253,6 @@ def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int
         raise RecipeError(recipe.complaint(place, f"{error}{todo}")) from None
 
 
-def _check_presence(filled: Sequence[Slot], sources: Sequence[Source]) -> None:
-    """PlanError naming the tensors that some of a slice's models have and others lack, or have in another shape."""
-    missing: dict[str, list[str]] = {}
-    for slot in filled:
-        for part, name in zip(slot.slice.parts, slot.names, strict=True):
-            if name is None:
-                missing.setdefault(sources[part.source].label, []).append(slot.name)
-    for label, names in missing.items():
-        shown = first_few(names, 3)
-        raise PlanError(f"{label} lacks tensors that the other models have ({shown}); merge fine-tunes of one base")
-    for slot in filled:
-        shapes = [
-            (sources[p.source].label, sources[p.source].tensors[n].shape)
-            for p, n in zip(slot.slice.parts, slot.names, strict=True)
-            if n is not None
-        ]
-        if len({shape for _, shape in shapes}) > 1:
-            listed = ", ".join(f"{label} {list(shape)}" for label, shape in shapes)
-            raise PlanError(f"{slot.name}: the shapes differ ({listed}); merge fine-tunes of one base")
-        origins = [(n, sources[p.source]) for p, n in zip(slot.slice.parts, slot.names, strict=True)]
-        if len(origins) > 1 and any(n is not None and is_orphan(n, source.tensors) for n, source in origins):
-            raise PlanError(
-                f"{slot.name}: a scale whose weight goes by another name, so it cannot be merged; "
-                "use another file of the model"
-            )
-
-
 def layers_of_result(layout: Sequence[Slice]) -> list[tuple[Slice, int]]:
     """(slice, layer within the slice) for each layer of the result."""
     return [(s, i) for s in layout for i in range(s.layers)]
@@ -255,7 +265,7 @@ def _slots(layout: Sequence[Slice], sources: Sequence[Source]) -> Iterator[Slot]
     for layer, (piece, i) in enumerate(layers_of_result(layout)):
         position = i / (piece.layers - 1) if piece.layers > 1 else 1.0
         yield from _inside(piece, sources, names, layer, i, position)
-    yield from _outside(layout[-1], sources, names, after=True)
+    yield from _outside([piece for piece in layout if not piece.taken][-1], sources, names, after=True)
 
 
 def _by_layer(source: Source) -> _Names:
@@ -275,7 +285,7 @@ def _inside(
         own = tuple(
             n if (n := with_layer(name, number)) in sources[source].tensors else None for source, number in origins
         )
-        yield Slot(name, piece, own, position)
+        yield Slot(name, piece, own, position, (piece.taken,) if piece.taken else (), constant=bool(piece.taken))
 
 
 def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *, after: bool) -> Iterator[Slot]:

@@ -12,6 +12,7 @@ from ggufmerge.planning.checks import check_member
 from ggufmerge.planning.filters import check_filters
 from ggufmerge.planning.layout import Slice, Slot, lay, without_effect
 from ggufmerge.planning.plan import PlannedSource
+from ggufmerge.planning.presence import settled
 from ggufmerge.planning.vocabulary import alignment_of
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.document import Location
@@ -77,6 +78,7 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     if alignment is not None:
         sources = aligned(sources, alignment)
     slices, slots = lay(recipe, methods, references, sources)
+    slots = settled(slots, recipe, references, sources)
     warnings = [*without_effect(recipe, methods, slices, slots, sources), *check_filters(recipe, slots)]
     return LaidOut(references, sources, slices, slots, warnings, alignment)
 

@@ -57,7 +57,7 @@ def plan_of(recipe: Recipe, laid_out: LaidOut) -> tuple[Plan, Opened]:
     tensors, grafted = with_grafts(recipe, resolved(recipe, laid_out), laid_out)
     matrix_files = [str(locate(path, recipe.folder)) for path in recipe.imatrix]
     matrix = load_together(matrix_files)
-    structure, unclear = layer_metadata(sources, laid_out.slices)
+    structure, unclear = layer_metadata(recipe, sources, laid_out.slices)
     types = typed(recipe, tensors, sources, structure, matrix, grafted)
     tokenizer = planned_tokenizer(recipe, sources, laid_out.alignment)
     header = result_metadata(recipe, laid_out, types, structure, tokenizer.changes, matrix)

@@ -1,0 +1,561 @@
+"""What llama.cpp decides about a layer by its place: which layers look back on a window only, which have experts, which
+predict further tokens.
+
+A slice that moves a layer to another place must leave that as it was, or the result computes something else than its
+weights were trained for, mostly without a word. So each decision is a rule here: `of` gives its value for every layer
+of a model, and `kept` the metadata that give layers in a new order the values they are to have, if any can.
+
+Source: llama.cpp v0.5.0, `load_arch_hparams`, `load_arch_tensors` and the graphs in `src/models/*.cpp`,
+`src/llama-model.cpp` and `src/llama-hparams.cpp`. Decisions that llama.cpp takes by the tensors a layer has, or by a
+value per layer (`layers.PER_LAYER`), move with the layer and need no rule.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ggufmerge.architectures.layers import Layers
+
+Values = list[Hashable]
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """One decision about layers by their places."""
+
+    @abstractmethod
+    def of(self, layers: Layers) -> Values:
+        """The value for each layer of a model; equal values mean that llama.cpp treats two layers alike."""
+
+    @abstractmethod
+    def said(self, value: Hashable) -> str:
+        """A value in words that fit behind "a layer with ..."."""
+
+    def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
+        """Metadata with which each layer has the value that is wanted; None when there are none."""
+        return None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The keys of the architecture that decide; none when nothing in a file does."""
+        return ()
+
+    @property
+    def is_minor(self) -> bool:
+        """Whether a layer works at another place, only not quite as before, so that a warning is enough."""
+        return False
+
+    @abstractmethod
+    def why(self, layers: Layers) -> str:
+        """The rule in a sentence, with the numbers that hold for a model."""
+
+
+def _every(period: int) -> str:
+    return {1: "every layer", 2: "every 2nd layer", 3: "every 3rd layer"}.get(period, f"every {period}th layer")
+
+
+@dataclass(frozen=True)
+class Further(Rule):
+    """The last layers predict further tokens (MTP): `nextn_predict_layers` of any architecture."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("nextn_predict_layers",)
+
+    def of(self, layers: Layers) -> Values:
+        return [i >= layers.main for i in range(layers.count)]
+
+    def said(self, value: Hashable) -> str:
+        return "the task to predict further tokens (MTP)" if value else "an ordinary place"
+
+    def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
+        count = sum(map(bool, wanted))
+        ends = all(wanted[len(wanted) - count :])
+        return {layers.key("nextn_predict_layers"): count} if ends and count < len(wanted) else None
+
+    def why(self, layers: Layers) -> str:
+        return f"layers that predict further tokens (MTP) are the last {layers.further or 'ones'}"
+
+
+@dataclass(frozen=True)
+class Window(Rule):
+    """Sliding attention but for one layer in each period (`load_swa_pattern`). A list of the layers wins over it.
+
+    needs: "" when the window is always there, "size" when `attention.sliding_window` must say how wide it is, "not 0"
+    when that key may only not be 0.
+    main: the number of layers at which the rule holds; 0 for any.
+    """
+
+    period: int
+    full_first: bool = False
+    needs: str = ""
+    main: int = 0
+    pattern = "attention.sliding_window_pattern"
+
+    def _holds(self, layers: Layers) -> bool:
+        size = layers.integer("attention.sliding_window")
+        if self.main and layers.main != self.main:
+            return False
+        return bool(size) if self.needs == "size" else size != 0 if self.needs else True
+
+    def _period(self, layers: Layers) -> int:
+        given = layers.integer(self.pattern)
+        return self.period if given is None else given
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.pattern, "attention.sliding_window")
+
+    def of(self, layers: Layers) -> Values:
+        if not self._holds(layers):
+            return [False] * layers.count
+        if (given := layers.values(self.pattern)) is not None:
+            return [i < len(given) and bool(given[i]) for i in range(layers.count)]
+        period, full = self._period(layers), 0 if self.full_first else self._period(layers) - 1
+        return [i < layers.main and (not period or i % period != full) for i in range(layers.count)]
+
+    def said(self, value: Hashable) -> str:
+        return "sliding attention" if value else "full attention"
+
+    def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
+        return {layers.key(self.pattern): list(map(bool, wanted))} if self._holds(layers) else None
+
+    def why(self, layers: Layers) -> str:
+        if self.main:
+            return f"{layers.architecture} has sliding attention in models of {self.main} layers only"
+        if not self._holds(layers):
+            return f"without {layers.key('attention.sliding_window')} all layers have full attention"
+        return f"{layers.architecture} has full attention in {_every(self._period(layers))}"
+
+
+@dataclass(frozen=True)
+class Recurrent(Rule):
+    """Linear or recurrent attention but for each n-th layer; a list of the layers wins over the number."""
+
+    default: int
+    interval = "full_attention_interval"
+    pattern = "attention.recurrent_layers"
+
+    def _interval(self, layers: Layers) -> int:
+        given = layers.integer(self.interval)
+        return self.default if given is None else given
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.pattern, self.interval)
+
+    def of(self, layers: Layers) -> Values:
+        if (given := layers.values(self.pattern)) is not None:
+            return [i < len(given) and bool(given[i]) for i in range(layers.count)]
+        n = self._interval(layers) or 1
+        return [i < layers.main and (i + 1) % n != 0 for i in range(layers.count)]
+
+    def said(self, value: Hashable) -> str:
+        return "linear attention" if value else "full attention"
+
+    def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
+        return {layers.key(self.pattern): list(map(bool, wanted))}
+
+    def why(self, layers: Layers) -> str:
+        return f"{layers.architecture} has full attention in {_every(self._interval(layers))}"
+
+
+@dataclass(frozen=True)
+class Lead(Rule):
+    """The first layers are of one kind, those behind them of another; a key says how many."""
+
+    number: str
+    first: str
+    others: str
+
+    def _count(self, layers: Layers) -> int:
+        return layers.integer(self.number) or 0
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.number,)
+
+    def of(self, layers: Layers) -> Values:
+        return [i < self._count(layers) for i in range(layers.count)]
+
+    def said(self, value: Hashable) -> str:
+        return self.first if value else self.others
+
+    def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
+        count = sum(map(bool, wanted))
+        return {layers.key(self.number): count} if all(wanted[:count]) else None
+
+    def why(self, layers: Layers) -> str:
+        return f"{layers.architecture} has {self.first} in its first layers ({layers.key(self.number)})"
+
+
+@dataclass(frozen=True)
+class ExpertStep(Rule):
+    """Experts in each n-th layer, where i % n is `rest`, counted from `first` on; a key gives n.
+
+    lead: layers before this number have none, as the key of that name says.
+    """
+
+    number: str
+    offset: int
+    rest: int = 0
+    lead: str = ""
+
+    def _values(self, layers: Layers, step: int) -> list[bool]:
+        lead = (layers.integer(self.lead) or 0) if self.lead else 0
+        return [step > 0 and i >= lead and (i + self.offset) % step == self.rest for i in range(layers.count)]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.number,)
+
+    def of(self, layers: Layers) -> Values:
+        return list(self._values(layers, layers.integer(self.number) or 0))
+
+    def said(self, value: Hashable) -> str:
+        return "experts" if value else "no experts"
+
+    def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
+        steps = range(1, layers.count + 2)
+        return next(({layers.key(self.number): n} for n in steps if self._values(layers, n) == list(wanted)), None)
+
+    def why(self, layers: Layers) -> str:
+        return f"{layers.architecture} has experts in {_every(layers.integer(self.number) or 0)}"
+
+
+@dataclass(frozen=True)
+class Period(Rule):
+    """Each n-th layer is of another kind, and no key can say otherwise; or a key says n for all of them."""
+
+    kind: str
+    others: str
+    offset: int
+    period: int = 0
+    number: str = ""
+    minor: bool = False
+
+    def _period(self, layers: Layers) -> int:
+        return self.period or layers.integer(self.number) or 0
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.number,) if self.number else ()
+
+    def of(self, layers: Layers) -> Values:
+        period = self._period(layers)
+        return [period > 0 and (i + self.offset) % period == 0 for i in range(layers.count)]
+
+    def said(self, value: Hashable) -> str:
+        return self.kind if value else self.others
+
+    def why(self, layers: Layers) -> str:
+        return f"{layers.architecture} has {self.kind} in {_every(self._period(layers))}"
+
+
+@dataclass(frozen=True)
+class NoPositions(Period):
+    """As `Period`, for models that leave out RoPE in each 4th layer only while they have a window."""
+
+    def _period(self, layers: Layers) -> int:
+        return self.period if layers.integer("attention.sliding_window") else 0
+
+
+@dataclass(frozen=True)
+class Part(Rule):
+    """Layers are counted in parts of n, and weights were scaled for the part they are in."""
+
+    number: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.number,)
+
+    def of(self, layers: Layers) -> Values:
+        n = layers.integer(self.number) or 0
+        return [i // n if n else 0 for i in range(layers.count)]
+
+    def said(self, value: Hashable) -> str:
+        return f"weights scaled for part {value}"
+
+    def why(self, layers: Layers) -> str:
+        return f"{layers.key(self.number)} halves values behind {_every(layers.integer(self.number) or 0)}"
+
+
+@dataclass(frozen=True)
+class First(Rule):
+    """The first layer is like no other: it has tensors that the others lack, or lacks some."""
+
+    what: str
+
+    def of(self, layers: Layers) -> Values:
+        return [i == 0 for i in range(layers.count)]
+
+    def said(self, value: Hashable) -> str:
+        return f"what only the first layer has ({self.what})" if value else "what the first layer has not"
+
+    def why(self, layers: Layers) -> str:
+        return f"the first layer of {layers.architecture} is like no other ({self.what})"
+
+
+@dataclass(frozen=True)
+class Fixed(Rule):
+    """Every layer belongs to its place, and their number to the model."""
+
+    what: str
+    unless: str = ""  # a key that must have a number above 0 for the rule to hold
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.unless,) if self.unless else ()
+
+    def of(self, layers: Layers) -> Values:
+        if self.unless and not layers.integer(self.unless):
+            return [None] * layers.count
+        return [(i, layers.count) for i in range(layers.count)]
+
+    def said(self, value: Hashable) -> str:
+        return f"place {value[0]} of {value[1]}" if isinstance(value, tuple) else "any place"
+
+    def why(self, layers: Layers) -> str:
+        return f"{layers.architecture} cannot have other layers than it has: {self.what}"
+
+
+@dataclass(frozen=True)
+class SharedCache(Rule):
+    """The last layers use keys and values of layers before them: `attention.shared_kv_layers`."""
+
+    number = "attention.shared_kv_layers"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.number,)
+
+    def of(self, layers: Layers) -> Values:
+        shared = layers.integer(self.number) or 0
+        own = layers.count - shared
+        return [(i - own if i >= own else i - own if i >= own - 2 else None) if shared else None
+                for i in range(layers.count)]  # fmt: skip
+
+    def said(self, value: Hashable) -> str:
+        return "keys and values of its own" if value is None else "keys and values that layers share"
+
+    def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
+        if not any(value is not None for value in wanted):
+            return {layers.key(self.number): 0}
+        return None
+
+    def why(self, layers: Layers) -> str:
+        return f"the last layers of {layers.architecture} use the keys and values of the two before them"
+
+
+@dataclass(frozen=True)
+class Slope(Rule):
+    """Linear attention forgets faster in layers further down (lightning attention), by the layer's place."""
+
+    def of(self, layers: Layers) -> Values:
+        return [round(i / max(layers.count - 1, 1), 6) for i in range(layers.count)]
+
+    def said(self, value: Hashable) -> str:
+        return f"linear attention that decays as at {value:.0%} of the depth"
+
+    @property
+    def is_minor(self) -> bool:
+        return True
+
+    def why(self, layers: Layers) -> str:
+        return f"in {layers.architecture} the decay of linear attention follows from the place of the layer"
+
+
+@dataclass(frozen=True)
+class FromCount(Rule):
+    """Something follows from the number of layers: {number: what}, and `otherwise` for any other number.
+
+    unless: a key that decides instead when it is there.
+    """
+
+    special: tuple[tuple[int, str], ...]
+    otherwise: str
+    unless: str = ""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.unless,) if self.unless else ()
+
+    def of(self, layers: Layers) -> Values:
+        if self.unless and layers.key(self.unless) in layers.metadata:
+            return [None] * layers.count
+        return [dict(self.special).get(layers.main, self.otherwise)] * layers.count
+
+    def said(self, value: Hashable) -> str:
+        return f"{value}" if value is not None else "what the metadata say"
+
+    def why(self, layers: Layers) -> str:
+        numbers = " and ".join(str(number) for number, _ in self.special)
+        return f"llama.cpp knows this by the number of layers, {numbers}, and a file cannot say otherwise"
+
+
+@dataclass(frozen=True)
+class ResidualScale(Rule):
+    """minicpm: what a layer adds is scaled by 1.4 / sqrt(number of layers) unless `residual_scale` says otherwise."""
+
+    number = "residual_scale"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.number,)
+
+    def of(self, layers: Layers) -> Values:
+        given = layers.metadata.get(layers.key(self.number))
+        value = float(given) if isinstance(given, int | float) else 1.4 / max(layers.main, 1) ** 0.5
+        return [round(value, 6)] * layers.count
+
+    def said(self, value: Hashable) -> str:
+        return f"a residual scale of {value}"
+
+    def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
+        if len(set(wanted)) > 1 or not isinstance(wanted[0], float):
+            return None
+        return {layers.key(self.number): wanted[0]}
+
+    def why(self, layers: Layers) -> str:
+        return f"{layers.architecture} computes {layers.key(self.number)} from the number of layers"
+
+
+@dataclass(frozen=True)
+class Listed(Rule):
+    """Layers that a list names by their numbers; at most one of them works in llama.cpp."""
+
+    names: str
+    what: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.names,)
+
+    def of(self, layers: Layers) -> Values:
+        listed = set(layers.values(self.names) or ())
+        return [i in listed for i in range(layers.count)]
+
+    def said(self, value: Hashable) -> str:
+        return self.what if value else f"no {self.what}"
+
+    def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
+        places = [i for i, value in enumerate(wanted) if value]
+        return {layers.key(self.names): places} if len(places) == 1 else None
+
+    def why(self, layers: Layers) -> str:
+        return f"exactly one layer has {self.what}, as {layers.key(self.names)} says"
+
+
+@dataclass(frozen=True)
+class Pictures(Rule):
+    """The first layers take what the vision encoder adds to them: `n_deepstack_layers`."""
+
+    number = "n_deepstack_layers"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.number,)
+
+    def of(self, layers: Layers) -> Values:
+        count = layers.integer(self.number) or 0
+        return [i if i < count else None for i in range(layers.count)]
+
+    def said(self, value: Hashable) -> str:
+        return f"input {value} of the vision encoder" if value is not None else "no input of the vision encoder"
+
+    @property
+    def is_minor(self) -> bool:
+        return True
+
+    def why(self, layers: Layers) -> str:
+        return f"the vision encoder feeds the first layers ({layers.key(self.number)})"
+
+
+_DENSE_LEAD = Lead("leading_dense_block_count", "no experts", "experts")
+_NO_ROPE = ("no positions (RoPE)", "positions (RoPE)")
+_PER_LAYER_EMBEDDING = "tensors such as per_layer_token_embd have a part for each layer"
+
+_WINDOWS = {
+    "afmoe": Window(4, needs="size"),
+    "cohere2": Window(4),
+    "cohere2moe": Window(4, full_first=True),
+    "exaone-moe": Window(4),
+    "exaone4": Window(4, main=64),
+    "gemma-embedding": Window(6),
+    "gemma2": Window(2),
+    "gemma3": Window(6, needs="size"),
+    "gemma3n": Window(5),
+    "gpt-oss": Window(2),
+    "laguna": Window(4, full_first=True, needs="size"),
+    "llama4": Window(4, needs="not 0"),
+    "mellum": Window(4, needs="size"),
+    "modern-bert": Window(3, full_first=True, needs="size"),
+    "muse-glimmer": Window(4),
+    "olmo2": Window(4, needs="size"),
+    "plamo3": Window(8, needs="size"),
+    "smallthinker": Window(4, full_first=True, needs="size"),
+}
+_DENSE_LEADS = (
+    *("afmoe", "bailingmoe", "bailingmoe2", "bailingmoe3", "cohere2moe", "deepseek", "deepseek2", "deepseek2-ocr"),
+    *("deepseek32", "dots1", "dots3note", "exaone-moe", "glm-dsa", "glm4moe", "glm5-next", "hy_v4", "kimi-k3"),
+    *("kimi-linear", "laguna", "lfm2moe", "minimax-m3", "mistral4"),
+)
+_OTHERS: dict[str, tuple[Rule, ...]] = {
+    "afmoe": (Period(*_NO_ROPE, offset=1, period=4),),
+    "arwkv7": (First("no value residual"),),
+    "baichuan": (FromCount(((32, "RoPE"), (40, "ALiBi")), "neither RoPE nor ALiBi"),),
+    "deepseek2": (
+        FromCount(((26, "one matrix of queries"), (27, "one matrix of queries")), "queries in two matrices"),
+        FromCount(((47, "sigmoid gates"), (48, "sigmoid gates")), "softmax gates", unless="expert_gating_func"),
+    ),
+    "deepseek4": (Lead("hash_layer_count", "experts chosen by the token", "experts chosen by a gate"),),
+    "ernie4_5-moe": (ExpertStep("interleave_moe_layer_step", 1, lead="leading_dense_block_count"),),
+    "gemma2": (FromCount(((46, "the attention scale of Gemma 2 27B"),), "the usual attention scale"),),
+    "gemma3": (FromCount(((62, "the attention scale of Gemma 3 27B"),), "the usual attention scale"),),
+    "gemma3n": (Fixed(_PER_LAYER_EMBEDDING),),
+    "gemma4": (Fixed(_PER_LAYER_EMBEDDING, unless="embedding_length_per_layer_input"), SharedCache()),
+    "glm5-next": (Listed("ple.layers", "a table of n-grams"),),
+    "hrm_text": (Fixed("its layers are run in cycles, which hrm.layers_per_stack counts"),),
+    "kimi-k3": (Period("a residual over several layers", "a plain residual", offset=0, number="attn_res.block_size"),),
+    "llama4": (
+        ExpertStep("interleave_moe_layer_step", 1),
+        Period(*_NO_ROPE, offset=1, period=4),
+    ),
+    "minicpm": (ResidualScale(),),
+    "minimax-01": (Slope(),),
+    "mistral4": (
+        FromCount(((26, "one matrix of queries"), (27, "one matrix of queries")), "queries in two matrices"),
+        FromCount(((47, "sigmoid gates"), (48, "sigmoid gates")), "softmax gates", unless="expert_gating_func"),
+    ),
+    "modern-bert": (First("no attn_norm"),),
+    "nomic-bert-moe": (ExpertStep("moe_every_n_layers", 0, rest=1),),
+    "qwen3vl": (Pictures(),),
+    "qwen3vlmoe": (Pictures(),),
+    "qwen4exp": (Listed("ple.layers", "a table of n-grams"),),
+    "rwkv6": (Part("rescale_every_n_layers"),),
+    "rwkv7": (First("no value residual"),),
+    "smallthinker": (NoPositions(*_NO_ROPE, offset=0, period=4),),
+    "smollm3": (Period(*_NO_ROPE, offset=1, period=4),),
+}
+_RECURRENT = {
+    "minimax-01": Recurrent(8),
+    "qwen35": Recurrent(4),
+    "qwen35moe": Recurrent(4),
+    "qwen3next": Recurrent(4),
+    "qwen4exp": Recurrent(4),
+}
+
+
+@cache
+def layer_rules(architecture: str) -> tuple[Rule, ...]:
+    """The rules that hold for an architecture, in an order in which each finds the numbers that those before it set."""
+    found: list[Rule] = [Further()]
+    if architecture in _DENSE_LEADS:
+        found.append(_DENSE_LEAD)
+    found += [table[architecture] for table in (_WINDOWS, _RECURRENT) if architecture in table]
+    return (*found, *_OTHERS.get(architecture, ()))
