@@ -476,6 +476,36 @@ class Pictures(Rule):
         return f"the vision encoder feeds the first layers ({layers.key(self.number)})"
 
 
+@dataclass(frozen=True)
+class HeadSize(Rule):
+    """llama.cpp computes the size of heads with the number that layer 0 has, so that one must have some.
+
+    A recurrent layer is known by `head_count_kv`, so what `head_count` says of it does no harm.
+    """
+
+    number = "attention.head_count"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.number,)
+
+    def of(self, layers: Layers) -> Values:
+        heads = layers.values(self.number)
+        return [bool(heads[0]) if heads else True] * layers.count
+
+    def said(self, value: Hashable) -> str:
+        return "heads of a known size" if value else "heads of an unknown size"
+
+    def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
+        heads = layers.values(self.number)
+        if not all(wanted) or not heads or not any(heads) or layers.values("attention.head_count_kv") is None:
+            return None
+        return {layers.key(self.number): [max(heads), *heads[1:]]}
+
+    def why(self, layers: Layers) -> str:
+        return f"llama.cpp computes the size of heads with {layers.key(self.number)} of layer 0"
+
+
 _DENSE_LEAD = Lead("leading_dense_block_count", "no experts", "experts")
 _NO_ROPE = ("no positions (RoPE)", "positions (RoPE)")
 _PER_LAYER_EMBEDDING = "tensors such as per_layer_token_embd have a part for each layer"
@@ -554,7 +584,7 @@ _RECURRENT = {
 @cache
 def layer_rules(architecture: str) -> tuple[Rule, ...]:
     """The rules that hold for an architecture, in an order in which each finds the numbers that those before it set."""
-    found: list[Rule] = [Further()]
+    found: list[Rule] = [Further(), HeadSize()]
     if architecture in _DENSE_LEADS:
         found.append(_DENSE_LEAD)
     found += [table[architecture] for table in (_WINDOWS, _RECURRENT) if architecture in table]

@@ -41,7 +41,7 @@ def layer_metadata(
     if origins == [(donor, i) for i in range(count)]:
         return {}, warnings
     changes: dict[str, Any] = {keys.block_count(arch): len(origins)} | _lists(origins, donor)
-    ruled, misfits = _ruled(donor, origins, Changed(changes, recipe.metadata))
+    ruled, misfits = _ruled(donor, origins, changes, recipe.metadata)
     for misfit in misfits:
         if misfit.rule.is_minor or any(misfit.layers.key(what) in recipe.metadata for what in misfit.rule.reads):
             warnings.append(misfit.said(origins))
@@ -145,8 +145,13 @@ def _layers(source: Source, metadata: Mapping[str, Any] | None = None, count: in
     )
 
 
-def _ruled(donor: Source, origins: _Origins, changes: Mapping[str, Any]) -> tuple[dict[str, Any], list[_Misfit]]:
-    """The metadata with which the layers stay what they are, and the rules that no metadata can keep."""
+def _ruled(
+    donor: Source, origins: _Origins, changes: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[_Misfit]]:
+    """The metadata with which the layers stay what they are, and the rules that no metadata can keep.
+
+    overrides: what the recipe sets, which wins.
+    """
     written: dict[str, Any] = {}
     misfits = []
     known: dict[tuple[Source, Rule], list[Hashable]] = {}
@@ -155,12 +160,13 @@ def _ruled(donor: Source, origins: _Origins, changes: Mapping[str, Any]) -> tupl
             if (source, rule) not in known:
                 known[source, rule] = rule.of(_layers(source))
         wanted = [known[source, rule][layer] for source, layer in origins]
-        result = _layers(donor, Changed(donor.metadata, Changed(changes, written)), len(origins))
+        changed = Changed(Changed(Changed(donor.metadata, changes), written), overrides)
+        result = _layers(donor, changed, len(origins))
         got = rule.of(result)
         if got == wanted:
             continue
         kept = rule.kept(result, wanted)
-        if kept is None or any(key in changes and changes[key] != value for key, value in kept.items()):
+        if kept is None or kept.keys() & overrides.keys():
             misfits.append(_Misfit(rule, result, wanted, got))
         else:
             written |= kept
@@ -210,8 +216,8 @@ def _fitting(
                 continue
             other = [*layout[:number], replace(piece, parts=tuple(moved)), *layout[number + 1 :]]
             origins = _origins(sources, other)
-            counted = Changed({keys.block_count(donor.file.architecture): len(origins)}, overrides)
-            _, misfits = _ruled(donor, origins, Changed(counted, _lists(origins, donor)))
+            counted = {keys.block_count(donor.file.architecture): len(origins)} | _lists(origins, donor)
+            _, misfits = _ruled(donor, origins, counted, overrides)
             if not any(not misfit.rule.is_minor for misfit in misfits):
                 found.append((abs(before) + abs(after), moved[0].start, moved[0].stop))
     return [(start, stop) for _, start, stop in sorted(found)[:3]]

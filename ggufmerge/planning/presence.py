@@ -21,8 +21,8 @@ def settled(
 ) -> list[Slot]:
     """The slots over opened sources; those that models have differently as `exclude` and `graft` say, from one of them.
 
-    What is excluded stays as it is in the base or the first model, and away where that has none. PlanError names tensors
-    that some models lack, or have in another shape, and that neither word settles.
+    What is excluded stays as it is in the base or the first model, and away where that has none. PlanError names
+    tensors that some models lack, or have in another shape, and that neither word settles.
     """
     found = list(_settled(slots, recipe, references, sources))
     with recipe.blamed(("models",) if recipe.slices is None else ("slices",)):
