@@ -86,12 +86,7 @@ _TOKENIZERS: dict[str, dict[str, Any]] = {
         "add_sep_token": False,
     },
 }
-_IDS = keys.token_id("|").split("|")
-
-
-def is_token_id(key: str) -> bool:
-    """Whether the value under a key is the id of a token."""
-    return key.startswith(_IDS[0]) and key.endswith(_IDS[1])
+_OF_TOKENIZER = "tokenizer.ggml."
 
 
 class Effective:
@@ -128,12 +123,27 @@ class Effective:
         """What llama.cpp takes when the key is missing; MISSING when that is not known here."""
         if key.startswith(self._prefix):
             return self._of_architecture(key.removeprefix(self._prefix))
-        if key.startswith(_IDS[0]):
+        if key.startswith(_OF_TOKENIZER):
             kind = self.metadata.get(keys.TOKENIZER_MODEL)
             known = _TOKENIZERS.get(kind, {}) if isinstance(kind, str) else {}
-            value = known.get(key.removeprefix(_IDS[0]), MISSING)
-            return MISSING if is_token_id(key) and value is not MISSING and value >= len(self.tokens) else value
+            value = known.get(key.removeprefix(_OF_TOKENIZER), MISSING)
+            return MISSING if keys.is_token_id(key) and value is not MISSING and value >= len(self.tokens) else value
         return MISSING
+
+    def same(self, other: Effective, key: str) -> bool:
+        """Whether a key means the same to llama.cpp in both: equal in value, whatever types of numbers store it."""
+        raw = self.raw(key)
+        if raw is not None and raw == other.raw(key):
+            return True
+        if key.endswith(".rope.scaling.type") and not self.is_scaled and not other.is_scaled:
+            values = [side.value(key) for side in (self, other)]
+            if all(isinstance(value, str) and value in ("none", "linear") for value in values):
+                return True  # stretched by 1, which is not stretched
+        return self.means(key, other.value(key))
+
+    def means(self, key: str, value: Any) -> bool:
+        """Whether the value under a key is this one."""
+        return _equal(self.value(key), value)
 
     @cached_property
     def tokens(self) -> list[str]:
@@ -209,19 +219,7 @@ class Effective:
         return MISSING
 
 
-def same(a: Effective, b: Effective, key: str) -> bool:
-    """Whether a key means the same to llama.cpp in both: equal in value, whatever types of numbers it is stored as."""
-    raw = a.raw(key)
-    if raw is not None and raw == b.raw(key):
-        return True
-    if key.endswith(".rope.scaling.type") and not a.is_scaled and not b.is_scaled:
-        values = [side.value(key) for side in (a, b)]
-        if all(isinstance(value, str) and value in ("none", "linear") for value in values):
-            return True  # stretched by 1, which is not stretched
-    return equal(a.value(key), b.value(key))
-
-
-def equal(a: Any, b: Any) -> bool:
+def _equal(a: Any, b: Any) -> bool:
     """Whether two values of settings are the same."""
     if a is MISSING or b is MISSING:
         return a is b

@@ -25,7 +25,6 @@ Some settings that the first source lacks are taken from the models that have th
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +35,7 @@ from numpy.typing import NDArray
 from ggufmerge import keys
 from ggufmerge.chat.templates import TEMPLATE, most_common
 from ggufmerge.formats.layers import layer_count
-from ggufmerge.planning.effective import MISSING, ROWS, Effective, equal, is_token_id, same
+from ggufmerge.planning.effective import MISSING, ROWS, Effective
 from ggufmerge.planning.tables import TABLES, same_table
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.sources import Source
@@ -186,9 +185,9 @@ class _Comparison:
                     self._found.setdefault((owner.label, side.number or 0), []).append(found)
 
     def _agree(self, key: str, having: Sequence[Effective]) -> bool:
-        if is_token_id(key) and self._facts.alignment is not None:
+        if keys.is_token_id(key) and self._facts.alignment is not None:
             return len({side.token(side.value(key)) for side in having}) == 1
-        return all(same(side, having[0], key) for side in having)
+        return all(side.same(having[0], key) for side in having)
 
     def _fits(self, key: str, having: Sequence[Effective]) -> bool:
         """Whether a key that its owner lacks is right in the result, too."""
@@ -205,11 +204,11 @@ class _Comparison:
             if key.startswith(TEMPLATE) and self._has_template():
                 return False
             template = self._template()
-            if not all(equal(side.value(TEMPLATE), template) for side in having):
+            if not all(side.means(TEMPLATE, template) for side in having):
                 return False
         if key.startswith(TEMPLATE):
             return True
-        if is_token_id(key):
+        if keys.is_token_id(key):
             return self._id_in_result(key, having[0]) is not None
         if key not in _OF_TOKENIZER:
             return False
@@ -240,7 +239,7 @@ class _Comparison:
 
     def _take(self, key: str, having: list[Effective]) -> None:
         self._taken[key] = having
-        if is_token_id(key):
+        if keys.is_token_id(key):
             number = self._id_in_result(key, having[0])
             if number != having[0].value(key):
                 self._changes[key] = number
@@ -251,20 +250,20 @@ class _Comparison:
         depths = {layer_count(self._sources[side.number or 0].file), layer_count(self._sources[0].file)}
         if key in self._facts.structure and (self._facts.stacked or len(depths) > 1):
             return True
-        return same(side, self._first, key)
+        return side.same(self._first, key)
 
     def _same_in_tokenizer(self, side: Effective, key: str) -> bool:
         alignment = self._facts.alignment
         if alignment is None:
-            return same(side, self._owner, key)
-        if is_token_id(key):
+            return side.same(self._owner, key)
+        if keys.is_token_id(key):
             return _meaning(side, key) == _meaning(self._owner, key)
         if key in _BY_TOKEN:
             return not len(_changed_tokens(side, key, alignment))
         if key == _MERGES and side.raw(key) != self._owner.raw(key):
             common = side.tokens_as_set & self._owner.tokens_as_set
             return _merges(side, common) == _merges(self._owner, common)
-        return same(side, self._owner, key)
+        return side.same(self._owner, key)
 
     def _compare_tables(self) -> None:
         """The tables of the rotation, which are tensors."""
@@ -280,10 +279,10 @@ class _Comparison:
                 if side is owner or one.is_checkpoint or (side not in having and owner not in having):
                     continue
                 if not same_table(one, other, name):
-                    words = ["a table" if s in having else _NONE for s in (side, owner)]
-                    if side in having and owner in having:
-                        words = ["a table of its own", "that of the other"]
-                    found = _Difference(name, *words, is_missing=side not in having)
+                    both = side in having and owner in having
+                    theirs = _NONE if side not in having else "a table of its own" if both else "a table"
+                    owners = _NONE if owner not in having else "that of the other" if both else "a table"
+                    found = _Difference(name, theirs, owners, side not in having)
                     self._found.setdefault((owner.label, side.number or 0), []).append(found)
 
     def _unread(self) -> list[str]:
@@ -324,16 +323,17 @@ class _Comparison:
             one = len(labels) == 1
             if is_missing:
                 items = [f"{d.key} ({d.owners}{'; ' + d.theirs if d.theirs != _NONE else ''})" for d in differences]
-                head, tail = f"{series(labels)} {'lacks' if one else 'lack'}", f", taken from {owner}"
+                head, tail = f"{series(labels)} {'lacks' if one else 'lack'}", f", which are kept from {owner}"
             else:
                 items = [f"{d.key} ({d.theirs}, taken {d.owners})" for d in differences]
                 head, tail = f"{series(labels)} {'differs' if one else 'differ'} from {owner} in", ""
-            remedy = self._remedy(differences, found_in, "its own" if one else "theirs")
+            remedy = self._remedy(differences, found_in)
+            what = "go without them" if is_missing else "take its own" if one else "take theirs"
             parts = list(_parts(items))
             for i, part in enumerate(parts):
-                yield f"{head} {part}{tail}{f'; {remedy}' if i == len(parts) - 1 else ''}"
+                yield f"{head} {part}{tail}{f'; to {what} {remedy}' if i == len(parts) - 1 else ''}"
 
-    def _remedy(self, found: Iterable[_Difference], numbers: Sequence[int], own: str) -> str:
+    def _remedy(self, found: Iterable[_Difference], numbers: Sequence[int]) -> str:
         """What to do to get the settings of these models."""
         side, name = self._sides[numbers[0]], self._names[numbers[0]]
         values: dict[str, str] = {}
@@ -342,9 +342,12 @@ class _Comparison:
         common = most_common([text if isinstance(text, str) else None for text in templates])
         for key in (difference.key for difference in found):
             literal = _literal(side, key)
+            if keys.is_token_id(key) and literal is not None:
+                number = self._id_in_result(key, side)
+                literal = None if number is None else str(number)
             if key == TEMPLATE and common in numbers:
                 template = True
-            elif literal is not None and not (self._facts.alignment is not None and is_token_id(key)):
+            elif literal is not None:
                 values[key] = literal
             elif key.startswith(keys.TOKENIZER):
                 tokenizer = True
@@ -358,7 +361,7 @@ class _Comparison:
         ]
         written = series([way for way in ways if way])
         place = f"make {name} the base" if self._recipe.base_model is not None else f"list {name} first"
-        return f"to take {own} " + ", or ".join(filter(None, (f"write {written}" if written else "", place * model)))
+        return ", or ".join(filter(None, (f"write {written}" if written else "", place * model)))
 
 
 def _group(key: str, arch: str) -> str | None:
@@ -442,7 +445,7 @@ def _words(side: Effective, key: str) -> str:
     if value is ROWS:
         return "as many as rows"
     missing = "" if key in side else " by default"
-    token = side.token(value) if is_token_id(key) else None
+    token = side.token(value) if keys.is_token_id(key) else None
     return _plain(value) + (f" {_plain(token)}" if token is not None else "") + missing
 
 

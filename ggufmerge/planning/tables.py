@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ggufmerge.planning.effective import Effective, same
+from ggufmerge.planning.effective import Effective
 from ggufmerge.sources import Source
 
 TABLES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -35,7 +35,7 @@ def contradicts(sources: Sequence[Source], having: set[int]) -> bool:
     sides = [Effective("", source.metadata, source) for source in sources]
     arch = sources[0].file.architecture
     stated = [key for key in sources[0].metadata if key.startswith(f"{arch}.rope.")]
-    return any(not same(sides[0], sides[i], key) for i in having for key in stated)
+    return any(not sides[0].same(sides[i], key) for i in having for key in stated)
 
 
 def same_table(a: Source, b: Source, name: str) -> bool:
