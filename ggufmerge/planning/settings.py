@@ -135,6 +135,8 @@ class _Comparison:
             donor = facts.alignment.donor
             self._owner, self._tokenizers = Effective(donor.label, donor.metadata), self._sides
         self._tokenizers = [side for side in self._tokenizers if not sources[side.number or 0].is_checkpoint]
+        alignment = facts.alignment
+        self._moved = alignment is not None and bool(alignment.vocabulary.changes(alignment.donor))
         self._asked = recipe.chat_template is not None
         self._taken: dict[str, list[Effective]] = {}  # key -> the models that have it
         self._changes: dict[str, Any] = {}
@@ -151,7 +153,7 @@ class _Comparison:
     def _is_of_tokenizer(self, key: str) -> bool:
         if key.startswith(TEMPLATE) and self._asked:
             return False
-        if self._facts.alignment is not None and key in (keys.TOKENS, keys.HUGGINGFACE_JSON):
+        if self._facts.alignment is not None and (key == keys.TOKENS or (key == keys.HUGGINGFACE_JSON and self._moved)):
             return False
         return key.startswith(keys.TOKENIZER) and key not in self._recipe.metadata
 
@@ -286,8 +288,12 @@ class _Comparison:
                     self._found.setdefault((owner.label, side.number or 0), []).append(found)
 
     def _unread(self) -> list[str]:
-        """Warnings for sources whose tokens are only counted."""
+        """Warnings for sources whose tokens are only counted, and for a description of tokens that holds no more."""
+        stale = [self._owner.label] if self._moved and keys.HUGGINGFACE_JSON in self._owner else []
         return [
+            f"{label}: {keys.HUGGINGFACE_JSON} is left out, since it describes other tokens than the result has"
+            for label in stale
+        ] + [
             f"{source.label}: its tokenizer is not read; its tokens are taken to be those of {self._first.label}, "
             "since there are as many"
             for source in self._sources
@@ -308,30 +314,22 @@ class _Comparison:
                 yield f"{owner_label} lacks {part}: taken from {series(labels)}{agree}"
 
     def _differences(self) -> Iterator[str]:
-        """A line for each group of models that have the same keys otherwise than the one whose settings the result has,
-        and one for those that lack the same ones.
-        """
+        """A line for each group of models that differ alike from the one whose settings the result has."""
         models: dict[tuple[str, _Difference], list[int]] = {}
         for (owner, number), listed in self._found.items():
             for difference in listed:
                 models.setdefault((owner, difference), []).append(number)
-        grouped: dict[tuple[str, bool, tuple[int, ...]], list[_Difference]] = {}
+        grouped: dict[tuple[str, tuple[int, ...]], list[_Difference]] = {}
         for (owner, difference), numbers in models.items():
-            grouped.setdefault((owner, difference.is_missing, tuple(numbers)), []).append(difference)
-        for (owner, is_missing, found_in), differences in grouped.items():
+            grouped.setdefault((owner, tuple(numbers)), []).append(difference)
+        for (owner, found_in), differences in grouped.items():
             labels = list(dict.fromkeys(self._sides[n].label for n in found_in))
-            one = len(labels) == 1
-            if is_missing:
-                items = [f"{d.key} ({d.owners}{'; ' + d.theirs if d.theirs != _NONE else ''})" for d in differences]
-                head, tail = f"{series(labels)} {'lacks' if one else 'lack'}", f", which are kept from {owner}"
-            else:
-                items = [f"{d.key} ({d.theirs}, taken {d.owners})" for d in differences]
-                head, tail = f"{series(labels)} {'differs' if one else 'differ'} from {owner} in", ""
-            remedy = self._remedy(differences, found_in)
-            what = "go without them" if is_missing else "take its own" if one else "take theirs"
-            parts = list(_parts(items))
+            verb, own = ("differs", "its own") if len(labels) == 1 else ("differ", "theirs")
+            remedy = self._remedy([d for d in differences if not d.is_missing] or differences, found_in)
+            parts = list(_parts([f"{d.key} ({d.theirs}, taken {d.owners})" for d in differences]))
             for i, part in enumerate(parts):
-                yield f"{head} {part}{tail}{f'; to {what} {remedy}' if i == len(parts) - 1 else ''}"
+                tail = f"; to take {own} {remedy}" if i == len(parts) - 1 else ""
+                yield f"{series(labels)} {verb} from {owner} in {part}{tail}"
 
     def _remedy(self, found: Iterable[_Difference], numbers: Sequence[int]) -> str:
         """What to do to get the settings of these models."""
