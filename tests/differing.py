@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-import ggufmerge
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.files import MetadataEditor, TensorInfo, open_gguf
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.writer import Layout
+from ggufmerge.planning.planner import make_plan
+from ggufmerge.recipe import load_recipe
 
 OTHER_THAN_SETTINGS = ("general.", "split.", "quantize.", "ggufmerge.")
 RECIPES = {
@@ -70,7 +71,7 @@ def copied(source: Path, target: Path, edit: Edit | None = None) -> Path:
             out.write(layout.header)
             for name, tensor in file.tensors.items():
                 out.seek(layout.offsets[name])
-                out.write(tensor.raw)
+                out.write(tensor.raw.tobytes())
             out.truncate(layout.total_bytes)
     return target
 
@@ -81,9 +82,11 @@ def said(recipe: str, *models: Path) -> list[str]:
     path = models[0].with_name("differing.yaml")
     path.write_text(text, encoding="utf-8")
     try:
-        return list(ggufmerge.plan(path).warnings)
+        plan, opened = make_plan(load_recipe(path))
     except GgufmergeError as error:
         return [str(error)]
+    opened.close()
+    return list(plan.warnings)
 
 
 def unnamed(a: Path, b: Path, folder: Path, recipe: str = RECIPES["base"]) -> list[str]:

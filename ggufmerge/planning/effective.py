@@ -93,14 +93,14 @@ class Effective:
     """The settings of a model, or of a tokenizer that belongs to none, as llama.cpp takes them.
 
     label: what messages call it.  number: of the model among those of the recipe, None for a tokenizer of no model.
-    metadata: of its file; `source` is None for a tokenizer of no model.
+    metadata: of its file; `source` is None for a tokenizer of no model.  layers: how many it has.
     """
 
     def __init__(
         self, label: str, metadata: KeyValues, source: Source | None = None, number: int | None = None, layers: int = 0
     ) -> None:
         self.label, self.metadata, self.source, self.number = label, metadata, source, number
-        self._layers = layers
+        self.layers = layers
         self._prefix = f"{source.file.architecture}." if source is not None else "\0"
         self._values: dict[str, Any] = {}
 
@@ -169,7 +169,7 @@ class Effective:
     def _stated(self, key: str) -> Any:
         value = self.metadata[key]
         if isinstance(value, np.ndarray):
-            uniform = len(value) == self._layers > 0 and bool((value == value[0]).all())
+            uniform = len(value) == self.layers > 0 and bool((value == value[0]).all())
             if not (uniform and key.startswith((self._prefix, "xielu."))):
                 return value
             value = value[0].item()

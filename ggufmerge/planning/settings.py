@@ -249,8 +249,7 @@ class _Comparison:
     def _same_in_model(self, side: Effective, key: str) -> bool:
         if self._sources[side.number or 0].is_checkpoint and (key not in side or key not in self._first):
             return True
-        depths = {layer_count(self._sources[side.number or 0].file), layer_count(self._sources[0].file)}
-        if key in self._facts.structure and (self._facts.stacked or len(depths) > 1):
+        if key in self._facts.structure and (self._facts.stacked or side.layers != self._first.layers):
             return True
         return side.same(self._first, key)
 
