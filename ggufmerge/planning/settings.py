@@ -209,7 +209,7 @@ class _Comparison:
             if not all(side.means(TEMPLATE, template) for side in having):
                 return False
         if key.startswith(TEMPLATE):
-            return True
+            return not any(self._lacks_tokens(str(side.value(key)), side) for side in having)
         if keys.is_token_id(key):
             return self._id_in_result(key, having[0]) is not None
         if key not in _OF_TOKENIZER:
@@ -227,6 +227,14 @@ class _Comparison:
             return self._owner.value(TEMPLATE)
         having = [side for side in self._tokenizers if TEMPLATE in side]
         return having[0].value(TEMPLATE) if having and self._agree(TEMPLATE, having) else MISSING
+
+    def _lacks_tokens(self, template: str, side: Effective) -> bool:
+        """Whether a model's chat template writes tokens of it that the result lacks."""
+        alignment = self._facts.alignment
+        if alignment is None:
+            return False
+        lost = side.tokens_as_set - alignment.vocabulary.index.keys()
+        return any(token in template for token in lost if token.startswith(("<", "[")))
 
     def _has_template(self) -> bool:
         return any(key.startswith(TEMPLATE) for key in self._owner.metadata)
@@ -247,8 +255,8 @@ class _Comparison:
                 self._changes[key] = number
 
     def _same_in_model(self, side: Effective, key: str) -> bool:
-        if self._sources[side.number or 0].is_checkpoint and (key not in side or key not in self._first):
-            return True
+        if self._sources[side.number or 0].is_checkpoint and key not in side:
+            return True  # it states few
         if key in self._facts.structure and (self._facts.stacked or side.layers != self._first.layers):
             return True
         return side.same(self._first, key)

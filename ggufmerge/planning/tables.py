@@ -25,17 +25,24 @@ def table_owners(sources: Sequence[Source], owner: int) -> dict[str, int]:
         having = [i for i, source in enumerate(sources) if name in source.tensors]
         first = sources[having[0]] if having else None
         agree = first is not None and all(same_table(first, sources[i], name) for i in having)
-        if name not in found and agree and not contradicts(sources, set(having)):
+        if name not in found and agree and not contradicting(sources):
             found[name] = having[0]
     return found
 
 
-def contradicts(sources: Sequence[Source], having: set[int]) -> bool:
-    """Whether the first source states other settings of the rotation than one of these does."""
+def contradicting(sources: Sequence[Source]) -> bool:
+    """Whether the sources state different settings of the rotation, so that a table of one does not fit those that the
+    result has. What the first one leaves unsaid is no contradiction.
+    """
     sides = [Effective("", source.metadata, source) for source in sources]
-    arch = sources[0].file.architecture
-    stated = [key for key in sources[0].metadata if key.startswith(f"{arch}.rope.")]
-    return any(not sides[0].same(sides[i], key) for i in having for key in stated)
+    prefix = f"{sources[0].file.architecture}.rope."
+    for key in {key for source in sources for key in source.metadata if key.startswith(prefix)}:
+        stating = [side for side, source in zip(sides, sources, strict=True) if key in side or not source.is_checkpoint]
+        if key not in sides[0]:
+            stating = [side for side in stating if key in side]
+        if any(not stating[0].same(side, key) for side in stating):
+            return True
+    return False
 
 
 def same_table(a: Source, b: Source, name: str) -> bool:

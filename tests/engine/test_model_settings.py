@@ -355,3 +355,37 @@ def test_no_line_is_so_long_that_messages_cut_it(tmp_path: Path, write: Write) -
     lines = told(planned(tmp_path, "a", base="base"))
     assert max(map(len, lines)) < 2000
     assert all(any(key in line for line in lines) for key in many)
+
+
+def test_a_table_stays_away_where_its_settings_do(tmp_path: Path, write: Write) -> None:
+    """Tunes that disagree about the rotation leave that of the base, which a table of one would stretch all the same."""
+    write("base", {"llama.rope.freq_base": None})
+    write("a", YARN, **table(*[2.0] * 8))
+    write("b", {"llama.rope.freq_base": 20000.0})
+    plan = planned(tmp_path, "a", "b", base="base")
+    assert plan.taken == {}
+    assert not [t for t in plan.tensors if t.name == "rope_freqs.weight"]
+    assert "rope_freqs.weight (a table, taken none)" in " ".join(told(plan))
+
+
+def test_a_template_is_not_taken_without_its_tokens(tmp_path: Path, write: Write) -> None:
+    """With the vocabulary of a base that lacks them they would be cut into pieces; with the union it is taken."""
+    own = {"tokenizer.chat_template": "<end>{{ messages }}"}
+    write("base", {"tokenizer.chat_template": None}, vocab=420)
+    write("a", own, vocab=430, added={"<end>": 3})
+    base = planned(tmp_path, "a", base="base", more="tokenizer_source: base")
+    assert "tokenizer.chat_template" not in base.taken
+    assert "tokenizer.chat_template ('<end>{{ messages }}', taken none)" in " ".join(told(base))
+    union = planned(tmp_path, "a", base="base", more="tokenizer_source: union")
+    assert union.taken == {"tokenizer.chat_template": 1}
+
+
+def test_small_numbers_can_be_written_as_the_warning_says(tmp_path: Path, write: Write) -> None:
+    """An epsilon in the spelling that YAML takes for a text."""
+    key = "llama.attention.layer_norm_rms_epsilon"
+    write("base")
+    write("a", {key: 1e-6})
+    [line] = told(planned(tmp_path, "a", base="base"))
+    remedy = line.rpartition("write ")[2]
+    assert remedy == f"metadata: {{{key}: 1e-06}}"
+    assert built(tmp_path, "a", base="base", more=remedy)[key] == np.float32(1e-6)
