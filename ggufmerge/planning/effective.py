@@ -1,8 +1,8 @@
 """What the settings in the metadata of a model mean to llama.cpp: under a key that is missing, its own default.
 
 Keys and defaults: `llama_model_base::load_hparams` of `llama-model.cpp`, `llama_hparams` and `llama_vocab::impl::load`
-of `llama-vocab.cpp` in llama.cpp v0.5.0. Defaults that depend on the architecture or the pre-tokenizer are left out:
-such a key that is missing is unlike any value.
+of `llama-vocab.cpp` in llama.cpp v0.5.0. Defaults that depend on the architecture are left out: such a key that is
+missing is unlike any value.
 """
 
 from __future__ import annotations
@@ -86,6 +86,23 @@ _TOKENIZERS: dict[str, dict[str, Any]] = {
         "add_sep_token": False,
     },
 }
+# pre-tokenizers of BPE that put the first token, or a separator, before a text unless they are told not to
+_STARTING = frozenset(
+    {
+        "llama3",
+        "llama-v3",
+        "llama-bpe",
+        "falcon3",
+        "falcon-h1",
+        "pixtral",
+        "midm-2.0",
+        "lfm2",
+        "jina-v5-nano",
+        "tekken",
+        "chameleon",
+    }
+)
+_SEPARATING = frozenset({"jina-v1-en", "jina-v2-code", "roberta-bpe"})
 _OF_TOKENIZER = "tokenizer.ggml."
 
 
@@ -124,10 +141,7 @@ class Effective:
         if key.startswith(self._prefix):
             return self._of_architecture(key.removeprefix(self._prefix))
         if key.startswith(_OF_TOKENIZER):
-            kind = self.metadata.get(keys.TOKENIZER_MODEL)
-            known = _TOKENIZERS.get(kind, {}) if isinstance(kind, str) else {}
-            value = known.get(key.removeprefix(_OF_TOKENIZER), MISSING)
-            return MISSING if keys.is_token_id(key) and value is not MISSING and value >= len(self.tokens) else value
+            return self._of_tokenizer(key)
         return MISSING
 
     def same(self, other: Effective, key: str) -> bool:
@@ -184,6 +198,14 @@ class Effective:
     def _rows(self) -> int | None:
         embedding = self.source.file.tensors.get(keys.EMBEDDING) if self.source is not None else None
         return embedding.shape[0] if embedding is not None and embedding.shape else None
+
+    def _of_tokenizer(self, key: str) -> Any:
+        kind, pre = self.metadata.get(keys.TOKENIZER_MODEL), self.metadata.get(keys.TOKENIZER_PRE)
+        name = key.removeprefix(_OF_TOKENIZER)
+        if kind == "gpt2" and name in ("add_bos_token", "add_sep_token"):  # without a pre-tokenizer nobody knows
+            return pre in (_STARTING if name == "add_bos_token" else _SEPARATING) if isinstance(pre, str) else MISSING
+        value: Any = _TOKENIZERS.get(kind, {}).get(name, MISSING) if isinstance(kind, str) else MISSING
+        return MISSING if keys.is_token_id(key) and value is not MISSING and value >= len(self.tokens) else value
 
     def _of_architecture(self, name: str) -> Any:
         p = self._prefix

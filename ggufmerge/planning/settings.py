@@ -174,11 +174,11 @@ class _Comparison:
         differing = {key: [side for side in others if not alike(side, key)] for key in everywhere}
         differing = {key: sides for key, sides in differing.items() if sides}
         lacking = {key: [side for side in others if key in side] for key in differing if key not in owner}
-        possible = {key for key, having in lacking.items() if self._agree(key, having) and self._fits(key, having)}
-        for key in lacking:
+        possible = [key for key, having in lacking.items() if self._agree(key, having) and self._fits(key, having)]
+        unlike = {_group(key, self._arch) for key in differing.keys() - possible}
+        for key in possible:
             group = _group(key, self._arch)
-            together = [k for k in differing if group is not None and _group(k, self._arch) == group]
-            if key in possible and all(k in possible for k in together):
+            if group is None or group not in unlike:
                 self._take(key, lacking[key])
         for key, sides in differing.items():
             if key not in self._taken:

@@ -24,7 +24,6 @@ ROLES += ["fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep"]
 EVERY: dict[str, Any] = {
     **{f"tokenizer.ggml.{role}_token_id": number for number, role in enumerate(ROLES, 5)},
     "tokenizer.ggml.pre": "qwen2",
-    "tokenizer.ggml.add_bos_token": False,
     "tokenizer.ggml.add_eos_token": True,
     "tokenizer.ggml.add_sep_token": True,
     "tokenizer.ggml.remove_extra_whitespaces": True,
@@ -103,7 +102,8 @@ def test_every_setting_that_one_model_has_otherwise_or_lacks_is_named(tmp_path: 
     are what was asked for.
     """
     paths = [tmp_path / "a.gguf", tmp_path / "b.gguf"]
-    metadata = EVERY | {"tokenizer.ggml.add_space_prefix": tokenizer == "bpe"}  # not what is taken without the key
+    flags = {"add_space_prefix": tokenizer == "bpe", "add_bos_token": tokenizer == "bpe"}  # unlike the defaults
+    metadata = EVERY | {f"tokenizer.ggml.{flag}": value for flag, value in flags.items()}
     for number, path in enumerate(paths):
         tune = (number, 0.02)
         write_tiny_llama(path, **{**SHAPE, "layers": 2}, tokenizer=tokenizer, metadata=metadata, tune=tune)
@@ -226,6 +226,19 @@ def test_a_window_of_attention_is_taken_too(tmp_path: Path, write: Write) -> Non
     assert planned(tmp_path, "a", base="base").taken == {"llama.attention.sliding_window": 1}
 
 
+@pytest.mark.parametrize(("pre", "flag"), [("llama-bpe", True), ("gpt-2", False), (None, None)])
+def test_whether_a_text_begins_with_a_token_depends_on_the_pre_tokenizer(
+    tmp_path: Path, write: Write, pre: str | None, flag: bool | None
+) -> None:
+    """llama.cpp decides by it where the key is missing. Where both are missing, both are taken."""
+    key = "tokenizer.ggml.add_bos_token"
+    write("a", {"tokenizer.ggml.pre": pre, key: None})
+    for value in (True, False):
+        write("b", {"tokenizer.ggml.pre": pre or "llama-bpe", key: value})
+        taken = planned(tmp_path, "a", "b").taken
+        assert (key in taken) == (flag is not value)
+
+
 def table(*values: float) -> dict[str, Any]:
     return {"extra": {"rope_freqs.weight": np.array(values, np.float32)}}
 
@@ -279,6 +292,8 @@ def test_tables_that_differ_are_told(tmp_path: Path, write: Write) -> None:
         ({"llama.attention.head_count_kv": [1]}, {"llama.attention.head_count_kv": 1}),
         ({"llama.feed_forward_length": [32]}, {}),
         ({"tokenizer.ggml.add_space_prefix": False}, {}),
+        ({"tokenizer.ggml.add_bos_token": None}, {}),
+        ({"tokenizer.ggml.add_sep_token": False}, {}),
         ({"general.author": "somebody"}, {"general.version": "2"}),
     ],
 )
@@ -358,7 +373,7 @@ def test_no_line_is_so_long_that_messages_cut_it(tmp_path: Path, write: Write) -
 
 
 def test_a_table_stays_away_where_its_settings_do(tmp_path: Path, write: Write) -> None:
-    """Tunes that disagree about the rotation leave that of the base, which a table of one would stretch all the same."""
+    """Tunes that disagree about the rotation leave that of the base, which a table would stretch all the same."""
     write("base", {"llama.rope.freq_base": None})
     write("a", YARN, **table(*[2.0] * 8))
     write("b", {"llama.rope.freq_base": 20000.0})
