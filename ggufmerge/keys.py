@@ -93,6 +93,12 @@ def token_id(role: str) -> str:
     return f"tokenizer.ggml.{role}_token_id"
 
 
+def is_token_id(key: str) -> bool:
+    """Whether the value under a key is the id of a token."""
+    start, end = token_id("|").split("|")
+    return key.startswith(start) and key.endswith(end)
+
+
 def of(architecture: str, what: str) -> str:
     """A number of the architecture, such as "attention.head_count"."""
     return f"{architecture}.{what}"

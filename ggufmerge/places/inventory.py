@@ -267,7 +267,9 @@ def _projector_beside(path: Path, origin: str) -> str:
 
 
 def _family(file: GGUFFile) -> str:
-    """A hash of what models that are merged as they are have in common."""
+    """A hash of what models that are merged as they are have in common. Settings may differ: a merge takes some, as
+    a missing pre-tokenizer, from the other models, and warns of the rest (`planning.settings`).
+    """
     digest = hashlib.blake2b(file.architecture.encode("utf-8", "surrogateescape"), digest_size=16)
     for name in sorted(file.tensors.keys() - _MAY_DIFFER):
         digest.update(f"|{name}|{file.tensors[name].shape}".encode("utf-8", "surrogateescape"))

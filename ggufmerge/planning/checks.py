@@ -9,13 +9,12 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ggufmerge.errors import OutputError, PlanError, collected
 from ggufmerge.files.output import work_files
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.writer import check_regular, partial_path, same_file
-from ggufmerge.keys import ARCHITECTURE, block_count, vocab_size
+from ggufmerge.keys import ARCHITECTURE
 from ggufmerge.places.references import check_found
 from ggufmerge.planning.plan import Plan
 from ggufmerge.recipe import Recipe
@@ -90,43 +89,6 @@ def _todo(first: Source, other: Source) -> str:
     )
 
 
-def differences(sources: Sequence[Source]) -> list[str]:
-    """Warnings for what is unknown of the sources, or other than in the first, after which the result takes."""
-    return [*_unknown_vocabularies(sources), *_differing_hyperparameters(sources, sources[0])]
-
-
-def _unknown_vocabularies(sources: Sequence[Source]) -> list[str]:
-    """Warnings for sources whose tokens are only counted."""
-    return [
-        f"{source.label}: its tokenizer is not read; its tokens are taken to be those of {sources[0].label}, since "
-        "there are as many"
-        for source in sources
-        if source.is_checkpoint
-    ]
-
-
-def _differing_hyperparameters(sources: Sequence[Source], donor: Source) -> list[str]:
-    """Warnings for keys of the architecture that a source has otherwise than the donor, whose value wins."""
-    arch = donor.file.architecture + "."
-    structural = {block_count(donor.file.architecture), vocab_size(donor.file.architecture)}
-    warnings = []
-    for source in sources:
-        if source is donor:
-            continue
-        keys = [
-            k
-            for k in donor.metadata
-            if k.startswith(arch) and k not in structural and k in source.metadata and _raw(source, k) != _raw(donor, k)
-        ]
-        if keys:
-            shown = ", ".join(
-                f"{k} ({_short(source.metadata[k])}, taken {_short(donor.metadata[k])})" for k in keys[:3]
-            )
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            warnings.append(f"{source.label} differs from {donor.label} in {shown}{more}")
-    return warnings
-
-
 def output_files(plan: Plan, output: Path, split: SplitLimit | None) -> list[Path]:
     """The files that a plan is written to: `output`, or its shards. PlanError when `output` is a device or the like."""
     if split is None:
@@ -167,12 +129,3 @@ def check_space(outputs: Sequence[Path], nbytes: int) -> None:
             f"{folder}: the result needs {size(nbytes)} but only {size(free)} are free; "
             "free some space or choose another folder"
         )
-
-
-def _raw(source: Source, key: str) -> bytes | None:
-    return source.file.metadata.raw(key) if key in source.file.metadata else None
-
-
-def _short(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 24 else text[:21] + "..."

@@ -14,6 +14,7 @@ from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.formats.layers import has_further_layers, layer_count, main_layer_count
 from ggufmerge.keys import EMBEDDING, HEAD
 from ggufmerge.methods.spec import Base, Method
+from ggufmerge.planning.tables import TABLES, table_owners
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.names import layer_of, with_layer
@@ -22,10 +23,6 @@ from ggufmerge.recipe.schema import Model, Parameters, SliceSource
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source
 from ggufmerge.text import first_few
-
-# Tables computed from hyper-parameters, not trained: they belong to the model whose metadata the result takes.
-_CONSTANTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-
 
 # Vision and sound, which Ollama keeps in the file of the language model and llama.cpp in one of their own.
 _OTHER_SENSES = ("a.", "mm.", "s.", "v.")
@@ -294,15 +291,16 @@ def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *
     # checkpoints have no constants; the first source is a GGUF file
     owner = 0 if parts[first].is_checkpoint else piece.parts[first].source
     order = (piece.parts[first], *piece.parts)
+    tables = table_owners(sources, owner)
     found = [name for part in order for name in names[part.source][None] if _is_after(name) == after]
     if not after:
-        found += [name for name in _CONSTANTS if name in sources[owner].tensors]
+        found += tables
     for name in dict.fromkeys(found):
         own = tuple(name if name in s.tensors else None for s in parts)
-        if name in _CONSTANTS:
-            if name in sources[owner].tensors:
-                only = replace(piece, parts=(replace(piece.parts[first], source=owner),), base=None)
-                note = f"computed, not trained: taken from {sources[owner].label}"
+        if name in TABLES:
+            if name in tables:
+                only = replace(piece, parts=(replace(piece.parts[first], source=tables[name]),), base=None)
+                note = f"computed, not trained: taken from {sources[tables[name]].label}"
                 yield Slot(name, only, (name,), 0.0, (note,), constant=True)
         elif name.startswith(_OTHER_SENSES) and None in own:
             if name in sources[owner].tensors:

@@ -106,9 +106,10 @@ def watched(sources: Sequence[Source]) -> Watch:
 
 def header_of(plan: Plan, opened: Opened) -> tuple[MetadataEditor, list[TensorInfo]]:
     """What stands in the header of a plan's result: its metadata and its tensors."""
-    return header.apply(plan.metadata, opened.sources[0].editor()), [
-        TensorInfo(t.name, t.shape, t.type) for t in plan.tensors
-    ]
+    editor = opened.sources[0].editor()
+    for key, number in plan.taken.items():
+        editor.set_raw(key, opened.sources[number].metadata.raw(key))
+    return header.apply(plan.metadata, editor), [TensorInfo(t.name, t.shape, t.type) for t in plan.tensors]
 
 
 def _reference_of(planned: PlannedSource) -> ModelReference:

@@ -142,6 +142,9 @@ class Plan:
     tensors: tuple[PlannedTensor, ...]
     imatrix: tuple[str, ...]  # importance matrices, whose sums and counts add up
     metadata: dict[str, Any]  # keys to set in the result; None removes the key of the first source
+    taken: dict[str, int] = field(
+        default_factory=dict
+    )  # keys that it lacks -> the number of the source that gives them
     warnings: tuple[str, ...] = ()
     vocabulary: PlannedVocabulary | None = None
     expectations: tuple[str, ...] = ()  # what rounding will do to the changes, as far as headers tell

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.formats.imatrix import load_together
 from ggufmerge.places.references import locate
-from ggufmerge.planning.checks import check_files, differences
+from ggufmerge.planning.checks import check_files
 from ggufmerge.planning.grafts import with_grafts
 from ggufmerge.planning.header import result_metadata
 from ggufmerge.planning.layers import layer_metadata
@@ -17,9 +19,11 @@ from ggufmerge.planning.models import LaidOut, lay_out, planned_sources
 from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Opening, Plan, Rounding
 from ggufmerge.planning.resolve import resolved
+from ggufmerge.planning.settings import Facts, settled
 from ggufmerge.planning.survival import expectations
+from ggufmerge.planning.tables import TABLES
 from ggufmerge.planning.tensor_types import typed
-from ggufmerge.planning.vocabulary import planned_tokenizer
+from ggufmerge.planning.vocabulary import PlannedTokenizer, planned_tokenizer
 from ggufmerge.recipe import Recipe
 
 
@@ -60,9 +64,10 @@ def plan_of(recipe: Recipe, laid_out: LaidOut) -> tuple[Plan, Opened]:
     structure, unclear = layer_metadata(recipe, sources, laid_out.slices)
     types = typed(recipe, tensors, sources, structure, matrix, grafted)
     tokenizer = planned_tokenizer(recipe, sources, laid_out.alignment)
-    header = result_metadata(recipe, laid_out, types, structure, tokenizer.changes, matrix)
+    settings = settled(recipe, laid_out.references, sources, _facts(laid_out, structure, tokenizer))
+    header = result_metadata(recipe, laid_out, types, structure, tokenizer.changes | settings.changes, matrix)
     warnings = [*recipe.warnings, *(line for source in sources for line in source.warnings), *laid_out.warnings]
-    warnings += [*tokenizer.warnings, *types.warnings, *differences(sources), *header.warnings, *unclear]
+    warnings += [*tokenizer.warnings, *types.warnings, *settings.warnings, *header.warnings, *unclear]
     planned = planned_sources(laid_out)
     # the planned sources read their metadata as well, so what was ignored there is known afterwards
     warnings += [line for source in sources for line in source.misfits()]
@@ -79,12 +84,20 @@ def plan_of(recipe: Recipe, laid_out: LaidOut) -> tuple[Plan, Opened]:
         tensors=types.tensors,
         imatrix=tuple(matrix_files),
         metadata=header.changes,
+        taken={key: number for key, number in settings.taken.items() if header.changes.get(key, number) is not None},
         warnings=tuple(warnings),
         vocabulary=tokenizer.vocabulary,
         expectations=tuple(expectations(types.tensors, planned, opened.is_adapted)),
         opening=opening,
     )
     return plan, opened
+
+
+def _facts(laid_out: LaidOut, structure: Mapping[str, Any], tokenizer: PlannedTokenizer) -> Facts:
+    """What is known of a merge that its settings depend on."""
+    tables = {slot.name: slot.slice.parts[0].source for slot in laid_out.slots if slot.name in TABLES}
+    stacked = all(len(piece.parts) == 1 for piece in laid_out.slices)
+    return Facts(laid_out.alignment, structure, stacked, tables, tokenizer.changes.get(TEMPLATE))
 
 
 def _others(recipe: Recipe, imatrix: Sequence[str]) -> tuple[Path, ...]:

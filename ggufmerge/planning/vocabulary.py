@@ -65,7 +65,8 @@ def _check_same(sources: Sequence[Source]) -> None:
         raise PlanError(
             f"different vocabularies: {first.label} has {len(a)} tokens, {other.label} has {len(b)}, and token {at} is "
             f'{token[0]} in one and {token[1]} in the other; write "tokenizer_source: base" to take the base\'s, '
-            '"tokenizer_source: union" to take the tokens of all, or merge models that share a tokenizer'
+            '"tokenizer_source: union" to take the tokens of all, or merge models that share a tokenizer '
+            f"({keys.TOKENS})"
         )
 
 
@@ -140,7 +141,6 @@ def planned_tokenizer(recipe: Recipe, sources: Sequence[Source], alignment: Alig
     if alignment is not None:
         if size_key in sources[0].metadata:
             changes[size_key] = alignment.rows
-        warnings += _differing_splits(alignment, sources)
         if _asked(recipe) == "base" and recipe.base_model is None:
             warnings.append(f"the recipe has no base_model: the vocabulary is that of {alignment.donor.label}")
     if recipe.chat_template is not None:
@@ -183,16 +183,6 @@ def _differing_tokenizer_models(sources: Sequence[Source]) -> list[str]:
             if differs:
                 warnings.append(f"{beside.name} in the folder of {source.label} is not its tokenizer: {differs}")
     return warnings
-
-
-def _differing_splits(alignment: Alignment, sources: Sequence[Source]) -> list[str]:
-    """Warnings for BPE models that cut texts before their tokens in another way than the result will."""
-    wanted = alignment.donor.pre
-    return [
-        f"{s.label} splits texts as {own!r}, the result as {wanted!r}: its tokens will be cut otherwise"
-        for s in sources
-        if wanted and (own := s.metadata.text(keys.TOKENIZER_PRE)) not in (None, wanted)
-    ]
 
 
 def _chat_template(setting: str, sources: Sequence[Source]) -> tuple[str | None, list[str]]:

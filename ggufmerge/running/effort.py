@@ -124,7 +124,7 @@ def read_kind(source: TensorReader) -> str:
 def finish_kind(plan: Plan, opened: Opened) -> str:
     """What is done with a finished file is called: how a model is prompted is found out by trying its template."""
     text = plan.metadata.get(TEMPLATE, opened.sources[0].metadata.text(TEMPLATE))
-    return "finish template" if text else "finish plain"
+    return "finish template" if text or TEMPLATE in plan.taken else "finish plain"
 
 
 def merge_kind(tensor: PlannedTensor) -> str:

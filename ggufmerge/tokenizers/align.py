@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge import keys
 from ggufmerge.errors import PlanError
 from ggufmerge.text import quoted
 from ggufmerge.tokenizers.vocabulary import TokenType, Vocabulary, padding_token
@@ -168,7 +169,7 @@ def _check_kinds(vocabularies: Sequence[Vocabulary], donor: Vocabulary, *, union
             raise PlanError(
                 f"different kinds of tokenizers: {donor.label} has {quoted(donor.kind)}, "
                 f"{other.label} has {quoted(other.kind)}; "
-                "their tokens cannot be matched, merge models of one family"
+                f"their tokens cannot be matched, merge models of one family ({keys.TOKENIZER_MODEL})"
             )
     if union and donor.kind not in _UNION_KINDS:
         raise PlanError(
