@@ -10,7 +10,7 @@ import numpy as np
 from ggufmerge import keys
 from ggufmerge.errors import PlanError
 from ggufmerge.files import ValueKind
-from ggufmerge.formats.layers import layer_count
+from ggufmerge.formats.layers import decoder_layer_count, layer_count
 from ggufmerge.planning.layout import Slice, layers_of_result
 from ggufmerge.sources import Source
 
@@ -51,6 +51,8 @@ def layer_metadata(sources: Sequence[Source], layout: Sequence[Slice]) -> tuple[
     if origins == [(donor, i) for i in range(count)]:
         return {}, []
     changes: dict[str, Any] = {keys.block_count(donor.file.architecture): len(layers)}
+    if decoder_layer_count(donor.file) == count:  # then a slice is one of both
+        changes[keys.of(arch, "decoder_block_count")] = len(layers)
     known = [f"{arch}.{key}" for key in _PER_LAYER] + list(_PER_LAYER_ANYWHERE)
     for key in known:
         used = list(dict.fromkeys(source for source, _ in origins))
