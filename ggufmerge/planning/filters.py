@@ -30,6 +30,7 @@ def check_filters(recipe: Recipe, filled: Sequence[Slot], architecture: str) -> 
             levels.append((("slices", i, "sources", j, "parameters"), source.parameters))
     excluded = Setting(tuple(Rule(pattern, None) for pattern in recipe.exclude))
     levels.append(((), {"merge_method": recipe.merge_method, "exclude": excluded}))
+    has_experts = any("_exps." in name for name in names)
     unused: dict[str, tuple[Location, str]] = {}
     beside: dict[str, tuple[Location, str]] = {}
     for where, parameters in levels:
@@ -37,15 +38,16 @@ def check_filters(recipe: Recipe, filled: Sequence[Slot], architecture: str) -> 
             used = [any(rule.matches(name, architecture) for name in names) for rule in setting.rules]
             for number, rule in enumerate(setting.rules):
                 if rule.filter is not None and not used[number]:
-                    spared = where and any(used)  # what mergekit knows, and what the setting says besides holds
+                    is_of_one = has_experts and _ONE_EXPERT.search(rule.filter)  # which mergekit would have obeyed
+                    spared = where and any(used) and not is_of_one  # as in mergekit; what else is said there holds
                     (beside if spared else unused).setdefault(rule.filter, ((*where, key, number, "filter"), key))
-    words = known_words()
+    words = known_words() if unused else frozenset()
     warnings, problems = [], []
     for pattern, (place, key) in unused.items():
         what = f'the filter "{pattern}" of {key} matches no tensor'
         if any(pattern in word or fnmatchcase(word, pattern) for word in words):
             warnings.append(recipe.complaint(place, f"{what} of these models"))
-        elif _ONE_EXPERT.search(pattern):
+        elif has_experts and _ONE_EXPERT.search(pattern):
             what += ": GGUF keeps all experts of a layer in one tensor, so no value can be given to one of them; "
             what += "a filter such as mlp.experts or ffn_down_exps means them all"
             problems.append(recipe.complaint(place, what))
