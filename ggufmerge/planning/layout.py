@@ -342,7 +342,7 @@ def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *
             note = f"{', '.join(tied)}: tied to the embedding, which is used in its place"
             yield Slot(name, piece, tuple(n or EMBEDDING for n in own), 0.0, (note,))
         else:
-            moved = layer_of(name) is not None and any(part.start for part in piece.parts)
+            moved = _POSITIONS in name and any(part.start for part in piece.parts)
             note = "holds for all layers, so it stays, though layer 0 does not"
             yield Slot(name, piece, own, 0.0, (note,) if moved else ())
 
