@@ -144,7 +144,8 @@ def known_words() -> frozenset[str]:
     """
     everywhere = names_of("")
     found = set[str]()
-    for stem in everywhere.own:
+    # not of the models that only see and hear, which have words for everything
+    for stem in dict.fromkeys(stem for known in architectures() if known != "clip" for stem in listed(known)):
         for suffix in ("weight", "bias"):
             found.update(everywhere.spellings(f"{stem.replace('{bid}', '0')}.{suffix}"))
     for renamed in RENAMED.values():
