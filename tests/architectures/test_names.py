@@ -203,7 +203,9 @@ def test_known_words_hold_what_other_models_have(part):
     assert any(part in word for word in known_words())
 
 
-@pytest.mark.parametrize("part", ["layers.31.", "blk.31.", "self_atn", "q_porj", "expert.0", "modelnorm", "mpl", "atn", "mlpp"])
+@pytest.mark.parametrize(
+    "part", ["layers.31.", "blk.31.", "self_atn", "q_porj", "expert.0", "modelnorm", "mpl", "atn", "mlpp"]
+)
 def test_known_words_hold_no_typos_and_no_layers(part):
     """A filter for a layer that is not there is a mistake."""
     assert not any(part in word for word in known_words())
