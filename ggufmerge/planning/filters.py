@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from ggufmerge.architectures.names import known_words, own_spellings
+from ggufmerge.architectures.names import architectures, known_words, own_spellings
 from ggufmerge.errors import RecipeError
 from ggufmerge.planning.layout import Slot
 from ggufmerge.recipe import Recipe
@@ -30,6 +30,7 @@ def check_filters(recipe: Recipe, filled: Sequence[Slot], architecture: str) -> 
             levels.append((("slices", i, "sources", j, "parameters"), source.parameters))
     excluded = Setting(tuple(Rule(pattern, None) for pattern in recipe.exclude))
     levels.append(((), {"merge_method": recipe.merge_method, "exclude": excluded}))
+    theirs = ""  # a filter that only Hugging Face's names make mean something
     has_experts = any("_exps." in name for name in names)
     unused: dict[str, tuple[Location, str]] = {}
     beside: dict[str, tuple[Location, str]] = {}
@@ -37,6 +38,8 @@ def check_filters(recipe: Recipe, filled: Sequence[Slot], architecture: str) -> 
         for key, setting in parameters.items():
             used = [any(rule.matches(name, architecture) for name in names) for rule in setting.rules]
             for number, rule in enumerate(setting.rules):
+                if rule.filter is not None and used[number] and not any(_is_part(rule.filter, name) for name in names):
+                    theirs = theirs or rule.filter
                 if rule.filter is not None and not used[number]:
                     is_of_one = has_experts and _ONE_EXPERT.search(rule.filter)  # which mergekit would have obeyed
                     spared = where and any(used) and not is_of_one  # as in mergekit; what else is said there holds
@@ -45,7 +48,7 @@ def check_filters(recipe: Recipe, filled: Sequence[Slot], architecture: str) -> 
     warnings, problems = [], []
     for pattern, (place, key) in unused.items():
         what = f'the filter "{pattern}" of {key} matches no tensor'
-        if any(pattern in word or fnmatchcase(word, pattern) for word in words):
+        if any(_is_part(pattern, word) for word in words):
             warnings.append(recipe.complaint(place, f"{what} of these models"))
         elif has_experts and _ONE_EXPERT.search(pattern):
             what += ": GGUF keeps all experts of a layer in one tensor, so no value can be given to one of them; "
@@ -62,4 +65,15 @@ def check_filters(recipe: Recipe, filled: Sequence[Slot], architecture: str) -> 
             warnings.append(recipe.complaint(place, what))
     if problems:
         raise RecipeError(*problems)
+    if theirs and architecture not in architectures():
+        warnings.append(
+            f"architecture {architecture!r} is new to ggufmerge, so filters by Hugging Face's names, such as "
+            f'"{theirs}", mean what any other architecture means by them: look with ggufmerge recipe explain, or use '
+            "those of GGUF"
+        )
     return warnings
+
+
+def _is_part(pattern: str, name: str) -> bool:
+    """Whether a filter means a tensor by this very name."""
+    return pattern in name or fnmatchcase(name, pattern)

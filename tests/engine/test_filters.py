@@ -74,6 +74,24 @@ def test_extract(folder: Path) -> None:
     assert not [name for name in plan.left_out if "ffn_" in name and "norm" not in name]
 
 
+def test_of_an_architecture_that_is_not_known_it_is_said_so(folder: Path) -> None:
+    """Where names of Hugging Face are used, which then mean what they mean anywhere; not where GGUF's are."""
+    for name in "ab":
+        data = (folder / f"{name}.gguf").read_bytes()
+        (folder / f"{name}.gguf").write_bytes(
+            data.replace(b"llama.", b"novel.").replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0novel", 1)
+        )
+    recipe = f"merge_method: slerp\n{MODELS}parameters: {{t: [{{filter: WORD, value: 1}}, {{value: 0}}]}}\n"
+    tensors = planned(folder, recipe.replace("WORD", WORD))
+    assert [name for name, tensor in tensors.items() if tensor.inputs[0].source == 1] == sorted([*MEANT, OTHER])
+    [warning] = ggufmerge.plan(folder / "r.yaml").warnings
+    assert (
+        f"architecture 'novel' is new to ggufmerge, so filters by Hugging Face's names, such as \"{WORD}\"" in warning
+    )
+    planned(folder, recipe.replace("WORD", "ffn_norm"))
+    assert ggufmerge.plan(folder / "r.yaml").warnings == ()
+
+
 def test_one_expert_cannot_be_meant(tmp_path: Path) -> None:
     """GGUF keeps all of a layer in one tensor; the error says so, and how to mean them all."""
     for number, name in enumerate("ab", 1):
