@@ -31,6 +31,7 @@ _COMMON = re.compile(
 )
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.|$)", re.ASCII)
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_])\d+", re.ASCII)
+_PART = re.compile(r".*?\{bid\}\.\w+\.")
 _GLOB = frozenset("*?[")
 _NUMBERS_OF_GLOB = re.compile(r"(?<![A-Za-z0-9_])(\d|\?|\[!?[\d-]+\])+", re.ASCII)
 
@@ -48,6 +49,7 @@ class Names:
         self.own: dict[str, tuple[str, ...]] = {}
         self.others: dict[str, tuple[str, ...]] = {}
         self._listed, everywhere = listed(architecture), listed("")
+        parts = _parts(architecture, self._listed)
         taken = {s for spelled in self._listed.values() for s in spelled} if self.is_known else set()
         for name in dict.fromkeys((*self._listed, *everywhere)):
             spelled = self._listed.get(name)
@@ -55,8 +57,11 @@ class Names:
                 spelled = {s: said for s, said in everywhere[name].items() if s not in taken}
             renamed = RENAMED.get(architecture, {}).get(name, ())
             said = [s for s, users in spelled.items() if architecture in users.split()]
-            common = [] if said and ".ssm_" in name else _common(spelled, said)  # they stand in many places
-            own = [*dict.fromkeys((*common, *said, *renamed))] or list(spelled)
+            common = _common(spelled, [*said, *renamed])
+            said = [*(said or (s for s in spelled if _part(s) in parts)), *renamed]
+            if said and ".ssm_" in name:  # which stands in another part of the layer in each family
+                common = []
+            own = [*dict.fromkeys((*common, *said))] or list(spelled)
             self.own[name] = tuple(own)
             prefixed = [_put(prefix, s) for s in own for prefix in PREFIXES.get(architecture, ())]
             others = (*spelled, *prefixed, *(m for s in own for m in _multimodal(s)))
@@ -193,6 +198,20 @@ def listed(architecture: str) -> Mapping[str, Mapping[str, str]]:
 def _otherwise(stem: str, suffix: str) -> list[str]:
     """How checkpoints end the name of a bias that converters rename."""
     return [stem.removesuffix(a) + b for a, b in BIASES if suffix == "bias" and stem.endswith(a)]
+
+
+def _part(spelling: str) -> str:
+    """The part of a layer that a name is in, with all before it: `model.layers.{bid}.mlp.`; empty outside of parts."""
+    match = _PART.match(spelling)
+    return match[0] if match else ""
+
+
+def _parts(architecture: str, spelled: Mapping[str, Mapping[str, str]]) -> set[str]:
+    """The parts that the layers of an architecture have, as far as the table names it, without those of many families.
+    What the table does not name it for, and is in these, is its own, too.
+    """
+    said = (s for own in spelled.values() for s, users in own.items() if architecture in users.split())
+    return {part for s in said if (part := _part(s)) and not _COMMON.fullmatch(part + "x")}
 
 
 def _common(spelled: Iterable[str], said: Sequence[str]) -> list[str]:

@@ -60,6 +60,10 @@ RENAMED: dict[str, _Table] = {
         "blk.{bid}.ffn_up_exps": ("model.layers.{bid}.feed_forward.experts.gate_up_proj",),
     },
     "minicpm3": _SPLIT_KV_B,
+    "nemotron_h_moe": {
+        "blk.{bid}.ffn_up_exps": ("backbone.layers.{bid}.mixer.experts.up_proj",),
+        "blk.{bid}.ffn_down_exps": ("backbone.layers.{bid}.mixer.experts.down_proj",),
+    },
     "openelm": {
         "blk.{bid}.ffn_gate": ("transformer.layers.{bid}.ffn.proj_1",),
         "blk.{bid}.ffn_up": ("transformer.layers.{bid}.ffn.proj_1",),

@@ -138,6 +138,19 @@ def test_post_attention_layernorm_is_the_architectures_own(architecture, names):
         ("deepseek2", "self_attn.kv_b_proj", "blk.3.attn_k_b.weight blk.3.attn_v_b.weight"),
         ("deepseek2", "mlp.gate.e_score_correction_bias", "blk.3.exp_probs_b.bias"),
         ("llama", "block_sparse_moe.experts.w1", "blk.3.ffn_gate_exps.weight"),
+        ("qwen3next", "self_attn", "blk.3.attn_q.weight"),
+        (
+            "qwen3next",
+            "linear_attn",
+            "blk.3.attn_qkv.weight blk.3.attn_gate.weight blk.3.ssm_a blk.3.ssm_dt.weight blk.3.ssm_dt.bias",
+        ),
+        ("jamba", "feed_forward", "blk.3.ffn_gate_exps.weight blk.3.ffn_up_exps.weight blk.3.ffn_up.weight"),
+        (
+            "nemotron_h_moe",
+            "mixer",
+            "blk.3.attn_q.weight blk.3.ssm_a blk.3.ssm_d blk.3.ssm_dt.weight blk.3.ssm_dt.bias "
+            "blk.3.ffn_up_exps.weight blk.3.ffn_up.weight blk.3.exp_probs_b.bias",
+        ),
         ("internlm2", "attention.wqkv", "blk.3.attn_q.weight"),
         ("bert", "bert.encoder.layer.3.attention.self.query", "blk.3.attn_q.weight"),
         ("gpt2", "transformer.h.3.attn.c_attn", "blk.3.attn_qkv.weight"),
