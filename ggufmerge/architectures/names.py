@@ -59,7 +59,7 @@ class Names:
             said = [s for s, users in spelled.items() if architecture in users.split()]
             common = _common(spelled, [*said, *renamed])
             said = [*(said or (s for s in spelled if _part(s) in parts)), *renamed]
-            if said and ".ssm_" in name:  # which stands in another part of the layer in each family
+            if said and (".ssm_" in name or name.endswith(".attn_norm_2")):  # elsewhere in a layer in each family
                 common = []
             own = [*dict.fromkeys((*common, *said))] or list(spelled)
             self.own[name] = tuple(own)

@@ -97,6 +97,7 @@ def test_the_words_of_other_families_do_not_mislead():
     assert hit("self_attn", "llama", LLAMA) == ["blk.3.attn_q.weight"]
     falcon = "blk.3.attn_norm.weight blk.3.attn_norm_2.weight blk.3.ffn_up.weight"
     assert hit("mlp", "falcon", falcon) == ["blk.3.attn_norm.weight", "blk.3.ffn_up.weight"]
+    assert hit("self_attn", "falcon", falcon) == []
 
 
 def test_the_words_of_other_families_reach_what_has_no_such_word_itself():
