@@ -1,6 +1,9 @@
 """What llama.cpp's converters rename, split or join before they look names up, so that gguf's table does not know it.
 
-Source: `modify_tensors` of the classes in conversion/ of llama.cpp v0.5.0; the file is named where it is one.
+Source: `modify_tensors` (and `filter_tensors`) of the class whose `model_arch` is the architecture, in conversion/ of
+llama.cpp v0.5.0: baichuan.py, bailingmoe.py, bailingmoe3.py, bert.py, chatglm.py, deepseek.py, dots3.py, ernie.py,
+glm.py, gpt_oss.py, granite.py, internlm.py, kimi_k3.py, kimi_linear.py, llama.py, mamba.py, mistral.py, nemotron.py,
+openelm.py, qwen.py, t5.py.
 """
 
 from __future__ import annotations
@@ -40,26 +43,33 @@ def _of_qkv(name: str) -> _Table:
 RENAMED: dict[str, _Table] = {
     "baichuan": _of_qkv("model.layers.{bid}.self_attn.W_pack"),
     "bailingmoe": _of_qkv("model.layers.{bid}.attention.query_key_value"),
+    "bailingmoe3": {
+        "blk.{bid}.attn_k_b": ("model.layers.{bid}.attention.kv_b_proj",),
+        "blk.{bid}.attn_v_b": ("model.layers.{bid}.attention.kv_b_proj",),
+    },
     "deepseek2": _SPLIT_KV_B,
     "deepseek2-ocr": _SPLIT_KV_B,
     "deepseek32": _SPLIT_KV_B,
+    "dots3note": _SPLIT_KV_B,
     "ernie4_5": _of_qkv("model.layers.{bid}.self_attn.qkv_proj")
     | {
         "blk.{bid}.ffn_gate": ("model.layers.{bid}.mlp.up_gate_proj",),
         "blk.{bid}.ffn_up": ("model.layers.{bid}.mlp.up_gate_proj",),
     },
     "glm-dsa": _SPLIT_KV_B,
+    "glm5-next": _SPLIT_KV_B,
     "gpt-oss": _SPLIT_EXPERTS,
     "granite_swa": _GRANITE_EXPERTS,
     "granitehybrid": _GRANITE_EXPERTS,
     "granitemoe": _GRANITE_EXPERTS,
     "internlm2": _of_qkv("model.layers.{bid}.attention.wqkv"),
+    "kimi-k3": _SPLIT_KV_B,
     "kimi-linear": _SPLIT_KV_B,
     "llama4": {
         "blk.{bid}.ffn_gate_exps": ("model.layers.{bid}.feed_forward.experts.gate_up_proj",),
         "blk.{bid}.ffn_up_exps": ("model.layers.{bid}.feed_forward.experts.gate_up_proj",),
     },
-    "minicpm3": _SPLIT_KV_B,
+    "mistral4": _SPLIT_KV_B,
     "nemotron_h_moe": {
         "blk.{bid}.ffn_up_exps": ("backbone.layers.{bid}.mixer.experts.up_proj",),
         "blk.{bid}.ffn_down_exps": ("backbone.layers.{bid}.mixer.experts.down_proj",),
