@@ -441,14 +441,37 @@ class Listed(Rule):
         return [i in listed for i in range(layers.count)]
 
     def said(self, value: Hashable) -> str:
-        return self.what if value else f"no {self.what}"
+        return f"a {self.what}" if value else f"no {self.what}"
 
     def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
         places = [i for i, value in enumerate(wanted) if value]
         return {layers.key(self.names): places} if len(places) == 1 else None
 
     def why(self, layers: Layers) -> str:
-        return f"exactly one layer has {self.what}, as {layers.key(self.names)} says"
+        return f"exactly one layer has a {self.what}, as {layers.key(self.names)} says"
+
+
+@dataclass(frozen=True)
+class OwnIndexer(Rule):
+    """Layers that share what another looked up (sparse attention) take it from one before them, so layer 0 has its own:
+    `attention.indexer.types`, 1 for a layer with an indexer of its own.
+    """
+
+    types = "attention.indexer.types"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.types,)
+
+    def of(self, layers: Layers) -> Values:
+        types = layers.values(self.types)
+        return [i > 0 or not types or bool(types[0]) for i in range(layers.count)]
+
+    def said(self, value: Hashable) -> str:
+        return "what it needs for sparse attention" if value else "no layer before it whose indexer it could share"
+
+    def why(self, layers: Layers) -> str:
+        return f"layer 0 needs an indexer of its own ({layers.key(self.types)})"
 
 
 @dataclass(frozen=True)
@@ -498,9 +521,12 @@ class HeadSize(Rule):
 
     def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
         heads = layers.values(self.number)
-        if not all(wanted) or not heads or not any(heads) or layers.values("attention.head_count_kv") is None:
+        if not all(wanted) or not heads or not any(heads):
             return None
-        return {layers.key(self.number): [max(heads), *heads[1:]]}
+        changes = {layers.key(self.number): [max(heads), *heads[1:]]}
+        if layers.values("attention.head_count_kv") is None:  # then it is what head_count was
+            changes[layers.key("attention.head_count_kv")] = heads
+        return changes
 
     def why(self, layers: Layers) -> str:
         return f"llama.cpp computes the size of heads with {layers.key(self.number)} of layer 0"
@@ -549,7 +575,8 @@ _OTHERS: dict[str, tuple[Rule, ...]] = {
     "gemma3": (FromCount(((62, "the attention scale of Gemma 3 27B"),), "the usual attention scale"),),
     "gemma3n": (Fixed(_PER_LAYER_EMBEDDING),),
     "gemma4": (Fixed(_PER_LAYER_EMBEDDING, unless="embedding_length_per_layer_input"), SharedCache()),
-    "glm5-next": (Listed("ple.layers", "a table of n-grams"),),
+    "glm5-next": (Listed("ple.layers", "table of n-grams"),),
+    "hy_v4": (OwnIndexer(),),
     "hrm_text": (Fixed("its layers are run in cycles, which hrm.layers_per_stack counts"),),
     "kimi-k3": (Period("a residual over several layers", "a plain residual", offset=0, number="attn_res.block_size"),),
     "llama4": (
@@ -566,10 +593,11 @@ _OTHERS: dict[str, tuple[Rule, ...]] = {
     "nomic-bert-moe": (ExpertStep("moe_every_n_layers", 0, rest=1),),
     "qwen3vl": (Pictures(),),
     "qwen3vlmoe": (Pictures(),),
-    "qwen4exp": (Listed("ple.layers", "a table of n-grams"),),
+    "qwen4exp": (Listed("ple.layers", "table of n-grams"),),
     "rwkv6": (Part("rescale_every_n_layers"),),
     "rwkv7": (First("no value residual"),),
     "smallthinker": (NoPositions(*_NO_ROPE, offset=0, period=4),),
+    "wavtokenizer-dec": (Fixed("they are of three kinds, each with a number of its own"),),
     "smollm3": (Period(*_NO_ROPE, offset=1, period=4),),
 }
 _RECURRENT = {

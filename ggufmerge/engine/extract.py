@@ -311,7 +311,7 @@ class _Selection:
 
     def _check_filters(self) -> None:
         for pattern in (*self.include, *self.exclude):
-            if not any(matches(pattern, name) for name in self.base.tensors):
+            if not any(matches(pattern, name, self.base.file.architecture) for name in self.base.tensors):
                 raise PlanError(f'the filter "{pattern}" matches no tensor: {nearest(pattern, self.base.tensors)}')
 
     def _is_same(self, name: str, tensor: DescribedTensor) -> bool:
@@ -340,9 +340,9 @@ class _Selection:
     def _reason_against(self, name: str, tensor: DescribedTensor) -> str:
         """Why a tensor gets no halves though it differs; empty when it gets them."""
         other = self.tune.tensors.get(name)
-        if self.include and not any(matches(p, name) for p in self.include):
+        if self.include and not any(matches(p, name, self.base.file.architecture) for p in self.include):
             return "not included"
-        if any(matches(p, name) for p in self.exclude):
+        if any(matches(p, name, self.base.file.architecture) for p in self.exclude):
             return "excluded"
         if other is None:
             return f"{self.tune.label} does not have it"

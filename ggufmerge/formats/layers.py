@@ -15,24 +15,30 @@ from ggufmerge.formats.stored import StoredFile
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp v0.5.0
 # In these a layer may have no tensors at all (LLM_ARCH_DECI in llama.cpp), so the last ones may be unseen.
 _EMPTY_LAYERS = frozenset({"deci"})
+# In these, block_count counts each time that a layer is run (llama.cpp: src/models/hrm-text.cpp).
+_RUN_AGAIN = frozenset({"hrm_text"})
 _OWN = re.compile(r"blk\.(\d+)\.", re.ASCII)
+_ENCODER, _DECODER = (re.compile(rf"{stack}\.blk\.(\d+)\.", re.ASCII) for stack in ("enc", "dec"))
 _ANY = re.compile(r"(?:^|\.)blk\.(\d+)\.", re.ASCII)
 
 
 def layer_count(file: StoredFile) -> int:
-    """Number of layers of a model, 0 for one of another kind than llama.cpp's, such as a model of images, that counts
-    none. FormatError or PlanError when it does not say, or its tensors say otherwise.
+    """Number of layers of a model, of its encoder when it has one beside a decoder; 0 for one of another kind than
+    llama.cpp's, such as a model of images, that counts none. FormatError or PlanError when it does not say, or its
+    tensors say otherwise.
     """
     key = keys.block_count(file.architecture)
     if is_without_layers(file):
         return 0
     count = file.metadata.need_integer(key)
-    named = _highest(file, _OWN)
+    named = _highest(file, _OWN) or _highest(file, _ENCODER)
     low, high = named, named + _prediction_layers(file)
-    if not named:  # encoders and decoders have layers under names of their own
+    if not named:  # of a kind whose layers have names of their own
         high = max(_highest(file, _ANY), file.metadata.integer(keys.of(file.architecture, "decoder_block_count")) or 0)
     if file.architecture in _EMPTY_LAYERS or not high:
         high = MAX_LAYERS
+    if file.architecture in _RUN_AGAIN and named:
+        return named
     if not low <= count <= min(high, MAX_LAYERS):
         shown = f"its tensors are of {named or high} layers" if named or high < MAX_LAYERS else "that many cannot be"
         raise PlanError(f"{file.path}: {key} is {count}, but {shown}; this file is damaged or incomplete, take another")
@@ -47,6 +53,26 @@ def main_layer_count(file: StoredFile) -> int:
 def has_further_layers(file: StoredFile) -> bool:
     """Whether a model has tensors in layers that predict further tokens: many fine-tunes are saved without them."""
     return _highest(file, _OWN) > main_layer_count(file)
+
+
+def decoder_layer_count(file: StoredFile) -> int:
+    """Number of layers of the decoder that a model has beside an encoder (T5), 0 for all other models. Where the
+    metadata do not say, both have as many (llama.cpp v0.5.0, src/models/t5.cpp).
+
+    FormatError or PlanError when the metadata say otherwise than the tensors.
+    """
+    named = _highest(file, _DECODER)
+    if not named:
+        return 0
+    key = keys.of(file.architecture, "decoder_block_count")
+    stated = file.metadata.integer(key) if key in file.metadata else layer_count(file)
+    if stated != named:
+        shown = f"{key} is {file.metadata.found(key)}" if key in file.metadata else f"without {key} it has {stated}"
+        raise PlanError(
+            f"{file.path}: {shown}, but its tensors are of {named} layers of a decoder; this file is damaged or "
+            "incomplete, take another"
+        )
+    return named
 
 
 def is_without_layers(file: StoredFile) -> bool:

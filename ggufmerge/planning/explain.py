@@ -63,7 +63,7 @@ def explain(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], pattern
         found = [
             _explain(recipe, resolver, slot, planned[slot.name])
             for slot in laid_out.slots
-            if pattern == "*" or matches(pattern, slot.name)
+            if pattern == "*" or matches(pattern, slot.name, resolver.architecture)
         ]
     if not found:
         raise RecipeError(
@@ -73,7 +73,7 @@ def explain(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], pattern
 
 
 def _explain(recipe: Recipe, resolver: Resolver, slot: Slot, planned: PlannedTensor) -> Explanation:
-    name = recipe.method_for(slot.name)
+    name = recipe.method_for(slot.name, resolver.architecture)
     origins = () if slot.constant else tuple(_origins(resolver, slot, name))
     return Explanation(
         slot.name,

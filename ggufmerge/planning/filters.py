@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from ggufmerge.architectures.names import architectures, known_words, own_spellings
 from ggufmerge.errors import RecipeError
 from ggufmerge.planning.layout import Slot
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
-from ggufmerge.recipe.names import known_words, spellings
+from ggufmerge.recipe.names import layer_of
 from ggufmerge.recipe.settings import Rule, Setting
 
+# a filter for a single expert, of which GGUF has none: it keeps all of a layer in one tensor
+_ONE_EXPERT = re.compile(r"experts\.\d", re.ASCII)
 
-def check_filters(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
+
+def check_filters(recipe: Recipe, filled: Sequence[Slot], architecture: str) -> list[str]:
     """RecipeError for filters that match no tensor; a warning when the word would match in other models."""
     names = dict.fromkeys(name for slot in filled for name in (slot.name, *slot.names) if name is not None)
     levels: list[tuple[Location, Mapping[str, Setting]]] = [(("parameters",), recipe.parameters)]
@@ -25,23 +30,33 @@ def check_filters(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
             levels.append((("slices", i, "sources", j, "parameters"), source.parameters))
     excluded = Setting(tuple(Rule(pattern, None) for pattern in recipe.exclude))
     levels.append(((), {"merge_method": recipe.merge_method, "exclude": excluded}))
+    theirs = ""  # a filter that only Hugging Face's names make mean something
+    has_experts = any("_exps." in name for name in names)
     unused: dict[str, tuple[Location, str]] = {}
     beside: dict[str, tuple[Location, str]] = {}
     for where, parameters in levels:
         for key, setting in parameters.items():
-            used = [any(map(rule.matches, names)) for rule in setting.rules]
+            used = [any(rule.matches(name, architecture) for name in names) for rule in setting.rules]
             for number, rule in enumerate(setting.rules):
+                if rule.filter is not None and used[number] and not any(_is_part(rule.filter, name) for name in names):
+                    theirs = theirs or rule.filter
                 if rule.filter is not None and not used[number]:
-                    spared = where and any(used)  # what mergekit knows, and what the setting says besides holds
+                    is_of_one = has_experts and _ONE_EXPERT.search(rule.filter)  # which mergekit would have obeyed
+                    spared = where and any(used) and not is_of_one  # as in mergekit; what else is said there holds
                     (beside if spared else unused).setdefault(rule.filter, ((*where, key, number, "filter"), key))
-    words = known_words()
+    words = known_words() if unused else frozenset()
     warnings, problems = [], []
     for pattern, (place, key) in unused.items():
         what = f'the filter "{pattern}" of {key} matches no tensor'
-        if any(pattern in word or fnmatchcase(word, pattern) for word in words):
+        if any(_is_part(pattern, word) for word in words):
             warnings.append(recipe.complaint(place, f"{what} of these models"))
+        elif has_experts and _ONE_EXPERT.search(pattern):
+            what += ": GGUF keeps all experts of a layer in one tensor, so no value can be given to one of them; "
+            what += "a filter such as mlp.experts or ffn_down_exps means them all"
+            problems.append(recipe.complaint(place, what))
         else:
-            example = next((s for n in names if n.startswith("blk.") for s in spellings(n)[1:]), "")
+            inside = (n for n in names if layer_of(n) is not None)
+            example = next((s for n in inside for s in own_spellings(n, architecture)[1:]), "")
             what += f"; filters are parts of names such as blk.0.ffn_down.weight{example and f' or {example}'}"
             problems.append(recipe.complaint(place, what))
     for pattern, (place, key) in beside.items():
@@ -50,4 +65,15 @@ def check_filters(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
             warnings.append(recipe.complaint(place, what))
     if problems:
         raise RecipeError(*problems)
+    if theirs and architecture not in architectures():
+        warnings.append(
+            f"architecture {architecture!r} is new to ggufmerge, so filters by Hugging Face's names, such as "
+            f'"{theirs}", mean what any other architecture means by them: look with ggufmerge recipe explain, or use '
+            "those of GGUF"
+        )
     return warnings
+
+
+def _is_part(pattern: str, name: str) -> bool:
+    """Whether a filter means a tensor by this very name."""
+    return pattern in name or fnmatchcase(name, pattern)

@@ -23,11 +23,12 @@ def with_grafts(
     """
     tensors = {tensor.name: tensor for tensor in merged}
     grafted: set[str] = set()
+    architecture = laid_out.sources[0].file.architecture
     for number, graft in enumerate(recipe.graft):
         index = laid_out.references.index(graft.model)
         place: Location = ("graft", number)
         for pattern in graft.tensors:
-            hits = [name for name in tensors if matches(pattern, name)]
+            hits = [name for name in tensors if matches(pattern, name, architecture)]
             if not hits:
                 what = f'the filter "{pattern}" of graft matches no tensor of the result'
                 raise RecipeError(recipe.complaint(place, what))

@@ -16,7 +16,7 @@ from ggufmerge.architectures.layer_rules import Rule, layer_rules
 from ggufmerge.architectures.layers import NOT_PER_LAYER, PER_LAYER, PER_LAYER_ANYWHERE, Changed, Layers
 from ggufmerge.errors import PlanError
 from ggufmerge.files import ValueKind
-from ggufmerge.formats.layers import layer_count
+from ggufmerge.formats.layers import decoder_layer_count, layer_count
 from ggufmerge.planning.layout import Slice, layers_of_result
 from ggufmerge.recipe import Recipe
 from ggufmerge.sources import Source
@@ -41,6 +41,8 @@ def layer_metadata(
     if origins == [(donor, i) for i in range(count)]:
         return {}, warnings
     changes: dict[str, Any] = {keys.block_count(arch): len(origins)} | _lists(origins, donor)
+    if decoder_layer_count(donor.file) == count:  # then a slice is one of both
+        changes[keys.of(arch, "decoder_block_count")] = len(origins)
     ruled, misfits = _ruled(donor, origins, changes, recipe.metadata)
     for misfit in misfits:
         if misfit.rule.is_minor or any(misfit.layers.key(what) in recipe.metadata for what in misfit.rule.reads):

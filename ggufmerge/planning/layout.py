@@ -7,17 +7,17 @@ layers at all: then their models give nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ggufmerge.errors import PlanError, RecipeError
-from ggufmerge.formats.layers import has_further_layers, layer_count, main_layer_count
+from ggufmerge.formats.layers import decoder_layer_count, has_further_layers, layer_count, main_layer_count
 from ggufmerge.keys import EMBEDDING, HEAD
 from ggufmerge.methods.spec import Base, Method
 from ggufmerge.planning.tables import TABLES, table_owners
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
-from ggufmerge.recipe.names import layer_of, with_layer
+from ggufmerge.recipe.names import STACKS, layer_of, stack_of, with_layer
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Model, Parameters, SliceSource
 from ggufmerge.recipe.settings import matches
@@ -26,7 +26,9 @@ from ggufmerge.text import first_few
 
 # Vision and sound, which Ollama keeps in the file of the language model and llama.cpp in one of their own.
 _OTHER_SENSES = ("a.", "mm.", "s.", "v.")
-_Names = dict[int | None, list[str]]
+# The relative positions of T5. Its layer 0 has them for all layers of its stack, as in llama.cpp (src/models/t5.cpp).
+_POSITIONS = "attn_rel_b."
+_Names = dict[tuple[str, int] | None, list[str]]
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def lay(
     few or too many models for a method.
     """
     layout = _slices(recipe, methods, references, sources)
-    slots = list(_slots(layout, sources))
+    slots = list(_slots(layout, sources, whole=recipe.slices is None))
     for number, piece in enumerate(layout):
         for method in methods:
             if not piece.taken and not piece.is_base_alone(method):
@@ -139,6 +141,8 @@ def _slices(
         further = _apart(parts, at or 0, sources) if recipe.slices is None else []
         with recipe.blamed(place or ("models",)):
             _check_lengths(parts, sources, "" if recipe.slices is None else f"slice {number + 1}: ")
+            if recipe.slices is not None:
+                _check_stacks(parts, sources, number)
             _check_filled(parts, number, len(recipe.slices or ()))
         out.append(Slice(tuple(parts), at, parameters, (*place, "parameters")))
         out += further
@@ -182,6 +186,18 @@ def _part(
     return Part(index, 0, layer_count(sources[index].file), entry.parameters, True, ("models", number, "parameters"))
 
 
+def _check_stacks(parts: Sequence[Part], sources: Sequence[Source], number: int) -> None:
+    """PlanError for layers of a model whose encoder and decoder have not as many: no range can mean both."""
+    for part in parts:
+        source = sources[part.source]
+        encoder, decoder = layer_count(source.file), decoder_layer_count(source.file)
+        if decoder not in (0, encoder):
+            raise PlanError(
+                f"slice {number + 1}: the encoder of {source.label} has {encoder} layers and its decoder {decoder}, so "
+                "no layer_range can mean both; merge whole models, under models:"
+            )
+
+
 def _check_lengths(parts: Sequence[Part], sources: Sequence[Source], where: str) -> None:
     for part in parts:
         source, available = sources[part.source], layer_count(sources[part.source].file)
@@ -220,7 +236,7 @@ def without_effect(
         gone = [
             name
             for name in source.tensors
-            if any(matches(pattern, name) for pattern in recipe.exclude)
+            if any(matches(pattern, name, source.file.architecture) for pattern in recipe.exclude)
             and (number, name) not in taken
             and name not in names
             and (recipe.slices is None or layer_of(name) is None)
@@ -255,29 +271,51 @@ def layers_of_result(layout: Sequence[Slice]) -> list[tuple[Slice, int]]:
     return [(s, i) for s in layout for i in range(s.layers)]
 
 
-def _slots(layout: Sequence[Slice], sources: Sequence[Source]) -> Iterator[Slot]:
-    """Every tensor of the result in the order of a llama.cpp file: before the blocks, the blocks, after them."""
-    names = [_by_layer(source) for source in sources]
+def _slots(layout: Sequence[Slice], sources: Sequence[Source], *, whole: bool) -> Iterator[Slot]:
+    """Every tensor of the result in the order of a llama.cpp file: before the blocks, the blocks, after them.
+
+    whole: whether the only slice is of whole models, whose decoder may have more or fewer layers than their encoder.
+    """
+    shared = _of_all_layers(sources)
+    names = [_by_layer(source, shared) for source in sources]
     yield from _outside(layout[0], sources, names, after=False)
-    for layer, (piece, i) in enumerate(layers_of_result(layout)):
-        position = i / (piece.layers - 1) if piece.layers > 1 else 1.0
-        yield from _inside(piece, sources, names, layer, i, position)
+    for stack in STACKS:
+        layers = [(piece, i, piece.layers) for piece, i in layers_of_result(layout)]
+        if whole and stack == "dec.":
+            count = max(decoder_layer_count(sources[part.source].file) for part in layout[0].parts)
+            layers = [(layout[0], i, count) for i in range(count)]
+        for layer, (piece, i, count) in enumerate(layers):
+            position = i / (count - 1) if count > 1 else 1.0
+            yield from _inside(piece, sources, names, stack, layer, i, position)
     yield from _outside([piece for piece in layout if not piece.taken][-1], sources, names, after=True)
 
 
-def _by_layer(source: Source) -> _Names:
-    """The names of a source's tensors, in the order of its file, by their layer; those outside of layers under None."""
+def _of_all_layers(sources: Sequence[Source]) -> set[str]:
+    """The tensors of layer 0 of a stack that hold for all its layers: the relative positions, if no layer besides has
+    its own. They stay in layer 0, whichever layers the result has.
+    """
+    layers: dict[str, set[int]] = {}
+    for name in (name for source in sources for name in source.tensors if _POSITIONS in name):
+        layers.setdefault(with_layer(name, 0), set()).add(layer_of(name) or 0)
+    return {name for name, numbers in layers.items() if numbers == {0}}
+
+
+def _by_layer(source: Source, shared: Collection[str]) -> _Names:
+    """The names of a source's tensors, in the order of its file, by their stack and layer; those outside of layers, and
+    those that all layers of a stack share, under None.
+    """
     found: _Names = {None: []}
     for name in source.tensors:
-        found.setdefault(layer_of(name), []).append(name)
+        layer = None if name in shared else layer_of(name)
+        found.setdefault(None if layer is None else (stack_of(name), layer), []).append(name)
     return found
 
 
 def _inside(
-    piece: Slice, sources: Sequence[Source], names: Sequence[_Names], layer: int, i: int, position: float
+    piece: Slice, sources: Sequence[Source], names: Sequence[_Names], stack: str, layer: int, i: int, position: float
 ) -> Iterator[Slot]:
     origins = [(part.source, part.start + i) for part in piece.parts]
-    found = (with_layer(name, layer) for source, number in origins for name in names[source].get(number, ()))
+    found = (with_layer(name, layer) for source, number in origins for name in names[source].get((stack, number), ()))
     for name in dict.fromkeys(found):
         own = tuple(
             n if (n := with_layer(name, number)) in sources[source].tensors else None for source, number in origins
@@ -312,7 +350,9 @@ def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *
             note = f"{', '.join(tied)}: tied to the embedding, which is used in its place"
             yield Slot(name, piece, tuple(n or EMBEDDING for n in own), 0.0, (note,))
         else:
-            yield Slot(name, piece, own, 0.0)
+            moved = _POSITIONS in name and any(part.start for part in piece.parts)
+            note = "holds for all layers, so it stays, though layer 0 does not"
+            yield Slot(name, piece, own, 0.0, (note,) if moved else ())
 
 
 def _is_after(name: str) -> bool:

@@ -79,7 +79,8 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
         sources = aligned(sources, alignment)
     slices, slots = lay(recipe, methods, references, sources)
     slots = settled(slots, recipe, references, sources)
-    warnings = [*without_effect(recipe, methods, slices, slots, sources), *check_filters(recipe, slots)]
+    warnings = without_effect(recipe, methods, slices, slots, sources)
+    warnings += check_filters(recipe, slots, sources[0].file.architecture)
     return LaidOut(references, sources, slices, slots, warnings, alignment)
 
 

@@ -34,25 +34,26 @@ def _settled(
     slots: Iterable[Slot], recipe: Recipe, references: Sequence[ModelReference], sources: Sequence[Source]
 ) -> Iterator[Slot]:
     grafts = {graft.model: graft.tensors for graft in recipe.graft}
+    arch = sources[0].file.architecture
     for slot in slots:
         if slot.constant or not _differs(slot, sources):
             yield slot
             continue
         having = [i for i, name in enumerate(slot.names) if name is not None]
-        givers = [references.index(model) for model, patterns in grafts.items() if _means(patterns, slot.name)]
+        givers = [references.index(model) for model, patterns in grafts.items() if _means(patterns, slot, arch)]
         first = slot.slice.base or 0
         if givers:
             own = [i for i in having if slot.slice.parts[i].source in givers]
             yield _alone(slot, (own or having)[0], "grafted, so what the other models have does not matter")
-        elif not _means(recipe.exclude, slot.name):
+        elif not _means(recipe.exclude, slot, arch):
             yield slot
         elif first in having:
             yield _alone(slot, first, "excluded from merging")
 
 
-def _means(patterns: Iterable[str], name: str) -> bool:
+def _means(patterns: Iterable[str], slot: Slot, architecture: str) -> bool:
     """Whether one of the filters means a tensor."""
-    return any(matches(pattern, name) for pattern in patterns)
+    return any(matches(pattern, slot.name, architecture) for pattern in patterns)
 
 
 def _alone(slot: Slot, part: int, note: str) -> Slot:

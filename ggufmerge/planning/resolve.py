@@ -48,6 +48,7 @@ class Resolver:
 
     def __init__(self, recipe: Recipe, sources: Sequence[Source]) -> None:
         self.recipe, self.sources = recipe, sources
+        self.architecture = sources[0].file.architecture
         self._problems: dict[tuple[str, str], list[str]] = {}  # (place, what) -> tensors, none when all have it
         self._resolved = 0
 
@@ -64,7 +65,7 @@ class Resolver:
 
     def resolve(self, slot: Slot) -> PlannedTensor:
         """The planned tensor with its final inputs; its type is that of the model the result takes after."""
-        method = find_method(self.recipe.method_for(slot.name))
+        method = find_method(self.recipe.method_for(slot.name, self.architecture))
         self._resolved += 1
         order = [0] if slot.constant else slot.slice.order(method, self.recipe)
         inputs = tuple(Input(slot.slice.parts[i].source, slot.names[i] or slot.name) for i in order)
@@ -79,7 +80,7 @@ class Resolver:
             return planned
         if not tensor.rows * tensor.n:
             return replace(planned, inputs=(stored,), decisions=(*planned.decisions, "has no values to merge"))
-        if any(matches(pattern, slot.name) for pattern in self.recipe.exclude):
+        if any(matches(pattern, slot.name, self.architecture) for pattern in self.recipe.exclude):
             return replace(planned, inputs=(stored,), decisions=(*planned.decisions, "excluded from merging"))
         if tensor.type.is_quantized or tensor.type.is_float:
             return self._merged(slot, method, order, planned)
@@ -109,7 +110,7 @@ class Resolver:
             method=method.name,
             has_base=has_base,
             experts=experts,
-            offset=stored_offset(self.sources[0].file.architecture, planned.name),
+            offset=stored_offset(self.architecture, planned.name),
         )
         try:
             problem = method.bind(_matrix_shape(merged), len(merged.inputs), has_base, given)
@@ -169,7 +170,7 @@ class Resolver:
             name = own if own.split(".")[0] == slot.name.split(".")[0] else slot.name
         for where, level in levels:
             setting = level.get(parameter.name)
-            rule = setting.rule_for(name) if setting else None
+            rule = setting.rule_for(name, self.architecture) if setting else None
             if rule is not None:
                 return Found(at(rule.value, slot.position), rule, (*where, parameter.name))
         return None

@@ -301,9 +301,9 @@ class RecipeKeys(_Node):
         """The merge methods that the recipe names; more than one only with filters."""
         return tuple(dict.fromkeys(str(rule.value) for rule in self.merge_method.rules))
 
-    def method_for(self, tensor: str) -> str:
+    def method_for(self, tensor: str, architecture: str) -> str:
         """The merge method of a tensor of the result (a GGUF name)."""
-        rule = self.merge_method.rule_for(tensor)
+        rule = self.merge_method.rule_for(tensor, architecture)
         assert rule is not None, "the last rule of merge_method has no filter"
         return str(rule.value)
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ggufmerge.recipe.names import spellings
+from ggufmerge.architectures.names import is_own, own_spellings, spellings
 from ggufmerge.text import shown
 
 Scalar = float | bool | int | str | None
@@ -32,8 +32,8 @@ class Rule:
     filter: str | None
     value: Scalar | tuple[Scalar, ...]
 
-    def matches(self, tensor: str) -> bool:
-        return self.filter is None or matches(self.filter, tensor)
+    def matches(self, tensor: str, architecture: str) -> bool:
+        return self.filter is None or matches(self.filter, tensor, architecture)
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Setting:
 
     rules: tuple[Rule, ...]
 
-    def rule_for(self, tensor: str) -> Rule | None:
-        """The rule that decides for a tensor (a GGUF name); None when no filter means it."""
-        return next((rule for rule in self.rules if rule.matches(tensor)), None)
+    def rule_for(self, tensor: str, architecture: str) -> Rule | None:
+        """The rule that decides for a tensor (a GGUF name) of an architecture; None when no filter means it."""
+        return next((rule for rule in self.rules if rule.matches(tensor, architecture)), None)
 
     def unreachable(self) -> list[Rule]:
         """Rules that can never decide, because an earlier one takes all their tensors."""
@@ -90,11 +90,15 @@ def _value(value: Any) -> Scalar | tuple[Scalar, ...]:
     raise ValueError(f"{shown(value)} is neither a value, a gradient nor a list of conditional values")
 
 
-def matches(pattern: str, tensor: str) -> bool:
-    """Whether a filter means this tensor (a GGUF name): part of, or glob over, any of its spellings."""
+def matches(pattern: str, tensor: str, architecture: str) -> bool:
+    """Whether a filter means this tensor (a GGUF name): part of, or glob over, any of its spellings.
+
+    The names that the tensors of other architectures have count only for filters that mean none of its own.
+    """
+    names = (own_spellings if is_own(pattern, architecture) else spellings)(tensor, architecture)
     if _GLOB & set(pattern):
-        return any(fnmatch.fnmatchcase(name, pattern) for name in spellings(tensor))
-    return any(pattern in name for name in spellings(tensor))
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    return any(pattern in name for name in names)
 
 
 def at(value: Scalar | Sequence[Scalar], position: float) -> Scalar:

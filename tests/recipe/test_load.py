@@ -157,7 +157,7 @@ def test_methods_by_filter():
     )
     assert recipe.methods == ("slerp", "ties", "linear")
     names = ("blk.0.attn_q.weight", "blk.0.ffn_down.weight", "token_embd.weight")
-    assert [recipe.method_for(name) for name in names] == ["slerp", "ties", "linear"]
+    assert [recipe.method_for(name, "llama") for name in names] == ["slerp", "ties", "linear"]
 
 
 def test_a_parameter_may_belong_to_any_of_the_methods():

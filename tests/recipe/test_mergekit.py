@@ -23,7 +23,7 @@ def test_settings_have_mergekits_values(case):
     text = f"{base}merge_method: {method}\nmodels: [{{model: b}}]\nparameters: {{{parameter}: {case['setting']}}}\n"
     setting = load_recipe(text).parameters[parameter]
     for name, expected in case["values"].items():
-        rule = setting.rule_for(name)
+        rule = setting.rule_for(name, "llama")
         for i, position in enumerate(GOLDENS["positions"]):
             value = None if rule is None else at(rule.value, position)
             wanted = expected[i] if isinstance(expected, list) else expected

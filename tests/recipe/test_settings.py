@@ -44,7 +44,7 @@ def test_resolution_equals_a_second_implementation(rules, name, layers, data):
     expected = next((v for f, v in rules if f in (None, "*") or f in name or f in hugging_face), None)
     if isinstance(expected, list):
         expected = interpolated(expected, i, layers)
-    rule = parse(written).rule_for(name)
+    rule = parse(written).rule_for(name, "llama")
     got = None if rule is None else at(rule.value, layer(i, layers))
     assert got == (expected if expected is None else pytest.approx(expected, rel=1e-12, abs=1e-12))
 
@@ -98,7 +98,7 @@ def test_scalars_are_themselves():
 )
 def test_filters(pattern, tensor, hit):
     """A plain filter is a part of a name, a glob is a whole name; both vocabularies count, so does case."""
-    assert matches(pattern, tensor) is hit
+    assert matches(pattern, tensor, "llama") is hit
 
 
 def test_rules_that_can_never_decide():
