@@ -21,6 +21,8 @@ from ggufmerge.types import FileType, TensorType
 from tests import ggml
 
 Draw = Callable[[str, tuple[int, ...], int], np.ndarray]  # (tensor name, shape, seed) -> float32
+Weights = Mapping[str, np.ndarray]
+Layout = Callable[[Weights], Weights]
 Quantize = Callable[[np.ndarray, TensorType], np.ndarray]  # float32 [rows, n] -> uint8 [rows, row_bytes]
 
 WORDS = ("the", "and", "of", "to", "in", "that", "is", "was", "for", "with", "on", "as", "he", "it", "his", "not")
@@ -53,6 +55,7 @@ def write_tiny_llama(
     replace: Mapping[str, np.ndarray] | None = None,
     metadata: Mapping[str, Any] | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
+    layout: Layout | None = None,
     draw: Draw | None = None,
     quantize: Quantize | None = None,
 ) -> dict[str, np.ndarray]:
@@ -67,6 +70,7 @@ def write_tiny_llama(
     type: of all matrices; vectors are always F32. types: file-name-like patterns on tensor names that override it.
     replace: arrays to write instead of the random ones. metadata: further keys, or other values for known ones;
     None leaves one out.  extra: float32 tensors behind those of the model.
+    layout: another one for the same weights, such as `split_experts`; they are returned as they were before.
     draw: where the random numbers come from, instead of NumPy.  quantize: who writes blocks, instead of ggml.
     """
     shape = _Shape(layers, embed, ff, heads, kv_heads, vocab, tied, experts)
@@ -98,13 +102,37 @@ def write_tiny_llama(
     for key, value in known.items():
         if value is not None:
             _add(writer, key, value)
-    for name, values in weights.items():
+    for name, values in (layout(weights) if layout else weights).items():
         wanted = next((t for pattern, t in (types or {}).items() if fnmatch.fnmatchcase(name, pattern)), kind)
         _add_tensor(writer, name, values, TensorType.parse(wanted), quantize or _by_ggml)
     for name, values in (extra or {}).items():
         _add_tensor(writer, name, values, TensorType.F32, _by_ggml)
     _finish(writer)
     return weights
+
+
+def split_experts(weights: Weights) -> dict[str, np.ndarray]:
+    """The first layout of Mixtral: each expert has matrices of its own, which llama.cpp v0.5.0 does not read."""
+    out = {}
+    for name, values in weights.items():
+        stem, stacked, _ = name.partition("_exps")
+        out |= {f"{stem}.{e}.weight": values[e] for e in range(len(values))} if stacked else {name: values}
+    return out
+
+
+def fused(weights: Weights) -> dict[str, np.ndarray]:
+    """Q, K and V in one tensor, and gate and up of the experts, as convert_hf_to_gguf.py writes them when asked to."""
+    out = {}
+    for name, values in weights.items():
+        layer, _, part = name.rpartition(".attn_q.")
+        if layer:
+            out[f"{layer}.attn_qkv.{part}"] = np.concatenate([weights[f"{layer}.attn_{x}.{part}"] for x in "qkv"])
+        elif name.endswith(".ffn_gate_exps.weight"):
+            up = weights[name.replace("_gate_", "_up_")]
+            out[name.replace("_gate_", "_gate_up_")] = np.concatenate([values, up], axis=1)
+        elif not any(part in name for part in (".attn_k.", ".attn_v.", ".ffn_up_exps.")):
+            out[name] = values
+    return out
 
 
 def write_tiny_lora(

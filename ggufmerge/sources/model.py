@@ -18,6 +18,8 @@ from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.shards import model_name
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.formats.checkpoint import Checkpoint
+from ggufmerge.formats.experts import about_stacks
+from ggufmerge.formats.rearranged import Mixed
 from ggufmerge.formats.stored import DescribedTensor, StoredFile, StoredTensor, with_tensors
 from ggufmerge.keys import HEAD
 from ggufmerge.quants import codec
@@ -172,7 +174,7 @@ class Source:
     head there. It decides which rows other models lend (`sources.aligned`).
 
     replaced: the tensors in the place of which adapters brought others; `file` has those, while `tensors` has the types
-    of the model's own.
+    of the model's own. So it is with stacks of experts whose types differ (`formats.rearranged.Mixed`).
     """
 
     def __init__(
@@ -190,7 +192,9 @@ class Source:
         self.metadata: KeyValues = file.metadata
         self.side_tensors = side_tensors(file.tensors)
         aside = {name for names in self.side_tensors.values() for name in names}
-        self.tensors: dict[str, DescribedTensor] = {name: t for name, t in file.tensors.items() if name not in aside}
+        self.tensors: dict[str, DescribedTensor] = {
+            name: _described(tensor) for name, tensor in file.tensors.items() if name not in aside
+        }
         self.replaced = dict(replaced or {})
         self.tensors |= self.replaced
 
@@ -208,7 +212,9 @@ class Source:
             for name in adapter.wholes & file.tensors.keys():
                 brought.setdefault(name, []).append((adapter.whole(name), adapter.strength))
         own = {name: file.tensors[name] for name in brought}
-        replaced = {name: TensorInfo(name, tensor.shape, tensor.type) for name, tensor in own.items()}
+        replaced = {
+            name: TensorInfo(name, tensor.shape, _described(tensor).type) for name, tensor in own.items()
+        }
         file = with_tensors(file, {name: replacement(own[name], parts) for name, parts in brought.items()})
         return cls(reference, file, adapters, located, replaced)
 
@@ -292,12 +298,15 @@ class Source:
     @property
     def warnings(self) -> list[str]:
         """What the user should know of the source, one line each."""
-        return [*self.located.warnings, *self._ignored(), *self._idle(), *self._strong()]
+        return [*self.located.warnings, *self._rearranged(), *self._ignored(), *self._idle(), *self._strong()]
 
     def misfits(self) -> list[str]:
         """What was asked for in the metadata of its files and ignored, being of a wrong type."""
         files = (self.file, *(adapter.file for adapter in self.adapters))
         return list(dict.fromkeys(f"{file.path}: {line}" for file in files for line in file.metadata.misfits()))
+
+    def _rearranged(self) -> list[str]:
+        return [f"{self.label}: {told}" for told in (about_stacks(self.file.tensors),) if told]
 
     def _ignored(self) -> list[str]:
         return [
@@ -339,6 +348,11 @@ class Source:
         """Let go of the files; tensors cannot be read any more."""
         for file in (self.file, *(a.file for a in self.adapters)):
             file.close()
+
+
+def _described(tensor: StoredTensor) -> DescribedTensor:
+    """A tensor as the source has it: of those that are made in F32 as they are read, the type that the file has."""
+    return TensorInfo(tensor.name, tensor.shape, tensor.widest) if isinstance(tensor, Mixed) else tensor
 
 
 def content_fingerprint(file: StoredFile) -> str:

@@ -1,0 +1,129 @@
+"""Tensors that no file holds as such: their rows are ranges of the rows of stored ones, made as they are read.
+
+One model may be stored in several layouts: an expert a tensor or all experts of a layer in one, Q, K and V apart or on
+top of each other. A row has the same length and the same bytes in each of them, so to go from one to the other is only
+a matter of which rows are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufmerge.files.tensor import TensorInfo
+from ggufmerge.formats.stored import StoredTensor
+from ggufmerge.quants import codec
+from ggufmerge.types import TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows [start, stop) of a stored tensor."""
+
+    tensor: StoredTensor
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rearranged(TensorInfo):
+    """A tensor made of spans of rows, one after the other; all are of its type, and their bytes stay what they are.
+
+    It has the interface of `files.Tensor`. Rows out of one span are a view of the file, others a copy.
+    """
+
+    spans: tuple[Span, ...]
+    path: Path = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", self.spans[0].tensor.path)
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:
+        """uint8 [nbytes]: a copy of all rows."""
+        return self.raw_rows(0, self.rows).reshape(-1)
+
+    def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """uint8 [stop - start, row_bytes]: rows [start, stop) as they are stored."""
+        return _joined([tensor.raw_rows(a, b) for tensor, a, b in _parts(self.spans, start, stop)], self.row_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed(TensorInfo):
+    """The same of spans whose types differ, so that no bytes of one type are those of all: it is made in F32.
+
+    widest: the type among them that has the most bits, in which a result has the tensor unless another one is asked for.
+    """
+
+    spans: tuple[Span, ...]
+    widest: TensorType
+    path: Path = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", self.spans[0].tensor.path)
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:
+        """uint8 [nbytes]: all rows."""
+        return self.raw_rows(0, self.rows).reshape(-1)
+
+    def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """uint8 [stop - start, 4 n]."""
+        out = np.empty((stop - start, self.n), np.float32)
+        at = 0
+        for tensor, a, b in _parts(self.spans, start, stop):
+            codec(tensor.type).dequantize(tensor.raw_rows(a, b), out[at : at + b - a])
+            at += b - a
+        return out.view(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch(TensorInfo):
+    """Values [start, start + n) of a vector of floats, as a vector of its own."""
+
+    vector: StoredTensor
+    start: int
+    path: Path = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", self.vector.path)
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:
+        """uint8 [nbytes]."""
+        return self.raw_rows(0, 1).reshape(-1)
+
+    def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """uint8 [stop - start, row_bytes], of one row."""
+        first = self.type.row_bytes(self.start)
+        return self.vector.raw_rows(start, stop)[:, first : first + self.row_bytes]
+
+
+def rearranged(name: str, shape: tuple[int, ...], spans: Sequence[Span]) -> Rearranged | Mixed:
+    """A tensor of these rows, which all have the same length; see `Rearranged` and `Mixed`."""
+    kinds = {span.tensor.type for span in spans}
+    if len(kinds) == 1:
+        return Rearranged(name, shape, *kinds, tuple(spans))
+    widest = max(kinds, key=lambda kind: (kind.row_bytes(kind.block_size) / kind.block_size, str(kind)))
+    return Mixed(name, shape, TensorType.F32, tuple(spans), widest)
+
+
+def _parts(spans: Sequence[Span], start: int, stop: int) -> Iterator[tuple[StoredTensor, int, int]]:
+    """The rows of stored tensors that rows [start, stop) are made of."""
+    at = 0
+    for span in spans:
+        rows = span.stop - span.start
+        a, b = max(start - at, 0), min(stop - at, rows)
+        if a < b:
+            yield span.tensor, span.start + a, span.start + b
+        at += rows
+
+
+def _joined(parts: Sequence[NDArray[np.uint8]], row_bytes: int) -> NDArray[np.uint8]:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.empty((0, row_bytes), np.uint8)
