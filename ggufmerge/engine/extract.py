@@ -324,8 +324,10 @@ class _Selection:
         sources = (self.tune, self.base)
         plain = not any(s.changed_by_adapter(name) or s.scales(name) is not None for s in sources)
         if other.type == tensor.type and plain:
-            a, b = (s.file.tensors[name].raw for s in sources)
-            return all(np.array_equal(a[i : i + _COMPARED], b[i : i + _COMPARED]) for i in range(0, len(a), _COMPARED))
+            a, b = (s.file.tensors[name] for s in sources)
+            step = max(1, _COMPARED // tensor.type.row_bytes(tensor.n))
+            spans = ((row, min(row + step, a.rows)) for row in range(0, a.rows, step))
+            return all(np.array_equal(a.raw_rows(*span), b.raw_rows(*span)) for span in spans)
         if not all(t.type.is_quantized or t.type.is_float for t in (tensor, other)):
             return False
         readers = [s.open_tensor(name) for s in sources]

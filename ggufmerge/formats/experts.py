@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from ggufmerge import keys
 from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, open_gguf
-from ggufmerge.formats.rearranged import Mixed, Rearranged, Span, rearranged
+from ggufmerge.formats.rearranged import Mixed, Rearranged, Span, described, rearranged
 from ggufmerge.formats.stored import StoredTensor, with_only
 from ggufmerge.text import first_few
 
@@ -35,6 +35,12 @@ def open_model(path: str | os.PathLike[str]) -> GGUFFile:
     except BaseException:
         file.close()
         raise
+
+
+def open_types(path: str | os.PathLike[str]) -> GGUFFile:
+    """The same for a file of which only the types are looked at: experts of several types have the widest of them."""
+    file = open_model(path)
+    return with_only(file, {name: described(tensor) for name, tensor in file.tensors.items()})
 
 
 def with_stacked_experts(file: GGUFFile) -> GGUFFile:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.files.tensor import TensorInfo
-from ggufmerge.formats.stored import StoredTensor
+from ggufmerge.formats.stored import DescribedTensor, StoredTensor
 from ggufmerge.quants import codec
 from ggufmerge.types import TensorType
 
@@ -56,7 +56,8 @@ class Rearranged(TensorInfo):
 class Mixed(TensorInfo):
     """The same of spans whose types differ, so that no bytes of one type are those of all: it is made in F32.
 
-    widest: the type among them that has the most bits, in which a result has the tensor unless another one is asked for.
+    widest: the type among them that has the most bits. A result has the tensor in it unless another one is asked
+        for.
     """
 
     spans: tuple[Span, ...]
@@ -107,9 +108,14 @@ def rearranged(name: str, shape: tuple[int, ...], spans: Sequence[Span]) -> Rear
     """A tensor of these rows, which all have the same length; see `Rearranged` and `Mixed`."""
     kinds = {span.tensor.type for span in spans}
     if len(kinds) == 1:
-        return Rearranged(name, shape, *kinds, tuple(spans))
+        return Rearranged(name, shape, spans[0].tensor.type, tuple(spans))
     widest = max(kinds, key=lambda kind: (kind.row_bytes(kind.block_size) / kind.block_size, str(kind)))
     return Mixed(name, shape, TensorType.F32, tuple(spans), widest)
+
+
+def described(tensor: StoredTensor) -> DescribedTensor:
+    """A tensor with the type that a result has it in unless another one is asked for."""
+    return TensorInfo(tensor.name, tensor.shape, tensor.widest) if isinstance(tensor, Mixed) else tensor
 
 
 def _parts(spans: Sequence[Span], start: int, stop: int) -> Iterator[tuple[StoredTensor, int, int]]:

@@ -70,7 +70,7 @@ def with_tensors(file: File, tensors: Mapping[str, StoredTensor]) -> File:
     return other
 
 
-def with_only(file: File, tensors: Mapping[str, StoredTensor]) -> File:
+def with_only(file: File, tensors: Mapping[str, DescribedTensor]) -> File:
     """The same open file, with these tensors instead of its own; either is closed with the other."""
     other: Any = copy.copy(file)
     other.tensors = type(other.tensors)(tensors)

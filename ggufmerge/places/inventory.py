@@ -17,8 +17,9 @@ from pathlib import Path
 from ggufmerge import keys
 from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.errors import GgufmergeError, PlanError
-from ggufmerge.files import GGUFFile, ShardName, facts, open_gguf
+from ggufmerge.files import GGUFFile, ShardName, facts
 from ggufmerge.files.absent import absent
+from ggufmerge.formats.experts import open_model
 from ggufmerge.places import choice, folders, programs
 from ggufmerge.places.hub import cache as hub_cache
 from ggufmerge.places.ollama import store as ollama
@@ -120,7 +121,7 @@ def fits(adapter: Path, model: Path) -> bool:
     """Whether a LoRA adapter can be applied to a model, by names and shapes of their tensors; False if unreadable."""
     from ggufmerge.sources.adapters import open_adapter
 
-    with contextlib.suppress(GgufmergeError, OSError, ValueError), open_gguf(model) as file:
+    with contextlib.suppress(GgufmergeError, OSError, ValueError), open_model(model) as file:
         open_adapter(adapter, file).file.close()
         return True
     return False
@@ -215,7 +216,7 @@ def _is_later_shard(path: Path) -> bool:
 
 def _described(reference: str, origin: str, keeper: str, located: Located) -> FoundModel:
     path = located.path
-    with open_gguf(path) as file:
+    with open_model(path) as file:
         kind = facts.kind(file)
         return FoundModel(
             references=(reference,),

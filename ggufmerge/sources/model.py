@@ -19,7 +19,7 @@ from ggufmerge.files.shards import model_name
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.formats.checkpoint import Checkpoint
 from ggufmerge.formats.experts import about_stacks
-from ggufmerge.formats.rearranged import Mixed
+from ggufmerge.formats.rearranged import described
 from ggufmerge.formats.stored import DescribedTensor, StoredFile, StoredTensor, with_tensors
 from ggufmerge.keys import HEAD
 from ggufmerge.quants import codec
@@ -193,7 +193,7 @@ class Source:
         self.side_tensors = side_tensors(file.tensors)
         aside = {name for names in self.side_tensors.values() for name in names}
         self.tensors: dict[str, DescribedTensor] = {
-            name: _described(tensor) for name, tensor in file.tensors.items() if name not in aside
+            name: described(tensor) for name, tensor in file.tensors.items() if name not in aside
         }
         self.replaced = dict(replaced or {})
         self.tensors |= self.replaced
@@ -212,9 +212,7 @@ class Source:
             for name in adapter.wholes & file.tensors.keys():
                 brought.setdefault(name, []).append((adapter.whole(name), adapter.strength))
         own = {name: file.tensors[name] for name in brought}
-        replaced = {
-            name: TensorInfo(name, tensor.shape, _described(tensor).type) for name, tensor in own.items()
-        }
+        replaced = {name: TensorInfo(name, tensor.shape, described(tensor).type) for name, tensor in own.items()}
         file = with_tensors(file, {name: replacement(own[name], parts) for name, parts in brought.items()})
         return cls(reference, file, adapters, located, replaced)
 
@@ -298,14 +296,15 @@ class Source:
     @property
     def warnings(self) -> list[str]:
         """What the user should know of the source, one line each."""
-        return [*self.located.warnings, *self._rearranged(), *self._ignored(), *self._idle(), *self._strong()]
+        return [*self.located.warnings, *self.rearranged(), *self._ignored(), *self._idle(), *self._strong()]
 
     def misfits(self) -> list[str]:
         """What was asked for in the metadata of its files and ignored, being of a wrong type."""
         files = (self.file, *(adapter.file for adapter in self.adapters))
         return list(dict.fromkeys(f"{file.path}: {line}" for file in files for line in file.metadata.misfits()))
 
-    def _rearranged(self) -> list[str]:
+    def rearranged(self) -> list[str]:
+        """What is special of the layout of its file, which is read as if it had that of today; one line each."""
         return [f"{self.label}: {told}" for told in (about_stacks(self.file.tensors),) if told]
 
     def _ignored(self) -> list[str]:
@@ -348,11 +347,6 @@ class Source:
         """Let go of the files; tensors cannot be read any more."""
         for file in (self.file, *(a.file for a in self.adapters)):
             file.close()
-
-
-def _described(tensor: StoredTensor) -> DescribedTensor:
-    """A tensor as the source has it: of those that are made in F32 as they are read, the type that the file has."""
-    return TensorInfo(tensor.name, tensor.shape, tensor.widest) if isinstance(tensor, Mixed) else tensor
 
 
 def content_fingerprint(file: StoredFile) -> str:

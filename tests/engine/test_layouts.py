@@ -1,0 +1,191 @@
+"""Files of one model in several layouts are one model: experts that have a tensor each, parts on top of each other."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from numba import config
+
+import ggufmerge
+from ggufmerge.errors import GgufmergeError, PlanError
+from ggufmerge.evaluation import LlamaModel
+from tests.tiny import split_experts, write_tiny_llama, write_tiny_lora
+
+SIZES: dict[str, Any] = {"layers": 1, "embed": 256, "ff": 256, "experts": 4}
+STACK = "blk.0.ffn_gate_exps.weight"
+BOTH = "merge_method: linear\nmodels: [{model: %s}, {model: %s}]\nparameters: {weight: 1}\n"
+
+
+def merged(folder: Path, first: str, second: str, name: str = "out.gguf") -> Path:
+    (folder / "r.yaml").write_text(BOTH % (first, second))
+    ggufmerge.build(folder / "r.yaml", folder / name, overwrite=True)
+    return folder / name
+
+
+def blocks(path: Path) -> dict[str, tuple[str, bytes]]:
+    with ggufmerge.open(path) as file:
+        return {name: (str(tensor.type), tensor.raw.tobytes()) for name, tensor in file.tensors.items()}
+
+
+def logits(path: Path) -> np.ndarray:
+    """What llama.cpp computes with a file."""
+    with LlamaModel(path) as model:
+        return model.logits([5, 6, 7, 300])
+
+
+@pytest.mark.parametrize("pair", [("old", "old2"), ("old", "new2"), ("new", "old2")], ids=" ".join)
+def test_old_files_of_experts_merge_as_new_ones_do(tmp_path: Path, pair: tuple[str, str]) -> None:
+    """With each other and with new files, in any order: the same bytes, in a file that llama.cpp reads."""
+    for name, tune in (("", None), ("2", (1, 0.02))):
+        for layout, how in (("old", split_experts), ("new", None)):
+            write_tiny_llama(tmp_path / f"{layout}{name}.gguf", type="Q4_0", tune=tune, layout=how, **SIZES)
+    wanted = blocks(merged(tmp_path, "new.gguf", "new2.gguf", "wanted.gguf"))
+    got = merged(tmp_path, *(f"{name}.gguf" for name in pair))
+    assert blocks(got) == wanted
+    assert list(blocks(got)) == list(wanted)
+
+
+def test_llama_cpp_reads_what_is_made_of_old_files_of_experts(tmp_path: Path) -> None:
+    """It refuses the files themselves; a copy computes what the new file of the model does."""
+    for name, how in (("old", split_experts), ("new", None)):
+        write_tiny_llama(tmp_path / f"{name}.gguf", type="Q8_0", layout=how, **SIZES)
+    with pytest.raises(GgufmergeError):
+        logits(tmp_path / "old.gguf")
+    ggufmerge.quantize_file(tmp_path / "old.gguf", tmp_path / "copy.gguf", "COPY")
+    assert blocks(tmp_path / "copy.gguf") == blocks(tmp_path / "new.gguf")
+    np.testing.assert_array_equal(logits(tmp_path / "copy.gguf"), logits(tmp_path / "new.gguf"))
+
+
+def test_old_files_of_experts_are_quantized_as_new_ones_are(tmp_path: Path) -> None:
+    """To the same types and bytes, and the user is told what was done."""
+    for name, how in (("old", split_experts), ("new", None)):
+        write_tiny_llama(tmp_path / f"{name}.gguf", layout=how, **SIZES)
+        report = ggufmerge.quantize_file(tmp_path / f"{name}.gguf", tmp_path / f"{name}.q.gguf", "Q4_K_M")
+        told = [line for line in report.warnings if "each of the 4 experts of a layer has tensors of its own" in line]
+        assert len(told) == (name == "old")
+    assert blocks(tmp_path / "old.q.gguf") == blocks(tmp_path / "new.q.gguf")
+
+
+def test_old_files_of_experts_are_seen_as_the_same_kind_of_model(tmp_path: Path) -> None:
+    """`models` gives both one family, `inspect` says what is special, `diff` finds no difference."""
+    for name, how in (("old", split_experts), ("new", None)):
+        write_tiny_llama(tmp_path / f"{name}.gguf", layout=how, **SIZES)
+    found = {model.path.name: model for model in ggufmerge.models(tmp_path) if model.path.parent == tmp_path}
+    assert found["old.gguf"].family == found["new.gguf"].family
+    assert "an old layout" in ggufmerge.inspect(tmp_path / "old.gguf")["layout"]
+    assert ggufmerge.inspect(tmp_path / "new.gguf")["layout"] is None
+    assert ggufmerge.compare(tmp_path / "old.gguf", tmp_path / "new.gguf").identical
+
+
+def test_experts_of_several_types_are_written_in_the_widest(tmp_path: Path) -> None:
+    """An expert that has it already keeps its blocks, the others are rounded anew; nothing is written in F32."""
+    write_tiny_llama(tmp_path / "old.gguf", layout=split_experts, type="Q4_0", types={"*ffn_down.2.*": "Q8_0"}, **SIZES)
+    report = ggufmerge.quantize_file(tmp_path / "old.gguf", tmp_path / "copy.gguf", "COPY")
+    got = blocks(tmp_path / "copy.gguf")
+    assert {name: got[name][0] for name in got if "_exps" in name} == {
+        STACK: "Q4_0",
+        "blk.0.ffn_up_exps.weight": "Q4_0",
+        "blk.0.ffn_down_exps.weight": "Q8_0",
+    }
+    assert [line for line in report.warnings if "experts of several types (Q4_0, Q8_0), of which the widest" in line]
+    single = blocks(tmp_path / "old.gguf")["blk.0.ffn_down.2.weight"][1]
+    whole = got["blk.0.ffn_down_exps.weight"][1]
+    assert whole[2 * len(single) : 3 * len(single)] == single
+
+
+def test_adapters_name_experts_as_they_were_or_as_they_are(tmp_path: Path) -> None:
+    """A change of the stack, or of single experts, for a file of either layout."""
+    weights = write_tiny_llama(tmp_path / "new.gguf", **SIZES)
+    write_tiny_llama(tmp_path / "old.gguf", layout=split_experts, **SIZES)
+    delta = write_tiny_lora(tmp_path / "stack.gguf", weights, targets=[STACK])[STACK]
+    single = {f"blk.0.ffn_gate.{e}.weight": weights[STACK][e] for e in (0, 2)}
+    singles = write_tiny_lora(tmp_path / "single.gguf", single, targets=["*"])
+    some = np.zeros_like(delta)
+    some[0], some[2] = singles["blk.0.ffn_gate.0.weight"], singles["blk.0.ffn_gate.2.weight"]
+    for model in ("new", "old"):
+        for adapter, change in (("stack", delta), ("single", some)):
+            out = tmp_path / f"{model}.{adapter}.gguf"
+            ggufmerge.bake(tmp_path / f"{model}.gguf", [tmp_path / f"{adapter}.gguf"], out)
+            with ggufmerge.open(out) as file:
+                np.testing.assert_allclose(file.tensors[STACK].dequantize(), weights[STACK] + change, atol=1e-5)
+
+
+def test_an_adapter_for_an_expert_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """It was made for another model; so was one whose halves have other shapes."""
+    weights = write_tiny_llama(tmp_path / "new.gguf", **SIZES)
+    for name, values, told in (
+        ("blk.0.ffn_gate.4.weight", weights[STACK][0], "does not have"),
+        ("blk.0.ffn_gate.1.weight", weights[STACK][0][:32], r"do not fit the base's \[256, 256\]"),
+    ):
+        write_tiny_lora(tmp_path / "lora.gguf", {name: values}, targets=["*"])
+        with pytest.raises(PlanError, match=told):
+            ggufmerge.bake(tmp_path / "new.gguf", [tmp_path / "lora.gguf"], tmp_path / "out.gguf")
+
+
+def test_an_importance_matrix_fits_files_of_either_layout(tmp_path: Path) -> None:
+    """Called by stacks or by single experts, it gives the same blocks."""
+    weights = write_tiny_llama(tmp_path / "new.gguf", **SIZES)
+    write_tiny_llama(tmp_path / "old.gguf", layout=split_experts, **SIZES)
+    rng = np.random.default_rng(0)
+    for matrix, layout in (("stacked", dict), ("single", split_experts)):
+        writer = gguf.GGUFWriter(tmp_path / f"{matrix}.gguf", "")
+        writer.add_type("imatrix")
+        writer.add_array("imatrix.datasets", ["a.txt"])
+        writer.add_uint32("imatrix.chunk_count", 1)
+        writer.add_uint32("imatrix.chunk_size", 512)
+        rng = np.random.default_rng(0)
+        sums = {
+            name: rng.random((values.shape[0] if values.ndim == 3 else 1, values.shape[-1]), np.float32)
+            for name, values in weights.items()
+            if values.ndim > 1 and name.startswith("blk.")
+        }
+        for name, values in layout(sums).items():
+            writer.add_tensor(f"{name}.in_sum2", values.reshape(-1, values.shape[-1]))
+            writer.add_tensor(f"{name}.counts", np.full((values.size // values.shape[-1], 1), 7, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    got = []
+    for model in ("new", "old"):
+        for matrix in ("stacked", "single"):
+            out = tmp_path / f"{model}.{matrix}.q.gguf"
+            report = ggufmerge.quantize_file(
+                tmp_path / f"{model}.gguf", out, "IQ3_XXS", imatrix=[tmp_path / f"{matrix}.gguf"]
+            )
+            assert not [line for line in report.warnings if "importance matrix" in line]
+            got.append(blocks(out))
+    assert all(other == got[0] for other in got)
+
+
+def test_missing_experts_are_refused_in_one_line(tmp_path: Path) -> None:
+    """Before anything is written, by whatever reads the model."""
+
+    def holed(weights: Any) -> Any:
+        return {name: w for name, w in split_experts(weights).items() if name != "blk.0.ffn_up.1.weight"}
+
+    write_tiny_llama(tmp_path / "old.gguf", layout=holed, **SIZES)
+    with pytest.raises(PlanError, match=r"lacks blk\.0\.ffn_up\.1\.weight, one of 4 experts") as error:
+        ggufmerge.quantize_file(tmp_path / "old.gguf", tmp_path / "out.gguf", "Q8_0")
+    assert len(error.value.lines) == 1
+    assert "lacks blk.0.ffn_up.1.weight" in ggufmerge.inspect(tmp_path / "old.gguf")["layout"]
+
+
+@pytest.mark.skipif(bool(config.DISABLE_JIT), reason="interpreted kernels allocate by themselves")
+def test_stacking_takes_no_memory(tmp_path: Path) -> None:
+    """Experts are stacked row by row as they are copied."""
+    sizes = {**SIZES, "ff": 4096}
+    write_tiny_llama(tmp_path / "old.gguf", layout=split_experts, **sizes)
+    ggufmerge.quantize_file(tmp_path / "old.gguf", tmp_path / "warm.gguf", "COPY", threads=1)
+    tracemalloc.start()
+    try:
+        ggufmerge.quantize_file(tmp_path / "old.gguf", tmp_path / "out.gguf", "COPY", threads=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000  # a stack has 17 MB
