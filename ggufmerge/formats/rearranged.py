@@ -7,7 +7,7 @@ a matter of which rows are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,21 @@ class Rearranged(TensorInfo):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", self.spans[0].tensor.path)
+
+    @property
+    def whole(self) -> str:
+        """The only stored tensor that the rows are of, by its name; empty when they are of several."""
+        names = {span.tensor.name for span in self.spans}
+        return names.pop() if len(names) == 1 else ""
+
+    @property
+    def moves(self) -> list[tuple[int, int, int]]:
+        """Rows [start, stop) of each span, and which row of the stored tensor the first of them is."""
+        found, at = list[tuple[int, int, int]](), 0
+        for span in self.spans:
+            found.append((at, at + span.stop - span.start, span.start))
+            at = found[-1][1]
+        return found
 
     @property
     def raw(self) -> NDArray[np.uint8]:
@@ -84,24 +99,29 @@ class Mixed(TensorInfo):
 
 @dataclass(frozen=True, slots=True)
 class Stretch(TensorInfo):
-    """Values [start, start + n) of a vector of floats, as a vector of its own."""
+    """Values [start, start + n) of each row of a tensor of floats, as a tensor of its own: a part of a bias."""
 
-    vector: StoredTensor
+    stored: StoredTensor
     start: int
     path: Path = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", self.vector.path)
+        object.__setattr__(self, "path", self.stored.path)
+
+    @property
+    def whole(self) -> str:
+        """The name of the stored tensor."""
+        return self.stored.name
 
     @property
     def raw(self) -> NDArray[np.uint8]:
         """uint8 [nbytes]."""
-        return self.raw_rows(0, 1).reshape(-1)
+        return self.raw_rows(0, self.rows).reshape(-1)
 
     def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """uint8 [stop - start, row_bytes], of one row."""
+        """uint8 [stop - start, row_bytes]: rows [start, stop) as they are stored."""
         first = self.type.row_bytes(self.start)
-        return self.vector.raw_rows(start, stop)[:, first : first + self.row_bytes]
+        return np.ascontiguousarray(self.stored.raw_rows(start, stop)[:, first : first + self.row_bytes])
 
 
 def rearranged(name: str, shape: tuple[int, ...], spans: Sequence[Span]) -> Rearranged | Mixed:
@@ -116,6 +136,13 @@ def rearranged(name: str, shape: tuple[int, ...], spans: Sequence[Span]) -> Rear
 def described(tensor: StoredTensor) -> DescribedTensor:
     """A tensor with the type that a result has it in unless another one is asked for."""
     return TensorInfo(tensor.name, tensor.shape, tensor.widest) if isinstance(tensor, Mixed) else tensor
+
+
+def taken_apart(tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """The names of the stored tensors of which these are parts, in order."""
+    kinds = (Rearranged, Stretch)
+    found = dict.fromkeys(tensor.whole for tensor in tensors.values() if isinstance(tensor, kinds))
+    return [whole for whole in found if whole]
 
 
 def _parts(spans: Sequence[Span], start: int, stop: int) -> Iterator[tuple[StoredTensor, int, int]]:

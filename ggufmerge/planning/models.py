@@ -17,6 +17,7 @@ from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.sources import Source
 from ggufmerge.sources.aligned import aligned
+from ggufmerge.sources.layouts import to_one_layout
 from ggufmerge.tokenizers import Alignment
 
 
@@ -71,6 +72,7 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     for reference, source in zip(references, sources, strict=True):
         with recipe.blamed(recipe.place_of(reference)):
             check_member(source, sources[0])
+    to_one_layout(sources)
     asked = next((key for key in ("tokenizer", "tokenizer_source") if getattr(recipe, key)), None)
     with recipe.blamed((asked,) if asked else models):
         alignment = alignment_of(recipe, references, sources)

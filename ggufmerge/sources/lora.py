@@ -108,18 +108,19 @@ def _add_low_rank(rows, left, right, scale):  # type: ignore[no-untyped-def]
             rows[i, j] += scale * change[j]
 
 
-class Part:
-    """The change of a stretch of rows of a tensor; see `Change`. The tensor may be a stack, the stretch an expert."""
+class Moved:
+    """A change of rows that stand elsewhere in the tensor than in the one that it was made for; see `Change`."""
 
-    def __init__(self, change: Change, start: int, rows: int) -> None:
-        """start: the first of the rows.  rows: how many there are."""
+    def __init__(self, change: Change, spans: Sequence[tuple[int, int, int]]) -> None:
+        """spans: rows [start, stop) of the tensor, and which row of the other one the first of them is."""
         self.rank, self.path, self.parts = change.rank, change.path, change.parts
-        self._change, self._start, self._stop = change, start, start + rows
+        self._change, self._spans = change, spans
 
     def add_to(self, rows: NDArray[np.float32], start: int) -> None:
-        a, b = max(start, self._start), min(start + len(rows), self._stop)
-        if a < b:
-            self._change.add_to(rows[a - start : b - start], a - self._start)
+        for first, last, own in self._spans:
+            a, b = max(start, first), min(start + len(rows), last)
+            if a < b:
+                self._change.add_to(rows[a - start : b - start], own + a - first)
 
 
 class LoraAdapter:
@@ -218,7 +219,8 @@ class LoraAdapter:
             found.append(Delta(a, b, scale, flipped=True) if flipped else Delta(b, a, scale))
         for expert, single in self._single_experts.get(name, ()):
             a, b = self._pairs[single]
-            found.append(Part(Delta(b, a, self.strength * self._scale(single, b.n)), expert * b.rows, b.rows))
+            change = Delta(b, a, self.strength * self._scale(single, b.n))
+            found.append(Moved(change, [(expert * b.rows, (expert + 1) * b.rows, 0)]))
         if (own := self._own_name(name, self._rows, tokens)) is not None:
             found.append(Rows(*self._rows[own], self.strength))
         return found

@@ -18,15 +18,15 @@ from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.shards import model_name
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.formats.checkpoint import Checkpoint
-from ggufmerge.formats.experts import about_stacks
-from ggufmerge.formats.rearranged import described
-from ggufmerge.formats.stored import DescribedTensor, StoredFile, StoredTensor, with_tensors
+from ggufmerge.formats.experts import about_stacks, of_expert
+from ggufmerge.formats.rearranged import Rearranged, described, taken_apart
+from ggufmerge.formats.stored import DescribedTensor, StoredFile, StoredTensor, with_only, with_tensors
 from ggufmerge.keys import HEAD
 from ggufmerge.quants import codec
 from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.sources.damage import adapter_damage, damage, too_large
 from ggufmerge.sources.located import Located
-from ggufmerge.sources.lora import Change, LoraAdapter
+from ggufmerge.sources.lora import Change, LoraAdapter, Moved
 from ggufmerge.sources.replaced import replacement
 from ggufmerge.sources.side_tensors import read_scales, side_names, side_tensors
 from ggufmerge.sources.tying import own_head
@@ -222,6 +222,19 @@ class Source:
         self.side_tensors = side_tensors(self.file.tensors)
         self.tensors[HEAD] = self.file.tensors[HEAD]
 
+    def take_apart(self, parts: Mapping[str, Mapping[str, StoredTensor]]) -> None:
+        """Show parts of tensors instead of the tensors, as if the file had them so. parts: by name of the tensor."""
+        brought = {part: self.replaced[name] for name, own in parts.items() for part in own if name in self.replaced}
+        shown: dict[str, StoredTensor] = {}
+        for name, tensor in self.file.tensors.items():
+            shown |= parts.get(name, {name: tensor})
+        self.file = with_only(self.file, shown)
+        self.replaced = {name: tensor for name, tensor in self.replaced.items() if name not in parts}
+        self.replaced |= {part: TensorInfo(part, shown[part].shape, whole.type) for part, whole in brought.items()}
+        aside = {name for names in self.side_tensors.values() for name in names}
+        self.tensors = {name: self.tensors.get(name, described(t)) for name, t in shown.items() if name not in aside}
+        self.tensors |= self.replaced
+
     @property
     def name(self) -> str:
         """What the model and its adapters call themselves, else their files' names."""
@@ -239,7 +252,13 @@ class Source:
 
     def changed_by_adapter(self, name: str) -> bool:
         """Whether the tensor's stored bytes are not what the model computes with."""
-        return any(name in adapter.changed for adapter in self.adapters)
+        names = (name, self._whole(name))
+        return any(own in adapter.changed for adapter in self.adapters for own in names)
+
+    def _whole(self, name: str) -> str:
+        """The tensor of the file that a tensor is a part of; empty for others."""
+        tensor = self.file.tensors.get(name)
+        return tensor.whole if isinstance(tensor, Rearranged) else ""
 
     def moves(self, name: str) -> bool:
         """Whether the rows of a tensor are others, or elsewhere, than in the file."""
@@ -267,8 +286,12 @@ class Source:
 
     def open_stored(self, name: str) -> SourceTensor:
         """A reader of one tensor as the file has it."""
+        tensor = self.file.tensors[name]
         deltas = [change for adapter in self.adapters for change in adapter.changes(name)]
-        return SourceTensor(self.file.tensors[name], deltas, self.scales(name), self.label)
+        if isinstance(tensor, Rearranged) and tensor.whole:
+            of_whole = (change for adapter in self.adapters for change in adapter.changes(tensor.whole))
+            deltas += [Moved(change, tensor.moves) for change in of_whole]
+        return SourceTensor(tensor, deltas, self.scales(name), self.label)
 
     def scales(self, name: str) -> NDArray[np.float32] | None:
         """float32 [matrices]: the factors of a tensor's stored values; None for 1."""
@@ -305,7 +328,11 @@ class Source:
 
     def rearranged(self) -> list[str]:
         """What is special of the layout of its file, which is read as if it had that of today; one line each."""
-        return [f"{self.label}: {told}" for told in (about_stacks(self.file.tensors),) if told]
+        told = [f"{self.label}: {stacks}"] if (stacks := about_stacks(self.file.tensors)) else []
+        wholes = [name for name in taken_apart(self.file.tensors) if of_expert(name) is None]
+        if wholes:
+            told.append(f"{self.label}: {first_few(wholes, 1)} taken apart, as the other models have them")
+        return told
 
     def _ignored(self) -> list[str]:
         return [

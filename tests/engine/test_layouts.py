@@ -14,7 +14,7 @@ from numba import config
 import ggufmerge
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.evaluation import LlamaModel
-from tests.tiny import split_experts, write_tiny_llama, write_tiny_lora
+from tests.tiny import fused, split_experts, write_tiny_llama, write_tiny_lora
 
 SIZES: dict[str, Any] = {"layers": 1, "embed": 256, "ff": 256, "experts": 4}
 STACK = "blk.0.ffn_gate_exps.weight"
@@ -189,3 +189,85 @@ def test_stacking_takes_no_memory(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 8_000_000  # a stack has 17 MB
+
+
+@pytest.mark.parametrize("pair", [("fused", "apart2"), ("apart", "fused2")], ids=" ".join)
+def test_q_k_and_v_on_top_of_each_other_are_taken_apart(tmp_path: Path, pair: tuple[str, str]) -> None:
+    """Where another model has them apart: the merge is that of two such models, and llama.cpp reads it."""
+    sizes = {**SIZES, "experts": 0}
+    biases = {f"blk.0.attn_{x}.bias": np.arange(n, dtype=np.float32) for x, n in (("q", 256), ("k", 128), ("v", 128))}
+    whole = {"blk.0.attn_qkv.bias": np.concatenate(list(biases.values()))}
+    for name, tune in (("", None), ("2", (1, 0.02))):
+        write_tiny_llama(tmp_path / f"apart{name}.gguf", type="Q4_0", tune=tune, extra=biases, **sizes)
+        write_tiny_llama(tmp_path / f"fused{name}.gguf", type="Q4_0", tune=tune, layout=fused, extra=whole, **sizes)
+    got = merged(tmp_path, *(f"{name}.gguf" for name in pair))
+    assert blocks(got) == blocks(merged(tmp_path, "apart.gguf", "apart2.gguf", "wanted.gguf"))
+    assert np.isfinite(logits(got)).all()
+    assert ggufmerge.compare(tmp_path / "fused.gguf", tmp_path / "apart.gguf").identical
+
+
+def test_a_layout_that_all_models_share_stays(tmp_path: Path) -> None:
+    """Nothing is taken apart for its own sake."""
+    for name, tune in (("a", None), ("b", (1, 0.02))):
+        write_tiny_llama(tmp_path / f"{name}.gguf", tune=tune, layout=fused, **{**SIZES, "experts": 0})
+    assert "blk.0.attn_qkv.weight" in blocks(merged(tmp_path, "a.gguf", "b.gguf"))
+
+
+def test_what_is_taken_apart_is_copied_and_told(tmp_path: Path) -> None:
+    """Blocks of the model whose weights are taken keep their bytes; a layer may stand beside any other."""
+    sizes = {**SIZES, "experts": 0, "layers": 2}
+    write_tiny_llama(tmp_path / "apart.gguf", type="Q4_0", **{**sizes, "layers": 1})
+    write_tiny_llama(tmp_path / "fused.gguf", type="Q4_0", layout=fused, **sizes)
+    write_tiny_llama(tmp_path / "wanted.gguf", type="Q4_0", **sizes)
+    (tmp_path / "r.yaml").write_text(
+        "merge_method: linear\nslices:\n- sources: [{model: fused.gguf, layer_range: [1, 2], parameters: {weight: 1}},"
+        " {model: apart.gguf, layer_range: [0, 1], parameters: {weight: 0}}]\n"
+    )
+    report = ggufmerge.build(tmp_path / "r.yaml", tmp_path / "out.gguf")
+    assert [line for line in report.warnings if "fused.gguf: blk.0.attn_qkv.weight and 1 more taken apart" in line]
+    wanted = blocks(tmp_path / "wanted.gguf")
+    for part in ("attn_q", "attn_k", "attn_v", "ffn_up"):
+        assert blocks(tmp_path / "out.gguf")[f"blk.0.{part}.weight"] == wanted[f"blk.1.{part}.weight"]
+
+
+def test_adapters_for_what_is_taken_apart_change_the_parts(tmp_path: Path) -> None:
+    """The change of the whole is cut as the whole is."""
+    sizes = {**SIZES, "experts": 0}
+    weights = write_tiny_llama(tmp_path / "apart.gguf", **sizes)
+    write_tiny_llama(tmp_path / "fused.gguf", layout=fused, **sizes)
+    whole = "blk.0.attn_qkv.weight"
+    delta = write_tiny_lora(tmp_path / "lora.gguf", fused(weights), targets=[whole])[whole]
+    out = merged(tmp_path, "fused.gguf+lora.gguf", "apart.gguf")
+    with ggufmerge.open(out) as file:
+        for part, start, stop in (("attn_q", 0, 256), ("attn_k", 256, 384), ("attn_v", 384, 512)):
+            name = f"blk.0.{part}.weight"
+            wanted = weights[name] + delta[start:stop] / 2
+            np.testing.assert_allclose(file.tensors[name].dequantize(), wanted, atol=1e-5)
+
+
+def write_deepseek(path: Path, stored: dict[str, np.ndarray]) -> None:
+    """The header of a model of an architecture whose experts may be stored in two ways; not one that runs."""
+    writer = gguf.GGUFWriter(path, "deepseek2")
+    writer.add_block_count(1)
+    writer.add_embedding_length(64)
+    writer.add_array("tokenizer.ggml.tokens", ["a"])
+    for name, values in stored.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_gate_and_up_of_experts_are_taken_apart_expert_by_expert(tmp_path: Path) -> None:
+    """In a stack, each matrix has the rows of its gate before those of its up."""
+    rng = np.random.default_rng(0)
+    weights = {f"blk.0.ffn_{x}_exps.weight": rng.random((3, 32, 64), np.float32) for x in ("gate", "up", "down")}
+    write_deepseek(tmp_path / "apart.gguf", weights)
+    write_deepseek(tmp_path / "fused.gguf", fused(weights))
+    assert "blk.0.ffn_gate_up_exps.weight" in blocks(tmp_path / "fused.gguf")
+    got = merged(tmp_path, "fused.gguf", "apart.gguf")
+    with ggufmerge.open(got) as file:
+        assert file.tensors.keys() == weights.keys()
+        for name, values in weights.items():
+            np.testing.assert_allclose(file.tensors[name].dequantize(), values, atol=1e-6)

@@ -267,7 +267,7 @@ def test_entries_for_experts_of_another_model_are_refused() -> None:
     """More experts than there are, or rows of several lengths; a number that nobody can have costs no memory."""
     with pytest.raises(PlanError, match=r"an entry for expert 99999 of blk\.0\.ffn_up_exps\.weight, which has 4"):
         imatrix({SINGLE % 99999: ([1, 2], [1])}).get(EXPERTS, 2, 4)
-    with pytest.raises(PlanError, match="single experts of blk.0.ffn_up_exps.weight differ in size"):
+    with pytest.raises(PlanError, match=r"single experts of blk\.0\.ffn_up_exps\.weight differ in size"):
         imatrix({SINGLE % 0: ([1, 2], [1]), SINGLE % 1: ([1, 2, 3], [1])}).get(EXPERTS, 2, 4)
     with pytest.raises(PlanError, match=r"has 8 importance values, but the tensor needs 12 \(4 x 3\)"):
         imatrix({SINGLE % 0: ([1, 2], [1])}).get(EXPERTS, 3, 4)

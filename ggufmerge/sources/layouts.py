@@ -1,0 +1,101 @@
+"""Brings models of one merge to one layout, where they have the same weights in tensors of other names.
+
+What some models have in one tensor and others in parts (`architectures.fused`) is taken apart: the rows of a part are a
+stretch of the rows of the whole, so nothing but their place changes. Parts cannot be joined: their types may differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from ggufmerge.architectures.fused import fused_parts
+from ggufmerge.formats.layers import MAX_LAYERS
+from ggufmerge.formats.rearranged import Span, Stretch, rearranged
+from ggufmerge.formats.stored import DescribedTensor, StoredTensor
+from ggufmerge.sources.model import Source
+
+_PLACE = re.compile(r"(blk\.\d+\.)(\w+)\.(weight|bias)", re.ASCII)
+_Shape = tuple[int, ...]
+
+
+def to_one_layout(sources: Sequence[Source]) -> None:
+    """Take apart what a model has in one tensor and another one of the same architecture in parts."""
+    for source in sources:
+        take_apart_like(source, sources)
+
+
+def take_apart_like(source: Source, others: Sequence[Source]) -> None:
+    """Take apart what a model has in one tensor and one of the others, of the same architecture, in parts."""
+    alike = [other for other in others if other.file.architecture == source.file.architecture]
+    parts = {whole: made for whole in source.tensors if (made := _parts(source, whole, alike))}
+    if parts:
+        source.take_apart(parts)
+
+
+def _parts(source: Source, name: str, others: Sequence[Source]) -> dict[str, StoredTensor]:
+    """The parts of a tensor that some other model has instead of it; none when none has."""
+    match = _PLACE.fullmatch(name)
+    inside = fused_parts(source.file.architecture).get(match[2]) if match else None
+    if match is None or inside is None or name in source.side_tensors:
+        return {}
+    names = [f"{match[1]}{part}.{match[3]}" for part in inside]
+    if any(part in source.tensors for part in names):
+        return {}
+    whole = source.file.tensors[name]
+    for shapes in _shapes(source, names, others):
+        if match[3] == "weight" and (rows := _rows(whole, shapes)):
+            return _cut(whole, names, shapes, rows)
+        if match[3] == "bias" and whole.type.is_float and _adds_up(whole, shapes, -1):
+            starts = [sum(shape[-1] for shape in shapes[:i]) for i in range(len(shapes))]
+            made = zip(names, shapes, starts, strict=True)
+            return {part: Stretch(part, shape, whole.type, whole, start) for part, shape, start in made}
+    return {}
+
+
+def _shapes(source: Source, names: Sequence[str], others: Sequence[Source]) -> Iterator[tuple[_Shape, ...]]:
+    """The shapes that the parts have in the other models: in the same layer, else in any, since layers may be put
+    beside others; but not if some layers of the model itself have such parts, which then are of another kind.
+    """
+    for other in others:
+        if all(name in other.tensors for name in names):
+            yield tuple(other.tensors[name].shape for name in names)
+    if not any(_of_layers(source, name) for name in names):
+        for other in others:
+            yield from dict.fromkeys(zip(*(_of_layers(other, name) for name in names), strict=False))
+
+
+def _of_layers(source: Source, name: str) -> list[_Shape]:
+    """The shapes of a tensor in all layers that have it."""
+    part = name.split(".", 2)[2]
+    found = (source.tensors.get(f"blk.{layer}.{part}") for layer in range(MAX_LAYERS))
+    return [tensor.shape for tensor in found if tensor is not None]
+
+
+def _rows(whole: DescribedTensor, shapes: Sequence[_Shape]) -> list[int]:
+    """How many rows each of the parts has in each matrix of the whole; none when they do not make it up."""
+    return [shape[-2] for shape in shapes] if len(whole.shape) > 1 and _adds_up(whole, shapes, -2) else []
+
+
+def _adds_up(whole: DescribedTensor, shapes: Sequence[_Shape], axis: int) -> bool:
+    """Whether parts of these shapes, one behind the other along an axis, have the shape of the whole."""
+    if any(len(shape) != len(whole.shape) for shape in shapes):
+        return False
+    together = [list(shape) for shape in shapes]
+    length = sum(shape[axis] for shape in shapes)
+    for shape in together:
+        shape[axis] = length
+    return all(shape == list(whole.shape) for shape in together)
+
+
+def _cut(
+    whole: StoredTensor, names: Sequence[str], shapes: Sequence[_Shape], rows: Sequence[int]
+) -> dict[str, StoredTensor]:
+    """The parts of a matrix, or of each matrix of a stack."""
+    total = sum(rows)
+    made: dict[str, StoredTensor] = {}
+    for i, (name, shape) in enumerate(zip(names, shapes, strict=True)):
+        first = sum(rows[:i])
+        starts = range(first, whole.rows, total)
+        made[name] = rearranged(name, shape, [Span(whole, start, start + rows[i]) for start in starts])
+    return made
