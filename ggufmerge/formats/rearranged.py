@@ -49,6 +49,11 @@ class Rearranged(TensorInfo):
         return names.pop() if len(names) == 1 else ""
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the rows are all of one stored tensor, which then has another name only."""
+        return len(self.spans) == 1 and self.spans[0].stop - self.spans[0].start == self.spans[0].tensor.rows
+
+    @property
     def moves(self) -> list[tuple[int, int, int]]:
         """Rows [start, stop) of each span, and which row of the stored tensor the first of them is."""
         found, at = list[tuple[int, int, int]](), 0
@@ -140,9 +145,13 @@ def described(tensor: StoredTensor) -> DescribedTensor:
 
 def taken_apart(tensors: Mapping[str, StoredTensor]) -> list[str]:
     """The names of the stored tensors of which these are parts, in order."""
-    kinds = (Rearranged, Stretch)
-    found = dict.fromkeys(tensor.whole for tensor in tensors.values() if isinstance(tensor, kinds))
-    return [whole for whole in found if whole]
+    parts = (t for t in tensors.values() if isinstance(t, Stretch) or (isinstance(t, Rearranged) and not t.is_whole))
+    return [whole for whole in dict.fromkeys(part.whole for part in parts) if whole]
+
+
+def under_other_names(tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """The names of the stored tensors that are shown under another name, in order."""
+    return [t.whole for t in tensors.values() if isinstance(t, Rearranged) and t.is_whole]
 
 
 def _parts(spans: Sequence[Span], start: int, stop: int) -> Iterator[tuple[StoredTensor, int, int]]:

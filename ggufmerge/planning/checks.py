@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ggufmerge.architectures.mla import is_joined, is_split
+from ggufmerge.architectures.spellings import of_ollama
 from ggufmerge.errors import OutputError, PlanError, collected
 from ggufmerge.files.output import work_files
 from ggufmerge.files.sharded import SplitLimit
@@ -80,6 +82,16 @@ def check_architectures(sources: Sequence[Source]) -> None:
 
 def _todo(first: Source, other: Source) -> str:
     """What to do about two models of different architectures."""
+    for one, same in ((first, other), (other, first)):
+        spelling = of_ollama(one.file.architecture)
+        if spelling is not None and spelling.architecture == same.file.architecture:
+            called = f"{one.file.architecture!r} is how Ollama calls {spelling.architecture!r}"
+            if spelling.same:
+                return f"{called}: make {same.label} the base, or without a base the first model"
+            return (
+                f"{called}, and its files have other tensors: take both from Hugging Face (hf:OWNER/REPO:TYPE), or "
+                "both from Ollama"
+            )
     letters = {re.sub("[^a-z0-9]", "", source.file.architecture.lower()) for source in (first, other)}
     if len(letters) > 1:
         return "only fine-tunes of one base can be merged"
@@ -88,6 +100,19 @@ def _todo(first: Source, other: Source) -> str:
         f"{spelt!r} is how Ollama calls it, whose files of this model have other tensors; take both from Hugging Face "
         "(hf:OWNER/REPO:TYPE), or both from Ollama"
     )
+
+
+def check_layouts(sources: Sequence[Source]) -> None:
+    """PlanError when sources have one weight in two layouts, one of which cannot be made of the other."""
+    old = next((source for source in sources if is_joined(source.tensors)), None)
+    new = next((source for source in sources if is_split(source.tensors)), None)
+    if old is not None and new is not None and old is not new:
+        raise PlanError(
+            f"{old.label} and {new.label} are stored in two layouts: attention has attn_kv_b in the first, as before "
+            "April 2025, and attn_k_b and attn_v_b in the second, with a part of it transposed, which blocks cannot "
+            f"follow; instead of {old.label} take a newer file of that model, or convert its original with "
+            "convert_hf_to_gguf.py of llama.cpp"
+        )
 
 
 def differences(sources: Sequence[Source]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ggufmerge.files import facts
 from ggufmerge.methods import method as find_method
 from ggufmerge.places.opening import open_source
-from ggufmerge.planning.checks import check_member
+from ggufmerge.planning.checks import check_layouts, check_member
 from ggufmerge.planning.filters import check_filters
 from ggufmerge.planning.layout import Slice, Slot, lay, without_effect
 from ggufmerge.planning.plan import PlannedSource
@@ -69,10 +69,12 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     opened.sort(key=lambda pair: pair[1].is_checkpoint)
     references, sources = [reference for reference, _ in opened], [source for _, source in opened]
     models: Location = ("models",) if recipe.slices is None else ("slices",)
+    to_one_layout(sources)
     for reference, source in zip(references, sources, strict=True):
         with recipe.blamed(recipe.place_of(reference)):
             check_member(source, sources[0])
-    to_one_layout(sources)
+    with recipe.blamed(models):
+        check_layouts(sources)
     asked = next((key for key in ("tokenizer", "tokenizer_source") if getattr(recipe, key)), None)
     with recipe.blamed((asked,) if asked else models):
         alignment = alignment_of(recipe, references, sources)

@@ -1,5 +1,7 @@
 """Brings models of one merge to one layout, where they have the same weights in tensors of other names.
 
+Ollama's own names of an architecture become those of llama.cpp (`architectures.spellings`).
+
 What some models have in one tensor and others in parts (`architectures.fused`) is taken apart: the rows of a part are a
 stretch of the rows of the whole, so nothing but their place changes. Parts cannot be joined: their types may differ.
 """
@@ -10,9 +12,12 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ggufmerge.architectures.fused import fused_parts
+from ggufmerge.architectures.spellings import Spelling, of_ollama, renamed
+from ggufmerge.files import MetadataEditor
 from ggufmerge.formats.layers import MAX_LAYERS
 from ggufmerge.formats.rearranged import Span, Stretch, rearranged
 from ggufmerge.formats.stored import DescribedTensor, StoredTensor
+from ggufmerge.keys import ARCHITECTURE
 from ggufmerge.sources.model import Source
 
 _PLACE = re.compile(r"(blk\.\d+\.)(\w+)\.(weight|bias)", re.ASCII)
@@ -20,9 +25,31 @@ _Shape = tuple[int, ...]
 
 
 def to_one_layout(sources: Sequence[Source]) -> None:
-    """Take apart what a model has in one tensor and another one of the same architecture in parts."""
+    """Give models the names that the first one has, where Ollama calls its architecture otherwise, and take apart what
+    a model has in one tensor and another one of the same architecture in parts.
+    """
+    for source in sources:
+        spelling = of_ollama(source.file.architecture)
+        if spelling and spelling.same and spelling.architecture == sources[0].file.architecture:
+            _respell(source, spelling)
     for source in sources:
         take_apart_like(source, sources)
+
+
+def _respell(source: Source, spelling: Spelling) -> None:
+    """Show a model of Ollama's under the names of llama.cpp."""
+    own = source.file.architecture
+    metadata = MetadataEditor(source.file.metadata, str(source.file.path))
+    for key in [key for key in metadata if key.startswith(f"{own}.")]:
+        metadata.set_raw(spelling.architecture + key.removeprefix(own), metadata.raw(key))
+        metadata.remove(key)
+    metadata.set(ARCHITECTURE, spelling.architecture)
+    new = {name: renamed(name, spelling) for name in source.file.tensors}
+    parts: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in source.file.tensors.items():
+        if new[name] != name:
+            parts[name] = {new[name]: rearranged(new[name], tensor.shape, [Span(tensor, 0, tensor.rows)])}
+    source.take_apart(parts, metadata)
 
 
 def take_apart_like(source: Source, others: Sequence[Source]) -> None:

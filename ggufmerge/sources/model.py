@@ -19,7 +19,7 @@ from ggufmerge.files.shards import model_name
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.formats.checkpoint import Checkpoint
 from ggufmerge.formats.experts import about_stacks, of_expert
-from ggufmerge.formats.rearranged import Rearranged, described, taken_apart
+from ggufmerge.formats.rearranged import Rearranged, described, taken_apart, under_other_names
 from ggufmerge.formats.stored import DescribedTensor, StoredFile, StoredTensor, with_only, with_tensors
 from ggufmerge.keys import HEAD
 from ggufmerge.quants import codec
@@ -222,15 +222,20 @@ class Source:
         self.side_tensors = side_tensors(self.file.tensors)
         self.tensors[HEAD] = self.file.tensors[HEAD]
 
-    def take_apart(self, parts: Mapping[str, Mapping[str, StoredTensor]]) -> None:
-        """Show parts of tensors instead of the tensors, as if the file had them so. parts: by name of the tensor."""
+    def take_apart(self, parts: Mapping[str, Mapping[str, StoredTensor]], metadata: KeyValues | None = None) -> None:
+        """Show parts of tensors instead of the tensors, as if the file had them so.
+
+        parts: by the name of the tensor; a single part is the same under another name.  metadata: to show as well.
+        """
         brought = {part: self.replaced[name] for name, own in parts.items() for part in own if name in self.replaced}
         shown: dict[str, StoredTensor] = {}
         for name, tensor in self.file.tensors.items():
             shown |= parts.get(name, {name: tensor})
-        self.file = with_only(self.file, shown)
+        self.file = with_only(self.file, shown, metadata)
+        self.metadata = self.file.metadata
         self.replaced = {name: tensor for name, tensor in self.replaced.items() if name not in parts}
         self.replaced |= {part: TensorInfo(part, shown[part].shape, whole.type) for part, whole in brought.items()}
+        self.side_tensors = side_tensors(shown)
         aside = {name for names in self.side_tensors.values() for name in names}
         self.tensors = {name: self.tensors.get(name, described(t)) for name, t in shown.items() if name not in aside}
         self.tensors |= self.replaced
@@ -329,9 +334,11 @@ class Source:
     def rearranged(self) -> list[str]:
         """What is special of the layout of its file, which is read as if it had that of today; one line each."""
         told = [f"{self.label}: {stacks}"] if (stacks := about_stacks(self.file.tensors)) else []
-        wholes = [name for name in taken_apart(self.file.tensors) if of_expert(name) is None]
-        if wholes:
+        if wholes := taken_apart(self.file.tensors):
             told.append(f"{self.label}: {first_few(wholes, 1)} taken apart, as the other models have them")
+        names = [name for name in under_other_names(self.file.tensors) if of_expert(name) is None]
+        if names:
+            told.append(f"{self.label}: {first_few(names, 1)} read under the names that the other models have for them")
         return told
 
     def _ignored(self) -> list[str]:

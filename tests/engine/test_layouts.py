@@ -14,6 +14,9 @@ from numba import config
 import ggufmerge
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.evaluation import LlamaModel
+from ggufmerge.planning.opened import Opened
+from ggufmerge.planning.planner import make_plan
+from ggufmerge.recipe import load_recipe
 from tests.tiny import fused, split_experts, write_tiny_llama, write_tiny_lora
 
 SIZES: dict[str, Any] = {"layers": 1, "embed": 256, "ff": 256, "experts": 4}
@@ -245,9 +248,9 @@ def test_adapters_for_what_is_taken_apart_change_the_parts(tmp_path: Path) -> No
             np.testing.assert_allclose(file.tensors[name].dequantize(), wanted, atol=1e-5)
 
 
-def write_deepseek(path: Path, stored: dict[str, np.ndarray]) -> None:
-    """The header of a model of an architecture whose experts may be stored in two ways; not one that runs."""
-    writer = gguf.GGUFWriter(path, "deepseek2")
+def write(path: Path, architecture: str, stored: dict[str, np.ndarray]) -> None:
+    """A model of an architecture that may be stored in two ways; not one that runs."""
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(1)
     writer.add_embedding_length(64)
     writer.add_array("tokenizer.ggml.tokens", ["a"])
@@ -263,11 +266,68 @@ def test_gate_and_up_of_experts_are_taken_apart_expert_by_expert(tmp_path: Path)
     """In a stack, each matrix has the rows of its gate before those of its up."""
     rng = np.random.default_rng(0)
     weights = {f"blk.0.ffn_{x}_exps.weight": rng.random((3, 32, 64), np.float32) for x in ("gate", "up", "down")}
-    write_deepseek(tmp_path / "apart.gguf", weights)
-    write_deepseek(tmp_path / "fused.gguf", fused(weights))
+    write(tmp_path / "apart.gguf", "deepseek2", weights)
+    write(tmp_path / "fused.gguf", "deepseek2", fused(weights))
     assert "blk.0.ffn_gate_up_exps.weight" in blocks(tmp_path / "fused.gguf")
     got = merged(tmp_path, "fused.gguf", "apart.gguf")
     with ggufmerge.open(got) as file:
         assert file.tensors.keys() == weights.keys()
         for name, values in weights.items():
             np.testing.assert_allclose(file.tensors[name].dequantize(), values, atol=1e-6)
+
+
+def test_ollamas_names_of_an_architecture_become_those_of_the_first_model(tmp_path: Path) -> None:
+    """Its gptoss has the tensors of gpt-oss under other names; all that is named after the architecture follows."""
+    rng = np.random.default_rng(0)
+    named = {  # by Ollama -> by llama.cpp
+        "token_embd.weight": "token_embd.weight",
+        "blk.0.attn_norm.weight": "blk.0.attn_norm.weight",
+        "blk.0.attn_sinks": "blk.0.attn_sinks.weight",
+        "blk.0.attn_out.weight": "blk.0.attn_output.weight",
+        "blk.0.ffn_norm.weight": "blk.0.post_attention_norm.weight",
+    }
+    shapes = {"blk.0.attn_sinks": (8,), "blk.0.attn_norm.weight": (64,), "blk.0.ffn_norm.weight": (64,)}
+    weights = {name: rng.random(shapes.get(name, (1, 64)), np.float32) for name in named}
+    other = {new: 3 * weights[old] for old, new in named.items()}
+    write(tmp_path / "ollama.gguf", "gptoss", weights)
+    write(tmp_path / "hub.gguf", "gpt-oss", other)
+    got = merged(tmp_path, "hub.gguf", "ollama.gguf")
+    with ggufmerge.open(got) as file:
+        assert file.architecture == "gpt-oss"
+        assert not [key for key in file.metadata if key.startswith("gptoss")]
+        assert list(file.tensors) == list(named.values())
+        for old, new in named.items():
+            np.testing.assert_allclose(file.tensors[new].dequantize(), 2 * weights[old], rtol=1e-6)
+
+
+def test_models_that_ollama_alone_has_merge_with_each_other(tmp_path: Path) -> None:
+    """Two of one spelling stay as they are."""
+    for name in "ab":
+        write(tmp_path / f"{name}.gguf", "gptoss", {"blk.0.attn_out.weight": np.ones((64, 64), np.float32)})
+    assert list(blocks(merged(tmp_path, "a.gguf", "b.gguf"))) == ["blk.0.attn_out.weight"]
+
+
+def test_attention_of_before_and_after_it_was_split_is_named(tmp_path: Path) -> None:
+    """The reason is the layout, not another base, and the message names the remedy; two old ones merge."""
+    joined = {"blk.0.attn_kv_b.weight": np.ones((8 * (16 + 16), 32), np.float32)}
+    halves = {
+        "blk.0.attn_k_b.weight": np.ones((8, 32, 16), np.float32),
+        "blk.0.attn_v_b.weight": np.ones((8, 16, 32), np.float32),
+    }
+    for name, stored in (("old", joined), ("old2", joined), ("new", halves)):
+        write(tmp_path / f"{name}.gguf", "deepseek2", stored)
+    told = r"old\.gguf and new\.gguf are stored in two layouts: .* instead of old\.gguf take a newer file of that model"
+    for pair in (("old.gguf", "new.gguf"), ("new.gguf", "old.gguf")):
+        with pytest.raises(PlanError, match=told):
+            merged(tmp_path, *pair)
+    assert list(blocks(merged(tmp_path, "old.gguf", "old2.gguf"))) == list(joined)
+
+
+def test_a_plan_over_several_layouts_can_be_opened_again(tmp_path: Path) -> None:
+    """In another process, say: its files are brought to one layout there, too."""
+    write_tiny_llama(tmp_path / "apart.gguf", layers=1)
+    write_tiny_llama(tmp_path / "fused.gguf", layers=1, layout=fused)
+    (tmp_path / "r.yaml").write_text(BOTH % ("apart.gguf", "fused.gguf"))
+    plan, opened = make_plan(load_recipe(tmp_path / "r.yaml"))
+    with opened, Opened.from_plan(plan) as again:
+        assert list(again.sources[1].tensors) == list(opened.sources[1].tensors)
