@@ -7,7 +7,7 @@ a matter of which rows are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,6 +103,40 @@ class Mixed(TensorInfo):
 
 
 @dataclass(frozen=True, slots=True)
+class Computed(TensorInfo):
+    """A tensor that is made in F32, some rows together, of values that are stored in another order than rows have.
+
+    parts: the stored tensors that it is made of.  widest: the type that a result has it in unless another one is asked
+    for.  together: how many rows are made at a time.  make: makes them, float32 [together, n], by their number.
+    """
+
+    parts: tuple[StoredTensor, ...]
+    widest: TensorType
+    together: int
+    make: Callable[[int], NDArray[np.float32]] = field(compare=False, repr=False)
+    path: Path = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", self.parts[0].path)
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:
+        """uint8 [nbytes]: all rows."""
+        return self.raw_rows(0, self.rows).reshape(-1)
+
+    def raw_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """uint8 [stop - start, 4 n]."""
+        out = np.empty((stop - start, self.n), np.float32)
+        row = start
+        while row < stop:
+            number, inside = divmod(row, self.together)
+            some = self.make(number)[inside : inside + stop - row]
+            out[row - start : row - start + len(some)] = some
+            row += len(some)
+        return out.view(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
 class Stretch(TensorInfo):
     """Values [start, start + n) of each row of a tensor of floats, as a tensor of its own: a part of a bias."""
 
@@ -140,13 +174,14 @@ def rearranged(name: str, shape: tuple[int, ...], spans: Sequence[Span]) -> Rear
 
 def described(tensor: StoredTensor) -> DescribedTensor:
     """A tensor with the type that a result has it in unless another one is asked for."""
-    return TensorInfo(tensor.name, tensor.shape, tensor.widest) if isinstance(tensor, Mixed) else tensor
+    return TensorInfo(tensor.name, tensor.shape, tensor.widest) if isinstance(tensor, (Mixed, Computed)) else tensor
 
 
 def taken_apart(tensors: Mapping[str, StoredTensor]) -> list[str]:
     """The names of the stored tensors of which these are parts, in order."""
+    made = {part.name for t in tensors.values() if isinstance(t, Computed) for part in t.parts}
     parts = (t for t in tensors.values() if isinstance(t, Stretch) or (isinstance(t, Rearranged) and not t.is_whole))
-    return [whole for whole in dict.fromkeys(part.whole for part in parts) if whole]
+    return [whole for whole in dict.fromkeys(part.whole for part in parts) if whole and whole not in made]
 
 
 def under_other_names(tensors: Mapping[str, StoredTensor]) -> list[str]:

@@ -108,10 +108,10 @@ def check_layouts(sources: Sequence[Source]) -> None:
     new = next((source for source in sources if is_split(source.tensors)), None)
     if old is not None and new is not None and old is not new:
         raise PlanError(
-            f"{old.label} and {new.label} are stored in two layouts: attention has attn_kv_b in the first, as before "
-            "April 2025, and attn_k_b and attn_v_b in the second, with a part of it transposed, which blocks cannot "
-            f"follow; instead of {old.label} take a newer file of that model, or convert its original with "
-            "convert_hf_to_gguf.py of llama.cpp"
+            f"{old.label} and {new.label} are stored in two layouts, which do not fit each other here: attention has "
+            "attn_kv_b in the first, as before April 2025, and attn_k_b and attn_v_b in the second, with a part of it "
+            f"transposed; bake adapters first, or instead of {old.label} take a newer file of that model, or convert "
+            "its original with convert_hf_to_gguf.py of llama.cpp"
         )
 
 

@@ -1,5 +1,8 @@
 """Brings models of one merge to one layout, where they have the same weights in tensors of other names.
 
+Attention that was stored before April 2025 gets the layout of the first model, or the other way round
+(`sources.latent`).
+
 Ollama's own names of an architecture become those of llama.cpp (`architectures.spellings`).
 
 What some models have in one tensor and others in parts (`architectures.fused`) is taken apart: the rows of a part are a
@@ -18,6 +21,7 @@ from ggufmerge.formats.layers import MAX_LAYERS
 from ggufmerge.formats.rearranged import Span, Stretch, rearranged
 from ggufmerge.formats.stored import DescribedTensor, StoredTensor
 from ggufmerge.keys import ARCHITECTURE
+from ggufmerge.sources.latent import to_attention_of
 from ggufmerge.sources.model import Source
 
 _PLACE = re.compile(r"(blk\.\d+\.)(\w+)\.(weight|bias)", re.ASCII)
@@ -33,6 +37,7 @@ def to_one_layout(sources: Sequence[Source]) -> None:
         if spelling and spelling.same and spelling.architecture == sources[0].file.architecture:
             _respell(source, spelling)
     for source in sources:
+        to_attention_of(source, sources[0])
         take_apart_like(source, sources)
 
 

@@ -19,7 +19,7 @@ from ggufmerge.files.shards import model_name
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.formats.checkpoint import Checkpoint
 from ggufmerge.formats.experts import about_stacks, of_expert
-from ggufmerge.formats.rearranged import Rearranged, described, taken_apart, under_other_names
+from ggufmerge.formats.rearranged import Computed, Rearranged, described, taken_apart, under_other_names
 from ggufmerge.formats.stored import DescribedTensor, StoredFile, StoredTensor, with_only, with_tensors
 from ggufmerge.keys import HEAD
 from ggufmerge.quants import codec
@@ -336,6 +336,10 @@ class Source:
         told = [f"{self.label}: {stacks}"] if (stacks := about_stacks(self.file.tensors)) else []
         if wholes := taken_apart(self.file.tensors):
             told.append(f"{self.label}: {first_few(wholes, 1)} taken apart, as the other models have them")
+        if computed := [t.name for t in self.file.tensors.values() if isinstance(t, Computed)]:
+            told.append(
+                f"{self.label}: {first_few(computed, 1)} made of what it has in another layout, as in the first model"
+            )
         names = [name for name in under_other_names(self.file.tensors) if of_expert(name) is None]
         if names:
             told.append(f"{self.label}: {first_few(names, 1)} read under the names that the other models have for them")

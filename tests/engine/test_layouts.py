@@ -17,7 +17,7 @@ from ggufmerge.evaluation import LlamaModel
 from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.planner import make_plan
 from ggufmerge.recipe import load_recipe
-from tests.tiny import fused, split_experts, write_tiny_llama, write_tiny_lora
+from tests.tiny import fused, split_experts, write_tiny_deepseek, write_tiny_llama, write_tiny_lora
 
 SIZES: dict[str, Any] = {"layers": 1, "embed": 256, "ff": 256, "experts": 4}
 STACK = "blk.0.ffn_gate_exps.weight"
@@ -57,7 +57,7 @@ def test_llama_cpp_reads_what_is_made_of_old_files_of_experts(tmp_path: Path) ->
     """It refuses the files themselves; a copy computes what the new file of the model does."""
     for name, how in (("old", split_experts), ("new", None)):
         write_tiny_llama(tmp_path / f"{name}.gguf", type="Q8_0", layout=how, **SIZES)
-    with pytest.raises(GgufmergeError):
+    with pytest.raises(GgufmergeError, match=r"an old layout; write it anew with ggufmerge quantize .*old\.gguf NEW"):
         logits(tmp_path / "old.gguf")
     ggufmerge.quantize_file(tmp_path / "old.gguf", tmp_path / "copy.gguf", "COPY")
     assert blocks(tmp_path / "copy.gguf") == blocks(tmp_path / "new.gguf")
@@ -307,20 +307,47 @@ def test_models_that_ollama_alone_has_merge_with_each_other(tmp_path: Path) -> N
     assert list(blocks(merged(tmp_path, "a.gguf", "b.gguf"))) == ["blk.0.attn_out.weight"]
 
 
-def test_attention_of_before_and_after_it_was_split_is_named(tmp_path: Path) -> None:
-    """The reason is the layout, not another base, and the message names the remedy; two old ones merge."""
-    joined = {"blk.0.attn_kv_b.weight": np.ones((8 * (16 + 16), 32), np.float32)}
-    halves = {
-        "blk.0.attn_k_b.weight": np.ones((8, 32, 16), np.float32),
-        "blk.0.attn_v_b.weight": np.ones((8, 16, 32), np.float32),
-    }
-    for name, stored in (("old", joined), ("old2", joined), ("new", halves)):
-        write(tmp_path / f"{name}.gguf", "deepseek2", stored)
-    told = r"old\.gguf and new\.gguf are stored in two layouts: .* instead of old\.gguf take a newer file of that model"
-    for pair in (("old.gguf", "new.gguf"), ("new.gguf", "old.gguf")):
-        with pytest.raises(PlanError, match=told):
-            merged(tmp_path, *pair)
-    assert list(blocks(merged(tmp_path, "old.gguf", "old2.gguf"))) == list(joined)
+def test_attention_of_before_and_after_it_was_split_is_one_model(tmp_path: Path) -> None:
+    """llama.cpp computes the same with both; a merge of the two has the layout of the first, and its very weights."""
+    for name, joined in (("old", True), ("new", False)):
+        write_tiny_deepseek(tmp_path / f"{name}.gguf", joined=joined)
+        write_tiny_deepseek(tmp_path / f"{name}2.gguf", joined=joined, tune=(1, 0.02))
+    np.testing.assert_allclose(logits(tmp_path / "old.gguf"), logits(tmp_path / "new.gguf"), atol=0.02)
+    for first, second in (("old", "new2"), ("new", "old2")):
+        got = merged(tmp_path, f"{first}.gguf", f"{second}.gguf")
+        wanted = merged(tmp_path, f"{first}.gguf", f"{first}2.gguf", "wanted.gguf")
+        assert blocks(got) == blocks(wanted)
+        np.testing.assert_array_equal(logits(got), logits(wanted))
+        assert ggufmerge.compare(tmp_path / f"{first}2.gguf", tmp_path / f"{second}.gguf").identical
+
+
+@pytest.mark.parametrize("first", ["old", "new"])
+def test_blocks_of_attention_in_the_other_layout_are_read_as_what_they_say(tmp_path: Path, first: str) -> None:
+    """Values are those of the blocks; what nothing is transposed of keeps its blocks."""
+    second = {"old": "new", "new": "old"}[first]
+    write_tiny_deepseek(tmp_path / "first.gguf", joined=first == "old", seed=1)
+    write_tiny_deepseek(tmp_path / "second.gguf", joined=second == "old", type="Q8_0")
+    ggufmerge.quantize_file(tmp_path / "second.gguf", tmp_path / "values.gguf", "F32")
+    got = []
+    for name in ("second", "values"):
+        (tmp_path / "r.yaml").write_text(
+            "merge_method: linear\nmodels: [{model: first.gguf, parameters: {weight: 0}},"
+            f" {{model: {name}.gguf, parameters: {{weight: 1}}}}]\nout_type: F32\n"
+        )
+        report = ggufmerge.build(tmp_path / "r.yaml", tmp_path / "out.gguf", overwrite=True)
+        assert [line for line in report.warnings if "as in the first model" in line]
+        got.append(blocks(tmp_path / "out.gguf"))
+    assert got[0] == got[1]
+
+
+def test_adapters_for_attention_in_the_other_layout_are_refused(tmp_path: Path) -> None:
+    """Their changes are not transposed; the reason is the layout, and the message says what to do."""
+    write_tiny_deepseek(tmp_path / "new.gguf")
+    weights = write_tiny_deepseek(tmp_path / "old.gguf", joined=True)
+    write_tiny_lora(tmp_path / "lora.gguf", weights, targets=["*attn_kv_b.weight"], architecture="deepseek2")
+    told = r"old\.gguf\+lora\.gguf and new\.gguf are stored in two layouts.* bake adapters first, or instead of"
+    with pytest.raises(PlanError, match=told):
+        merged(tmp_path, "new.gguf", "old.gguf+lora.gguf")
 
 
 def test_a_plan_over_several_layouts_can_be_opened_again(tmp_path: Path) -> None:
