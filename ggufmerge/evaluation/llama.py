@@ -26,7 +26,6 @@ from ggufmerge.evaluation.libllama import (
 )
 from ggufmerge.files import open_gguf
 from ggufmerge.files.small import open_regular
-from ggufmerge.formats.experts import of_expert
 
 _LONG = 0.5  # seconds of one computation that tell how busy the processors are
 
@@ -246,6 +245,8 @@ def _context_params(lib: C.CDLL, context: int, threads: int) -> ContextParams:
 
 
 def _has_old_experts(path: pathlib.Path) -> bool:
+    from ggufmerge.formats.experts import of_expert  # with numba, which is not needed to run a model
+
     with suppress(GgufmergeError), open_gguf(path) as file:
         return any(of_expert(name) for name in file.tensors)
     return False

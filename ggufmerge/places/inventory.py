@@ -25,6 +25,7 @@ from ggufmerge.places.hub import cache as hub_cache
 from ggufmerge.places.ollama import store as ollama
 from ggufmerge.places.presets import preset_models
 from ggufmerge.places.schemes import SCHEMES
+from ggufmerge.sources.layouts import in_one_layout
 from ggufmerge.sources.located import Located
 
 # a head may be tied to the embedding, and constants of the rotation are not merged
@@ -269,8 +270,9 @@ def _projector_beside(path: Path, origin: str) -> str:
 
 def _family(file: GGUFFile) -> str:
     """A hash of what models that are merged as they are have in common."""
-    digest = hashlib.blake2b(file.architecture.encode("utf-8", "surrogateescape"), digest_size=16)
-    for name in sorted(file.tensors.keys() - _MAY_DIFFER):
-        digest.update(f"|{name}|{file.tensors[name].shape}".encode("utf-8", "surrogateescape"))
+    architecture, shapes = in_one_layout(file.architecture, file.tensors)
+    digest = hashlib.blake2b(architecture.encode("utf-8", "surrogateescape"), digest_size=16)
+    for name in sorted(shapes.keys() - _MAY_DIFFER):
+        digest.update(f"|{name}|{shapes[name]}".encode("utf-8", "surrogateescape"))
     digest.update(file.metadata.raw(keys.TOKENS) if keys.TOKENS in file.metadata else b"")
     return digest.hexdigest()

@@ -122,3 +122,16 @@ def _both(name: str, k: StoredTensor, v: StoredTensor) -> StoredTensor:
 def _fitting(kind: TensorType, n: int) -> TensorType:
     """A type like this one that rows of `n` values fit."""
     return next(t for t in (kind, TensorType.Q8_0, TensorType.F16) if n % t.block_size == 0)
+
+
+def shapes_of_attention(architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's tensors by name, with latent attention in the layout of before April 2025."""
+    shown = dict(shapes)
+    for k in [name for name in shapes if name.endswith(".attn_k_b.weight") and architecture in READ_WITH_BOTH]:
+        v = k.replace(".attn_k_b.", ".attn_v_b.")
+        of_keys, of_values = shapes[k], shapes.get(v, ())
+        if len(of_keys) == len(of_values) == 3:
+            del shown[k], shown[v]
+            heads, rank, n_keys = of_keys
+            shown[k.replace(".attn_k_b.", ".attn_kv_b.")] = (heads * (n_keys + of_values[1]), rank)
+    return shown

@@ -12,7 +12,7 @@ stretch of the rows of the whole, so nothing but their place changes. Parts cann
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ggufmerge.architectures.fused import fused_parts
 from ggufmerge.architectures.spellings import Spelling, of_ollama, renamed
@@ -21,7 +21,7 @@ from ggufmerge.formats.layers import MAX_LAYERS
 from ggufmerge.formats.rearranged import Span, Stretch, rearranged
 from ggufmerge.formats.stored import DescribedTensor, StoredTensor
 from ggufmerge.keys import ARCHITECTURE
-from ggufmerge.sources.latent import to_attention_of
+from ggufmerge.sources.latent import shapes_of_attention, to_attention_of
 from ggufmerge.sources.model import Source
 
 _PLACE = re.compile(r"(blk\.\d+\.)(\w+)\.(weight|bias)", re.ASCII)
@@ -65,6 +65,27 @@ def take_apart_like(source: Source, others: Sequence[Source]) -> None:
         source.take_apart(parts)
 
 
+def in_one_layout(architecture: str, tensors: Mapping[str, DescribedTensor]) -> tuple[str, dict[str, _Shape]]:
+    """The architecture and the shapes of a model's tensors, the same for each layout that `to_one_layout` knows."""
+    spelling = of_ollama(architecture)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if spelling is not None and spelling.same:
+        architecture = spelling.architecture
+        shapes = {renamed(name, spelling): shape for name, shape in shapes.items()}
+    for whole, parts in fused_parts(architecture).items():
+        for name in [name for name in shapes if f".{parts[0]}." in name]:
+            names = [name.replace(f".{parts[0]}.", f".{part}.") for part in parts]
+            axis = -1 if name.endswith(".bias") else -2
+            found = [shapes[part] for part in names if part in shapes]
+            if len(found) == len(names) and all(len(shape) >= -axis for shape in found):
+                together = list(found[0])
+                together[axis] = sum(shape[axis] for shape in found)
+                if _adds_up(tuple(together), found, axis):
+                    shapes |= {name.replace(f".{parts[0]}.", f".{whole}."): tuple(together)}
+                    shapes = {name: shape for name, shape in shapes.items() if name not in names}
+    return architecture, shapes_of_attention(architecture, shapes)
+
+
 def _parts(source: Source, name: str, others: Sequence[Source]) -> dict[str, StoredTensor]:
     """The parts of a tensor that some other model has instead of it; none when none has."""
     match = _PLACE.fullmatch(name)
@@ -78,7 +99,7 @@ def _parts(source: Source, name: str, others: Sequence[Source]) -> dict[str, Sto
     for shapes in _shapes(source, names, others):
         if match[3] == "weight" and (rows := _rows(whole, shapes)):
             return _cut(whole, names, shapes, rows)
-        if match[3] == "bias" and whole.type.is_float and _adds_up(whole, shapes, -1):
+        if match[3] == "bias" and whole.type.is_float and _adds_up(whole.shape, shapes, -1):
             starts = [sum(shape[-1] for shape in shapes[:i]) for i in range(len(shapes))]
             made = zip(names, shapes, starts, strict=True)
             return {part: Stretch(part, shape, whole.type, whole, start) for part, shape, start in made}
@@ -106,18 +127,18 @@ def _of_layers(source: Source, name: str) -> list[_Shape]:
 
 def _rows(whole: DescribedTensor, shapes: Sequence[_Shape]) -> list[int]:
     """How many rows each of the parts has in each matrix of the whole; none when they do not make it up."""
-    return [shape[-2] for shape in shapes] if len(whole.shape) > 1 and _adds_up(whole, shapes, -2) else []
+    return [shape[-2] for shape in shapes] if len(whole.shape) > 1 and _adds_up(whole.shape, shapes, -2) else []
 
 
-def _adds_up(whole: DescribedTensor, shapes: Sequence[_Shape], axis: int) -> bool:
+def _adds_up(whole: _Shape, shapes: Sequence[_Shape], axis: int) -> bool:
     """Whether parts of these shapes, one behind the other along an axis, have the shape of the whole."""
-    if any(len(shape) != len(whole.shape) for shape in shapes):
+    if any(len(shape) != len(whole) for shape in shapes):
         return False
     together = [list(shape) for shape in shapes]
     length = sum(shape[axis] for shape in shapes)
     for shape in together:
         shape[axis] = length
-    return all(shape == list(whole.shape) for shape in together)
+    return all(shape == list(whole) for shape in together)
 
 
 def _cut(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ from tests.tiny import fused, split_experts, write_tiny_deepseek, write_tiny_lla
 SIZES: dict[str, Any] = {"layers": 1, "embed": 256, "ff": 256, "experts": 4}
 STACK = "blk.0.ffn_gate_exps.weight"
 BOTH = "merge_method: linear\nmodels: [{model: %s}, {model: %s}]\nparameters: {weight: 1}\n"
+
+
+def fused_attention(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Q, K and V in one tensor, experts as they are: architecture llama has them in no other layout."""
+    kept = {name: values for name, values in weights.items() if "_exps" in name}
+    return {**{name: values for name, values in fused(weights).items() if "_exps" not in name}, **kept}
 
 
 def merged(folder: Path, first: str, second: str, name: str = "out.gguf") -> Path:
@@ -358,3 +365,17 @@ def test_a_plan_over_several_layouts_can_be_opened_again(tmp_path: Path) -> None
     plan, opened = make_plan(load_recipe(tmp_path / "r.yaml"))
     with opened, Opened.from_plan(plan) as again:
         assert list(again.sources[1].tensors) == list(opened.sources[1].tensors)
+
+
+def test_models_in_other_layouts_are_of_one_family(tmp_path: Path) -> None:
+    """`models` says that they can be merged, so they can."""
+    for experts in (0, 3):
+        write_tiny_llama(tmp_path / f"apart{experts}.gguf", layers=1, experts=experts)
+        write_tiny_llama(tmp_path / f"fused{experts}.gguf", layers=1, experts=experts, layout=fused_attention)
+        write_tiny_llama(tmp_path / f"old{experts}.gguf", layers=1, experts=experts, layout=split_experts)
+    write_tiny_deepseek(tmp_path / "joined.gguf", joined=True)
+    write_tiny_deepseek(tmp_path / "split.gguf")
+    found = ggufmerge.models(tmp_path)
+    groups = [sorted(m.path.stem for m in group if m.path) for group in ggufmerge.families(found)]
+    here = [group for group in groups if {"apart0", "apart3", "split"} & set(group)]
+    assert sorted(here) == [["apart0", "fused0", "old0"], ["apart3", "fused3", "old3"], ["joined", "split"]]
