@@ -13,6 +13,7 @@ import pytest
 from numba import config
 
 import ggufmerge
+from ggufmerge.engine.worries import worries_of
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.evaluation import LlamaModel
 from ggufmerge.planning.opened import Opened
@@ -379,3 +380,13 @@ def test_models_in_other_layouts_are_of_one_family(tmp_path: Path) -> None:
     groups = [sorted(m.path.stem for m in group if m.path) for group in ggufmerge.families(found)]
     here = [group for group in groups if {"apart0", "apart3", "split"} & set(group)]
     assert sorted(here) == [["apart0", "fused0", "old0"], ["apart3", "fused3", "old3"], ["joined", "split"]]
+
+
+def test_weights_that_are_made_as_they_are_read_count_as_what_the_file_has(tmp_path: Path) -> None:
+    """Nobody is told that a Q8_0 file is in F32, because its attention is transposed."""
+    write_tiny_deepseek(tmp_path / "old.gguf", joined=True, type="Q8_0")
+    write_tiny_deepseek(tmp_path / "new.gguf", tune=(1, 0.02), type="Q8_0")
+    (tmp_path / "r.yaml").write_text(BOTH % ("old.gguf", "new.gguf"))
+    plan, opened = make_plan(load_recipe(tmp_path / "r.yaml"))
+    with opened:
+        assert not [line for line in worries_of(plan, opened) if "F32" in line]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ggufmerge import SplitLimit, split_file
 from ggufmerge.errors import PlanError
 from ggufmerge.files import open_gguf
 from ggufmerge.formats.experts import about_stacks, open_model
@@ -104,3 +105,15 @@ def test_a_count_that_nobody_can_have_costs_nothing(tmp_path: Path) -> None:
     write(tmp_path / "old.gguf", metadata={"llama.expert_count": 2**32 - 1})
     with pytest.raises(PlanError, match=r"lacks blk\.0\.ffn_gate\.3\.weight, one of 4294967295 experts"):
         open_model(tmp_path / "old.gguf")
+
+
+def test_experts_may_lie_in_several_shards(tmp_path: Path) -> None:
+    """A stack reads on where the next shard begins."""
+    weights = write(tmp_path / "old.gguf")
+    split_file(tmp_path / "old.gguf", tmp_path / "cut", SplitLimit(max_tensors=10))
+    with open_model(tmp_path / "cut-00001-of-00002.gguf") as file:
+        for name in (STACK, "blk.0.ffn_up_exps.weight", "blk.0.ffn_down_exps.weight"):
+            got = file.tensors[name].raw_rows(0, file.tensors[name].rows).view(np.float32)
+            np.testing.assert_array_equal(got.reshape(weights[name].shape), weights[name])
+        paths = {span.tensor.path for span in file.tensors["blk.0.ffn_gate_exps.weight"].spans}
+        assert len(paths) == 2
