@@ -10,6 +10,7 @@ which rename tensors and metadata and say where the data of tensors are others.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -43,6 +44,18 @@ _OLLAMA = {
     "olmo3": Spelling("olmo2"),
     "qwen25vl": Spelling("qwen2vl"),
 }
+# Tensors that Ollama's files of an architecture which both call the same have under other names
+_OTHER_NAMES = {
+    "laguna": {"attn_g.weight": "attn_gate.weight"},
+    "lfm2": {"output_norm.weight": "token_embd_norm.weight"},
+    "nemotron_h_moe": {
+        "ffn_latent_in.weight": "ffn_latent_down.weight",
+        "ffn_latent_out.weight": "ffn_latent_up.weight",
+    },
+    "qwen3next": {"ssm_dt": "ssm_dt.bias"},
+    "qwen35": {"ssm_dt": "ssm_dt.bias"},
+    "qwen35moe": {"ssm_dt": "ssm_dt.bias"},
+}
 _LAYER = re.compile(r"(blk\.\d+\.)(.+)", re.ASCII)
 
 
@@ -51,7 +64,29 @@ def of_ollama(architecture: str) -> Spelling | None:
     return _OLLAMA.get(architecture)
 
 
-def renamed(name: str, spelling: Spelling) -> str:
-    """What llama.cpp calls a tensor of a file in a spelling of Ollama's."""
+def renamed(name: str, names: Mapping[str, str]) -> str:
+    """A tensor under another name, if these have one for what it is called in its layer, or outside of layers."""
     match = _LAYER.fullmatch(name)
-    return match[1] + spelling.renamed.get(match[2], match[2]) if match else name
+    return match[1] + names.get(match[2], match[2]) if match else names.get(name, name)
+
+
+def to_names_of(architecture: str, own: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
+    """The tensors of a model that another one of its architecture has under other names, by names in layers.
+
+    own, wanted: the names of the tensors of the two.
+    """
+    table = _OTHER_NAMES.get(architecture, {})
+    mine, theirs = ({_in_layer(name) for name in names} for names in (own, wanted))
+    both = {**table, **{new: old for old, new in table.items()}}
+    return {a: b for a, b in both.items() if a in mine - theirs and b in theirs - mine}
+
+
+def to_names_of_llama_cpp(architecture: str, own: Iterable[str]) -> dict[str, str]:
+    """The tensors of a model that llama.cpp has under other names than Ollama, by names in layers."""
+    mine = {_in_layer(name) for name in own}
+    return {a: b for a, b in _OTHER_NAMES.get(architecture, {}).items() if a in mine and b not in mine}
+
+
+def _in_layer(name: str) -> str:
+    match = _LAYER.fullmatch(name)
+    return match[2] if match else name

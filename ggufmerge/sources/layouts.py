@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from ggufmerge.architectures.fused import fused_parts
-from ggufmerge.architectures.spellings import Spelling, of_ollama, renamed
+from ggufmerge.architectures.spellings import Spelling, of_ollama, renamed, to_names_of, to_names_of_llama_cpp
 from ggufmerge.files import MetadataEditor
 from ggufmerge.formats.layers import MAX_LAYERS
 from ggufmerge.formats.rearranged import Span, Stretch, rearranged
@@ -36,6 +36,9 @@ def to_one_layout(sources: Sequence[Source]) -> None:
         spelling = of_ollama(source.file.architecture)
         if spelling and spelling.same and spelling.architecture == sources[0].file.architecture:
             _respell(source, spelling)
+        elif source.file.architecture == sources[0].file.architecture:
+            names = to_names_of(source.file.architecture, source.tensors, sources[0].tensors)
+            source.take_apart(_renamed(source, names))
     for source in sources:
         to_attention_of(source, sources[0])
         take_apart_like(source, sources)
@@ -49,12 +52,16 @@ def _respell(source: Source, spelling: Spelling) -> None:
         metadata.set_raw(spelling.architecture + key.removeprefix(own), metadata.raw(key))
         metadata.remove(key)
     metadata.set(ARCHITECTURE, spelling.architecture)
-    new = {name: renamed(name, spelling) for name in source.file.tensors}
-    parts: dict[str, dict[str, StoredTensor]] = {}
-    for name, tensor in source.file.tensors.items():
-        if new[name] != name:
-            parts[name] = {new[name]: rearranged(new[name], tensor.shape, [Span(tensor, 0, tensor.rows)])}
-    source.take_apart(parts, metadata)
+    source.take_apart(_renamed(source, spelling.renamed), metadata)
+
+
+def _renamed(source: Source, names: Mapping[str, str]) -> dict[str, dict[str, StoredTensor]]:
+    """What `Source.take_apart` wants for tensors that are to have other names."""
+    return {
+        name: {new: rearranged(new, tensor.shape, [Span(tensor, 0, tensor.rows)])}
+        for name, tensor in source.file.tensors.items()
+        if (new := renamed(name, names)) != name
+    }
 
 
 def take_apart_like(source: Source, others: Sequence[Source]) -> None:
@@ -71,18 +78,20 @@ def in_one_layout(architecture: str, tensors: Mapping[str, DescribedTensor]) -> 
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if spelling is not None and spelling.same:
         architecture = spelling.architecture
-        shapes = {renamed(name, spelling): shape for name, shape in shapes.items()}
+        shapes = {renamed(name, spelling.renamed): shape for name, shape in shapes.items()}
+    names = to_names_of_llama_cpp(architecture, shapes)
+    shapes = {renamed(name, names): shape for name, shape in shapes.items()}
     for whole, parts in fused_parts(architecture).items():
         for name in [name for name in shapes if f".{parts[0]}." in name]:
-            names = [name.replace(f".{parts[0]}.", f".{part}.") for part in parts]
+            apart = [name.replace(f".{parts[0]}.", f".{part}.") for part in parts]
             axis = -1 if name.endswith(".bias") else -2
-            found = [shapes[part] for part in names if part in shapes]
-            if len(found) == len(names) and all(len(shape) >= -axis for shape in found):
+            found = [shapes[part] for part in apart if part in shapes]
+            if len(found) == len(apart) and all(len(shape) >= -axis for shape in found):
                 together = list(found[0])
                 together[axis] = sum(shape[axis] for shape in found)
                 if _adds_up(tuple(together), found, axis):
                     shapes |= {name.replace(f".{parts[0]}.", f".{whole}."): tuple(together)}
-                    shapes = {name: shape for name, shape in shapes.items() if name not in names}
+                    shapes = {name: shape for name, shape in shapes.items() if name not in apart}
     return architecture, shapes_of_attention(architecture, shapes)
 
 

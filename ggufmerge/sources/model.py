@@ -227,6 +227,8 @@ class Source:
 
         parts: by the name of the tensor; a single part is the same under another name.  metadata: to show as well.
         """
+        if not parts and metadata is None:
+            return
         brought = {part: self.replaced[name] for name, own in parts.items() for part in own if name in self.replaced}
         shown: dict[str, StoredTensor] = {}
         for name, tensor in self.file.tensors.items():

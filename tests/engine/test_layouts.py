@@ -390,3 +390,16 @@ def test_weights_that_are_made_as_they_are_read_count_as_what_the_file_has(tmp_p
     plan, opened = make_plan(load_recipe(tmp_path / "r.yaml"))
     with opened:
         assert not [line for line in worries_of(plan, opened) if "F32" in line]
+
+
+@pytest.mark.parametrize("first", ["hub", "ollama"])
+def test_tensors_that_ollama_calls_otherwise_get_the_names_of_the_first_model(tmp_path: Path, first: str) -> None:
+    """Also where both call the architecture the same, and in layers that the first model does not have."""
+    own = {"hub": "token_embd_norm.weight", "ollama": "output_norm.weight"}
+    for number, (name, norm) in enumerate(own.items()):
+        write(tmp_path / f"{name}.gguf", "lfm2", {norm: np.full(64, number + 1, np.float32)})
+    second = "ollama" if first == "hub" else "hub"
+    with ggufmerge.open(merged(tmp_path, f"{first}.gguf", f"{second}.gguf")) as file:
+        assert list(file.tensors) == [own[first]]
+        np.testing.assert_array_equal(file.tensors[own[first]].dequantize(), np.full(64, 1.5, np.float32))
+    assert len({model.family for model in ggufmerge.models(tmp_path) if model.path and model.path.stem in own}) == 1
