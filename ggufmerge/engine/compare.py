@@ -145,8 +145,8 @@ def compare(
 
 def _compared(sources: Sequence[Source], threads: int | None) -> Comparison:
     """A comparison of models that are open; see `compare`."""
-    checks.check_architectures(sources)
     to_one_layout(sources)
+    checks.check_architectures(sources)
     a, b = sources[:2]
     common = [name for name in a.tensors if all(name in s.tensors for s in sources)]
     for name in common:

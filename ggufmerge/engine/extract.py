@@ -48,7 +48,7 @@ from ggufmerge.running.progress import Progress
 from ggufmerge.running.scheduler import Job, drive
 from ggufmerge.sources import Source, TensorReader
 from ggufmerge.sources.damage import place
-from ggufmerge.sources.layouts import take_apart_like
+from ggufmerge.sources.layouts import to_layout_of
 from ggufmerge.sources.tying import is_tied
 from ggufmerge.text import first_few
 from ggufmerge.types import FileType, TensorType
@@ -203,8 +203,8 @@ def plan_extract(
         opened_base = open_source(models[1])
         on_failure.callback(opened_base.close)
         sources = opened_tune, opened_base
+        to_layout_of(opened_tune, opened_base)  # the adapter is for the tensors of the base
         check_architectures(sources)
-        take_apart_like(opened_tune, [opened_base])  # the adapter is for the tensors of the base
         tied = is_tied(opened_base.file)
         for source, other in (sources, sources[::-1]):
             if HEAD in other.tensors and is_tied(source.file):

@@ -65,6 +65,7 @@ def check_member(source: Source, donor: Source) -> None:
     if source is donor:
         check_donor(source)
     check_architectures([donor, source])
+    _check_layouts([donor, source])
 
 
 def check_architectures(sources: Sequence[Source]) -> None:
@@ -102,7 +103,7 @@ def _todo(first: Source, other: Source) -> str:
     )
 
 
-def check_layouts(sources: Sequence[Source]) -> None:
+def _check_layouts(sources: Sequence[Source]) -> None:
     """PlanError when sources have one weight in two layouts, one of which cannot be made of the other."""
     old = next((source for source in sources if is_joined(source.tensors)), None)
     new = next((source for source in sources if is_split(source.tensors)), None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ggufmerge.files import facts
 from ggufmerge.methods import method as find_method
 from ggufmerge.places.opening import open_source
-from ggufmerge.planning.checks import check_layouts, check_member
+from ggufmerge.planning.checks import check_member
 from ggufmerge.planning.filters import check_filters
 from ggufmerge.planning.layout import Slice, Slot, lay, without_effect
 from ggufmerge.planning.plan import PlannedSource
@@ -73,8 +73,6 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     for reference, source in zip(references, sources, strict=True):
         with recipe.blamed(recipe.place_of(reference)):
             check_member(source, sources[0])
-    with recipe.blamed(models):
-        check_layouts(sources)
     asked = next((key for key in ("tokenizer", "tokenizer_source") if getattr(recipe, key)), None)
     with recipe.blamed((asked,) if asked else models):
         alignment = alignment_of(recipe, references, sources)

@@ -33,15 +33,27 @@ def to_one_layout(sources: Sequence[Source]) -> None:
     a model has in one tensor and another one of the same architecture in parts.
     """
     for source in sources:
-        spelling = of_ollama(source.file.architecture)
-        if spelling and spelling.same and spelling.architecture == sources[0].file.architecture:
-            _respell(source, spelling)
-        elif source.file.architecture == sources[0].file.architecture:
-            names = to_names_of(source.file.architecture, source.tensors, sources[0].tensors)
-            source.take_apart(_renamed(source, names))
-    for source in sources:
+        _to_names_of(source, sources[0])
         to_attention_of(source, sources[0])
-        take_apart_like(source, sources)
+    for source in sources:
+        _take_apart_like(source, sources)
+
+
+def to_layout_of(source: Source, first: Source) -> None:
+    """The same for one model, with the other as the first, which stays as it is."""
+    _to_names_of(source, first)
+    to_attention_of(source, first)
+    _take_apart_like(source, [first])
+
+
+def _to_names_of(source: Source, first: Source) -> None:
+    """Show a model under the names that the first one has, where those of Ollama and of llama.cpp differ."""
+    spelling = of_ollama(source.file.architecture)
+    if spelling and spelling.same and spelling.architecture == first.file.architecture:
+        _respell(source, spelling)
+    elif source.file.architecture == first.file.architecture:
+        names = to_names_of(source.file.architecture, source.tensors, first.tensors)
+        source.take_apart(_renamed(source, names))
 
 
 def _respell(source: Source, spelling: Spelling) -> None:
@@ -64,7 +76,7 @@ def _renamed(source: Source, names: Mapping[str, str]) -> dict[str, dict[str, St
     }
 
 
-def take_apart_like(source: Source, others: Sequence[Source]) -> None:
+def _take_apart_like(source: Source, others: Sequence[Source]) -> None:
     """Take apart what a model has in one tensor and one of the others, of the same architecture, in parts."""
     alike = [other for other in others if other.file.architecture == source.file.architecture]
     parts = {whole: made for whole in source.tensors if (made := _parts(source, whole, alike))}

@@ -403,3 +403,15 @@ def test_tensors_that_ollama_calls_otherwise_get_the_names_of_the_first_model(tm
         assert list(file.tensors) == [own[first]]
         np.testing.assert_array_equal(file.tensors[own[first]].dequantize(), np.full(64, 1.5, np.float32))
     assert len({model.family for model in ggufmerge.models(tmp_path) if model.path and model.path.stem in own}) == 1
+
+
+@pytest.mark.parametrize("tune", ["fused", "apart"])
+def test_an_adapter_is_extracted_for_the_tensors_of_the_base(tmp_path: Path, tune: str) -> None:
+    """Whatever layout the tune has, so that the adapter fits the base."""
+    sizes = {**SIZES, "experts": 0}
+    write_tiny_llama(tmp_path / "base.gguf", **sizes)
+    write_tiny_llama(tmp_path / "fused.gguf", tune=(1, 0.02), layout=fused, **sizes)
+    write_tiny_llama(tmp_path / "apart.gguf", tune=(1, 0.02), **sizes)
+    ggufmerge.extract_lora(tmp_path / f"{tune}.gguf", tmp_path / "base.gguf", tmp_path / "lora.gguf", rank=4)
+    assert "blk.0.attn_q.weight.lora_a" in blocks(tmp_path / "lora.gguf")
+    ggufmerge.bake(tmp_path / "base.gguf", [tmp_path / "lora.gguf"], tmp_path / "again.gguf")
