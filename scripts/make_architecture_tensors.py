@@ -27,7 +27,9 @@ _TOGETHER = {
     "create_tensor_qkv": ("ATTN_QKV", "ATTN_Q", "ATTN_K", "ATTN_V"),
     "create_tensor_gate_up_exps": ("FFN_GATE_UP_EXPS", "FFN_GATE_EXPS", "FFN_UP_EXPS"),
 }
-_LAYOUTS = re.compile(r"attn_(qkv|q|k|v|q_a|q_b|kv_b|k_b|v_b|gate)\b|ffn_(gate|up|gate_up)(_exps)?\b|ssm_|rope_|.*\.bias$")
+# Of what all layers of the tiny models have, only this is so in all models: other sizes have other tensors.
+_NEEDED = re.compile(r"(token_embd|output_norm|attn_norm|attn_output|ffn_norm|ffn_down)\.weight")
+_OFTEN_EMPTY = ("deci",)  # layers of these may lack attention, or the feed-forward part, or both
 
 
 def main(tree: Path) -> None:
@@ -58,7 +60,9 @@ def tensor_names(tree: Path) -> dict[str, str]:
 
 def models(tree: Path) -> dict[str, str]:
     """The class that loads each architecture, by the architecture's name."""
-    arch_names = dict(re.findall(r"\{\s*LLM_ARCH_(\w+),\s*\"([^\"]+)\"", (tree / "src/llama-arch.cpp").read_text("utf-8")))
+    arch_names = dict(
+        re.findall(r"\{\s*LLM_ARCH_(\w+),\s*\"([^\"]+)\"", (tree / "src/llama-arch.cpp").read_text("utf-8"))
+    )
     text = (tree / "src/llama-model.cpp").read_text("utf-8")
     found: dict[str, str] = {}
     waiting: list[str] = []
@@ -76,7 +80,9 @@ def asked(tree: Path, model: str, names: dict[str, str]) -> set[str]:
     header = (tree / "src/models/models.h").read_text("utf-8")
     parents = dict(re.findall(r"struct (llama_model_\w+)\s*:\s*public (llama_model_\w+)", header))
     while True:
-        loaders = [p for p in (tree / "src/models").glob("*.cpp") if f"{model}::load_arch_tensors" in p.read_text("utf-8")]
+        loaders = [
+            p for p in (tree / "src/models").glob("*.cpp") if f"{model}::load_arch_tensors" in p.read_text("utf-8")
+        ]
         if loaders or model not in parents:
             break
         model = parents[model]
@@ -84,6 +90,8 @@ def asked(tree: Path, model: str, names: dict[str, str]) -> set[str]:
     for path in loaders:
         text = path.read_text("utf-8")
         found |= {f"{names[name]}.{suffix}" if suffix else names[name] for name, suffix in _ASKED.findall(text)}
+        elsewhere = set(re.findall(r"LLM_TENSOR_(\w+)", text)) - {name for name, _ in _ASKED.findall(text)}
+        found |= {f"{names[name]}.{suffix}" for name in elsewhere for suffix in ("weight", "bias")}  # by way of lambdas
         for call, together in _TOGETHER.items():
             if call in text:
                 found |= {f"{names[name]}.{suffix}" for name in together for suffix in ("weight", "bias")}
@@ -101,7 +109,9 @@ def needed_tensors(*, every: bool = True) -> dict[str, set[str]]:
         for name in model["tensors"]:
             match = re.match(r"(enc\.|dec\.|)blk\.(\d+)\.(.*)", name)
             if match is None or int(match[2]) < last or not every:
-                layers[f"{match[1]}{match[2]}" if match else ""].add(f"{match[1]}{match[3]}" if match else re.sub(r"\.\d+\.", ".N.", name))
+                layers[f"{match[1]}{match[2]}" if match else ""].add(
+                    f"{match[1]}{match[3]}" if match else re.sub(r"\.\d+\.", ".N.", name)
+                )
         outside = layers.pop("", set())
         stacks = defaultdict(list)
         for layer, own in layers.items():
@@ -109,7 +119,9 @@ def needed_tensors(*, every: bool = True) -> dict[str, set[str]]:
         common = [set.intersection(*own) if every else set.union(*own) for own in stacks.values()]
         kept[architecture].append(outside.union(*common) if common else outside)
     joined = {arch: set.intersection(*own) if every else set.union(*own) for arch, own in kept.items()}
-    return {arch: {n for n in own if not every or not _LAYOUTS.match(n)} for arch, own in joined.items()}
+    if not every:
+        return joined
+    return {a: {n for n in own if _NEEDED.fullmatch(n) and a not in _OFTEN_EMPTY} for a, own in joined.items()}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from ggufmerge.types import FileType, TensorType
 from tests import ggml
 
 Draw = Callable[[str, tuple[int, ...], int], np.ndarray]  # (tensor name, shape, seed) -> float32
+Weights = Mapping[str, np.ndarray]
+Layout = Callable[[Weights], Weights]
 Quantize = Callable[[np.ndarray, TensorType], np.ndarray]  # float32 [rows, n] -> uint8 [rows, row_bytes]
 
 WORDS = ("the", "and", "of", "to", "in", "that", "is", "was", "for", "with", "on", "as", "he", "it", "his", "not")
@@ -53,6 +55,7 @@ def write_tiny_llama(
     replace: Mapping[str, np.ndarray] | None = None,
     metadata: Mapping[str, Any] | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
+    layout: Layout | None = None,
     draw: Draw | None = None,
     quantize: Quantize | None = None,
 ) -> dict[str, np.ndarray]:
@@ -67,6 +70,7 @@ def write_tiny_llama(
     type: of all matrices; vectors are always F32. types: file-name-like patterns on tensor names that override it.
     replace: arrays to write instead of the random ones. metadata: further keys, or other values for known ones;
     None leaves one out.  extra: float32 tensors behind those of the model.
+    layout: another one for the same weights, such as `split_experts`; they are returned as they were before.
     draw: where the random numbers come from, instead of NumPy.  quantize: who writes blocks, instead of ggml.
     """
     shape = _Shape(layers, embed, ff, heads, kv_heads, vocab, tied, experts)
@@ -98,11 +102,106 @@ def write_tiny_llama(
     for key, value in known.items():
         if value is not None:
             _add(writer, key, value)
-    for name, values in weights.items():
+    for name, values in (layout(weights) if layout else weights).items():
         wanted = next((t for pattern, t in (types or {}).items() if fnmatch.fnmatchcase(name, pattern)), kind)
         _add_tensor(writer, name, values, TensorType.parse(wanted), quantize or _by_ggml)
     for name, values in (extra or {}).items():
         _add_tensor(writer, name, values, TensorType.F32, _by_ggml)
+    _finish(writer)
+    return weights
+
+
+def split_experts(weights: Weights) -> dict[str, np.ndarray]:
+    """The first layout of Mixtral: each expert has matrices of its own, which llama.cpp v0.5.0 does not read."""
+    out = {}
+    for name, values in weights.items():
+        stem, stacked, _ = name.partition("_exps")
+        out |= {f"{stem}.{e}.weight": values[e] for e in range(len(values))} if stacked else {name: values}
+    return out
+
+
+def fused(weights: Weights) -> dict[str, np.ndarray]:
+    """Q, K and V in one tensor, and gate and up of the experts, as convert_hf_to_gguf.py writes them when asked to."""
+    out = {}
+    for name, values in weights.items():
+        layer, _, part = name.rpartition(".attn_q.")
+        if layer:
+            out[f"{layer}.attn_qkv.{part}"] = np.concatenate([weights[f"{layer}.attn_{x}.{part}"] for x in "qkv"])
+        elif name.endswith(".ffn_gate_exps.weight"):
+            up = weights[name.replace("_gate_", "_up_")]
+            out[name.replace("_gate_", "_gate_up_")] = np.concatenate([values, up], axis=1)
+        elif not any(part in name for part in (".attn_k.", ".attn_v.", ".ffn_up_exps.")):
+            out[name] = values
+    return out
+
+
+def write_tiny_deepseek(
+    path: pathlib.Path | str,
+    *,
+    joined: bool = False,
+    seed: int = 0,
+    tune: tuple[int, float] | None = None,
+    type: TensorType | str = TensorType.F32,  # noqa: A002
+) -> dict[str, np.ndarray]:
+    """Write a model of one layer of architecture deepseek2, whose attention is latent; returns its float32 weights.
+
+    joined: in the layout of before April 2025, in which `attn_kv_b` has the keys and the values of each head.
+    """
+    heads, keys, rope, width, rank, embed, ff, vocab = 2, 32, 32, 64, 64, 64, 128, 320
+    shapes = {
+        "token_embd.weight": (vocab, embed),
+        "blk.0.attn_norm.weight": (embed,),
+        "blk.0.attn_q_a.weight": (rank, embed),
+        "blk.0.attn_q_a_norm.weight": (rank,),
+        "blk.0.attn_q_b.weight": (heads * (keys + rope), rank),
+        "blk.0.attn_kv_a_mqa.weight": (rank + rope, embed),
+        "blk.0.attn_kv_a_norm.weight": (rank,),
+        "blk.0.attn_kv_b.weight": (heads * (keys + width), rank),
+        "blk.0.attn_output.weight": (embed, heads * width),
+        "blk.0.ffn_norm.weight": (embed,),
+        "blk.0.ffn_gate.weight": (ff, embed),
+        "blk.0.ffn_up.weight": (ff, embed),
+        "blk.0.ffn_down.weight": (embed, ff),
+        "output_norm.weight": (embed,),
+        "output.weight": (vocab, embed),
+    }
+    weights = {name: _weight(name, dims, seed, tune, _normal) for name, dims in shapes.items()}
+    if not joined:
+        each = weights["blk.0.attn_kv_b.weight"].reshape(heads, keys + width, rank)
+        halves = {"k": np.ascontiguousarray(each[:, :keys].swapaxes(1, 2)), "v": np.ascontiguousarray(each[:, keys:])}
+        weights = {
+            new: values if new == name else halves[new[-10]]
+            for name, values in weights.items()
+            for new in ([name.replace("_kv_", f"_{x}_") for x in "kv"] if "_kv_b" in name else [name])
+        }
+    known: dict[str, Any] = {
+        "block_count": 1,
+        "context_length": 512,
+        "embedding_length": embed,
+        "feed_forward_length": ff,
+        "vocab_size": vocab,
+        "attention.head_count": heads,
+        "attention.head_count_kv": heads if joined else 1,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "attention.q_lora_rank": rank,
+        "attention.kv_lora_rank": rank,
+        "attention.key_length": (keys if joined else rank) + rope,
+        "attention.value_length": width if joined else rank,
+        **({} if joined else {"attention.key_length_mla": keys + rope, "attention.value_length_mla": width}),
+        "rope.dimension_count": rope,
+        "rope.freq_base": 10000.0,
+        "leading_dense_block_count": 1,
+        "expert_count": 0,
+        "expert_used_count": 0,
+        "expert_shared_count": 0,
+        "expert_feed_forward_length": ff,
+        "expert_weights_scale": 1.0,
+    }
+    writer = gguf.GGUFWriter(path, "deepseek2")
+    for key, value in {**{f"deepseek2.{key}": v for key, v in known.items()}, **_spm(vocab, WORDS, {})}.items():
+        _add(writer, key, value)
+    for name, values in weights.items():
+        _add_tensor(writer, name, values, TensorType.parse(type), _by_ggml)
     _finish(writer)
     return weights
 
@@ -119,6 +218,7 @@ def write_tiny_lora(
     rows: int | None = None,
     type: TensorType | str = TensorType.F32,  # noqa: A002
     factor: float | None = None,
+    architecture: str = "llama",
     draw: Draw | None = None,
     quantize: Quantize | None = None,
 ) -> dict[str, np.ndarray]:
@@ -129,7 +229,7 @@ def write_tiny_lora(
     factor: of the random numbers of `lora_b`, instead of what gives that strength.  draw, quantize: as for models.
     """
     draw = draw or _normal
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     known = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": float(alpha)}
     for key, value in known.items():
         _add(writer, key, value)

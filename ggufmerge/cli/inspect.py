@@ -45,7 +45,7 @@ def inspect(
     if json:
         print_json(facts if tensors is not False else {key: value for key, value in facts.items() if key != "tensors"})
         return
-    tell([_headline(facts)])
+    tell([_headline(facts), *([facts["layout"]] if facts["layout"] else [])])
     limit = None if full else SHORT if console().is_terminal else LONG
     if facts["types"]:
         show_table(("type", "tensors", "values", "bytes", "bits/weight", "share"), _type_rows(facts), numbers=5)

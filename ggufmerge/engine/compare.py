@@ -23,6 +23,7 @@ from ggufmerge.planning import checks
 from ggufmerge.recipe import ModelReference
 from ggufmerge.running.scheduler import Job, Step, drive
 from ggufmerge.sources import Source
+from ggufmerge.sources.layouts import to_one_layout
 
 _CHUNK = 1 << 18  # values
 _SUMS = 12  # numbers that the figures of a tensor are made of: those of `_measure`, and how many values it has
@@ -144,6 +145,7 @@ def compare(
 
 def _compared(sources: Sequence[Source], threads: int | None) -> Comparison:
     """A comparison of models that are open; see `compare`."""
+    to_one_layout(sources)
     checks.check_architectures(sources)
     a, b = sources[:2]
     common = [name for name in a.tensors if all(name in s.tensors for s in sources)]

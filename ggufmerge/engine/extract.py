@@ -48,6 +48,7 @@ from ggufmerge.running.progress import Progress
 from ggufmerge.running.scheduler import Job, drive
 from ggufmerge.sources import Source, TensorReader
 from ggufmerge.sources.damage import place
+from ggufmerge.sources.layouts import to_layout_of
 from ggufmerge.sources.tying import is_tied
 from ggufmerge.text import first_few
 from ggufmerge.types import FileType, TensorType
@@ -202,6 +203,7 @@ def plan_extract(
         opened_base = open_source(models[1])
         on_failure.callback(opened_base.close)
         sources = opened_tune, opened_base
+        to_layout_of(opened_tune, opened_base)  # the adapter is for the tensors of the base
         check_architectures(sources)
         tied = is_tied(opened_base.file)
         for source, other in (sources, sources[::-1]):
@@ -324,8 +326,10 @@ class _Selection:
         sources = (self.tune, self.base)
         plain = not any(s.changed_by_adapter(name) or s.scales(name) is not None for s in sources)
         if other.type == tensor.type and plain:
-            a, b = (s.file.tensors[name].raw for s in sources)
-            return all(np.array_equal(a[i : i + _COMPARED], b[i : i + _COMPARED]) for i in range(0, len(a), _COMPARED))
+            a, b = (s.file.tensors[name] for s in sources)
+            step = max(1, _COMPARED // tensor.type.row_bytes(tensor.n))
+            spans = ((row, min(row + step, a.rows)) for row in range(0, a.rows, step))
+            return all(np.array_equal(a.raw_rows(*span), b.raw_rows(*span)) for span in spans)
         if not all(t.type.is_quantized or t.type.is_float for t in (tensor, other)):
             return False
         readers = [s.open_tensor(name) for s in sources]

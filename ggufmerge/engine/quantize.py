@@ -11,8 +11,8 @@ from typing import Any
 
 from ggufmerge import keys
 from ggufmerge.errors import GgufmergeError, RoleError
-from ggufmerge.files import open_gguf
 from ggufmerge.files.sharded import SplitLimit
+from ggufmerge.formats.experts import open_types
 from ggufmerge.formats.imatrix import load_together
 from ggufmerge.formats.layers import layer_count
 from ggufmerge.places.opening import open_source
@@ -152,7 +152,7 @@ def _planned(
         for name, t in source.tensors.items()
     ]
     if like is not None:
-        with open_gguf(locate(os.fspath(like), ".")) as other:
+        with open_types(locate(os.fspath(like), ".")) as other:
             tensors = with_decided_types(tensors, types_like(source, other))
         file_type = guess_file_type({t.name: t.type for t in tensors}, source)
     elif str(ftype).upper() == "COPY":
@@ -177,7 +177,7 @@ def _planned(
     settings = provenance.settings(file_type=str(file_type), imatrix=[Path(p).name for p in imatrix])
     metadata |= provenance.record([source], settings)
     planned = planned_source(reference, source)
-    warnings += source.misfits()
+    warnings += [*source.rearranged(), *source.misfits()]
     plan = Plan(
         method="",
         architecture=source.file.architecture,

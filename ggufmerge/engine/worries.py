@@ -40,7 +40,7 @@ class _Case(NamedTuple):
 
     def stored(self, tensor: PlannedTensor, place: int) -> TensorType:
         given = tensor.inputs[place]
-        return self.opened.sources[given.source].file.tensors[given.tensor].type
+        return self.opened.sources[given.source].tensors[given.tensor].type
 
     def largest(self, tensors: Iterable[PlannedTensor]) -> list[PlannedTensor]:
         """The matrices among them; norms and biases, which are small and never coarse, decide nothing."""

@@ -7,6 +7,7 @@ import os
 import pathlib
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +24,7 @@ from ggufmerge.evaluation.libllama import (
     last_words,
     library,
 )
+from ggufmerge.files import open_gguf
 from ggufmerge.files.small import open_regular
 
 _LONG = 0.5  # seconds of one computation that tell how busy the processors are
@@ -66,6 +68,13 @@ class LlamaModel:
                 f"llama.cpp has no memory for {path} with a context of {context} tokens",
             )
             self._set_adapters(adapters)
+        except GgufmergeError as error:
+            loaded = self._model is not None
+            self.close()
+            if not loaded and _has_old_experts(self.path):
+                todo = "each expert has tensors of its own, an old layout; write it anew with ggufmerge quantize"
+                raise GgufmergeError(f"{error}: {todo} {path} NEW.gguf COPY") from None
+            raise
         except BaseException:
             self.close()
             raise
@@ -233,6 +242,14 @@ def _context_params(lib: C.CDLL, context: int, threads: int) -> ContextParams:
     params.n_outputs_max = params.n_outputs_max_per_seq = context
     params.n_threads = params.n_threads_batch = threads
     return params
+
+
+def _has_old_experts(path: pathlib.Path) -> bool:
+    from ggufmerge.formats.experts import of_expert  # with numba, which is not needed to run a model
+
+    with suppress(GgufmergeError), open_gguf(path) as file:
+        return any(of_expert(name) for name in file.tensors)
+    return False
 
 
 def _readable(path: pathlib.Path) -> bytes:

@@ -68,3 +68,13 @@ def with_tensors(file: File, tensors: Mapping[str, StoredTensor]) -> File:
     other: Any = copy.copy(file)
     other.tensors = type(other.tensors)({**other.tensors, **tensors})
     return other
+
+
+def with_only(file: File, tensors: Mapping[str, DescribedTensor], metadata: KeyValues | None = None) -> File:
+    """The same open file, with these tensors, and metadata if given, instead of its own; either is closed with the
+    other.
+    """
+    other: Any = copy.copy(file)
+    other.metadata = metadata or other.metadata
+    other.tensors = type(other.tensors)(tensors)
+    return other

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ggufmerge.files import describe, open_gguf
+from ggufmerge.errors import PlanError
+from ggufmerge.files import GGUFFile, describe, open_gguf
+from ggufmerge.formats.experts import about_stacks, with_stacked_experts
 from ggufmerge.places.references import find
 
 
@@ -13,8 +15,16 @@ def inspect(reference: str | os.PathLike[str], *, full: bool = False) -> dict[st
     """The facts of a GGUF file: a model, adapter or importance matrix; no tensor is read.
 
     reference: a path (of a split model the first shard), or a name such as "ollama:llama3.2:3b".
-    full: give long arrays of the metadata whole. `files.describe` says which facts there are.
+    full: give long arrays of the metadata whole. `files.describe` says which facts there are;
+        beside them "layout" says what is special of the layout of the tensors, None for nothing.
     FormatError when it is no GGUF file, PlanError when there is none.
     """
     with open_gguf(find(os.fspath(reference)).path) as file:
-        return describe(file, full=full)
+        return {**describe(file, full=full), "layout": _layout(file)}
+
+
+def _layout(file: GGUFFile) -> str | None:
+    try:
+        return about_stacks(with_stacked_experts(file).tensors) or None
+    except PlanError as error:
+        return str(error).removeprefix(f"{file.path}: ")

@@ -15,15 +15,20 @@ from functools import partial
 from pathlib import Path
 
 from ggufmerge import keys
+from ggufmerge.architectures.layers import Layers
+from ggufmerge.architectures.tensors import OTHER_SENSES
 from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.errors import GgufmergeError, PlanError
-from ggufmerge.files import GGUFFile, ShardName, facts, open_gguf
+from ggufmerge.files import GGUFFile, ShardName, facts
 from ggufmerge.files.absent import absent
+from ggufmerge.formats.experts import open_model
 from ggufmerge.places import choice, folders, programs
 from ggufmerge.places.hub import cache as hub_cache
 from ggufmerge.places.ollama import store as ollama
 from ggufmerge.places.presets import preset_models
 from ggufmerge.places.schemes import SCHEMES
+from ggufmerge.recipe.names import layer_of, stack_of
+from ggufmerge.sources.layouts import in_one_layout
 from ggufmerge.sources.located import Located
 
 # a head may be tied to the embedding, and constants of the rotation are not merged
@@ -120,7 +125,7 @@ def fits(adapter: Path, model: Path) -> bool:
     """Whether a LoRA adapter can be applied to a model, by names and shapes of their tensors; False if unreadable."""
     from ggufmerge.sources.adapters import open_adapter
 
-    with contextlib.suppress(GgufmergeError, OSError, ValueError), open_gguf(model) as file:
+    with contextlib.suppress(GgufmergeError, OSError, ValueError), open_model(model) as file:
         open_adapter(adapter, file).file.close()
         return True
     return False
@@ -215,7 +220,7 @@ def _is_later_shard(path: Path) -> bool:
 
 def _described(reference: str, origin: str, keeper: str, located: Located) -> FoundModel:
     path = located.path
-    with open_gguf(path) as file:
+    with open_model(path) as file:
         kind = facts.kind(file)
         return FoundModel(
             references=(reference,),
@@ -270,8 +275,13 @@ def _family(file: GGUFFile) -> str:
     """A hash of what models that are merged as they are have in common. Settings may differ: a merge takes some, as
     a missing pre-tokenizer, from the other models, and warns of the rest (`planning.settings`).
     """
-    digest = hashlib.blake2b(file.architecture.encode("utf-8", "surrogateescape"), digest_size=16)
-    for name in sorted(file.tensors.keys() - _MAY_DIFFER):
-        digest.update(f"|{name}|{file.tensors[name].shape}".encode("utf-8", "surrogateescape"))
+    architecture, shapes = in_one_layout(file.architecture, file.tensors)
+    digest = hashlib.blake2b(architecture.encode("utf-8", "surrogateescape"), digest_size=16)
+    count = file.metadata.integer(keys.block_count(file.architecture)) or 0
+    main = Layers(file.architecture, count, file.metadata).main
+    for name in sorted(shapes.keys() - _MAY_DIFFER):
+        if name.startswith(OTHER_SENSES) or (count and stack_of(name) == "" and (layer_of(name) or 0) >= max(main, 1)):
+            continue  # what not all models have does not keep them from being merged
+        digest.update(f"|{name}|{shapes[name]}".encode("utf-8", "surrogateescape"))
     digest.update(file.metadata.raw(keys.TOKENS) if keys.TOKENS in file.metadata else b"")
     return digest.hexdigest()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from ggufmerge.errors import GgufmergeError, PlanError, RoleError
 from ggufmerge.files import facts, open_gguf
 from ggufmerge.formats.checkpoint import Checkpoint
+from ggufmerge.formats.experts import open_model
 from ggufmerge.formats.stored import StoredFile
 from ggufmerge.places.ollama.store import OllamaSettings, layout_warnings
 from ggufmerge.places.references import check_found, find, locate
@@ -24,7 +25,7 @@ def open_source(reference: ModelReference, folder: str | os.PathLike[str] = ".")
     """
     check_found((("", path) for path in reference.paths), folder)
     located = find(reference.path, folder)
-    file = Checkpoint(located.path) if located.path.is_dir() else open_gguf(located.path)
+    file = Checkpoint(located.path) if located.path.is_dir() else open_model(located.path)
     adapters: list[LoraAdapter] = []
     try:
         _check_model(file, reference, folder)

@@ -107,7 +107,7 @@ def _check_writable(tensors: Sequence[PlannedTensor], file_type: FileType, imatr
         if imatrix and weights is None and t.name.startswith("blk.") and codec(t.type).quantize_weighted is not None:
             uncovered.append(t.name)
         if imatrix and weights is not None and codec(t.type).quantize_weighted is not None:
-            unseen |= {t.name: missed} if (missed := imatrix.missed(t.name)) else {}
+            unseen |= {t.name: missed} if (missed := imatrix.missed(t.name, t.matrices)) else {}
     warnings = []
     if uncovered:
         warnings.append(f"the importance matrix has no entry for {first_few(uncovered, 1)}: quantized without")

@@ -10,6 +10,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from ggufmerge.architectures.mla import is_joined, is_split
+from ggufmerge.architectures.spellings import of_ollama
+from ggufmerge.architectures.tensors import OTHER_SENSES, lacking, unread
 from ggufmerge.errors import OutputError, PlanError, collected
 from ggufmerge.files.output import work_files
 from ggufmerge.files.sharded import SplitLimit
@@ -20,7 +23,7 @@ from ggufmerge.planning.plan import Plan
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.sources import Source
-from ggufmerge.text import size
+from ggufmerge.text import first_few, size
 
 
 def check_files(recipe: Recipe, imatrix: Sequence[str | os.PathLike[str]] = ()) -> None:
@@ -62,6 +65,7 @@ def check_member(source: Source, donor: Source) -> None:
     if source is donor:
         check_donor(source)
     check_architectures([donor, source])
+    _check_layouts([donor, source])
 
 
 def check_architectures(sources: Sequence[Source]) -> None:
@@ -79,6 +83,16 @@ def check_architectures(sources: Sequence[Source]) -> None:
 
 def _todo(first: Source, other: Source) -> str:
     """What to do about two models of different architectures."""
+    for one, same in ((first, other), (other, first)):
+        spelling = of_ollama(one.file.architecture)
+        if spelling is not None and spelling.architecture == same.file.architecture:
+            called = f"{one.file.architecture!r} is how Ollama calls {spelling.architecture!r}"
+            if spelling.same:
+                return f"{called}: make {same.label} the base, or without a base the first model"
+            return (
+                f"{called}, and its files have other tensors: take both from Hugging Face (hf:OWNER/REPO:TYPE), or "
+                "both from Ollama"
+            )
     letters = {re.sub("[^a-z0-9]", "", source.file.architecture.lower()) for source in (first, other)}
     if len(letters) > 1:
         return "only fine-tunes of one base can be merged"
@@ -87,6 +101,42 @@ def _todo(first: Source, other: Source) -> str:
         f"{spelt!r} is how Ollama calls it, whose files of this model have other tensors; take both from Hugging Face "
         "(hf:OWNER/REPO:TYPE), or both from Ollama"
     )
+
+
+def _check_layouts(sources: Sequence[Source]) -> None:
+    """PlanError when sources have one weight in two layouts, one of which cannot be made of the other."""
+    old = next((source for source in sources if is_joined(source.tensors)), None)
+    new = next((source for source in sources if is_split(source.tensors)), None)
+    if old is not None and new is not None and old is not new:
+        raise PlanError(
+            f"{old.label} and {new.label} are stored in two layouts, which do not fit each other here: attention has "
+            "attn_kv_b in the first, as before April 2025, and attn_k_b and attn_v_b in the second, with a part of it "
+            f"transposed; bake adapters first, or instead of {old.label} take a newer file of that model, or convert "
+            "its original with convert_hf_to_gguf.py of llama.cpp"
+        )
+
+
+def loading_troubles(architecture: str, names: Sequence[str], layers: int) -> list[str]:
+    """Warnings for tensors of a result for which llama.cpp would not load it."""
+    found = []
+    extra, gone = unread(architecture, names), lacking(architecture, names, layers)
+    senses = [name for name in extra if name.startswith(OTHER_SENSES)]
+    if senses:
+        found.append(
+            f"the result has {len(senses)} tensors of vision or sound ({first_few(senses, 2)}), as Ollama keeps them: "
+            "llama.cpp v0.5.0 does not load a language model that has them"
+        )
+    if others := [name for name in extra if name not in senses]:
+        found.append(
+            f"llama.cpp v0.5.0 knows no {first_few(others, 2)} of {architecture}, and does not load files with tensors "
+            "that it does not know; they are kept for other programs"
+        )
+    if gone:
+        found.append(
+            f"the result lacks {first_few(gone, 2)}, without which llama.cpp v0.5.0 does not load {architecture}: take "
+            "complete files"
+        )
+    return found
 
 
 def output_files(plan: Plan, output: Path, split: SplitLimit | None) -> list[Path]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ggufmerge.architectures.tensors import OTHER_SENSES
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.formats.layers import decoder_layer_count, has_further_layers, layer_count, main_layer_count
 from ggufmerge.keys import EMBEDDING, HEAD
@@ -24,8 +25,6 @@ from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source
 from ggufmerge.text import first_few
 
-# Vision and sound, which Ollama keeps in the file of the language model and llama.cpp in one of their own.
-_OTHER_SENSES = ("a.", "mm.", "s.", "v.")
 # The relative positions of T5. Its layer 0 has them for all layers of its stack, as in llama.cpp (src/models/t5.cpp).
 _POSITIONS = "attn_rel_b."
 _Names = dict[tuple[str, int] | None, list[str]]
@@ -244,7 +243,7 @@ def without_effect(
         if gone:
             what = f"{source.label}: {len(gone)} excluded tensors ({first_few(gone, 2)}) are not in the result"
             found.append(f"{what}, since excluded tensors stay as they are in {sources[0].label}, which has none")
-        missing = [name for name in source.tensors if name.startswith(_OTHER_SENSES) and name not in names]
+        missing = [name for name in source.tensors if name.startswith(OTHER_SENSES) and name not in names]
         if missing:
             what = f"{len(missing)} tensors of vision or sound ({missing[0]}, ...) are left out"
             todo = "to keep them make it the base, or without a base the first model"
@@ -340,7 +339,7 @@ def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *
                 only = replace(piece, parts=(replace(piece.parts[first], source=tables[name]),), base=None)
                 note = f"computed, not trained: taken from {sources[tables[name]].label}"
                 yield Slot(name, only, (name,), 0.0, (note,), constant=True)
-        elif name.startswith(_OTHER_SENSES) and None in own:
+        elif name.startswith(OTHER_SENSES) and None in own:
             if name in sources[owner].tensors:
                 only = replace(piece, parts=(replace(piece.parts[first], source=owner),), base=None)
                 note = f"vision or sound, which not all models have: taken from {sources[owner].label}"

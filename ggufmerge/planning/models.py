@@ -12,12 +12,13 @@ from ggufmerge.planning.checks import check_member
 from ggufmerge.planning.filters import check_filters
 from ggufmerge.planning.layout import Slice, Slot, lay, without_effect
 from ggufmerge.planning.plan import PlannedSource
-from ggufmerge.planning.presence import settled
+from ggufmerge.planning.presence import reconciled
 from ggufmerge.planning.vocabulary import alignment_of
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.sources import Source
 from ggufmerge.sources.aligned import aligned
+from ggufmerge.sources.layouts import to_one_layout
 from ggufmerge.tokenizers import Alignment
 
 
@@ -69,6 +70,7 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     opened.sort(key=lambda pair: pair[1].is_checkpoint)
     references, sources = [reference for reference, _ in opened], [source for _, source in opened]
     models: Location = ("models",) if recipe.slices is None else ("slices",)
+    to_one_layout(sources)
     for reference, source in zip(references, sources, strict=True):
         with recipe.blamed(recipe.place_of(reference)):
             check_member(source, sources[0])
@@ -78,7 +80,7 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     if alignment is not None:
         sources = aligned(sources, alignment)
     slices, slots = lay(recipe, methods, references, sources)
-    slots = settled(slots, recipe, references, sources)
+    slots = reconciled(slots, recipe, references, sources)
     warnings = without_effect(recipe, methods, slices, slots, sources)
     warnings += check_filters(recipe, slots, sources[0].file.architecture)
     return LaidOut(references, sources, slices, slots, warnings, alignment)

@@ -21,6 +21,7 @@ from ggufmerge.recipe import ModelReference, load_recipe
 from ggufmerge.recipe.reference import AdapterReference
 from ggufmerge.sources import Source, TensorReader
 from ggufmerge.sources.aligned import aligned
+from ggufmerge.sources.layouts import to_one_layout
 from ggufmerge.tokenizers import Alignment
 
 
@@ -51,6 +52,7 @@ class Opened:
                 on_failure.callback(source.close)
                 source.reference = str(reference)
                 sources.append(source)
+            to_one_layout(sources)
             matrix = load_together([str(locate(path, ".")) for path in plan.imatrix])
             if matrix is not None and (opening.include or opening.exclude):
                 matrix = matrix.select(opening.include, opening.exclude)

@@ -8,10 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ggufmerge.architectures.layers import Changed, Layers
 from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.formats.imatrix import load_together
 from ggufmerge.places.references import locate
-from ggufmerge.planning.checks import check_files
+from ggufmerge.planning.checks import check_files, loading_troubles
 from ggufmerge.planning.grafts import with_grafts
 from ggufmerge.planning.header import result_metadata
 from ggufmerge.planning.layers import layer_metadata
@@ -68,6 +69,9 @@ def plan_of(recipe: Recipe, laid_out: LaidOut) -> tuple[Plan, Opened]:
     header = result_metadata(recipe, laid_out, types, structure, tokenizer.changes | settings.changes, matrix)
     warnings = [*recipe.warnings, *(line for source in sources for line in source.warnings), *laid_out.warnings]
     warnings += [*tokenizer.warnings, *types.warnings, *settings.warnings, *header.warnings, *unclear]
+    arch, count = sources[0].file.architecture, sum(piece.layers for piece in laid_out.slices)
+    main = Layers(arch, count, Changed(sources[0].metadata, structure)).main
+    warnings += loading_troubles(arch, [tensor.name for tensor in types.tensors], main)
     planned = planned_sources(laid_out)
     # the planned sources read their metadata as well, so what was ignored there is known afterwards
     warnings += [line for source in sources for line in source.misfits()]
@@ -75,7 +79,7 @@ def plan_of(recipe: Recipe, laid_out: LaidOut) -> tuple[Plan, Opened]:
     opening = Opening(tuple(opened.fingerprints()), _stages(recipe, laid_out))
     plan = Plan(
         method=" + ".join(recipe.methods),
-        architecture=sources[0].file.architecture,
+        architecture=arch,
         file_type=types.file_type,
         seed=recipe.seed,
         folder=recipe.folder,

@@ -16,7 +16,7 @@ from ggufmerge.sources.side_tensors import is_orphan
 from ggufmerge.text import first_few
 
 
-def settled(
+def reconciled(
     slots: Iterable[Slot], recipe: Recipe, references: Sequence[ModelReference], sources: Sequence[Source]
 ) -> list[Slot]:
     """The slots over opened sources; those that models have differently as `exclude` and `graft` say, from one of them.
@@ -24,13 +24,13 @@ def settled(
     What is excluded stays as it is in the base or the first model, and away where that has none. PlanError names
     tensors that some models lack, or have in another shape, and that neither word settles.
     """
-    found = list(_settled(slots, recipe, references, sources))
+    found = list(_reconciled(slots, recipe, references, sources))
     with recipe.blamed(("models",) if recipe.slices is None else ("slices",)):
         _check(found, sources)
     return found
 
 
-def _settled(
+def _reconciled(
     slots: Iterable[Slot], recipe: Recipe, references: Sequence[ModelReference], sources: Sequence[Source]
 ) -> Iterator[Slot]:
     grafts = {graft.model: graft.tensors for graft in recipe.graft}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ggufmerge.errors import PlanError, RecipeError
-from ggufmerge.files import open_gguf
+from ggufmerge.formats.experts import open_types
 from ggufmerge.patterns import Budget, Pattern
 from ggufmerge.places.references import locate
 from ggufmerge.planning.actions import with_actions
@@ -66,7 +66,7 @@ def _chosen(
         return with_decided_types(tensors, decide_types(planned, wanted, imatrix, tensor_types=overrides))
     if recipe.like is None:
         return _with_demanded_types(recipe, [replace(t, why_type="as in the first model") for t in tensors])
-    with open_gguf(locate(recipe.like, recipe.folder)) as other:
+    with open_types(locate(recipe.like, recipe.folder)) as other:
         return _with_demanded_types(recipe, with_decided_types(tensors, types_like(planned, other)))
 
 

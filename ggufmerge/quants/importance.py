@@ -8,8 +8,10 @@ v0.5.0 (`tools/imatrix`, `tools/quantize`, `llama_model_quantize_impl`). `ggufme
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,14 @@ from ggufmerge.keys import (
     PER_LAYER_EMBEDDING,
 )
 
+# What one weight is called in two layouts of a model. Its inputs are the same in both, and so is what was collected.
+_EXPERT = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))\.(\d{1,5})\.weight", re.ASCII)  # one of those below
+_PART = re.compile(r"(blk\.\d+\.)(\w+)\.weight", re.ASCII)
+_TOGETHER = {
+    "attn_qkv": ("attn_q", "attn_k", "attn_v"),
+    "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps"),
+}
+_TOGETHER |= {part: (whole,) for whole, parts in _TOGETHER.items() for part in parts}
 _DEFAULT_CHUNK = 512  # tokens in a chunk of llama-imatrix, for files that do not say
 
 
@@ -52,6 +62,9 @@ class Imatrix(Collection[str]):
 
     names: of the weights.  datasets: names of the calibration texts.  chunks: how many pieces of text were used.
     chunk_size: tokens in a piece, 0 when the file does not say (legacy .dat files, whose counts are chunks).
+
+    A file may call a weight as another layout of the model does: an entry for each expert where the model has them in
+    one tensor, one for Q, K and V together where it has three. Such entries are found, too.
     file: the name of the file it came from, without its folder.
     """
 
@@ -78,7 +91,7 @@ class Imatrix(Collection[str]):
                 raise FormatError(f"{self.file}: {name} holds NaN or infinity; make the file again with llama-imatrix")
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return isinstance(name, str) and (self._other(name) is not None or name in self._singles)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -91,12 +104,14 @@ class Imatrix(Collection[str]):
         return list(self._entries)
 
     def entry(self, name: str) -> ImatrixEntry:
-        """The sums and counts of one weight; KeyError when there are none."""
+        """The sums and counts of one weight, under this very name; KeyError when there are none."""
         return self._entries[name]
 
-    def missed(self, name: str) -> int:
-        """How many experts of a stack no token met; 0 for other weights, and those without an entry."""
-        entry = self._entries.get(name)
+    def missed(self, name: str, n_mat: int = 1) -> int:
+        """How many of the `n_mat` experts of a stack no token met; 0 for other weights, and those without an entry."""
+        entry = self._other(name)
+        if entry is None and name in self._singles:
+            return n_mat - sum(1 for single in self._singles[name].values() if single.counts.any())
         return int((entry.counts == 0).sum()) if entry is not None and len(entry.counts) > 1 else 0
 
     def get(self, name: str, n: int, n_mat: int = 1) -> NDArray[np.float32] | None:
@@ -105,9 +120,11 @@ class Imatrix(Collection[str]):
         None when there is no entry. PlanError when the entry is for another shape; as in llama-quantize, token
         embeddings of another shape merely have none.
         """
-        if name not in self._entries:
+        entry = self._other(name)
+        if entry is None and name in self._singles:
+            entry = self._stacked(name, n_mat)
+        if entry is None:
             return None
-        entry = self._entries[name]
         if entry.sums.size != n * n_mat:
             if name in (EMBEDDING, PER_LAYER_EMBEDDING):
                 return None
@@ -116,6 +133,61 @@ class Imatrix(Collection[str]):
                 f"({n_mat} x {n}); use an importance matrix that was made for this model"
             )
         return entry.values.reshape(n_mat, n)
+
+    def _other(self, name: str) -> ImatrixEntry | None:
+        """The entry of a weight under its own name, or else of one that has the same inputs in another layout."""
+        if (own := self._entries.get(name)) is not None:
+            return own
+        if name in self._singles:
+            return None
+        match = _PART.fullmatch(name)
+        if match is None:
+            return None
+        names = (f"{match[1]}{other}.weight" for other in _TOGETHER.get(match[2], ()))
+        return next((self._entries[other] for other in names if other in self._entries), None)
+
+    def _stacked(self, stack: str, n_mat: int) -> ImatrixEntry:
+        """The entries that each expert of a stack has of its own as one for the stack, with 0 counts for the rest.
+
+        n_mat: how many experts there are.  PlanError when there are entries for more, or they differ in size.
+        """
+        singles = self._singles[stack]
+        if max(singles) >= n_mat:
+            raise PlanError(
+                f"{self.file}: has an entry for expert {max(singles)} of {stack}, which has {n_mat} (counted from 0); "
+                "use an importance matrix that was made for this model"
+            )
+        size = next(iter(singles.values())).sums.size
+        sums, counts = np.zeros((n_mat, size), np.float32), np.zeros(n_mat, np.int64)
+        for expert, entry in singles.items():
+            if entry.sums.size != size or len(entry.counts) != 1:
+                raise PlanError(
+                    f"{self.file}: the entries for single experts of {stack} differ in size; make the file again with "
+                    "llama-imatrix"
+                )
+            sums[expert], counts[expert] = entry.sums, entry.counts[0]
+        return ImatrixEntry(sums.reshape(-1), counts)
+
+    @cached_property
+    def _singles(self) -> dict[str, dict[int, ImatrixEntry]]:
+        """The entries that are for one expert, by the name of the stack and the expert's place in it."""
+        found: dict[str, dict[int, ImatrixEntry]] = {}
+        for name, entry in self._entries.items():
+            if (match := _EXPERT.fullmatch(name)) is not None:
+                stack = f"{match[1]}_exps.weight"
+                found.setdefault(stack, {})[int(match[2])] = entry
+        return found
+
+    def _like(self, stacks: Mapping[str, ImatrixEntry]) -> dict[str, ImatrixEntry]:
+        """The entries, with those for single experts as one for the stack if it is among these."""
+        entries = dict(self._entries)
+        for stack, singles in self._singles.items():
+            if stack in stacks and stack not in entries:
+                size = next(iter(singles.values())).sums.size
+                entries[stack] = self._stacked(stack, stacks[stack].sums.size // size)
+                for expert in singles:
+                    del entries[stack.replace("_exps", f".{expert}")]
+        return entries
 
     def combine(self, others: Iterable[Imatrix]) -> Imatrix:
         """The importance matrix of all the texts together: sums and counts add, as in llama-imatrix.
@@ -128,9 +200,10 @@ class Imatrix(Collection[str]):
         in_tokens = any(m.chunk_size for m in everyone)
         chunk = next((m.chunk_size for m in everyone if m.chunk_size), _DEFAULT_CHUNK)
         entries: dict[str, ImatrixEntry] = {}
+        stacks = {name: entry for m in everyone for name, entry in m._entries.items() if name.endswith("_exps.weight")}
         for imatrix in everyone:
             factor = chunk if in_tokens and not imatrix.chunk_size else 1
-            for name, entry in imatrix._entries.items():
+            for name, entry in imatrix._like(stacks).items():
                 scaled = ImatrixEntry(entry.sums * np.float32(factor), entry.counts * factor)
                 try:
                     entries[name] = _sum(entries[name], scaled) if name in entries else scaled

@@ -3,7 +3,8 @@
 Facts from llama.cpp (`convert_lora_to_gguf.py`, `src/llama-adapter.cpp`): a tensor `W` of the base, [out, in], has two
 halves, `W.lora_a` [rank, in] and `W.lora_b` [out, rank]; the change is strength * alpha / rank * B @ A, without the
 alpha / rank when alpha is 0. `token_embd.weight` is flipped: its lora_a is [vocab, rank], its lora_b [embed, rank].
-Stacks of experts have a leading expert dimension. Entries for norm tensors are tolerated and ignored.
+Stacks of experts have a leading expert dimension; adapters for files in which each expert had tensors of its own name
+those. Entries for norm tensors are tolerated and ignored.
 
 llama.cpp refuses whatever else stands in an adapter, harmless or not. Here tables that are computed, halves for the
 vision part of a model, and matrices that are the base's own are left out with a note.
@@ -25,6 +26,7 @@ from ggufmerge import keys
 from ggufmerge.errors import PlanError, RoleError
 from ggufmerge.files import facts, open_gguf
 from ggufmerge.formats.copies import COMPUTED, FROZEN, NORMS, VISION, grown, is_copy, may_be_left_out
+from ggufmerge.formats.experts import of_expert
 from ggufmerge.formats.stored import StoredFile, StoredTensor
 from ggufmerge.kernels import kernel
 from ggufmerge.sources.replaced import Rows, values
@@ -106,6 +108,21 @@ def _add_low_rank(rows, left, right, scale):  # type: ignore[no-untyped-def]
             rows[i, j] += scale * change[j]
 
 
+class Moved:
+    """A change of rows that stand elsewhere in the tensor than in the one that it was made for; see `Change`."""
+
+    def __init__(self, change: Change, spans: Sequence[tuple[int, int, int]]) -> None:
+        """spans: rows [start, stop) of the tensor, and which row of the other one the first of them is."""
+        self.rank, self.path, self.parts = change.rank, change.path, change.parts
+        self._change, self._spans = change, spans
+
+    def add_to(self, rows: NDArray[np.float32], start: int) -> None:
+        for first, last, own in self._spans:
+            a, b = max(start, first), min(start + len(rows), last)
+            if a < b:
+                self._change.add_to(rows[a - start : b - start], own + a - first)
+
+
 class LoraAdapter:
     """A checked adapter. `changes(name)` gives what it adds to one tensor of the base it was opened for, `whole(name)`
     the tensor that it brings in its place.
@@ -180,6 +197,7 @@ class LoraAdapter:
     def changed(self) -> set[str]:
         """Those of which it changes a part, or all by a little."""
         live, rows = (self._live, set(self._rows)) if self.strength else (set[str](), set[str]())
+        live = {place[0] if (place := of_expert(name)) else name for name in live}
         low_rank, _, tokens = self._shared
         return self._with_head(live, low_rank) | self._with_head(rows, tokens)
 
@@ -199,6 +217,10 @@ class LoraAdapter:
             scale = self.strength * self._scale(own, b.n)
             flipped = own == keys.EMBEDDING
             found.append(Delta(a, b, scale, flipped=True) if flipped else Delta(b, a, scale))
+        for expert, single in self._single_experts.get(name, ()):
+            a, b = self._pairs[single]
+            change = Delta(b, a, self.strength * self._scale(single, b.n))
+            found.append(Moved(change, [(expert * b.rows, (expert + 1) * b.rows, 0)]))
         if (own := self._own_name(name, self._rows, tokens)) is not None:
             found.append(Rows(*self._rows[own], self.strength))
         return found
@@ -232,6 +254,15 @@ class LoraAdapter:
             for name, (a, b) in self._pairs.items()
             if self._scale(name, b.n) and not any(map(_is_zero, self._zero_halves(name)))
         }
+
+    @cached_property
+    def _single_experts(self) -> dict[str, list[tuple[int, str]]]:
+        """The changes that are not zero and are for the tensor of one expert, by the stack that it is in today."""
+        found: dict[str, list[tuple[int, str]]] = {}
+        for name in self._live:
+            if (place := of_expert(name)) is not None:
+                found.setdefault(place[0], []).append((place[1], name))
+        return {stack: sorted(experts) for stack, experts in found.items()}
 
     def _zero_halves(self, name: str) -> tuple[StoredTensor, StoredTensor]:
         """The halves of a pair as PEFT counts them: A, which is random before training, and B, which is zero. For
@@ -336,12 +367,15 @@ class LoraAdapter:
             raise PlanError(f'{self.file.path}: tensor "{name}" is not part of a LoRA adapter (.lora_a, .lora_b)')
 
     def _target(self, base: StoredFile, name: str) -> StoredTensor | None:
-        """The tensor of the base that a change is for."""
+        """The tensor of the base that a change is for; the stack of all experts for the change of one."""
+        if (place := of_expert(name)) is not None:
+            name = place[0]
         return base.tensors.get(keys.EMBEDDING if name == keys.HEAD and self._base_is_tied else name)
 
     def _check_pair(self, base: StoredFile, name: str, a: StoredTensor, b: StoredTensor) -> None:
         target = self._target(base, name)
-        if target is None:
+        place = of_expert(name)
+        if target is None or (place is not None and place[1] >= target.shape[0]):
             raise PlanError(
                 f'{self.file.path}: changes "{name}", which {base.path} does not have; '
                 "use an adapter made for this base"
@@ -349,10 +383,11 @@ class LoraAdapter:
         tokens = (a if name == keys.EMBEDDING else b).shape[0] if len(a.shape) == len(b.shape) == 2 else 0
         if name in (keys.EMBEDDING, keys.HEAD) and tokens > target.shape[0]:
             raise grown(self.file.path, name, tokens, base.path, target.shape[0])
-        if not _fits(name, a.shape, b.shape, target.shape):
+        shape = target.shape if place is None else target.shape[1:]
+        if not _fits(name, a.shape, b.shape, shape):
             raise PlanError(
                 f'{self.file.path}: the halves of "{name}" have shapes {list(a.shape)} and {list(b.shape)}, '
-                f"which do not fit the base's {list(target.shape)}; use an adapter made for this base"
+                f"which do not fit the base's {list(shape)}; use an adapter made for this base"
             )
         for tensor in (a, b, target):
             if not (tensor.type.is_quantized or tensor.type.is_float):

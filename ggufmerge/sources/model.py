@@ -18,13 +18,15 @@ from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.shards import model_name
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.formats.checkpoint import Checkpoint
-from ggufmerge.formats.stored import DescribedTensor, StoredFile, StoredTensor, with_tensors
+from ggufmerge.formats.experts import about_stacks, of_expert
+from ggufmerge.formats.rearranged import Computed, Rearranged, described, taken_apart, under_other_names
+from ggufmerge.formats.stored import DescribedTensor, StoredFile, StoredTensor, with_only, with_tensors
 from ggufmerge.keys import HEAD
 from ggufmerge.quants import codec
 from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.sources.damage import adapter_damage, damage, too_large
 from ggufmerge.sources.located import Located
-from ggufmerge.sources.lora import Change, LoraAdapter
+from ggufmerge.sources.lora import Change, LoraAdapter, Moved
 from ggufmerge.sources.replaced import replacement
 from ggufmerge.sources.side_tensors import read_scales, side_names, side_tensors
 from ggufmerge.sources.tying import own_head
@@ -172,7 +174,7 @@ class Source:
     head there. It decides which rows other models lend (`sources.aligned`).
 
     replaced: the tensors in the place of which adapters brought others; `file` has those, while `tensors` has the types
-    of the model's own.
+    of the model's own. So it is with stacks of experts whose types differ (`formats.rearranged.Mixed`).
     """
 
     def __init__(
@@ -190,7 +192,9 @@ class Source:
         self.metadata: KeyValues = file.metadata
         self.side_tensors = side_tensors(file.tensors)
         aside = {name for names in self.side_tensors.values() for name in names}
-        self.tensors: dict[str, DescribedTensor] = {name: t for name, t in file.tensors.items() if name not in aside}
+        self.tensors: dict[str, DescribedTensor] = {
+            name: described(tensor) for name, tensor in file.tensors.items() if name not in aside
+        }
         self.replaced = dict(replaced or {})
         self.tensors |= self.replaced
 
@@ -208,7 +212,7 @@ class Source:
             for name in adapter.wholes & file.tensors.keys():
                 brought.setdefault(name, []).append((adapter.whole(name), adapter.strength))
         own = {name: file.tensors[name] for name in brought}
-        replaced = {name: TensorInfo(name, tensor.shape, tensor.type) for name, tensor in own.items()}
+        replaced = {name: TensorInfo(name, tensor.shape, described(tensor).type) for name, tensor in own.items()}
         file = with_tensors(file, {name: replacement(own[name], parts) for name, parts in brought.items()})
         return cls(reference, file, adapters, located, replaced)
 
@@ -217,6 +221,26 @@ class Source:
         self.file = with_tensors(self.file, own_head(self.file))
         self.side_tensors = side_tensors(self.file.tensors)
         self.tensors[HEAD] = self.file.tensors[HEAD]
+
+    def take_apart(self, parts: Mapping[str, Mapping[str, StoredTensor]], metadata: KeyValues | None = None) -> None:
+        """Show parts of tensors instead of the tensors, as if the file had them so.
+
+        parts: by the name of the tensor; a single part is the same under another name.  metadata: to show as well.
+        """
+        if not parts and metadata is None:
+            return
+        brought = {part: self.replaced[name] for name, own in parts.items() for part in own if name in self.replaced}
+        shown: dict[str, StoredTensor] = {}
+        for name, tensor in self.file.tensors.items():
+            shown |= parts.get(name, {name: tensor})
+        self.file = with_only(self.file, shown, metadata)
+        self.metadata = self.file.metadata
+        self.replaced = {name: tensor for name, tensor in self.replaced.items() if name not in parts}
+        self.replaced |= {part: TensorInfo(part, shown[part].shape, whole.type) for part, whole in brought.items()}
+        self.side_tensors = side_tensors(shown)
+        aside = {name for names in self.side_tensors.values() for name in names}
+        self.tensors = {name: self.tensors.get(name, described(t)) for name, t in shown.items() if name not in aside}
+        self.tensors |= self.replaced
 
     @property
     def name(self) -> str:
@@ -235,7 +259,13 @@ class Source:
 
     def changed_by_adapter(self, name: str) -> bool:
         """Whether the tensor's stored bytes are not what the model computes with."""
-        return any(name in adapter.changed for adapter in self.adapters)
+        names = (name, self._whole(name))
+        return any(own in adapter.changed for adapter in self.adapters for own in names)
+
+    def _whole(self, name: str) -> str:
+        """The tensor of the file that a tensor is a part of; empty for others."""
+        tensor = self.file.tensors.get(name)
+        return tensor.whole if isinstance(tensor, Rearranged) else ""
 
     def moves(self, name: str) -> bool:
         """Whether the rows of a tensor are others, or elsewhere, than in the file."""
@@ -263,8 +293,12 @@ class Source:
 
     def open_stored(self, name: str) -> SourceTensor:
         """A reader of one tensor as the file has it."""
+        tensor = self.file.tensors[name]
         deltas = [change for adapter in self.adapters for change in adapter.changes(name)]
-        return SourceTensor(self.file.tensors[name], deltas, self.scales(name), self.label)
+        if isinstance(tensor, Rearranged) and tensor.whole:
+            of_whole = (change for adapter in self.adapters for change in adapter.changes(tensor.whole))
+            deltas += [Moved(change, tensor.moves) for change in of_whole]
+        return SourceTensor(tensor, deltas, self.scales(name), self.label)
 
     def scales(self, name: str) -> NDArray[np.float32] | None:
         """float32 [matrices]: the factors of a tensor's stored values; None for 1."""
@@ -292,12 +326,26 @@ class Source:
     @property
     def warnings(self) -> list[str]:
         """What the user should know of the source, one line each."""
-        return [*self.located.warnings, *self._ignored(), *self._idle(), *self._strong()]
+        return [*self.located.warnings, *self.rearranged(), *self._ignored(), *self._idle(), *self._strong()]
 
     def misfits(self) -> list[str]:
         """What was asked for in the metadata of its files and ignored, being of a wrong type."""
         files = (self.file, *(adapter.file for adapter in self.adapters))
         return list(dict.fromkeys(f"{file.path}: {line}" for file in files for line in file.metadata.misfits()))
+
+    def rearranged(self) -> list[str]:
+        """What is special of the layout of its file, which is read as if it had that of today; one line each."""
+        told = [f"{self.label}: {stacks}"] if (stacks := about_stacks(self.file.tensors)) else []
+        if wholes := taken_apart(self.file.tensors):
+            told.append(f"{self.label}: {first_few(wholes, 1)} taken apart, as the other models have them")
+        if computed := [t.name for t in self.file.tensors.values() if isinstance(t, Computed)]:
+            told.append(
+                f"{self.label}: {first_few(computed, 1)} made of what it has in another layout, as in the first model"
+            )
+        names = [name for name in under_other_names(self.file.tensors) if of_expert(name) is None]
+        if names:
+            told.append(f"{self.label}: {first_few(names, 1)} read under the names that the other models have for them")
+        return told
 
     def _ignored(self) -> list[str]:
         return [

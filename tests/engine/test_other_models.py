@@ -100,9 +100,12 @@ def test_vision_in_the_file_of_the_model_stays_with_the_model_that_has_it(tmp_pa
         np.testing.assert_allclose(got[name], (plain[name] + seeing[name]) / 2, atol=1e-6)
 
 
+NAMED = (("glm4", "glm4"), ("glmocr", "glmocr"))
+
+
 def test_a_model_in_ollamas_own_layout_is_named(tmp_path: Path) -> None:
-    """gpt-oss is gptoss there, with other tensors; another architecture is just another one."""
-    for name, architecture in (("hub", "gpt-oss"), ("ollama", "gptoss"), ("other", "qwen3")):
+    """gpt-oss is gptoss there; another architecture is just another one."""
+    for name, architecture in (("hub", "gpt-oss"), ("ollama", "gptoss"), ("other", "qwen3"), *NAMED):
         writer = gguf.GGUFWriter(tmp_path / f"{name}.gguf", architecture)
         writer.add_block_count(1)
         writer.add_tensor("blk.0.attn_q.weight", np.zeros((32, 32), np.float32))
@@ -110,8 +113,20 @@ def test_a_model_in_ollamas_own_layout_is_named(tmp_path: Path) -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    for second, told in (("ollama", "'gptoss' is how Ollama calls it"), ("other", "only fine-tunes of one base")):
-        (tmp_path / "r.yaml").write_text(BOTH % ("hub", second))
+    for first, second, told in (
+        (
+            "ollama",
+            "hub",
+            r"'gptoss' is how Ollama calls 'gpt-oss': make hub\.gguf the base, or without a base the first",
+        ),
+        ("hub", "other", "only fine-tunes of one base"),
+        (
+            "glm4",
+            "glmocr",
+            r"'glmocr' is how Ollama calls 'glm4', and its files have other tensors: take both from Hug",
+        ),
+    ):
+        (tmp_path / "r.yaml").write_text(BOTH % (first, second))
         with pytest.raises(PlanError, match=told):
             ggufmerge.build(tmp_path / "r.yaml", tmp_path / "out.gguf")
 

@@ -240,3 +240,68 @@ def test_what_is_no_file_is_no_imatrix(tmp_path: pathlib.Path, make: str) -> Non
         getattr(os, make)(path)
     with pytest.raises(FormatError, match=r"this is (not a regular file|a folder)"):
         load_imatrix(tmp_path / "x")
+
+
+SINGLE = "blk.0.ffn_up.%d.weight"
+
+
+def test_entries_for_single_experts_are_rows_of_the_stack() -> None:
+    """Files for the layout in which each expert has a tensor of its own; an expert without an entry was never seen."""
+    made = imatrix({SINGLE % 2: ([6, 8], [2]), SINGLE % 0: ([1, 2], [1]), SINGLE % 1: ([5, 5], [0])})
+    values = made.get(EXPERTS, 2, 4)
+    assert values is not None
+    assert values.tolist() == [[1, 2], [1, 1], [3, 4], [1, 1]]
+    assert EXPERTS in made
+    assert "blk.1.ffn_up_exps.weight" not in made
+    assert made.missed(EXPERTS, 4) == 2
+
+
+def test_the_entry_of_a_stack_wins_over_those_of_its_experts() -> None:
+    made = imatrix({SINGLE % 0: ([7, 7], [1]), EXPERTS: ([1, 2, 3, 4], [1, 1])})
+    values = made.get(EXPERTS, 2, 2)
+    assert values is not None
+    assert values.tolist() == [[1, 2], [3, 4]]
+
+
+def test_entries_for_experts_of_another_model_are_refused() -> None:
+    """More experts than there are, or rows of several lengths; a number that nobody can have costs no memory."""
+    with pytest.raises(PlanError, match=r"an entry for expert 99999 of blk\.0\.ffn_up_exps\.weight, which has 4"):
+        imatrix({SINGLE % 99999: ([1, 2], [1])}).get(EXPERTS, 2, 4)
+    with pytest.raises(PlanError, match=r"single experts of blk\.0\.ffn_up_exps\.weight differ in size"):
+        imatrix({SINGLE % 0: ([1, 2], [1]), SINGLE % 1: ([1, 2, 3], [1])}).get(EXPERTS, 2, 4)
+    with pytest.raises(PlanError, match=r"has 8 importance values, but the tensor needs 12 \(4 x 3\)"):
+        imatrix({SINGLE % 0: ([1, 2], [1])}).get(EXPERTS, 3, 4)
+
+
+def test_matrices_of_both_layouts_add_up() -> None:
+    """Entries for single experts are added to those of the stack."""
+    stack = imatrix({EXPERTS: ([1, 2, 3, 4], [1, 1])}, chunk_size=1)
+    singles = imatrix({SINGLE % 1: ([5, 6], [3]), Q: ([1, 1], [1])}, chunk_size=1)
+    for both in (stack.combine([singles]), singles.combine([stack])):
+        assert sorted(both.names) == [Q, EXPERTS]
+        assert both.entry(EXPERTS).sums.tolist() == [1, 2, 8, 10]
+        assert both.entry(EXPERTS).counts.tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ("attn_k", "attn_qkv"),
+        ("attn_qkv", "attn_q"),
+        ("ffn_up_exps", "ffn_gate_up_exps"),
+        ("ffn_gate_up_exps", "ffn_gate_exps"),
+    ],
+)
+def test_weights_of_one_input_that_are_stored_apart_or_together_have_one_entry(asked: str, given: str) -> None:
+    """What was collected is of the inputs, which are the same."""
+    made = imatrix({f"blk.3.{given}.weight": ([1, 2, 3, 4], [1, 1])})
+    values = made.get(f"blk.3.{asked}.weight", 2, 2)
+    assert values is not None
+    assert values.tolist() == [[1, 2], [3, 4]]
+    assert made.get("blk.3.ffn_down_exps.weight", 2, 2) is None
+
+
+def test_weights_that_are_stored_apart_do_not_lend_each_other_their_entries() -> None:
+    """What `select` leaves out stays out."""
+    made = imatrix({Q: ([1, 2], [1]), "blk.0.attn_k.weight": ([1, 2], [1])}).select(exclude=["attn_k"])
+    assert made.get("blk.0.attn_k.weight", 2) is None

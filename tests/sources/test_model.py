@@ -11,7 +11,7 @@ import pytest
 
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import open_gguf
-from ggufmerge.places import opening
+from ggufmerge.formats import experts
 from ggufmerge.places.opening import open_source
 from ggufmerge.recipe import ModelReference
 from ggufmerge.sources import Source, lora
@@ -145,7 +145,7 @@ def test_close_lets_go_of_all_files(folder: Path) -> None:
 def test_a_source_that_cannot_be_opened_leaves_no_file_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So its files can be deleted, also on Windows."""
     files = []
-    for module in (opening, lora):
+    for module in (experts, lora):
         monkeypatch.setattr(module, "open_gguf", lambda path: files.append(open_gguf(path)) or files[-1])
     with pytest.raises(PlanError):
         opened(folder, "base.gguf+lora.gguf+tuned.gguf")
