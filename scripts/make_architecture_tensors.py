@@ -4,9 +4,9 @@
     python scripts/make_architecture_tensors.py LLAMA_CPP     # a checkout of llama.cpp
 
 `read` comes from the names that `load_arch_tensors` of each model asks for (src/models/*.cpp, src/llama-arch.cpp,
-src/llama-model.cpp); whoever asks for one of several layouts asks for all of them. `needed` is what every layer, or every
-model, of the architecture has in vendor/architectures/models.json.gz, whose models have no tensor that llama.cpp would do
-without; where another layout of the same tensor is known, it is left out.
+src/llama-model.cpp); whoever asks for one of several layouts asks for all of them. `needed` is what every layer, or
+every model, of the architecture has in vendor/architectures/models.json.gz, whose models have no tensor that llama.cpp
+would do without.
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ def needed_tensors(*, every: bool = True) -> dict[str, set[str]]:
         layers: dict[str, set[str]] = defaultdict(set)
         for name in model["tensors"]:
             match = re.match(r"(enc\.|dec\.|)blk\.(\d+)\.(.*)", name)
-            if match is None or int(match[2]) < last or not every:
-                layers[f"{match[1]}{match[2]}" if match else ""].add(
-                    f"{match[1]}{match[3]}" if match else re.sub(r"\.\d+\.", ".N.", name)
-                )
+            if match is None:
+                layers[""].add(re.sub(r"\.\d+\.", ".N.", name))
+            elif int(match[2]) < last or not every:
+                layers[match[1] + match[2]].add(match[1] + match[3])
         outside = layers.pop("", set())
         stacks = defaultdict(list)
         for layer, own in layers.items():
