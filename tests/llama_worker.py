@@ -65,7 +65,8 @@ class LlamaWorker:
         assert self._process.stderr is not None
         out = Path(self._folder.name) / "logits.npy"
         out.unlink(missing_ok=True)
-        print(json.dumps({"path": str(path), "tokens": tokens, "out": str(out)}), file=self._process.stdin, flush=True)
+        asked = {"path": str(path.resolve()), "tokens": tokens, "out": str(out)}
+        print(json.dumps(asked), file=self._process.stdin, flush=True)
         loads = False
         while line := self._process.stdout.readline():
             found = json.loads(line)

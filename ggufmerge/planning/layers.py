@@ -20,7 +20,7 @@ from ggufmerge.formats.layers import decoder_layer_count, layer_count
 from ggufmerge.planning.layout import Slice, layers_of_result
 from ggufmerge.recipe import Recipe
 from ggufmerge.sources import Source
-from ggufmerge.text import first_few
+from ggufmerge.text import first_few, series
 
 _Origins = list[tuple[Source, int]]
 _REACH = 8  # how far from the range of a recipe those are looked for that would fit
@@ -55,9 +55,10 @@ def layer_metadata(
             raise PlanError(recipe.complaint(where, misfit.said(origins) + todo))
     written = {key: value for key, value in ruled.items() if key not in recipe.metadata}
     if written:
-        listed = ", ".join(f"{key} {_short(value)}" for key, value in written.items())
-        old = "; programs older than llama.cpp v0.5.0 may not read this" if any(map(_is_list, written.values())) else ""
-        warnings.append(f"the result has not the layers of {donor.label}; to keep what they are it gets {listed}{old}")
+        listed = series([f"{key} becomes {_short(value)}" for key, value in written.items()])
+        old = "; programs older than llama.cpp v0.5.0 may not read that" if any(map(_is_list, written.values())) else ""
+        why = f"the result has other layers than {donor.label}, and each of them stays what it was"
+        warnings.append(f"{listed}: {why}{old}")
     return changes | ruled, warnings + _unknown_lists(donor, count)
 
 

@@ -220,11 +220,16 @@ def _check_filled(parts: Sequence[Part], number: int, slices: int) -> None:
 def without_effect(
     recipe: Recipe, methods: Sequence[Method], layout: Sequence[Slice], slots: Sequence[Slot], sources: Sequence[Source]
 ) -> list[str]:
-    """Warnings for slices in which nothing is merged, and for vision and sound that models have beside the language
-    model and that the result has not.
+    """Warnings for what the recipe says that is not done: slices in which nothing is merged, layers that not all models
+    have, and vision and sound that models have beside the language model and that the result has not.
     """
     found = []
     for number, piece in enumerate(layout):
+        if piece.taken:
+            part, label = piece.parts[0], sources[piece.parts[0].source].label
+            which = f"layer {part.start}" if piece.layers == 1 else f"layers {part.start} to {part.stop - 1}"
+            what = "not all models predict further tokens (MTP), so these are not merged"
+            found.append(f"{which} of {label}: {what}: taken as they are")
         if not piece.taken and any(map(piece.is_base_alone, methods)):
             place: Location = ("models",) if recipe.slices is None else ("slices", number)
             what = "only the base takes part, so nothing is merged: add the models that are to change it"

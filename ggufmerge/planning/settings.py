@@ -91,6 +91,7 @@ class Facts:
     structure: the changes to the metadata that the layers of the result bring about.  stacked: whether each layer of
         the result is of one model.
     tables: those of the rotation that the result has, with the number of the source.
+    further: whether layers that predict further tokens, which not all models have, are taken from one.
     template: the chat template that the recipe asks for; None when it asks for none.
     """
 
@@ -98,6 +99,7 @@ class Facts:
     structure: Mapping[str, Any]
     stacked: bool
     tables: Mapping[str, int]
+    further: bool
     template: str | None = None
 
 
@@ -158,7 +160,8 @@ class _Comparison:
         return key.startswith(keys.TOKENIZER) and key not in self._recipe.metadata
 
     def _is_of_model(self, key: str) -> bool:
-        if key == keys.block_count(self._arch[:-1]) or key in self._recipe.metadata:
+        told = self._facts.further and key == keys.prediction_layers(self._arch[:-1])
+        if key == keys.block_count(self._arch[:-1]) or told or key in self._recipe.metadata:
             return False
         return key.startswith((self._arch, *_ELSEWHERE))
 

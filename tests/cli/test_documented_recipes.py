@@ -90,8 +90,13 @@ def test_a_documented_recipe_works(where: str, folder: Path, run: Run, monkeypat
     code, shown, err = run("plan", "recipe.yaml", "--all")
     assert (code, "error" in err) == (0, False), err
     assert json.loads(run("plan", "recipe.yaml", "--json")[1])
-    assert run("build", "recipe.yaml", "--dry-run")[1] == run("plan", "recipe.yaml")[1]
+    assert _lasting(run("build", "recipe.yaml", "--dry-run")[1]) == _lasting(run("plan", "recipe.yaml")[1])
     code, _, err = run("build", "recipe.yaml", "-o", "out.gguf", "--overwrite")
     assert code == 0, err
     with ggufmerge.open("out.gguf") as file:
         assert all(name in shown for name in file.tensors)
+
+
+def _lasting(shown: str) -> list[str]:
+    """A plan without what changes from one minute to the next, with whatever else this machine does."""
+    return [line for line in shown.splitlines() if not line.strip().startswith(("disk", "time", "memory"))]
