@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ggufmerge.cli import complaints, voice
 from ggufmerge.cli.facts import facts, plain_json, space, wants_space, warn
+from ggufmerge.recipe.names import layer_of
 from ggufmerge.text import count, folded, printable, shortened, size
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _show_plain(heads: Row, lines: Sequence[Row], numbers: int) -> None:
 
 def kind_of(tensor: str) -> str:
     """A tensor's name with its layer left open: blk.*.attn_q.weight."""
-    return re.sub(r"^blk\.\d+\.", "blk.*.", tensor)
+    return re.sub(r"^((?:enc\.|dec\.)?blk)\.\d+\.", r"\1.*.", tensor)
 
 
 def show_warnings(warnings: Iterable[str]) -> None:
@@ -168,16 +169,17 @@ def show_plan(plan: Plan, opened: Opened, *, every: bool = False, tried: bool = 
     if common:
         tell(["everywhere: " + ", ".join(f"{k} {v}" for k, v in common.items())], "  ")
     several = len({t.method for t in merged}) > 1
-    groups: dict[Row, list[PlannedTensor]] = {}
+    groups: dict[tuple[Row, int], list[PlannedTensor]] = {}
     for tensor in plan.tensors:
         name = tensor.name if every else kind_of(tensor.name)
         shape = " x ".join(map(str, tensor.shape))
         verb = _verb(tensor, len(plan.sources), several=several, same=is_one_tensor(tensor, opened))
         # tensors that stand in one line have the same models, so their parameters can be set side by side
         counts = "/".join(f"{k} {len(v)}" for k, v in _values(tensor).items())
-        groups.setdefault((name, shape, str(tensor.type), verb, counts), []).append(tensor)
+        groups.setdefault(((name, shape, str(tensor.type), verb, counts), _shift(tensor)), []).append(tensor)
     rows = []
-    for (name, shape, kind, verb, _), tensors in groups.items():
+    for ((name, shape, kind, verb, _), shift), tensors in groups.items():
+        verb += _layers_of(tensors) if shift else ""
         own = ", ".join(f"{k} {v}" for k, v in _ranges(tensors, told).items() if k not in common)
         title = f"{len(tensors)} x {name}" if len(tensors) > 1 else tensors[0].name
         rows.append((title, shape, kind, f"{verb}: {own}" if own and not verb.endswith("models") else verb))
@@ -200,8 +202,20 @@ def _verb(tensor: PlannedTensor, models: int, *, several: bool, same: bool) -> s
             return f"{merged}: the same in all models"
         return merged if {i.source for i in tensor.inputs} == set(range(models)) else f"{merged} from {origins}"
     verb = {"copy": "copied", "convert": "converted"}[tensor.action]
-    layers = {i.tensor.split(".")[1] for i in tensor.inputs if i.tensor != tensor.name and i.tensor.startswith("blk.")}
-    return f"{verb} from {origins}" + (f" layer {layers.pop()}" if layers else "")
+    return f"{verb} from {origins}"
+
+
+def _shift(tensor: PlannedTensor) -> int:
+    """By how many layers a tensor that is copied or converted was further down in its model."""
+    own = layer_of(tensor.name)
+    theirs = layer_of(tensor.inputs[0].tensor)
+    return 0 if own is None or theirs is None or tensor.action == "merge" else theirs - own
+
+
+def _layers_of(tensors: Sequence[PlannedTensor]) -> str:
+    """The layers that tensors were in: layers 4 to 10."""
+    layers = [layer_of(tensor.inputs[0].tensor) for tensor in tensors]
+    return f" layer {layers[0]}" if len(layers) == 1 else f" layers {layers[0]} to {layers[-1]}"
 
 
 def _values(tensor: PlannedTensor) -> dict[str, tuple[Any, ...]]:
