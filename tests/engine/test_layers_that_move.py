@@ -1,0 +1,103 @@
+"""What becomes of layers that slices put in another place; the law over all architectures is in tests/architectures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ggufmerge
+from ggufmerge.errors import PlanError
+from ggufmerge.planning.planner import plan_document
+from ggufmerge.recipe import load_recipe
+from tests.architecture_models import tiny_models
+
+
+def planned(folder: Path, *ranges: tuple[int, int], more: str = "") -> tuple[dict[str, Any], list[str]]:
+    """The changes to the metadata and the warnings of the plan for slices of m.gguf."""
+    lines = [f"  - sources: [{{model: m.gguf, layer_range: [{start}, {stop}]}}]" for start, stop in ranges]
+    (folder / "r.yaml").write_text("merge_method: passthrough\nslices:\n" + "\n".join(lines) + "\n" + more)
+    plan, opened = plan_document(load_recipe(folder / "r.yaml"))
+    opened.close()
+    return dict(plan.metadata), list(plan.warnings)
+
+
+def test_a_window_is_written_layer_by_layer_where_the_period_does_not_fit(tmp_path: Path) -> None:
+    """Gemma 2 has full attention in every 2nd layer; after layer 4 comes layer 4 again."""
+    tiny_models()["gemma2"].write(tmp_path / "m.gguf")
+    metadata, warnings = planned(tmp_path, (0, 5), (4, 12))
+    sliding = [True, False] * 2 + [True] + [True, False] * 4
+    assert metadata["gemma2.attention.sliding_window_pattern"] == sliding
+    [line] = [line for line in warnings if "sliding_window_pattern" in line]
+    assert "older than llama.cpp v0.5.0 may not read that" in line
+
+
+def test_where_the_period_fits_nothing_is_written(tmp_path: Path) -> None:
+    """An even number of layers lies between."""
+    tiny_models()["gemma2"].write(tmp_path / "m.gguf")
+    metadata, warnings = planned(tmp_path, (0, 6), (4, 12))
+    assert "gemma2.attention.sliding_window_pattern" not in metadata
+    assert not [line for line in warnings if "gemma2" in line]
+
+
+def test_what_no_metadata_can_say_is_refused_with_ranges_that_fit(tmp_path: Path) -> None:
+    """SmolLM3 has no RoPE in every 4th layer, which is fixed in llama.cpp."""
+    tiny_models()["smollm3"].write(tmp_path / "m.gguf")
+    with pytest.raises(PlanError, match=r"r\.yaml:4:5: layer 7 .* is layer 4 of m\.gguf.* \[3, 12\]") as caught:
+        planned(tmp_path, (0, 7), (4, 12))
+    assert "every 4th layer" in str(caught.value)
+    planned(tmp_path, (0, 7), (3, 12))
+
+
+def test_counts_go_with_the_layers_they_count(tmp_path: Path) -> None:
+    """Dense layers in front, and at the end one that predicts further tokens."""
+    model = tiny_models()["glm4moe-mtp"]
+    model.write(tmp_path / "m.gguf")
+    assert model.metadata["glm4moe.leading_dense_block_count"] == 2
+    metadata, _ = planned(tmp_path, (1, 13))
+    assert metadata["glm4moe.leading_dense_block_count"] == 1
+    assert "glm4moe.nextn_predict_layers" not in metadata
+    metadata, _ = planned(tmp_path, (0, 12))
+    assert metadata["glm4moe.nextn_predict_layers"] == 0
+    with pytest.raises(PlanError, match="MTP"):
+        planned(tmp_path, (0, 13), (5, 12))
+
+
+def test_what_the_recipe_sets_is_not_set_otherwise(tmp_path: Path) -> None:
+    """Then the layers are what the user says, with a warning."""
+    tiny_models()["gemma2"].write(tmp_path / "m.gguf")
+    more = "metadata: {gemma2.attention.sliding_window_pattern: 2}\n"
+    metadata, warnings = planned(tmp_path, (0, 5), (4, 12), more=more)
+    assert metadata["gemma2.attention.sliding_window_pattern"] == 2
+    assert [line for line in warnings if "with sliding attention, but would get full attention there" in line]
+
+
+def test_what_follows_from_the_number_of_layers_is_kept_or_refused(tmp_path: Path) -> None:
+    """MiniCPM's residual scale can be written, the attention scale of Gemma 3 cannot."""
+    model = tiny_models()["minicpm"]
+    model.write(tmp_path / "m.gguf", metadata={"minicpm.residual_scale": None})
+    metadata, _ = planned(tmp_path, (0, 6))
+    assert metadata["minicpm.residual_scale"] == pytest.approx(1.4 / 12**0.5, abs=1e-6)
+    model = tiny_models()["gemma3"]
+    deep = {
+        f"blk.{i}.{name[6:]}": s for i in range(62) for name, s in model.tensors.items() if name.startswith("blk.0.")
+    }
+    outside = {name: shape for name, shape in model.tensors.items() if not name.startswith("blk.")}
+    metadata = {**model.metadata, "gemma3.block_count": 62}
+    type(model)("27b", "gemma3", metadata, {**outside, **deep}, {}, True).write(tmp_path / "m.gguf")
+    with pytest.raises(PlanError, match=r"attention scale of Gemma 3 27B.* by the number of layers, 62"):
+        planned(tmp_path, (0, 60))
+
+
+def test_layers_of_two_kinds_that_become_one_are_told(tmp_path: Path) -> None:
+    """A slice may put a sliding layer on a full one; the first decides what becomes of both."""
+    tiny_models()["gemma2"].write(tmp_path / "a.gguf")
+    tiny_models()["gemma2"].write(tmp_path / "b.gguf", seed=1)
+    (tmp_path / "r.yaml").write_text(
+        "merge_method: linear\nparameters: {weight: 1}\nslices:\n  - sources:\n"
+        "      - {model: a.gguf, layer_range: [0, 6]}\n      - {model: b.gguf, layer_range: [1, 7]}\n"
+    )
+    report = ggufmerge.build(tmp_path / "r.yaml", tmp_path / "out.gguf")
+    wanted = "layer 1 of b.gguf, with full attention, is merged into layer 0 of a.gguf, with sliding attention"
+    assert [line for line in report.warnings if wanted in line]
