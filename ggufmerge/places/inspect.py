@@ -6,8 +6,9 @@ import os
 from typing import Any
 
 from ggufmerge.errors import PlanError
-from ggufmerge.files import GGUFFile, describe, open_gguf
+from ggufmerge.files import GGUFFile, describe, facts, open_gguf
 from ggufmerge.formats.experts import about_stacks, with_stacked_experts
+from ggufmerge.formats.layers import is_without_layers
 from ggufmerge.places.references import find
 
 
@@ -24,6 +25,8 @@ def inspect(reference: str | os.PathLike[str], *, full: bool = False) -> dict[st
 
 
 def _layout(file: GGUFFile) -> str | None:
+    if facts.kind(file) == "model" and file.architecture and is_without_layers(file):
+        return "no language model: weights of another kind that other programs keep in GGUF files, as for images"
     try:
         return about_stacks(with_stacked_experts(file).tensors) or None
     except PlanError as error:

@@ -1,4 +1,4 @@
-"""Whether the filters of a recipe mean any tensor: those of its parameters, methods and `exclude`."""
+"""Whether filters of a recipe mean any tensor (of parameters, methods and `exclude`), and gradients any layers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,20 @@ from ggufmerge.recipe.settings import Rule, Setting
 _ONE_EXPERT = re.compile(r"experts\.\d", re.ASCII)
 
 
-def check_filters(recipe: Recipe, filled: Sequence[Slot], architecture: str) -> list[str]:
-    """RecipeError for filters that match no tensor; a warning when the word would match in other models."""
-    names = dict.fromkeys(name for slot in filled for name in (slot.name, *slot.names) if name is not None)
+def check_gradients(recipe: Recipe, filled: Sequence[Slot]) -> list[str]:
+    """A warning for each gradient that has no layers to go over, as in models of images."""
+    if any(layer_of(slot.name) is not None for slot in filled):
+        return []
+    return [
+        recipe.complaint((*where, key), f"no tensor is in a layer: all get the first value of this gradient of {key}")
+        for where, parameters in _parameters(recipe)
+        for key, setting in parameters.items()
+        if any(isinstance(rule.value, tuple) for rule in setting.rules)
+    ]
+
+
+def _parameters(recipe: Recipe) -> list[tuple[Location, Mapping[str, Setting]]]:
+    """All parameters that a recipe gives, with their places."""
     levels: list[tuple[Location, Mapping[str, Setting]]] = [(("parameters",), recipe.parameters)]
     for i, model in enumerate(recipe.models or ()):
         levels.append((("models", i, "parameters"), model.parameters))
@@ -28,6 +39,13 @@ def check_filters(recipe: Recipe, filled: Sequence[Slot], architecture: str) -> 
         levels.append((("slices", i, "parameters"), piece.parameters))
         for j, source in enumerate(piece.sources):
             levels.append((("slices", i, "sources", j, "parameters"), source.parameters))
+    return levels
+
+
+def check_filters(recipe: Recipe, filled: Sequence[Slot], architecture: str) -> list[str]:
+    """RecipeError for filters that match no tensor; a warning when the word would match in other models."""
+    names = dict.fromkeys(name for slot in filled for name in (slot.name, *slot.names) if name is not None)
+    levels = _parameters(recipe)
     excluded = Setting(tuple(Rule(pattern, None) for pattern in recipe.exclude))
     levels.append(((), {"merge_method": recipe.merge_method, "exclude": excluded}))
     theirs = ""  # a filter that only Hugging Face's names make mean something

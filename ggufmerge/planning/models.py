@@ -9,7 +9,7 @@ from ggufmerge.files import facts
 from ggufmerge.methods import method as find_method
 from ggufmerge.places.opening import open_source
 from ggufmerge.planning.checks import check_member
-from ggufmerge.planning.filters import check_filters
+from ggufmerge.planning.filters import check_filters, check_gradients
 from ggufmerge.planning.layout import Slice, Slot, lay, without_effect
 from ggufmerge.planning.plan import PlannedSource
 from ggufmerge.planning.presence import reconciled
@@ -82,7 +82,7 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     slices, slots = lay(recipe, methods, references, sources)
     slots = reconciled(slots, recipe, references, sources)
     warnings = without_effect(recipe, methods, slices, slots, sources)
-    warnings += check_filters(recipe, slots, sources[0].file.architecture)
+    warnings += [*check_filters(recipe, slots, sources[0].file.architecture), *check_gradients(recipe, slots)]
     return LaidOut(references, sources, slices, slots, warnings, alignment)
 
 

@@ -9,9 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufmerge.errors import GgufmergeError
+from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files.journal import Move
 from ggufmerge.files.small import file_name
+from ggufmerge.formats.layers import is_without_layers
 from ggufmerge.places.ollama.destination import destination
 from ggufmerge.places.ollama.modelfile import check_modelfile, modelfile_path, write_modelfile
 from ggufmerge.places.ollama.names import OllamaName
@@ -81,6 +82,11 @@ class OllamaSink:
 
     def check(self, plan: Plan, opened: Opened, output: Output) -> list[str]:
         """Warnings; PlanError when Ollama would refuse the result or has no space for it, or a name is taken."""
+        if is_without_layers(opened.sources[0].file):
+            if self.place is not None:
+                what = f"{plan.architecture} is no language model, so Ollama cannot run it; leave out --ollama"
+                raise PlanError(f"{opened.sources[0].label}: {what}")
+            self._modelfile = False
         if self.place is None and not self._modelfile:
             return []
         if self._modelfile:

@@ -11,6 +11,7 @@ import pytest
 import ggufmerge
 from ggufmerge.errors import PlanError
 from ggufmerge.places.inventory import described
+from ggufmerge.sinks import OllamaSink
 from tests.tiny import write_tiny_llama
 
 SHAPES = {"img_in.weight": (64, 32), "double_blocks.0.img_attn.qkv.weight": (96, 64), "final_layer.linear.bias": (64,)}
@@ -155,3 +156,20 @@ def test_experts_that_an_importance_matrix_never_saw_are_told(tmp_path: Path) ->
     report = ggufmerge.quantize_file(tmp_path / "m.gguf", tmp_path / "q.gguf", "Q4_K_M", imatrix=matrix)
     [line] = [line for line in report.warnings if "experts" in line]
     assert "never saw 2 of the experts of blk.0.ffn_gate_exps.weight, and some of 1 more: they are quantized" in line
+
+
+def test_a_gradient_without_layers_is_told(folder: Path) -> None:
+    """Nothing says where a tensor of an image model stands, so all get one value."""
+    text = "merge_method: linear\nmodels: [{model: a.gguf, parameters: {weight: [0, 1]}}, {model: b.gguf}]\n"
+    (folder / "r.yaml").write_text(text + "parameters: {weight: 1}\n")
+    report = ggufmerge.build(folder / "r.yaml", folder / "out.gguf")
+    [line] = report.warnings
+    assert "no tensor is in a layer: all get the first value of this gradient of weight" in line
+
+
+def test_ollama_is_not_given_a_model_of_images(folder: Path) -> None:
+    """It could not run it; so nothing is written for it either."""
+    (folder / "r.yaml").write_text("merge_method: passthrough\nmodels: [{model: a.gguf}]\n")
+    ggufmerge.build(folder / "r.yaml", folder / "out.gguf", sinks=[OllamaSink(folder / "out.gguf")])
+    assert not list(folder.glob("*Modelfile*"))
+    assert "no language model" in ggufmerge.inspect(folder / "a.gguf")["layout"]
