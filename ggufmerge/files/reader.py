@@ -13,6 +13,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -56,7 +57,7 @@ class GGUFFile:
         self.nbytes = sum(header.size for header in headers)
         self._files = [header.file for header in headers]
 
-    @property
+    @cached_property
     def architecture(self) -> str:
         """`general.architecture`; "" for files without one, such as an imatrix, and for what is no name."""
         name = self.metadata.text(ARCHITECTURE) or ""
