@@ -23,6 +23,7 @@ from ggufmerge.engine.build import build
 
 PACKAGE = Path(ggufmerge.__file__).parent
 GROUND = {
+    "architectures",
     "chat",
     "files",
     "formats",

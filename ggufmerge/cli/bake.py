@@ -138,7 +138,8 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
 
 
 def _show(plan: Plan, report: BuildReport | None, *, every: bool) -> None:
-    from ggufmerge.cli.terminal import kind_of, show_kept, show_notes, show_table, tell
+    from ggufmerge.architectures.stacks import kind_of
+    from ggufmerge.cli.terminal import show_kept, show_notes, show_table, tell
     from ggufmerge.text import count, size
 
     groups: dict[tuple[str, str, bool], list[PlannedTensor]] = {}

@@ -203,7 +203,7 @@ def _percent(share: float) -> str:
 
 def _rows(tensors: Any, with_base: bool, every: bool) -> list[list[str]]:
     """A row for each kind of tensor, with the means of its tensors' figures (the largest of the largest)."""
-    from ggufmerge.cli.terminal import kind_of
+    from ggufmerge.architectures.stacks import kind_of
 
     groups: dict[str, list[Any]] = {}
     for t in tensors:

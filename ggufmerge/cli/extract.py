@@ -113,7 +113,8 @@ def _facts(plan: ExtractPlan, report: ExtractReport | None) -> dict[str, Any]:
 
 
 def _show(plan: ExtractPlan, report: ExtractReport | None, *, every: bool) -> None:
-    from ggufmerge.cli.terminal import kind_of, show_table, tell
+    from ggufmerge.architectures.stacks import kind_of
+    from ggufmerge.cli.terminal import show_table, tell
     from ggufmerge.engine.extract import total
     from ggufmerge.text import size
 

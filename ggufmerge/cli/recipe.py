@@ -104,7 +104,7 @@ def explain(
 
 def _alike(explanations: Sequence[Explanation], *, every: bool) -> dict[str, list[Explanation]]:
     """Tensors that differ in nothing but their layer and its place in gradients together, by their common name."""
-    from ggufmerge.cli.terminal import kind_of
+    from ggufmerge.architectures.stacks import kind_of
 
     groups: dict[Any, list[Explanation]] = {}
     for e in explanations:

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ggufmerge.architectures.stacks import kind_of, layer_of
 from ggufmerge.cli import complaints, voice
 from ggufmerge.cli.facts import facts, plain_json, space, wants_space, warn
-from ggufmerge.recipe.names import layer_of
 from ggufmerge.text import count, folded, printable, shortened, size
 
 if TYPE_CHECKING:
@@ -123,11 +123,6 @@ def _show_plain(heads: Row, lines: Sequence[Row], numbers: int) -> None:
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         typer.echo("  ".join(cells).rstrip())
-
-
-def kind_of(tensor: str) -> str:
-    """A tensor's name with its layer left open: blk.*.attn_q.weight."""
-    return re.sub(r"^((?:enc\.|dec\.)?blk)\.\d+\.", r"\1.*.", tensor)
 
 
 def show_warnings(warnings: Iterable[str]) -> None:

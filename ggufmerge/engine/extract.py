@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge import keys
+from ggufmerge.architectures.stacks import layer_of
 from ggufmerge.engine.low_rank import PASSES, LowRank, low_rank
 from ggufmerge.errors import GgufmergeError, PlanError, nearest
 from ggufmerge.files import MetadataEditor, TensorInfo, facts
@@ -354,7 +355,7 @@ class _Selection:
             return "not a matrix"
         if name == EMBEDDING and not self.embeddings:
             return "the embedding, taken with --embeddings"
-        known = name.startswith("blk.") or name in (HEAD, EMBEDDING)
+        known = layer_of(name) is not None or name in (HEAD, EMBEDDING)
         if not known or not name.endswith(".weight") or any(fnmatchcase(name, p) for p in _NOT_MULTIPLIED):
             return "llama.cpp applies no adapter to it"
         if other.shape != tensor.shape:

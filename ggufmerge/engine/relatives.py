@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge.architectures.stacks import layer_of
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.places.inventory import FoundModel
 from ggufmerge.places.opening import open_source
@@ -149,7 +150,7 @@ def _matrices(sources: Sequence[Source]) -> list[str]:
     names = [
         name
         for name, tensor in first.tensors.items()
-        if name.startswith("blk.")
+        if layer_of(name) is not None
         and len(tensor.shape) >= 2
         and min(tensor.shape[-2:]) > 1
         and (tensor.type.is_quantized or tensor.type.is_float)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ggufmerge.architectures.stacks import layer_of
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.kernels import is_prepared
 from ggufmerge.planning.opened import Opened
@@ -44,7 +45,7 @@ def to_try(plan: Plan, opened: Opened) -> list[PlannedTensor]:
     """A few tensors of each quantized type that change, out of the middle of the model."""
     found: list[PlannedTensor] = []
     for kind in plan.types():
-        changing = [t for t in _changing(plan, opened) if t.type == kind and t.name.startswith("blk.")]
+        changing = [t for t in _changing(plan, opened) if t.type == kind and layer_of(t.name) is not None]
         found += changing[len(changing) // 2 :][:TRIED]
     return found
 

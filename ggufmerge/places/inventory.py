@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ggufmerge import keys
 from ggufmerge.architectures.layers import Layers
+from ggufmerge.architectures.stacks import layer_of, stack_of
 from ggufmerge.architectures.tensors import OTHER_SENSES
 from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.errors import GgufmergeError, PlanError
@@ -27,7 +28,6 @@ from ggufmerge.places.hub import cache as hub_cache
 from ggufmerge.places.ollama import store as ollama
 from ggufmerge.places.presets import preset_models
 from ggufmerge.places.schemes import SCHEMES
-from ggufmerge.recipe.names import layer_of, stack_of
 from ggufmerge.sources.layouts import in_one_layout
 from ggufmerge.sources.located import Located
 

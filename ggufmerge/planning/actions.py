@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from ggufmerge.architectures.stacks import layer_of
 from ggufmerge.errors import PlanError
 from ggufmerge.keys import EMBEDDING, HEAD
 from ggufmerge.planning.plan import PlannedTensor, Rounding
@@ -104,7 +105,7 @@ def _check_writable(tensors: Sequence[PlannedTensor], file_type: FileType, imatr
                 f"{t.name}: {t.type} cannot be written without an importance matrix: give {remedy}, "
                 f"or choose a wider --type"
             )
-        if imatrix and weights is None and t.name.startswith("blk.") and codec(t.type).quantize_weighted is not None:
+        if imatrix and weights is None and layer_of(t.name) is not None and codec(t.type).quantize_weighted is not None:
             uncovered.append(t.name)
         if imatrix and weights is not None and codec(t.type).quantize_weighted is not None:
             unseen |= {t.name: missed} if (missed := imatrix.missed(t.name, t.matrices)) else {}

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from ggufmerge.architectures.names import architectures, known_words, own_spellings
+from ggufmerge.architectures.stacks import layer_of
 from ggufmerge.errors import RecipeError
 from ggufmerge.planning.layout import Slot
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
-from ggufmerge.recipe.names import layer_of
 from ggufmerge.recipe.settings import Rule, Setting
 
 # a filter for a single expert, of which GGUF has none: it keeps all of a layer in one tensor

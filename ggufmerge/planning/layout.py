@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ggufmerge.architectures.stacks import STACKS, layer_of, stack_of, with_layer
 from ggufmerge.architectures.tensors import OTHER_SENSES
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.formats.layers import decoder_layer_count, has_further_layers, layer_count, main_layer_count
@@ -18,7 +19,6 @@ from ggufmerge.methods.spec import Base, Method
 from ggufmerge.planning.tables import TABLES, table_owners
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
-from ggufmerge.recipe.names import STACKS, layer_of, stack_of, with_layer
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Model, Parameters, SliceSource
 from ggufmerge.recipe.settings import matches

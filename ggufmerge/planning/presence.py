@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from ggufmerge.architectures.stacks import part_of
 from ggufmerge.errors import PlanError
 from ggufmerge.planning.layout import Slot
 from ggufmerge.recipe import Recipe
@@ -97,4 +97,4 @@ def _check(filled: Sequence[Slot], sources: Sequence[Source]) -> None:
 
 def _word(names: Sequence[str]) -> str:
     """A filter that means some tensors: the name of one, without its layer."""
-    return re.sub(r"^.*blk\.\d+\.", "", names[0])
+    return part_of(names[0])

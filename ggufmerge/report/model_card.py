@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from ggufmerge import keys
+from ggufmerge.architectures.stacks import kind_of
 from ggufmerge.errors import GgufmergeError, RecipeError
 from ggufmerge.files import GGUFFile, describe
 from ggufmerge.files.absent import absent
@@ -235,10 +236,7 @@ def _types(facts: Mapping[str, Any]) -> str:
 
 
 def _tensors(file: GGUFFile) -> str:
-    kinds = Counter(
-        (re.sub(r"^blk\.\d+\.", "blk.*.", t.name), " x ".join(map(str, t.shape)), t.type.value)
-        for t in file.tensors.values()
-    )
+    kinds = Counter((kind_of(t.name), " x ".join(map(str, t.shape)), t.type.value) for t in file.tensors.values())
     rows = [(_cell(name), str(count), shape, kind) for (name, shape, kind), count in kinds.items()]
     return "## Tensors\n\n" + _table(("tensor", "number", "shape", "type"), rows)
 

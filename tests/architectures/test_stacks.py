@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ggufmerge.recipe.names import STACKS, layer_of, stack_of, with_layer
+from ggufmerge.architectures.stacks import STACKS, layer_of, stack_of, with_layer
 
 
 @pytest.mark.parametrize(

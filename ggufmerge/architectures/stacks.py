@@ -28,3 +28,15 @@ def with_layer(name: str, layer: int) -> str:
     """The same tensor in another layer of its stack; a name outside the layers stays what it is."""
     match = _BLOCK.fullmatch(name)
     return f"{match[1]}blk.{layer}.{match[3]}" if match else name
+
+
+def kind_of(name: str) -> str:
+    """A tensor's name with its layer left open: blk.*.attn_q.weight."""
+    match = _BLOCK.fullmatch(name)
+    return f"{match[1]}blk.*.{match[3]}" if match else name
+
+
+def part_of(name: str) -> str:
+    """What a tensor is in its layer: attn_q.weight; a name outside the layers as it is."""
+    match = _BLOCK.fullmatch(name)
+    return match[3] if match else name
