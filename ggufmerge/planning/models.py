@@ -80,7 +80,7 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     slices, slots = lay(recipe, methods, references, sources)
     slots = settled(slots, recipe, references, sources)
     warnings = without_effect(recipe, methods, slices, slots, sources)
-    warnings += check_filters(recipe, slots, sources[0].file.architecture)
+    warnings += check_filters(recipe, slots, sources)
     return LaidOut(references, sources, slices, slots, warnings, alignment)
 
 
