@@ -222,7 +222,7 @@ def community_name(name: str) -> str | None:
         )
     if told := _of_fork(name):
         return told
-    if key.startswith("UD-"):
+    if key.startswith("UD-") or key.endswith("_XL"):
         return "a mixture that Unsloth makes for each model: quantize --like FILE takes over that of a file"
     if key.startswith("I1-"):
         return f"{name[3:]} made with an importance matrix: give --imatrix FILE"

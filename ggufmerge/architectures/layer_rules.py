@@ -96,7 +96,8 @@ class Window(Rule):
     main: int = 0
     pattern = "attention.sliding_window_pattern"
 
-    def _holds(self, layers: Layers) -> bool:
+    def holds(self, layers: Layers) -> bool:
+        """Whether llama.cpp has sliding attention in the model."""
         size = layers.integer("attention.sliding_window")
         if self.main and layers.main != self.main:
             return False
@@ -111,7 +112,7 @@ class Window(Rule):
         return (self.pattern, "attention.sliding_window")
 
     def of(self, layers: Layers) -> Values:
-        if not self._holds(layers):
+        if not self.holds(layers):
             return [False] * layers.count
         if (given := layers.values(self.pattern)) is not None:
             return [i < len(given) and bool(given[i]) for i in range(layers.count)]
@@ -122,12 +123,12 @@ class Window(Rule):
         return "sliding attention" if value else "full attention"
 
     def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
-        return {layers.key(self.pattern): list(map(bool, wanted))} if self._holds(layers) else None
+        return {layers.key(self.pattern): list(map(bool, wanted))} if self.holds(layers) else None
 
     def why(self, layers: Layers) -> str:
         if self.main:
             return f"{layers.architecture} has sliding attention in models of {self.main} layers only"
-        if not self._holds(layers):
+        if not self.holds(layers):
             return f"without {layers.key('attention.sliding_window')} all layers have full attention"
         return f"{layers.architecture} has full attention in {_every(self._period(layers))}"
 
@@ -532,6 +533,76 @@ class HeadSize(Rule):
         return f"llama.cpp computes the size of heads with {layers.key(self.number)} of layer 0"
 
 
+@dataclass(frozen=True)
+class Stated(Rule):
+    """Layers of two kinds that a value for each of them tells apart, which moves with the layer."""
+
+    key: str
+    kind: str
+    others: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def of(self, layers: Layers) -> Values:
+        """True and False for the kinds, None where the metadata do not say."""
+        given = layers.values(self.key)
+        return [bool(value) for value in given] if given else [None] * layers.count
+
+    def said(self, value: Hashable) -> str:
+        return self.kind if value else self.others
+
+    def why(self, layers: Layers) -> str:
+        return f"{layers.key(self.key)} says so for each layer"
+
+
+@dataclass(frozen=True)
+class WithoutCache(Stated):
+    """Layers without keys and values are recurrent; with a feed-forward part alone they are neither (Nemotron-H)."""
+
+    feed_forward: bool = False
+
+    def of(self, layers: Layers) -> Values:
+        given = layers.values(self.key) or layers.values("attention.head_count")
+        wide = (layers.values("feed_forward_length") or []) if self.feed_forward else []
+        if not given:
+            return [None] * layers.count
+        neither = [i < len(wide) and bool(wide[i]) and not value for i, value in enumerate(given)]
+        return [None if none else not value for value, none in zip(given, neither, strict=True)]
+
+
+@dataclass(frozen=True)
+class Needed(Rule):
+    """llama.cpp keeps a memory for the layers of each kind, and ends with an assertion where none is of that kind.
+
+    kinds: a rule that is True for one kind and False for the other.  both: whether it needs the other as well.
+    """
+
+    kinds: Rule
+    both: bool
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.kinds.reads
+
+    def of(self, layers: Layers) -> Values:
+        """What no layer has though llama.cpp needs one, in words; "" where nothing is missing."""
+        holds = not isinstance(self.kinds, Window) or self.kinds.holds(layers)
+        there = set(self.kinds.of(layers)[: layers.main]) - {None} if holds else set()
+        needed = [True, False] if self.both else [True]
+        return [next((self.kinds.said(kind) for kind in needed if there and kind not in there), "")] * layers.count
+
+    def said(self, value: Hashable) -> str:
+        return f"no layer with {value} beside it" if value else "layers of each kind beside it"
+
+    def why(self, layers: Layers) -> str:
+        kinds = [self.kinds.said(True), *([self.kinds.said(False)] if self.both else [])]
+        return (
+            f"llama.cpp runs {layers.architecture} only with {' and '.join(f'a layer with {kind}' for kind in kinds)}"
+        )
+
+
 _DENSE_LEAD = Lead("leading_dense_block_count", "no experts", "experts")
 _NO_ROPE = ("no positions (RoPE)", "positions (RoPE)")
 _PER_LAYER_EMBEDDING = "tensors such as per_layer_token_embd have a part for each layer"
@@ -608,6 +679,12 @@ _RECURRENT = {
     "qwen3next": Recurrent(4),
     "qwen4exp": Recurrent(4),
 }
+_STATED = ("dots3note", "granite_swa", "maple", "mimo2", "spark2_5", "step35")
+_WITHOUT_CACHE = (
+    *("bailingmoe3", "glm5-next", "granitehybrid", "jamba", "kimi-k3", "kimi-linear", "lfm2", "lfm2moe"),
+    *("nemotron_h", "nemotron_h_moe", "plamo2"),
+)
+_BOTH_WINDOWS = ("dots3note", "gemma-embedding", "llama4", "modern-bert")
 
 
 @cache
@@ -617,4 +694,19 @@ def layer_rules(architecture: str) -> tuple[Rule, ...]:
     if architecture in _DENSE_LEADS:
         found.append(_DENSE_LEAD)
     found += [table[architecture] for table in (_WINDOWS, _RECURRENT) if architecture in table]
-    return (*found, *_OTHERS.get(architecture, ()))
+    return (*found, *_OTHERS.get(architecture, ()), *_needed(architecture))
+
+
+def _needed(architecture: str) -> list[Rule]:
+    """Kinds of layers that a model of the architecture cannot be without."""
+    found: list[Rule] = []
+    stated: Rule = Stated(Window.pattern, "sliding attention", "full attention")
+    windows: dict[str, Rule] = {**dict.fromkeys(_STATED, stated), **_WINDOWS}
+    if architecture in windows:
+        found.append(Needed(windows[architecture], both=architecture in _BOTH_WINDOWS))
+    if architecture in _RECURRENT:
+        found.append(Needed(_RECURRENT[architecture], both=True))
+    if architecture in _WITHOUT_CACHE:
+        no_cache = ("attention.head_count_kv", "recurrent attention", "full attention")
+        found.append(Needed(WithoutCache(*no_cache, feed_forward=architecture.startswith("nemotron_h")), both=True))
+    return found

@@ -22,7 +22,7 @@ from ggufmerge.errors import FormatError
 from ggufmerge.files import shards
 from ggufmerge.files.absent import absent
 from ggufmerge.files.metadata import MAX_ARRAY, MAX_STRING, Metadata, ValueKind
-from ggufmerge.files.pieces import of_cut_file
+from ggufmerge.files.pieces import of_cut_file, unfinished_download
 from ggufmerge.files.small import open_regular
 from ggufmerge.files.tensor import MappedFile, Tensor, TensorInfo, Tensors
 from ggufmerge.keys import ALIGNMENT, ARCHITECTURE
@@ -167,7 +167,7 @@ class _Header:
             self._view = memoryview(b"")
 
     def refuse(self, what: str, todo: str) -> NoReturn:
-        what, todo = of_cut_file(self.file.path) or (what, todo)
+        what, todo = of_cut_file(self.file.path) or unfinished_download(self.file.path) or (what, todo)
         raise FormatError(f"{self.file.path}: {what}: {todo}")
 
     @property
@@ -439,6 +439,7 @@ _FOREIGN = (
     (b"tjgg", "a llama.cpp model older than GGUF", "convert the original model again"),
     (b"algg", "a LoRA adapter older than GGUF", "convert the adapter again with convert_lora_to_gguf.py"),
     (b"PK\x03\x04", "a zip archive or PyTorch checkpoint", "convert it with convert_hf_to_gguf.py of llama.cpp"),
+    (b"PK\x07\x08", "the first part of a zip archive", "get the other parts and unpack it"),
     (b"<", "a web page", "download the file itself"),
     (b"\x1f\x8b", "an archive made with gzip", "unpack it with gunzip, or tar -xzf for a .tar.gz"),
     (b"BZh", "an archive made with bzip2", "unpack it with bunzip2"),

@@ -13,6 +13,7 @@ Source: Jang et al., "Model stock: all we need is just a few fine-tuned models" 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,15 @@ from ggufmerge.methods.spec import Chunk, Passes, Problem, Stack
 NO_NORM = 1e-6  # products of norms below it count as this
 
 
-class ModelStock(Combination[Coefficients | None]):
+@dataclass(frozen=True)
+class Agreement:
+    """differ: whether any of the models is unlike the base."""
+
+    coefficients: Coefficients
+    differ: bool
+
+
+class ModelStock(Combination[Agreement | None]):
     name = "model_stock"
     summary = "as far from the base towards the models' average as their agreement allows"
     reference = "Model stock, arXiv:2403.19522"
@@ -35,16 +44,19 @@ class ModelStock(Combination[Coefficients | None]):
     min_models = 2
     parameters = (Parameter("filter_wise", "shared", bool, "a t for each row instead of one for the tensor", False),)
 
-    def passes(self, p: Problem) -> Passes[Coefficients | None]:
-        """Statistics: coefficients of the inputs; None for row-wise ones, which need no pass."""
+    def passes(self, p: Problem) -> Passes[Agreement | None]:
+        """Statistics: the coefficients of the inputs; None for row-wise ones, which need no pass."""
         if p.shared["filter_wise"] and p.shape[0] > 1:
             return None
         products = yield from gram(p, deltas=True)
-        found: Coefficients = interpolation(products[None])[0]
-        return found
+        return Agreement(interpolation(products[None])[0], bool(products.diagonal().any()))
+
+    def coefficients(self, statistics: Agreement | None) -> Coefficients:
+        assert statistics is not None
+        return statistics.coefficients
 
     def combine(
-        self, x: Stack, p: Problem, statistics: Coefficients | None, chunk: Chunk, out: NDArray[np.float32]
+        self, x: Stack, p: Problem, statistics: Agreement | None, chunk: Chunk, out: NDArray[np.float32]
     ) -> None:
         if statistics is None:
             products = np.empty((x.shape[1], p.others, p.others))
@@ -53,8 +65,8 @@ class ModelStock(Combination[Coefficients | None]):
         else:
             super().combine(x, p, statistics, chunk, out)
 
-    def notes(self, p: Problem, statistics: Coefficients | None) -> list[str]:
-        kept = statistics is not None and bool(statistics[0] == 1)
+    def notes(self, p: Problem, statistics: Agreement | None) -> list[str]:
+        kept = statistics is not None and statistics.differ and bool(statistics.coefficients[0] == 1)
         return ["the base is kept: the models' differences do not agree (t = 0)"] if kept else []
 
 

@@ -19,6 +19,7 @@ _OLLAMA = re.compile(
 )
 _ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*?)(?:[:@]([\w.-]+))?")
 _OLLAMA_ID = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)?:[\w.-]+")
+_QUOTES = "“”„‟‘’‚«»"
 _SPELLINGS = {"ollama": "ollama", "hf": "hf", "huggingface": "hf", "lmstudio": "lmstudio", "llamacpp": "llama.cpp"}
 _SHAPES = {  # what stands behind the colon
     "ollama": "model:tag",
@@ -31,7 +32,8 @@ _SHAPES = {  # what stands behind the colon
 def meaning(reference: str, folder: Path) -> str:
     """What to write instead, for a reference that is no file of `folder`; "" when it looks like a path."""
     return (
-        _from_hub_address(reference)
+        _in_quotes(reference)
+        or _from_hub_address(reference)
         or _from_ollama_address(reference)
         or _address(reference)
         or _scheme(reference)
@@ -39,6 +41,12 @@ def meaning(reference: str, folder: Path) -> str:
         or _hub_id(reference, folder)
         or _ollama_id(reference)
     )
+
+
+def _in_quotes(reference: str) -> str:
+    """For a name in the quotes of a text processor, which are letters like any other."""
+    plain = reference.strip(_QUOTES)
+    return f'the quotes are part of the name: write "{plain}", with straight ones or none' if plain != reference else ""
 
 
 def _from_hub_address(reference: str) -> str:

@@ -9,10 +9,11 @@ from fnmatch import fnmatchcase
 from ggufmerge.architectures.names import architectures, known_words, own_spellings
 from ggufmerge.architectures.stacks import layer_of
 from ggufmerge.errors import RecipeError
-from ggufmerge.planning.layout import Slot
+from ggufmerge.planning.layout import Slot, possible_names
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.settings import Rule, Setting
+from ggufmerge.sources import Source
 
 # a filter for a single expert, of which GGUF has none: it keeps all of a layer in one tensor
 _ONE_EXPERT = re.compile(r"experts\.\d", re.ASCII)
@@ -42,19 +43,27 @@ def _parameters(recipe: Recipe) -> list[tuple[Location, Mapping[str, Setting]]]:
     return levels
 
 
-def check_filters(recipe: Recipe, filled: Sequence[Slot], architecture: str) -> list[str]:
-    """RecipeError for filters that match no tensor; a warning when the word would match in other models."""
+def check_filters(recipe: Recipe, filled: Sequence[Slot], sources: Sequence[Source]) -> list[str]:
+    """RecipeError for filters that match no tensor; a warning when the word would match in other models.
+
+    What is excluded need not be in the result: a tensor that the base lacks stays away.
+    """
+    architecture = sources[0].file.architecture
     names = dict.fromkeys(name for slot in filled for name in (slot.name, *slot.names) if name is not None)
     levels = _parameters(recipe)
     excluded = Setting(tuple(Rule(pattern, None) for pattern in recipe.exclude))
     levels.append(((), {"merge_method": recipe.merge_method, "exclude": excluded}))
+    others = (
+        dict.fromkeys(name for source in sources for name in possible_names(recipe, source)) if recipe.exclude else {}
+    )
     theirs = ""  # a filter that only Hugging Face's names make mean something
     has_experts = any("_exps." in name for name in names)
     unused: dict[str, tuple[Location, str]] = {}
     beside: dict[str, tuple[Location, str]] = {}
     for where, parameters in levels:
         for key, setting in parameters.items():
-            used = [any(rule.matches(name, architecture) for name in names) for rule in setting.rules]
+            among = {**names, **others} if key == "exclude" else names
+            used = [any(rule.matches(name, architecture) for name in among) for rule in setting.rules]
             for number, rule in enumerate(setting.rules):
                 if rule.filter is not None and used[number] and not any(_is_part(rule.filter, name) for name in names):
                     theirs = theirs or rule.filter

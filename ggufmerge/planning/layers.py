@@ -32,14 +32,15 @@ def layer_metadata(
     """block_count, the values that hold for single layers, and what else must change for the layers of the result, as
     changes to the metadata of the first source; and warnings.
 
-    PlanError when a layer would be of another kind than it was, or when a list of a source has too few values.
+    PlanError when a layer would be of another kind than it was, or when a list of a source has too few values. What the
+    recipe itself sets is not undone, only told.
     """
     donor = sources[0]
     arch, count = donor.file.architecture, layer_count(donor.file)
     warnings = _mixed(sources, layout)
     origins = _origins(sources, layout)
     if origins == [(donor, i) for i in range(count)]:
-        return {}, warnings
+        return {}, warnings + _set_otherwise(donor, count, recipe.metadata)
     changes: dict[str, Any] = {keys.block_count(arch): len(origins)} | _lists(origins, donor)
     if decoder_layer_count(donor.file) == count:  # then a slice is one of both
         changes[keys.of(arch, "decoder_block_count")] = len(origins)
@@ -174,6 +175,17 @@ def _ruled(
         else:
             written |= kept
     return written, misfits
+
+
+def _set_otherwise(donor: Source, count: int, overrides: Mapping[str, Any]) -> list[str]:
+    """Warnings for layers that stay in their places and that the recipe's own metadata make another kind of."""
+    origins, found = [(donor, i) for i in range(count)], []
+    result = _layers(donor, Changed(donor.metadata, overrides))
+    for rule in layer_rules(donor.file.architecture):
+        if set_there := [key for key in map(result.key, rule.reads) if key in overrides]:
+            misfit = _Misfit(rule, result, rule.of(_layers(donor)), rule.of(result))
+            found += [f"metadata: sets {series(set_there)}: {misfit.said(origins)}"] if misfit.places else []
+    return found
 
 
 def _mixed(sources: Sequence[Source], layout: Sequence[Slice]) -> list[str]:

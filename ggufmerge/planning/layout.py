@@ -23,7 +23,7 @@ from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Model, Parameters, SliceSource
 from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source
-from ggufmerge.text import first_few
+from ggufmerge.text import counted, first_few, series
 
 # The relative positions of T5. Its layer 0 has them for all layers of its stack, as in llama.cpp (src/models/t5.cpp).
 _POSITIONS = "attn_rel_b."
@@ -220,16 +220,16 @@ def _check_filled(parts: Sequence[Part], number: int, slices: int) -> None:
 def without_effect(
     recipe: Recipe, methods: Sequence[Method], layout: Sequence[Slice], slots: Sequence[Slot], sources: Sequence[Source]
 ) -> list[str]:
-    """Warnings for what the recipe says that is not done: slices in which nothing is merged, layers that not all models
-    have, and vision and sound that models have beside the language model and that the result has not.
+    """Warnings for slices in which nothing is merged, for layers that not all models have, and for vision and sound
+    that models have beside the language model and that the result has not.
     """
     found = []
+    for piece in (piece for piece in layout if piece.taken):
+        if not all(_is_grafted(recipe, slot, sources[0]) for slot in slots if slot.slice is piece):
+            lacking = [s.label for s in (sources[p.source] for p in layout[0].parts) if not has_further_layers(s.file)]
+            what = "no layers that predict further tokens (MTP); the result has those of"
+            found.append(f"{series(lacking)}: {what} {sources[piece.parts[0].source].label} as they are")
     for number, piece in enumerate(layout):
-        if piece.taken:
-            part, label = piece.parts[0], sources[piece.parts[0].source].label
-            which = f"layer {part.start}" if piece.layers == 1 else f"layers {part.start} to {part.stop - 1}"
-            what = "not all models predict further tokens (MTP), so these are not merged"
-            found.append(f"{which} of {label}: {what}: taken as they are")
         if not piece.taken and any(map(piece.is_base_alone, methods)):
             place: Location = ("models",) if recipe.slices is None else ("slices", number)
             what = "only the base takes part, so nothing is merged: add the models that are to change it"
@@ -237,25 +237,31 @@ def without_effect(
     names = {slot.name for slot in slots}
     taken = {(part.source, name) for slot in slots for part, name in zip(slot.slice.parts, slot.names, strict=True)}
     for number, source in enumerate(sources):
-        gone = [
-            name
-            for name in source.tensors
-            if any(matches(pattern, name, source.file.architecture) for pattern in recipe.exclude)
-            and (number, name) not in taken
-            and name not in names
-            and (recipe.slices is None or layer_of(name) is None)
-        ]
+        lost = [name for name in possible_names(recipe, source) if name not in names and (number, name) not in taken]
+        excluded = {
+            name for name in lost if any(matches(pattern, name, source.file.architecture) for pattern in recipe.exclude)
+        }
+        gone = [name for name in lost if name in excluded]
         if gone:
             what = f"{source.label}: {len(gone)} excluded tensors ({first_few(gone, 2)}) are not in the result"
             found.append(f"{what}, since excluded tensors stay as they are in {sources[0].label}, which has none")
-        missing = [name for name in source.tensors if name.startswith(OTHER_SENSES) and name not in names]
+        missing = [name for name in lost if name.startswith(OTHER_SENSES) and name not in excluded]
         if missing:
-            what = f"{len(missing)} tensors of vision or sound ({missing[0]}, ...) are left out"
+            what = f"{counted(len(missing), 'tensor')} of vision or sound ({first_few(missing, 1)}) left out"
+            why = f"since {sources[0].label}, which the result takes after, does not have them"
             todo = "to keep them make it the base, or without a base the first model"
-            found.append(
-                f"{source.label}: {what}, since {sources[0].label}, which the result takes after, has none; {todo}"
-            )
+            found.append(f"{source.label}: {what}, {why}; {todo}")
     return found
+
+
+def _is_grafted(recipe: Recipe, slot: Slot, first: Source) -> bool:
+    patterns = (pattern for graft in recipe.graft for pattern in graft.tensors)
+    return any(matches(pattern, slot.name, first.file.architecture) for pattern in patterns)
+
+
+def possible_names(recipe: Recipe, source: Source) -> list[str]:
+    """The tensors of a source that the result might have: all, but of slices only those outside of layers."""
+    return [name for name in source.tensors if recipe.slices is None or layer_of(name) is None]
 
 
 def _check_model_count(method: Method, piece: Slice, recipe: Recipe, number: int) -> None:
@@ -344,11 +350,10 @@ def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *
                 only = replace(piece, parts=(replace(piece.parts[first], source=tables[name]),), base=None)
                 note = f"computed, not trained: taken from {sources[tables[name]].label}"
                 yield Slot(name, only, (name,), 0.0, (note,), constant=True)
-        elif name.startswith(OTHER_SENSES) and None in own:
-            if name in sources[owner].tensors:
-                only = replace(piece, parts=(replace(piece.parts[first], source=owner),), base=None)
-                note = f"vision or sound, which not all models have: taken from {sources[owner].label}"
-                yield Slot(name, only, (name,), 0.0, (note,), constant=True)
+        elif name.startswith(OTHER_SENSES) and None in own and name in sources[owner].tensors:
+            only = replace(piece, parts=(replace(piece.parts[first], source=owner),), base=None)
+            note = f"vision or sound, which not all models have: taken from {sources[owner].label}"
+            yield Slot(name, only, (name,), 0.0, (note,), constant=True)
         elif name == HEAD and None in own:
             tied = [s.label for s, n in zip(parts, own, strict=True) if n is None]
             note = f"{', '.join(tied)}: tied to the embedding, which is used in its place"

@@ -82,7 +82,7 @@ def _laid_out(recipe: Recipe, opened: list[tuple[ModelReference, Source]]) -> La
     slices, slots = lay(recipe, methods, references, sources)
     slots = reconciled(slots, recipe, references, sources)
     warnings = without_effect(recipe, methods, slices, slots, sources)
-    warnings += [*check_filters(recipe, slots, sources[0].file.architecture), *check_gradients(recipe, slots)]
+    warnings += [*check_filters(recipe, slots, sources), *check_gradients(recipe, slots)]
     return LaidOut(references, sources, slices, slots, warnings, alignment)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ggufmerge.architectures.stacks import part_of
 from ggufmerge.errors import PlanError
-from ggufmerge.planning.layout import Slot
+from ggufmerge.planning.layout import OTHER_SENSES, Slot
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.settings import matches
@@ -21,7 +21,8 @@ def reconciled(
 ) -> list[Slot]:
     """The slots over opened sources; those that models have differently as `exclude` and `graft` say, from one of them.
 
-    What is excluded stays as it is in the base or the first model, and away where that has none. PlanError names
+    What is excluded stays as it is in the base or the first model, and away where that has none; vision and sound that
+    this one lacks are away unless they are grafted. PlanError names
     tensors that some models lack, or have in another shape, and that neither word settles.
     """
     found = list(_reconciled(slots, recipe, references, sources))
@@ -46,7 +47,8 @@ def _reconciled(
             own = [i for i in having if slot.slice.parts[i].source in givers]
             yield _alone(slot, (own or having)[0], "grafted, so what the other models have does not matter")
         elif not _means(recipe.exclude, slot, arch):
-            yield slot
+            if None not in slot.names or not slot.name.startswith(OTHER_SENSES):
+                yield slot
         elif first in having:
             yield _alone(slot, first, "excluded from merging")
 

@@ -6,7 +6,8 @@ otherwise, or lacks, or has alone, is named in a warning. No difference is
 
 - a value that llama.cpp takes anyway when the key is missing (`effective`), a number that is equal in another type, a
   list of one value for each layer that are all the same, and that value;
-- what the tensors decide: the number of layers, and a number of tokens that agrees with the rows;
+- what the tensors decide: the number of layers, how many of them predict further tokens (MTP), and a number of tokens
+  that agrees with the rows;
 - lists of one value for each layer where the result takes each from the layer's own model (`layers`);
 - the tokens, which must be the same, and what belongs to tokens that only one model has, where the recipe asks for a
   vocabulary (`tokenizer_source`); ids then are compared by the tokens that they mean;

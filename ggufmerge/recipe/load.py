@@ -28,8 +28,15 @@ from ggufmerge.methods.parameters import REQUIRED, Parameter, ScopeError
 from ggufmerge.methods.spec import Base, Method
 from ggufmerge.patterns import Budget, Pattern, PatternError
 from ggufmerge.recipe.document import Document, Location, parse
-from ggufmerge.recipe.old_forms import language_module, modernized, name_stages, other_tool, within_fence
-from ggufmerge.recipe.reference import ModelReference
+from ggufmerge.recipe.old_forms import (
+    language_module,
+    modernized,
+    name_stages,
+    other_tool,
+    with_plain_spaces,
+    within_fence,
+)
+from ggufmerge.recipe.reference import NO_REVISION, ModelReference
 from ggufmerge.recipe.schema import Graft, Model, OutputSlice, RecipeKeys, SliceSource, TokenEmbedding, Tokenizer
 from ggufmerge.recipe.settings import Scalar, Setting
 from ggufmerge.text import printable, shown
@@ -65,8 +72,7 @@ _MOVED = {
     "pad_to_multiple_of": "it belongs under tokenizer:",
 }
 _ELSEWHERE = {  # keys beside `model` that make another model of it
-    "revision": "a file has no revisions, and another revision is another model: name its file, on the Hub with "
-    "hf:OWNER/REPO/FILE.gguf@REVISION",
+    "revision": NO_REVISION,
     "lora": 'an adapter stands in the reference: write "model: FILE.gguf+ADAPTER.gguf"',
 }
 # How alike a word is to the one that it must be a slip of (difflib's ratio). At 0.8 are "hyperparameters" and "metric
@@ -157,6 +163,10 @@ def read_documents(
 
 def _documents(text: str, name: str, arguments: Mapping[str, str] | None, *, has_lines: bool) -> list[Document]:
     """The documents of a recipe; a text that is none, such as a letter, is not corrected as if it were one."""
+    if plain := with_plain_spaces(text):
+        documents = _documents(plain.text, name, arguments, has_lines=has_lines)
+        documents[0].remarks.append(((plain.line, 1), plain.remark))
+        return documents
     keys = "|".join(RecipeKeys.model_fields)
     pattern = rf"^[^\w\n]*(?:(?:merge_method|base_model|models|slices)\b|(?:{keys})[ \t]*:)"
     is_recipe = not text.strip() or re.search(pattern, text, re.MULTILINE)

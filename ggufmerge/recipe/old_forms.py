@@ -15,7 +15,11 @@ from ggufmerge.recipe.document import Document, Location
 from ggufmerge.recipe.reference import tidy
 from ggufmerge.text import printable
 
-_FENCE = re.compile(r"[ \t]*(```+|~~~+|\'\'\'(?:ya?ml)?[ \t]*$)")
+_FENCE = re.compile(
+    r"[ \t]*(```+|~~~+|\'\'\'(?:ya?ml)?[ \t]*$"
+    r"|(?:\w+[ \t]*=[ \t]*[rRfF]?)?(?:\"\"\"|\'\'\')[ \t]*$)"  # of the cell of a notebook that writes the recipe
+)
+_NO_BREAK = re.compile("^[ \t]*\u00a0[ \t\u00a0]*", re.MULTILINE)
 _DOUBLES = ("float64", "torch.float64", "fp64", "double", "torch.double")
 
 Warn = Callable[[Location, str], None]
@@ -23,10 +27,15 @@ Warn = Callable[[Location, str], None]
 
 def other_tool(data: dict[str, Any]) -> str:
     """What a document is that another tool of mergekit reads; "" for a recipe of a merge."""
-    if "experts" in data or "gate_mode" in data:
+    if any(key in data for key in ("experts", "gate_mode", "shared_experts")):
         return (
             "this is a recipe of mergekit-moe, which makes a mixture of experts from dense models; ggufmerge merges "
             "models of one architecture: make the mixture there and convert it to GGUF"
+        )
+    if "layer_slices" in data:
+        return (
+            "this is a configuration of bakllama, which mergekit once had: write each of its layer_slices as one of "
+            "slices:, {sources: [{model: FILE, layer_range: [START, END]}]}, with merge_method: passthrough"
         )
     if "genome" in data:
         return (
@@ -111,6 +120,16 @@ def within_fence(text: str) -> Fenced | None:
     return Fenced(
         textwrap.dedent("\n".join(kept)), line, "a code fence: what stands outside of it has no effect; remove it"
     )
+
+
+def with_plain_spaces(text: str) -> Fenced | None:
+    """A text whose lines are indented with the no-break spaces of a page, with plain ones; None for other texts."""
+    first = _NO_BREAK.search(text)
+    if first is None:
+        return None
+    plain = _NO_BREAK.sub(lambda match: match[0].replace("\u00a0", " "), text)
+    line = text.count("\n", 0, first.start()) + 1
+    return Fenced(plain, line, "no-break spaces, as pages have them, are taken for plain ones")
 
 
 def _is_recipe(lines: list[str]) -> bool:

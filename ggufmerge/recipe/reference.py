@@ -38,6 +38,12 @@ class AdapterReference:
         return _adapter(text)
 
 
+NO_REVISION = (
+    "a file has no revisions, and another revision is another model: name its file, on the Hub with "
+    "hf:OWNER/REPO/FILE.gguf@REVISION"
+)
+
+
 @dataclass(frozen=True)
 class ModelReference:
     """What a recipe calls a model. `str()` gives the short form, which is for people when a path contains a plus."""
@@ -128,7 +134,7 @@ def _lora(value: Any) -> AdapterReference:
 def _path(value: Any) -> str:
     if isinstance(value, dict):
         if value.get("revision"):
-            raise ValueError("revision has no meaning for a local file; remove it")
+            raise ValueError(f"revision {shown(value['revision'])}: {NO_REVISION}")
         if unknown := sorted(set(value) - {"path", "revision"}):
             raise ValueError(f'unknown key {shown(unknown[0])}; a path written as a mapping has the key "path"')
         value = value.get("path")
