@@ -13,7 +13,6 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -57,7 +56,7 @@ class GGUFFile:
         self.nbytes = sum(header.size for header in headers)
         self._files = [header.file for header in headers]
 
-    @cached_property
+    @property
     def architecture(self) -> str:
         """`general.architecture`; "" for files without one, such as an imatrix, and for what is no name."""
         name = self.metadata.text(ARCHITECTURE) or ""

@@ -28,14 +28,7 @@ from ggufmerge.methods.parameters import REQUIRED, Parameter, ScopeError
 from ggufmerge.methods.spec import Base, Method
 from ggufmerge.patterns import Budget, Pattern, PatternError
 from ggufmerge.recipe.document import Document, Location, parse
-from ggufmerge.recipe.old_forms import (
-    language_module,
-    modernized,
-    name_stages,
-    other_tool,
-    with_plain_spaces,
-    within_fence,
-)
+from ggufmerge.recipe.old_forms import as_copied, language_module, modernized, name_stages, other_tool
 from ggufmerge.recipe.reference import NO_REVISION, ModelReference
 from ggufmerge.recipe.schema import Graft, Model, OutputSlice, RecipeKeys, SliceSource, TokenEmbedding, Tokenizer
 from ggufmerge.recipe.settings import Scalar, Setting
@@ -163,9 +156,9 @@ def read_documents(
 
 def _documents(text: str, name: str, arguments: Mapping[str, str] | None, *, has_lines: bool) -> list[Document]:
     """The documents of a recipe; a text that is none, such as a letter, is not corrected as if it were one."""
-    if plain := with_plain_spaces(text):
-        documents = _documents(plain.text, name, arguments, has_lines=has_lines)
-        documents[0].remarks.append(((plain.line, 1), plain.remark))
+    if "\u00a0" in text and (copied := as_copied(text)):  # a no-break space, which YAML takes for a letter
+        documents = _documents(copied.text, name, arguments, has_lines=has_lines)
+        documents[0].remarks.append(((copied.line, 1), copied.remark))
         return documents
     keys = "|".join(RecipeKeys.model_fields)
     pattern = rf"^[^\w\n]*(?:(?:merge_method|base_model|models|slices)\b|(?:{keys})[ \t]*:)"
@@ -173,9 +166,9 @@ def _documents(text: str, name: str, arguments: Mapping[str, str] | None, *, has
     try:
         documents = parse(text, name, arguments, has_lines=has_lines)
     except RecipeError:
-        if fenced := within_fence(text):
-            documents = parse(fenced.text, name, arguments, has_lines=has_lines)
-            documents[0].remarks.append(((fenced.line, 1), fenced.remark))
+        if copied := as_copied(text):
+            documents = _documents(copied.text, name, arguments, has_lines=has_lines)
+            documents[0].remarks.append(((copied.line, 1), copied.remark))
             return documents
         if is_recipe:
             raise

@@ -93,15 +93,21 @@ def _without_prefix(source: Any) -> str:
 
 @dataclass(frozen=True)
 class Fenced:
-    """What stands within a code fence, on the same lines as before, and what to say at the line of the fence."""
+    """The text of a recipe, on the same lines as before, and what to say at the line where it was another."""
 
     text: str
     line: int
     remark: str
 
 
-def within_fence(text: str) -> Fenced | None:
-    """The recipe within the code fence of a page that it was copied from; None when there is none, or more than one."""
+def as_copied(text: str) -> Fenced | None:
+    """A recipe as it stood on the page that it was copied from: with plain spaces, and without its code fence. None for
+    other texts, and for one with several recipes.
+    """
+    return _with_plain_spaces(text) or _within_fence(text)
+
+
+def _within_fence(text: str) -> Fenced | None:
     lines = text.split("\n")
     if lines[0].strip().lower() in ("yaml", "yml") and _is_recipe(lines):  # what a page has written above its fence
         return Fenced("\n".join(["", *lines[1:]]), 1, f'"{lines[0].strip()}" has no effect; remove it')
@@ -122,8 +128,7 @@ def within_fence(text: str) -> Fenced | None:
     )
 
 
-def with_plain_spaces(text: str) -> Fenced | None:
-    """A text whose lines are indented with the no-break spaces of a page, with plain ones; None for other texts."""
+def _with_plain_spaces(text: str) -> Fenced | None:
     first = _NO_BREAK.search(text)
     if first is None:
         return None

@@ -79,7 +79,8 @@ def _renamed(source: Source, names: Mapping[str, str]) -> dict[str, dict[str, St
 def _take_apart_like(source: Source, others: Sequence[Source]) -> None:
     """Take apart what a model has in one tensor and one of the others, of the same architecture, in parts."""
     alike = [other for other in others if other.file.architecture == source.file.architecture]
-    parts = {whole: made for whole in source.tensors if (made := _parts(source, whole, alike))}
+    fused = fused_parts(source.file.architecture)
+    parts = {whole: made for whole in source.tensors if (made := _parts(source, whole, fused, alike))}
     if parts:
         source.take_apart(parts)
 
@@ -107,10 +108,12 @@ def in_one_layout(architecture: str, tensors: Mapping[str, DescribedTensor]) -> 
     return architecture, shapes_of_attention(architecture, shapes)
 
 
-def _parts(source: Source, name: str, others: Sequence[Source]) -> dict[str, StoredTensor]:
+def _parts(
+    source: Source, name: str, fused: Mapping[str, Sequence[str]], others: Sequence[Source]
+) -> dict[str, StoredTensor]:
     """The parts of a tensor that some other model has instead of it; none when none has."""
     match = _PLACE.fullmatch(name)
-    inside = fused_parts(source.file.architecture).get(match[2]) if match else None
+    inside = fused.get(match[2]) if match else None
     if match is None or inside is None or name in source.side_tensors:
         return {}
     names = [f"{match[1]}{part}.{match[3]}" for part in inside]
