@@ -1,8 +1,5 @@
-"""What the settings in the metadata of a model mean to llama.cpp: under a key that is missing, its own default.
-
-Keys and defaults: `llama_model_base::load_hparams` of `llama-model.cpp`, `llama_hparams` and `llama_vocab::impl::load`
-of `llama-vocab.cpp` in llama.cpp v0.5.0. Defaults that depend on the architecture are left out: such a key that is
-missing is unlike any value.
+"""What the settings in the metadata of a model mean to llama.cpp: under a key that is missing, its own default
+(`architectures/defaults.py`). A key that is missing and has no default that is known is unlike any value.
 """
 
 from __future__ import annotations
@@ -13,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ggufmerge import keys
+from ggufmerge.architectures.defaults import FINETUNED, NUMBERS, SEPARATING, STARTING, TOKENIZERS
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.sources import Source
 
@@ -27,82 +25,6 @@ class _Missing:
 MISSING = _Missing()
 ROWS = "a token for each row"  # what a number of tokens is that agrees with the embedding, or is missing
 
-_NUMBERS: dict[str, Any] = {
-    "attention.causal": True,
-    "expert_count": 0,
-    "expert_group_count": 0,
-    "expert_group_used_count": 0,
-    "expert_used_count": 0,
-    "nextn_predict_layers": 0,
-    "rope.freq_base": 10000.0,
-    "rope.scaling.alpha": 0.0,
-    "rope.scaling.attn_factor": 1.0,
-    "rope.scaling.type": "linear",
-}
-# where a missing rope.scaling.finetuned means something else than false
-_FINETUNED = ("granite", "minicpm")
-_SPM = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
-_BERT = {
-    "bos_token_id": 101,
-    "unknown_token_id": 100,
-    "seperator_token_id": 102,
-    "padding_token_id": 0,
-    "mask_token_id": 103,
-}
-_FLAGS = {"remove_extra_whitespaces": False}
-_PLAIN = {"pre": "default", **_FLAGS}  # only BPE has pre-tokenizers
-_TOKENIZERS: dict[str, dict[str, Any]] = {
-    "llama": {
-        **_PLAIN,
-        **_SPM,
-        "add_space_prefix": True,
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "add_sep_token": False,
-    },
-    "gpt2": {**_FLAGS, "add_space_prefix": False, "add_eos_token": False},
-    "bert": {
-        **_PLAIN,
-        **_BERT,
-        "add_space_prefix": False,
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "add_sep_token": True,
-    },
-    "t5": {
-        **_PLAIN,
-        "eos_token_id": 1,
-        "unknown_token_id": 2,
-        "padding_token_id": 0,
-        "add_bos_token": False,
-        "add_eos_token": True,
-        "add_sep_token": False,
-    },
-    "rwkv": {
-        **_PLAIN,
-        "add_space_prefix": False,
-        "add_bos_token": False,
-        "add_eos_token": False,
-        "add_sep_token": False,
-    },
-}
-# pre-tokenizers of BPE that put the first token, or a separator, before a text unless they are told not to
-_STARTING = frozenset(
-    {
-        "llama3",
-        "llama-v3",
-        "llama-bpe",
-        "falcon3",
-        "falcon-h1",
-        "pixtral",
-        "midm-2.0",
-        "lfm2",
-        "jina-v5-nano",
-        "tekken",
-        "chameleon",
-    }
-)
-_SEPARATING = frozenset({"jina-v1-en", "jina-v2-code", "roberta-bpe"})
 _OF_TOKENIZER = "tokenizer.ggml."
 
 
@@ -203,14 +125,14 @@ class Effective:
         kind, pre = self.metadata.get(keys.TOKENIZER_MODEL), self.metadata.get(keys.TOKENIZER_PRE)
         name = key.removeprefix(_OF_TOKENIZER)
         if kind == "gpt2" and name in ("add_bos_token", "add_sep_token"):  # without a pre-tokenizer nobody knows
-            return pre in (_STARTING if name == "add_bos_token" else _SEPARATING) if isinstance(pre, str) else MISSING
-        value: Any = _TOKENIZERS.get(kind, {}).get(name, MISSING) if isinstance(kind, str) else MISSING
+            return pre in (STARTING if name == "add_bos_token" else SEPARATING) if isinstance(pre, str) else MISSING
+        value: Any = TOKENIZERS.get(kind, {}).get(name, MISSING) if isinstance(kind, str) else MISSING
         return MISSING if keys.is_token_id(key) and value is not MISSING and value >= len(self.tokens) else value
 
     def _of_architecture(self, name: str) -> Any:
         p = self._prefix
-        if name in _NUMBERS:
-            return _NUMBERS[name]
+        if name in NUMBERS:
+            return NUMBERS[name]
         if name == "vocab_size":
             return ROWS
         if name == "attention.head_count_kv":
@@ -229,7 +151,7 @@ class Effective:
             return self._stated(p + "rope.scale_linear") if p + "rope.scale_linear" in self.metadata else 1.0
         if name == "rope.scale_linear":
             return self._stated(p + "rope.scaling.factor") if p + "rope.scaling.factor" in self.metadata else 1.0
-        if name == "rope.scaling.finetuned" and not p.startswith(_FINETUNED):
+        if name == "rope.scaling.finetuned" and not p.startswith(FINETUNED):
             return False
         return MISSING
 

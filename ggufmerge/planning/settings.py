@@ -25,7 +25,6 @@ Some settings that the first source lacks are taken from the models that have th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,11 +35,12 @@ from numpy.typing import NDArray
 from ggufmerge import keys
 from ggufmerge.chat.templates import TEMPLATE, most_common
 from ggufmerge.formats.layers import layer_count
-from ggufmerge.planning.effective import MISSING, ROWS, Effective
+from ggufmerge.planning.effective import MISSING, Effective
+from ggufmerge.planning.setting_words import NONE, Difference, described, in_words, literal
 from ggufmerge.planning.tables import TABLES, same_table
 from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.sources import Source
-from ggufmerge.text import printable, series
+from ggufmerge.text import series
 from ggufmerge.tokenizers import Alignment
 
 _BY_TOKEN = (keys.TOKEN_TYPES, keys.TOKEN_SCORES)
@@ -66,8 +66,6 @@ _OF_TOKENIZER = frozenset(
     }
 )
 _ELSEWHERE = ("xielu.",)  # outside of the architecture, and read by llama.cpp all the same
-_NONE = "none"
-_LONG = 24  # letters of a text that a message shows
 _LINE = 1400  # letters of a warning, of which messages would cut the middle out if it were much longer
 
 
@@ -109,16 +107,6 @@ def settled(recipe: Recipe, references: Sequence[ModelReference], sources: Seque
     return _Comparison(recipe, references, sources, facts).settled()
 
 
-@dataclass(frozen=True)
-class _Difference:
-    """A key that a model has otherwise than the owner, whose value the result has. theirs, owners: in words."""
-
-    key: str
-    theirs: str
-    owners: str
-    is_missing: bool = False  # in the model
-
-
 class _Comparison:
     """All models beside the owner of the tokenizer and the one of the architecture."""
 
@@ -143,7 +131,7 @@ class _Comparison:
         self._asked = recipe.chat_template is not None
         self._taken: dict[str, list[Effective]] = {}  # key -> the models that have it
         self._changes: dict[str, Any] = {}
-        self._found: dict[tuple[str, int], list[_Difference]] = {}  # (owner, model) -> differences
+        self._found: dict[tuple[str, int], list[Difference]] = {}  # (owner, model) -> differences
 
     def settled(self) -> Settled:
         self._compare(self._owner, self._tokenizers, self._is_of_tokenizer, self._same_in_tokenizer)
@@ -187,8 +175,13 @@ class _Comparison:
         for key, sides in differing.items():
             if key not in self._taken:
                 for side in sides:
-                    found = _described(side, owner, key, self._facts.alignment)
+                    found = described(side, owner, key, self._tokens_of(side, key))
                     self._found.setdefault((owner.label, side.number or 0), []).append(found)
+
+    def _tokens_of(self, side: Effective, key: str) -> int | None:
+        """Of how many tokens a model has another value, under a key with one for each; None for other keys."""
+        alignment = self._facts.alignment
+        return len(_changed_tokens(side, key, alignment)) if alignment is not None and key in _BY_TOKEN else None
 
     def _agree(self, key: str, having: Sequence[Effective]) -> bool:
         if keys.is_token_id(key) and self._facts.alignment is not None:
@@ -293,9 +286,9 @@ class _Comparison:
                     continue
                 if not same_table(one, other, name):
                     both = side in having and owner in having
-                    theirs = _NONE if side not in having else "a table of its own" if both else "a table"
-                    owners = _NONE if owner not in having else "that of the other" if both else "a table"
-                    found = _Difference(name, theirs, owners, side not in having)
+                    theirs = NONE if side not in having else "a table of its own" if both else "a table"
+                    owners = NONE if owner not in having else "that of the other" if both else "a table"
+                    found = Difference(name, theirs, owners, side not in having)
                     self._found.setdefault((owner.label, side.number or 0), []).append(found)
 
     def _unread(self) -> list[str]:
@@ -317,7 +310,7 @@ class _Comparison:
         for key, having in self._taken.items():
             owner = self._owner if key.startswith(keys.TOKENIZER) else self._first
             labels = tuple(dict.fromkeys(side.label for side in having))
-            words = "a table" if key in TABLES else _words(having[0], key)
+            words = "a table" if key in TABLES else in_words(having[0], key)
             grouped.setdefault((owner.label, labels), []).append(f"{key} ({words})")
         for (owner_label, labels), found in grouped.items():
             agree = ", which agree" if len(labels) > 1 else ""
@@ -326,11 +319,11 @@ class _Comparison:
 
     def _differences(self) -> Iterator[str]:
         """A line for each group of models that differ alike from the one whose settings the result has."""
-        models: dict[tuple[str, _Difference], list[int]] = {}
+        models: dict[tuple[str, Difference], list[int]] = {}
         for (owner, number), listed in self._found.items():
             for difference in listed:
                 models.setdefault((owner, difference), []).append(number)
-        grouped: dict[tuple[str, tuple[int, ...]], list[_Difference]] = {}
+        grouped: dict[tuple[str, tuple[int, ...]], list[Difference]] = {}
         for (owner, difference), numbers in models.items():
             grouped.setdefault((owner, tuple(numbers)), []).append(difference)
         for (owner, found_in), differences in grouped.items():
@@ -342,7 +335,7 @@ class _Comparison:
                 tail = f"; to take {own} {remedy}" if i == len(parts) - 1 else ""
                 yield f"{series(labels)} {verb} from {owner} in {part}{tail}"
 
-    def _remedy(self, found: Iterable[_Difference], numbers: Sequence[int]) -> str:
+    def _remedy(self, found: Iterable[Difference], numbers: Sequence[int]) -> str:
         """What to do to get the settings of these models."""
         side, name = self._sides[numbers[0]], self._names[numbers[0]]
         values: dict[str, str] = {}
@@ -350,14 +343,14 @@ class _Comparison:
         templates = [s.metadata.get(TEMPLATE) for s in self._sides]
         common = most_common([text if isinstance(text, str) else None for text in templates])
         for key in (difference.key for difference in found):
-            literal = _literal(side, key)
-            if keys.is_token_id(key) and literal is not None:
+            value = literal(side, key)
+            if keys.is_token_id(key) and value is not None:
                 number = self._id_in_result(key, side)
-                literal = None if number is None else str(number)
+                value = None if number is None else str(number)
             if key == TEMPLATE and common in numbers:
                 template = True
-            elif literal is not None:
-                values[key] = literal
+            elif value is not None:
+                values[key] = value
             elif key.startswith(keys.TOKENIZER):
                 tokenizer = True
             else:
@@ -416,70 +409,3 @@ def _merges(side: Effective, tokens: set[str]) -> list[str]:
     """The merges of a tokenizer that make tokens of these, in their order."""
     merges = side.value(_MERGES)
     return [m for m in merges if m.replace(" ", "") in tokens] if isinstance(merges, list) else []
-
-
-def _described(side: Effective, owner: Effective, key: str, alignment: Alignment | None) -> _Difference:
-    """A difference in words: both values, short."""
-    a, b = side.value(key), owner.value(key)
-    if alignment is not None and key in _BY_TOKEN:
-        changed = _changed_tokens(side, key, alignment)
-        return _Difference(key, f"for {len(changed)} of its tokens", f"those of {owner.label}")
-    if isinstance(a, np.ndarray | list) and isinstance(b, np.ndarray | list):
-        return _Difference(key, *_of_lists(a, b))
-    if isinstance(a, str) and isinstance(b, str) and max(len(a), len(b)) > _LONG:
-        common = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-        start = max(0, common - 8)
-        return _Difference(key, _text(a, start), _text(b, start))
-    if key not in side:
-        return _Difference(key, _words(side, key), _words(owner, key), is_missing=True)
-    why = ": texts are cut otherwise" if key == keys.TOKENIZER_PRE and isinstance(b, str) else ""
-    return _Difference(key, _words(side, key), _words(owner, key) + why)
-
-
-def _of_lists(a: Any, b: Any) -> tuple[str, str]:
-    if len(a) != len(b):
-        return f"{len(a)} values", f"{len(b)}"
-    at = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
-    if not at:  # not a number
-        return f"{len(a)} values", "others"
-    few = f"{len(at)} of {len(a)} values, the first at {at[0]}: {_plain(a[at[0]])}"
-    return few, _plain(b[at[0]])
-
-
-def _words(side: Effective, key: str) -> str:
-    """The value under a key, short; where it is missing, what llama.cpp takes."""
-    value = side.value(key)
-    if value is MISSING:
-        return _NONE
-    if value is ROWS:
-        return "as many as rows"
-    missing = "" if key in side else " by default"
-    token = side.token(value) if keys.is_token_id(key) else None
-    return _plain(value) + (f" {_plain(token)}" if token is not None else "") + missing
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, str):
-        return _text(value)
-    if isinstance(value, np.ndarray | list):
-        few = ", ".join(map(_plain, value[:4])) if len(value) <= 4 else f"{len(value)} values"
-        return f"[{few}]" if len(value) <= 4 else few
-    if isinstance(value, bool | np.bool_):
-        return str(bool(value)).lower()
-    return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
-
-
-def _text(text: str, start: int = 0) -> str:
-    cut = ("..." if start else "") + text[start : start + _LONG]
-    return "'" + printable(cut + ("..." if len(text) > start + _LONG else "")) + "'"
-
-
-def _literal(side: Effective, key: str) -> str | None:
-    """A value as a recipe has it under `metadata:`; None where that would be long, or there is none."""
-    value = side.metadata[key] if key in side else None
-    if isinstance(value, bool | int):
-        return json.dumps(value)
-    if isinstance(value, float):
-        return repr(float(np.format_float_positional(np.float32(value), unique=True, trim="0")))
-    short = isinstance(value, str) and len(value) <= _LONG and value.isprintable()
-    return json.dumps(value, ensure_ascii=False) if short else None
