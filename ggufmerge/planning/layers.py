@@ -93,7 +93,7 @@ def _of_layer(key: str, value: Any, source: Source, layer: int) -> Any:
         return value
     if layer < len(value):
         return value[layer].item() if isinstance(value[layer], np.generic) else value[layer]
-    if len(value) + _layers(source).further == layer_count(source.file):
+    if len(value) + _layers(source, source).further == layer_count(source.file):
         return None
     short = f"{key} has {len(value)} values, too few for layer {layer}"
     raise PlanError(f"{source.file.path}: {short}; the file is damaged, take another")
@@ -141,12 +141,10 @@ class _Misfit:
         )
 
 
-def _layers(source: Source, metadata: Mapping[str, Any] | None = None, count: int | None = None) -> Layers:
-    return Layers(
-        source.file.architecture,
-        layer_count(source.file) if count is None else count,
-        source.metadata if metadata is None else metadata,
-    )
+def _layers(source: Source, donor: Source) -> Layers:
+    """The layers of a source. A checkpoint says little of them, and is taken to be as the donor for the rest."""
+    metadata = Changed(donor.metadata, source.metadata) if source.is_checkpoint else source.metadata
+    return Layers(source.file.architecture, layer_count(source.file), metadata)
 
 
 def _ruled(
@@ -162,10 +160,10 @@ def _ruled(
     for rule in layer_rules(donor.file.architecture):
         for source, _ in origins:
             if (source, rule) not in known:
-                known[source, rule] = rule.of(_layers(source))
+                known[source, rule] = rule.of(_layers(source, donor))
         wanted = [known[source, rule][layer] for source, layer in origins]
         changed = Changed(Changed(Changed(donor.metadata, changes), written), overrides)
-        result = _layers(donor, changed, len(origins))
+        result = Layers(donor.file.architecture, len(origins), changed)
         got = rule.of(result)
         if got == wanted:
             continue
@@ -180,10 +178,10 @@ def _ruled(
 def _set_otherwise(donor: Source, count: int, overrides: Mapping[str, Any]) -> list[str]:
     """Warnings for layers that stay in their places and that the recipe's own metadata make another kind of."""
     origins, found = [(donor, i) for i in range(count)], []
-    result = _layers(donor, Changed(donor.metadata, overrides))
+    result = Layers(donor.file.architecture, count, Changed(donor.metadata, overrides))
     for rule in layer_rules(donor.file.architecture):
         if set_there := [key for key in map(result.key, rule.reads) if key in overrides]:
-            misfit = _Misfit(rule, result, rule.of(_layers(donor)), rule.of(result))
+            misfit = _Misfit(rule, result, rule.of(_layers(donor, donor)), rule.of(result))
             found += [f"metadata: sets {series(set_there)}: {misfit.said(origins)}"] if misfit.places else []
     return found
 
@@ -198,7 +196,7 @@ def _mixed(sources: Sequence[Source], layout: Sequence[Slice]) -> list[str]:
             if part is first or other.is_checkpoint:
                 continue
             for rule in layer_rules(one.file.architecture):
-                own, others = rule.of(_layers(one)), rule.of(_layers(other))
+                own, others = rule.of(_layers(one, sources[0])), rule.of(_layers(other, sources[0]))
                 for i in range(piece.layers):
                     a, b = own[first.start + i], others[part.start + i]
                     if a != b and (rule, number) not in found:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
 import ggufmerge
@@ -12,6 +14,7 @@ from ggufmerge.errors import PlanError
 from ggufmerge.planning.planner import plan_document
 from ggufmerge.recipe import load_recipe
 from tests.architecture_models import tiny_models
+from tests.formats.test_checkpoint import write_folder
 
 
 def planned(folder: Path, *ranges: tuple[int, int], more: str = "") -> tuple[dict[str, Any], list[str]]:
@@ -101,3 +104,37 @@ def test_layers_of_two_kinds_that_become_one_are_told(tmp_path: Path) -> None:
     report = ggufmerge.build(tmp_path / "r.yaml", tmp_path / "out.gguf")
     wanted = "layer 1 of b.gguf, with full attention, is merged into layer 0 of a.gguf, with sliding attention"
     assert [line for line in report.warnings if wanted in line]
+
+
+def test_the_layers_of_a_checkpoint_are_those_of_the_model_that_gives_the_metadata(tmp_path: Path) -> None:
+    """Its configuration is not read for them: here that a window is there at all."""
+    model = tiny_models()["gemma3"]
+    model.write(tmp_path / "m.gguf")
+    config = {
+        "architectures": ["Gemma3ForCausalLM"],
+        "hidden_size": 64,
+        "num_hidden_layers": 12,
+        "intermediate_size": 96,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+    }
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, 12).mapping
+    own = {
+        name: found
+        for found, (_, name) in names.items()
+        if found.startswith(("model.embed", "model.norm", "model.layers"))
+    }
+    weights = {
+        f"{own[name.removesuffix('.weight')]}.weight": np.ones(shape, np.float32)
+        for name, shape in model.tensors.items()
+        if name.removesuffix(".weight") in own
+    }
+    assert len(weights) == len(model.tensors)
+    write_folder(tmp_path / "hf", weights, config)
+    ranges = [("m.gguf", 0, 6), ("hf", 6, 12)]
+    lines = [f"  - sources: [{{model: {name}, layer_range: [{a}, {b}]}}]" for name, a, b in ranges]
+    (tmp_path / "r.yaml").write_text("merge_method: passthrough\nslices:\n" + "\n".join(lines) + "\n")
+    plan, opened = plan_document(load_recipe(tmp_path / "r.yaml"))
+    opened.close()
+    assert "gemma3.attention.sliding_window_pattern" not in plan.metadata
