@@ -163,7 +163,7 @@ def read_documents(
 
 def _documents(text: str, name: str, arguments: Mapping[str, str] | None, *, has_lines: bool) -> list[Document]:
     """The documents of a recipe; a text that is none, such as a letter, is not corrected as if it were one."""
-    if plain := with_plain_spaces(text):
+    if "\u00a0" in text and (plain := with_plain_spaces(text)):
         documents = _documents(plain.text, name, arguments, has_lines=has_lines)
         documents[0].remarks.append(((plain.line, 1), plain.remark))
         return documents
