@@ -237,15 +237,17 @@ def without_effect(
     names = {slot.name for slot in slots}
     taken = {(part.source, name) for slot in slots for part, name in zip(slot.slice.parts, slot.names, strict=True)}
     for number, source in enumerate(sources):
-        lost = [name for name in possible_names(recipe, source) if name not in names and (number, name) not in taken]
-        excluded = {
-            name for name in lost if any(matches(pattern, name, source.file.architecture) for pattern in recipe.exclude)
-        }
-        gone = [name for name in lost if name in excluded]
+        gone = [
+            name
+            for name in (possible_names(recipe, source) if recipe.exclude else ())
+            if name not in names
+            and (number, name) not in taken
+            and any(matches(pattern, name, source.file.architecture) for pattern in recipe.exclude)
+        ]
         if gone:
             what = f"{source.label}: {len(gone)} excluded tensors ({first_few(gone, 2)}) are not in the result"
             found.append(f"{what}, since excluded tensors stay as they are in {sources[0].label}, which has none")
-        missing = [name for name in lost if name.startswith(OTHER_SENSES) and name not in excluded]
+        missing = [n for n in source.tensors if n.startswith(OTHER_SENSES) and n not in names and n not in gone]
         if missing:
             what = f"{counted(len(missing), 'tensor')} of vision or sound ({first_few(missing, 1)}) left out"
             why = f"since {sources[0].label}, which the result takes after, does not have them"

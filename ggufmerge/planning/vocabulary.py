@@ -18,7 +18,7 @@ from ggufmerge.recipe import ModelReference, Recipe
 from ggufmerge.recipe.schema import TokenEmbedding
 from ggufmerge.sources import Source
 from ggufmerge.sources.aligned import token_rows
-from ggufmerge.tokenizers.align import Alignment, Settings, TokenRule, align
+from ggufmerge.tokenizers.align import Alignment, Settings, TokenRule, align, different_kinds
 from ggufmerge.tokenizers.sentencepiece import KIND as SENTENCEPIECE
 from ggufmerge.tokenizers.sentencepiece import difference, read_tokenizer_model, tokenizer_model_beside
 from ggufmerge.tokenizers.vocabulary import Vocabulary, read_vocabulary
@@ -59,6 +59,9 @@ def _check_same(sources: Sequence[Source]) -> None:
             if keys.TOKENS in source.metadata and source.metadata.texts(keys.TOKENS) is None:
                 found = source.metadata.found(keys.TOKENS)
                 raise PlanError(f"{source.label}: {keys.TOKENS} is {found}, not a list of texts; take another file")
+        kinds = [source.metadata.text(keys.TOKENIZER_MODEL) for source in (first, other)]
+        if all(kinds) and kinds[0] != kinds[1]:  # then no tokenizer_source helps
+            raise different_kinds(first.label, str(kinds[0]), other.label, str(kinds[1]))
         a, b = _tokens(first), _tokens(other)
         at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
         token = [repr(v[at]) if at < len(v) else "missing" for v in (a, b)]

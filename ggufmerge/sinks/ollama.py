@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -162,7 +163,7 @@ class OllamaSink:
                 output.claim(str(modelfile))
                 write_modelfile(path, self._settings, overwrite=True)
         if self._modelfile or output.owns(str(modelfile)):
-            return f", or import it: ollama create {place.name} -f {modelfile}"
+            return f", or import it: ollama create {place.name} -f {_in_a_command(modelfile)}"
         return f"; or import it: ollama create {place.name} -f FILE, with the line FROM ./{path.name} in FILE"
 
     def _remove_modelfile(self, output: Output) -> None:
@@ -193,6 +194,11 @@ class OllamaSink:
                     f"{name}: is in the store {done['place']}; no Ollama server answers now, and one with another "
                     f"store will not see it; to run it: ollama run {name}"
                 )
+
+
+def _in_a_command(path: Path) -> str:
+    """A path as a shell takes it for one word."""
+    return f'"{path}"' if os.name == "nt" else shlex.quote(str(path))
 
 
 def _claim(place: Store | Server) -> str:

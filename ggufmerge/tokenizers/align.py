@@ -163,14 +163,18 @@ def align(vocabularies: Sequence[Vocabulary], base: int | None, settings: Settin
     )
 
 
+def different_kinds(label: str, kind: str, other: str, other_kind: str) -> PlanError:
+    """The error for two models, by their labels, whose tokenizers are of two kinds (`tokenizer.ggml.model`)."""
+    return PlanError(
+        f"different kinds of tokenizers: {label} has {quoted(kind)}, {other} has {quoted(other_kind)}; their tokens "
+        f"cannot be matched, merge models of one family ({keys.TOKENIZER_MODEL})"
+    )
+
+
 def _check_kinds(vocabularies: Sequence[Vocabulary], donor: Vocabulary, *, union: bool) -> None:
     for other in vocabularies:
         if other.kind != donor.kind:
-            raise PlanError(
-                f"different kinds of tokenizers: {donor.label} has {quoted(donor.kind)}, "
-                f"{other.label} has {quoted(other.kind)}; "
-                f"their tokens cannot be matched, merge models of one family ({keys.TOKENIZER_MODEL})"
-            )
+            raise different_kinds(donor.label, donor.kind, other.label, other.kind)
     if union and donor.kind not in _UNION_KINDS:
         raise PlanError(
             f"{donor.label}: vocabularies of kind {quoted(donor.kind)} have no union that tokenizes as their parts do; "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def modelfile_text(
     reserves memory for as many as num_ctx says.  notes: what else the user should know.
     """
     lines = [
-        comment(f"ollama create NAME -f {modelfile_path(names[0]).name}"),
+        comment(f"ollama create NAME -f {shlex.quote(modelfile_path(names[0]).name)}"),
         comment(f"Written by ggufmerge for {names[0]}"),
         *(comment(f"Ollama will refuse it: {problem}") for problem in problems),
         *map(comment, notes),
