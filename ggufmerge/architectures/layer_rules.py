@@ -559,7 +559,7 @@ _WINDOWS = {
 _DENSE_LEADS = (
     *("afmoe", "bailingmoe", "bailingmoe2", "bailingmoe3", "cohere2moe", "deepseek", "deepseek2", "deepseek2-ocr"),
     *("deepseek32", "dots1", "dots3note", "exaone-moe", "glm-dsa", "glm4moe", "glm5-next", "hy_v4", "kimi-k3"),
-    *("kimi-linear", "laguna", "lfm2moe", "minimax-m3", "mistral4"),
+    *("kimi-linear", "laguna", "lfm2moe", "minimax-m3", "mistral4", "ernie4_5-moe"),
 )
 _OTHERS: dict[str, tuple[Rule, ...]] = {
     "afmoe": (Period(*_NO_ROPE, offset=1, period=4),),
