@@ -426,6 +426,28 @@ class ResidualScale(Rule):
 
 
 @dataclass(frozen=True)
+class FixedResidualScale(ResidualScale):
+    """As `ResidualScale`, for a model that has no key for it: what a layer adds changes a little with their number."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
+    def of(self, layers: Layers) -> Values:
+        return [round(1.4 / max(layers.main, 1) ** 0.5, 6)] * layers.count
+
+    def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
+        return None
+
+    @property
+    def is_minor(self) -> bool:
+        return True
+
+    def why(self, layers: Layers) -> str:
+        return f"llama.cpp computes it from the number of layers of {layers.architecture}, and no key can say otherwise"
+
+
+@dataclass(frozen=True)
 class Listed(Rule):
     """Layers that a list names by their numbers; at most one of them works in llama.cpp."""
 
@@ -584,6 +606,7 @@ _OTHERS: dict[str, tuple[Rule, ...]] = {
         Period(*_NO_ROPE, offset=1, period=4),
     ),
     "minicpm": (ResidualScale(),),
+    "minicpm3": (FixedResidualScale(),),
     "minimax-01": (Slope(),),
     "mistral4": (
         FromCount(((26, "one matrix of queries"), (27, "one matrix of queries")), "queries in two matrices"),
