@@ -34,8 +34,8 @@ static void leave(ggml_tensor *, void *) {}
 static std::string quoted(const std::string & text) {
     std::string out = "\"";
     for (char c : text) {
-        if (c == '\n') {
-            out += "\\n";
+        if ((unsigned char) c < ' ') {
+            out += ' ';
         } else if (c == '"' || c == '\\') {
             out += std::string("\\") + c;
         } else {

@@ -30,8 +30,8 @@ SAMPLE = (
 _ARRAY, _TYPES = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType
 # what a layer adds to its input: without these it adds nothing, if its norms come first
 _OUTPUTS = re.compile(
-    r"blk\.(\d+)\.(attn_output|attn_out|ffn_down|ffn_down_exps|ffn_down_shexp|ffn_down_chexps|ssm_out|shortconv\.out_proj|"
-    r"time_mix_output|channel_mix_value|attn_o|layer_output_scale)\.(weight|bias|lora_b)"
+    r"(?:enc\.)?blk\.(\d+)\.(attn_output|attn_out|attn_o|ffn_down|ffn_down_exps|ffn_down_shexp|ffn_down_chexps|ssm_out|"
+    r"shortconv\.out_proj|time_mix_output|channel_mix_value|layer_output_scale)\.(weight|bias|lora_b)"
 )
 
 
