@@ -259,9 +259,10 @@ class Llama:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(question, self._path, file=self._process.stdin, flush=True)
-        if line := self._process.stdout.readline():
+        line = self._process.stdout.readline()
+        if line.endswith("\n"):
             return dict(json.loads(line))
-        words = self._process.communicate()[1]
+        words = self._process.communicate()[1]  # an assertion failed
         self._process = None
         return {"ok": False, "words": words[-300:]}
 
@@ -273,14 +274,30 @@ def made(llama: Llama, arch: str, experts: bool) -> dict[str, Any] | str:
     for width, heads, inner in sizes:
         keys = keys_of(arch, n, width, heads, inner, experts)
         found = llama.wanted(arch, keys)
-        if not found["ok"]:
-            words = found["words"]
-            continue
-        tensors, loaded = _loadable(llama, arch, keys, _shapes(found))
+        wanted = _shapes(found) if found["ok"] else _missed(llama, arch, keys)
+        tensors, loaded = _loadable(llama, arch, keys, wanted)
         if loaded["ok"] and (loaded["runs"] or arch in ONLY_LOAD):
             return _entry(llama, arch, keys, _least_tensors(llama, arch, keys, tensors, loaded["runs"]))
-        words = loaded.get("words") or "computes nothing"
+        words = found.get("words") or loaded.get("words") or "computes nothing"
     return words
+
+
+def _missed(llama: Llama, arch: str, keys: Keys) -> Tensors:
+    """The tensors without which a file is refused, found by what llama.cpp complains of: it cannot say what it would
+    look for in models that may take the embedding of another.
+    """
+    tensors: Tensors = {"token_embd.weight": [TOKENS, keys[f"{arch}.embedding_length"]]}
+    while True:
+        words = llama.load(arch, keys, tensors).get("words", "")
+        if lacking := re.search(r"tensor '([^']+)' not found", words):
+            tensors[lacking[1]] = [1]
+        elif wrong := re.search(r"tensor '([^']+)' has wrong shape; expected ([\d, ]+), got", words):
+            shape = [int(number) for number in wrong[2].split(",")][::-1]
+            if tensors.get(wrong[1]) == shape:
+                return tensors
+            tensors[wrong[1]] = shape
+        else:
+            return tensors
 
 
 def _shapes(found: Mapping[str, Any]) -> Tensors:
@@ -335,16 +352,19 @@ def _kind(name: str) -> str:
 def _least_keys(llama: Llama, arch: str, keys: Keys, tensors: Tensors) -> Keys:
     """Those without which the hyperparameters would be others, and some that say what they are by default."""
     kept = ("sliding_window", "target_layers", "token_type_count", "pooling_type")
-    expected = llama.wanted(arch, keys)
-    if not expected["ok"]:
-        return keys
+
+    def asked(some: Keys) -> dict[str, Any]:
+        return llama.load(arch, some, tensors) if is_missed else llama.wanted(arch, some)
+
+    is_missed = not llama.wanted(arch, keys)["ok"]
+    expected = asked(keys)
     left = list(keys)
     size = len(left) // 4
     while size:  # many at once first, as most do not matter
         for start in range(0, len(left), size):
             some = [key for key in left[start : start + size] if not key.endswith(kept)]
             fewer = {key: value for key, value in keys.items() if key not in some}
-            answer = llama.wanted(arch, fewer) if some and len(fewer) < len(keys) else {"ok": False}
+            answer = asked(fewer) if some and len(fewer) < len(keys) else {"ok": False}
             if answer["ok"] and answer["digest"] == expected["digest"]:
                 keys = fewer
         left = [key for key in left if key in keys]
