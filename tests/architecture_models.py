@@ -12,20 +12,26 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 
 MODELS = Path(__file__).parent.parent / "vendor" / "architectures" / "models.json.gz"
 TOKENS = 128
+# of each kind of layer one: the fast tests try these, the slow ones all
+SAMPLE = (
+    *("bert", "deepseek2", "gemma2", "gpt2", "jamba", "lfm2", "llama", "llama4", "nemotron_h_moe", "qwen3next-mtp"),
+    *("rwkv7", "smollm3"),
+)
 _ARRAY, _TYPES = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType
 # what a layer adds to its input: without these it adds nothing, if its norms come first
 _OUTPUTS = re.compile(
-    r"blk\.\d+\.(attn_output|attn_out|ffn_down|ffn_down_exps|ffn_down_shexp|ffn_down_chexps|ssm_out|shortconv\.out_proj|"
-    r"time_mix_output|channel_mix_value|attn_o)\.(weight|bias)"
+    r"(?:enc\.)?blk\.(\d+)\.(attn_output|attn_out|attn_o|ffn_down|ffn_down_exps|ffn_down_shexp|ffn_down_chexps|ssm_out|"
+    r"shortconv\.out_proj|time_mix_output|channel_mix_value|layer_output_scale)\.(weight|bias|lora_b)"
 )
 
 
@@ -83,14 +89,10 @@ class TinyModel:
         return path
 
 
-def without_effect(*layers: int) -> Callable[[str, np.ndarray], np.ndarray]:
-    """A `change` after which some layers pass their input on as it is."""
-    wanted = tuple(f"blk.{layer}." for layer in layers)
-
-    def change(name: str, values: np.ndarray) -> np.ndarray:
-        return values * 0 if name.startswith(wanted) and _OUTPUTS.fullmatch(name) else values
-
-    return change
+def is_output(name: str, layers: Collection[int]) -> bool:
+    """Whether a tensor gives what one of some layers adds to its input: with zeros there it adds nothing."""
+    match = _OUTPUTS.fullmatch(name)
+    return match is not None and int(match[1]) in layers
 
 
 def weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -124,6 +126,12 @@ def tiny_models() -> dict[str, TinyModel]:
         )
         for name, model in found.items()
     }
+
+
+def each(*names: str, sample: Sequence[str] = SAMPLE) -> list[Any]:
+    """Parameters for a test of these models, or of all: the names, of which those not in the sample are slow."""
+    found = names or tuple(tiny_models())
+    return [pytest.param(name, marks=[] if name in sample else [pytest.mark.slow]) for name in found]
 
 
 def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

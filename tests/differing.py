@@ -102,6 +102,7 @@ def unnamed(a: Path, b: Path, folder: Path, recipe: str = RECIPES["base"]) -> li
         for key, how, edit in changes:
             changed = copied(own, folder / f"changed.{number}.gguf", edit)
             lines = said(recipe, *((changed, whole) if number == 0 else (whole, changed)))
-            if not any(key in line for line in lines):
+            word = "numbers of layers" if key.endswith(".block_count") else key
+            if not any(key in line or word in line for line in lines):
                 found.append(f"{key} {how} in {'ab'[number]}")
     return found

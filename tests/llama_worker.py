@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes as C
 import dataclasses
 import json
 import os
@@ -13,8 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ggufmerge.evaluation.llama import LlamaModel
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,7 +28,8 @@ ROOT = Path(__file__).parent.parent
 class Answer:
     """words: why a file was refused, or why nothing was computed; "" when all went well.
 
-    logits: float32 [tokens, vocabulary], None when nothing was computed.
+    logits: float32 [tokens, vocabulary]; of encoders, which have none, what they make of the text, [1, width]; None
+    when nothing was computed.
     """
 
     loads: bool
@@ -87,14 +93,47 @@ def main() -> None:
         asked = json.loads(line)
         loads, words = False, ""
         try:
-            with LlamaModel(asked["path"], context=64, threads=1) as model:
+            if not asked["tokens"]:
+                load(asked["path"])
                 loads = True
-                print(json.dumps({"loads": True, "words": "", "done": False}), flush=True)
-                if asked["tokens"]:
-                    np.save(asked["out"], model.logits(asked["tokens"]))
+            else:
+                with LlamaModel(asked["path"], context=64, threads=1) as model:
+                    loads = True
+                    print(json.dumps({"loads": True, "words": "", "done": False}), flush=True)
+                    logits = model.logits(asked["tokens"])
+                    np.save(asked["out"], logits if logits.any() else encoded(model, asked["tokens"]))
         except GgufmergeError as error:
             words = str(error)
         print(json.dumps({"loads": loads, "words": words, "done": True}), flush=True)
+
+
+def load(path: str) -> None:
+    """Only load a model: those that draft for others can do nothing alone. GgufmergeError says why it is refused."""
+    from ggufmerge.errors import GgufmergeError
+    from ggufmerge.evaluation.libllama import forget_log, last_words, library
+
+    forget_log()
+    params = library().llama_model_default_params()
+    params.n_gpu_layers = 0
+    model = library().llama_model_load_from_file(os.fsencode(path), params)
+    if model is None:
+        raise GgufmergeError(f"llama.cpp refuses {path}{last_words()}")
+    library().llama_model_free(model)
+
+
+def encoded(model: LlamaModel, tokens: list[int]) -> np.ndarray:
+    """float32 [1, width]: what an encoder makes of a text."""
+    from ggufmerge.evaluation.libllama import library
+
+    lib = library()
+    lib.llama_set_embeddings.argtypes, lib.llama_set_embeddings.restype = [C.c_void_p, C.c_bool], None
+    lib.llama_get_embeddings_seq.argtypes = [C.c_void_p, C.c_int32]
+    lib.llama_get_embeddings_seq.restype = C.POINTER(C.c_float)
+    lib.llama_model_n_embd_out.argtypes, lib.llama_model_n_embd_out.restype = [C.c_void_p], C.c_int32
+    lib.llama_set_embeddings(model._context, True)
+    model.extend(tokens)
+    pointer = lib.llama_get_embeddings_seq(model._context, 0)
+    return np.ctypeslib.as_array(pointer, (1, lib.llama_model_n_embd_out(model._model))).copy()
 
 
 if __name__ == "__main__":

@@ -427,6 +427,28 @@ class ResidualScale(Rule):
 
 
 @dataclass(frozen=True)
+class FixedResidualScale(ResidualScale):
+    """As `ResidualScale`, for a model that has no key for it: what a layer adds changes a little with their number."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
+    def of(self, layers: Layers) -> Values:
+        return [round(1.4 / max(layers.main, 1) ** 0.5, 6)] * layers.count
+
+    def kept(self, layers: Layers, wanted: Sequence[Hashable]) -> dict[str, Any] | None:
+        return None
+
+    @property
+    def is_minor(self) -> bool:
+        return True
+
+    def why(self, layers: Layers) -> str:
+        return f"llama.cpp computes it from the number of layers of {layers.architecture}, and no key can say otherwise"
+
+
+@dataclass(frozen=True)
 class Listed(Rule):
     """Layers that a list names by their numbers; at most one of them works in llama.cpp."""
 
@@ -630,7 +652,7 @@ _WINDOWS = {
 _DENSE_LEADS = (
     *("afmoe", "bailingmoe", "bailingmoe2", "bailingmoe3", "cohere2moe", "deepseek", "deepseek2", "deepseek2-ocr"),
     *("deepseek32", "dots1", "dots3note", "exaone-moe", "glm-dsa", "glm4moe", "glm5-next", "hy_v4", "kimi-k3"),
-    *("kimi-linear", "laguna", "lfm2moe", "minimax-m3", "mistral4"),
+    *("kimi-linear", "laguna", "lfm2moe", "minimax-m3", "mistral4", "ernie4_5-moe"),
 )
 _OTHERS: dict[str, tuple[Rule, ...]] = {
     "afmoe": (Period(*_NO_ROPE, offset=1, period=4),),
@@ -656,6 +678,7 @@ _OTHERS: dict[str, tuple[Rule, ...]] = {
         Period(*_NO_ROPE, offset=1, period=4),
     ),
     "minicpm": (ResidualScale(),),
+    "minicpm3": (FixedResidualScale(),),
     "minimax-01": (Slope(),),
     "mistral4": (
         FromCount(((26, "one matrix of queries"), (27, "one matrix of queries")), "queries in two matrices"),

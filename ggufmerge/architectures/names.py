@@ -80,7 +80,7 @@ class Names:
         whatever the number of the layer.
         """
         if _GLOB & set(pattern):
-            glob = _NUMBERS_OF_GLOB.sub("*", pattern)
+            glob = _NUMBERS_OF_GLOB.sub("?", pattern)  # and no more, or it would mean other parts, too
             return any(fnmatch.fnmatchcase(name, glob) for name in self._at_layer_0)
         part = _NUMBER.sub("0", pattern)
         return any(part in name for name in self._at_layer_0)
