@@ -10,7 +10,7 @@ import pytest
 import ggufmerge
 from ggufmerge.architectures.names import listed
 from ggufmerge.architectures.renamed import RENAMED
-from ggufmerge.recipe.names import layer_of
+from ggufmerge.architectures.stacks import layer_of
 from ggufmerge.recipe.settings import matches
 from tests.architecture_models import TinyModel, each, tiny_models
 

@@ -17,8 +17,8 @@ import pytest
 import ggufmerge
 from ggufmerge.architectures.layer_rules import ExpertStep, Period, Recurrent, Window, layer_rules
 from ggufmerge.architectures.layers import Layers
+from ggufmerge.architectures.stacks import layer_of
 from ggufmerge.errors import PlanError
-from ggufmerge.recipe.names import layer_of
 from tests.architecture_models import TOKENS, TinyModel, is_output, tiny_models
 from tests.llama_worker import LlamaWorker
 
