@@ -95,6 +95,11 @@ def is_output(name: str, layers: Collection[int]) -> bool:
     return match is not None and int(match[1]) in layers
 
 
+def without_effect(*layers: int) -> Callable[[str, np.ndarray], np.ndarray]:
+    """A `change` after which some layers pass their input on as it is."""
+    return lambda name, values: values * 0 if is_output(name, layers) else values
+
+
 def weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """float32 values of a tensor that keep a model's activations in bounds."""
     random = np.random.default_rng([seed, zlib.crc32(re.sub(r"^blk\.\d+\.", "", name).encode()), _layer(name)])
