@@ -101,8 +101,7 @@ def _facts(laid_out: LaidOut, structure: Mapping[str, Any], tokenizer: PlannedTo
     """What is known of a merge that its settings depend on."""
     tables = {slot.name: slot.slice.parts[0].source for slot in laid_out.slots if slot.name in TABLES}
     stacked = all(len(piece.parts) == 1 for piece in laid_out.slices)
-    further = any(piece.taken for piece in laid_out.slices)
-    return Facts(laid_out.alignment, structure, stacked, tables, further, tokenizer.changes.get(TEMPLATE))
+    return Facts(laid_out.alignment, structure, stacked, tables, tokenizer.changes.get(TEMPLATE))
 
 
 def _others(recipe: Recipe, imatrix: Sequence[str]) -> tuple[Path, ...]:

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from ggufmerge import keys
 from ggufmerge.chat.templates import TEMPLATE, most_common
-from ggufmerge.formats.layers import layer_count
+from ggufmerge.formats.layers import layer_count, main_layer_count
 from ggufmerge.planning.effective import MISSING, Effective
 from ggufmerge.planning.setting_words import NONE, Difference, described, in_words, literal
 from ggufmerge.planning.tables import TABLES, same_table
@@ -90,7 +90,6 @@ class Facts:
     structure: the changes to the metadata that the layers of the result bring about.  stacked: whether each layer of
         the result is of one model.
     tables: those of the rotation that the result has, with the number of the source.
-    further: whether layers that predict further tokens, which not all models have, are taken from one.
     template: the chat template that the recipe asks for; None when it asks for none.
     """
 
@@ -98,7 +97,6 @@ class Facts:
     structure: Mapping[str, Any]
     stacked: bool
     tables: Mapping[str, int]
-    further: bool
     template: str | None = None
 
 
@@ -149,8 +147,7 @@ class _Comparison:
         return key.startswith(keys.TOKENIZER) and key not in self._recipe.metadata
 
     def _is_of_model(self, key: str) -> bool:
-        told = self._facts.further and key == keys.prediction_layers(self._arch[:-1])
-        if key == keys.block_count(self._arch[:-1]) or told or key in self._recipe.metadata:
+        if key == keys.block_count(self._arch[:-1]) or key in self._recipe.metadata:
             return False
         return key.startswith((self._arch, *_ELSEWHERE))
 
@@ -254,6 +251,9 @@ class _Comparison:
     def _same_in_model(self, side: Effective, key: str) -> bool:
         if self._sources[side.number or 0].is_checkpoint and key not in side:
             return True  # it states few
+        files = self._sources[side.number or 0].file, self._sources[0].file
+        if key == keys.prediction_layers(self._arch[:-1]) and len(set(map(main_layer_count, files))) == 1:
+            return True  # what not all models have of these layers, the layout tells
         if key in self._facts.structure and (self._facts.stacked or side.layers != self._first.layers):
             return True
         return side.same(self._first, key)

@@ -133,7 +133,7 @@ def test_a_scale_that_follows_from_the_number_of_layers_is_written(
     model = tiny_models()["minicpm"]
     model.write(folder / "a.gguf", metadata={"minicpm.residual_scale": None}, change=without_effect(3))
     [line] = build(stack((0, 4), (3, 12)))
-    assert "minicpm.residual_scale 0.404145" in line
+    assert "minicpm.residual_scale becomes 0.404145" in line
     np.testing.assert_allclose(logits(llama, "out.gguf"), logits(llama, "a.gguf"), atol=2e-4)
 
 
@@ -303,7 +303,8 @@ def test_vision_that_the_base_lacks_can_be_grafted_or_left_out(folder: Path, bui
     told = build(ONTO.format("plain", "seeing") + more)
     out = weights("out.gguf")
     if more.startswith("graft"):
-        assert told == []
+        [line] = told
+        assert line.startswith("the result has 2 tensors of vision or sound")
         assert all((out[name] == values).all() for name, values in SENSES.items())
     else:
         [line] = told
@@ -314,6 +315,7 @@ def test_vision_that_the_base_lacks_can_be_grafted_or_left_out(folder: Path, bui
 
 
 ONLY_ONE = {"blk.0.attn_q_norm.weight": np.ones(16, np.float32), "some_table.weight": np.ones((4, 32), np.float32)}
+UNREAD = "llama.cpp v0.5.0 knows no some_table.weight, blk.0.attn_q_norm.weight of llama"
 
 
 @pytest.mark.parametrize("first", ["plain", "more"])
@@ -330,8 +332,10 @@ def test_what_only_one_model_has_is_excluded_or_grafted(
     assert word == "some_table.weight"
     told = build(f"{recipe}exclude: [{word}, q_norm]\n", "excluded")
     assert weights("excluded.gguf").keys() == (plain.keys() if first == "plain" else plain.keys() | ONLY_ONE.keys())
-    assert bool(told) == (first == "plain")
-    assert build(f"{recipe}graft: [{{model: more.gguf, tensors: [{word}, q_norm]}}]\n", "grafted") == []
+    assert ("excluded tensors" in told[0]) == (first == "plain")
+    assert told[0].startswith(UNREAD) == (first == "more")
+    [line] = build(f"{recipe}graft: [{{model: more.gguf, tensors: [{word}, q_norm]}}]\n", "grafted")
+    assert line.startswith(UNREAD)
     assert all((weights("grafted.gguf")[name] == values).all() for name, values in ONLY_ONE.items())
 
 
