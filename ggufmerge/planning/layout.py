@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.formats.layers import decoder_layer_count, has_further_layers, layer_count, main_layer_count
-from ggufmerge.keys import EMBEDDING, HEAD
+from ggufmerge.keys import EMBEDDING, HEAD, OTHER_SENSES
 from ggufmerge.methods.spec import Base, Method
 from ggufmerge.planning.tables import TABLES, table_owners
 from ggufmerge.recipe import Recipe
@@ -24,8 +24,6 @@ from ggufmerge.recipe.settings import matches
 from ggufmerge.sources import Source
 from ggufmerge.text import counted, first_few, series
 
-# Vision and sound, which Ollama keeps in the file of the language model and llama.cpp in one of their own.
-OTHER_SENSES = ("a.", "mm.", "s.", "v.")
 # The relative positions of T5. Its layer 0 has them for all layers of its stack, as in llama.cpp (src/models/t5.cpp).
 _POSITIONS = "attn_rel_b."
 _Names = dict[tuple[str, int] | None, list[str]]

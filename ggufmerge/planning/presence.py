@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from ggufmerge.errors import PlanError
-from ggufmerge.planning.layout import OTHER_SENSES, Slot
+from ggufmerge.keys import OTHER_SENSES
+from ggufmerge.planning.layout import Slot
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.settings import matches
