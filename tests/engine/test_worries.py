@@ -64,7 +64,7 @@ def pair(first: str, second: str, more: str = "") -> str:
         (merge("ties", "weight: 0.5, density: 0.5", "q4"), ["the type of the base, Q4_1, is kept", "out_type: Q6_K"]),
         (pair("a-q4.gguf", "b-q4.gguf", "dtype: float16\n"), ["a F16 file is made of Q4_1 models", "out_type: Q8_0"]),
         (
-            "{merge_method: sce, base_model: base-q8.gguf, models: [{model: a-q8.gguf}], parameters: {select_topk: 0.5}}",
+            merge("sce", "select_topk: 0.5").replace(", {model: b-q8.gguf}", ""),
             ["nothing is merged: all tensors of the result are those of base-q8.gguf"],
         ),
         (merge("task_arithmetic", "weight: 0"), ["all tensors of the result are those of base-q8.gguf"]),
