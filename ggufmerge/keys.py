@@ -70,6 +70,8 @@ LINEAGE = "ggufmerge.lineage."
 
 EMBEDDING = "token_embd.weight"  # a row per token
 PER_LAYER_EMBEDDING = "per_layer_token_embd.weight"
+# vision and sound, which Ollama keeps in the file of the language model and llama.cpp in one of their own
+OTHER_SENSES = ("a.", "mm.", "s.", "v.")
 HEAD = "output.weight"  # a row per token; a model without one computes its output with EMBEDDING
 
 

@@ -13,8 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# Vision and sound, which Ollama keeps in the file of the language model and llama.cpp in one of their own.
-OTHER_SENSES = ("a.", "mm.", "s.", "v.")
 _LAYER = re.compile(r"(enc\.|dec\.|)blk\.(\d+)\.", re.ASCII)
 _NUMBER = re.compile(r"\.\d+\.", re.ASCII)
 _SCALES = (".scale", ".input_scale")  # of weights, in any architecture

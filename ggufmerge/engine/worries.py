@@ -81,6 +81,16 @@ def _twice(case: _Case) -> Iterator[str]:
             )
 
 
+def _unchanged(case: _Case) -> Iterator[str]:
+    """A merge of several models whose result is one of them, as SCE of a single model is its base."""
+    used = {i.source for t in case.plan.tensors for i in t.inputs}
+    if not case.merged and len(case.plan.sources) > 1 and len(used) == 1:
+        yield (
+            f"nothing is merged: all tensors of the result are those of {case.label(*used)}; look at the parameters "
+            "and filters of the recipe if that is not meant"
+        )
+
+
 def _random_drop(case: _Case) -> Iterator[str]:
     """DARE and DELLA multiply what they keep, and of coarse files that is the rounding error, too."""
     for t in case.largest(t for t in case.merged if t.method in _RESCALED and t.shared.get("rescale", True)):
@@ -177,6 +187,7 @@ def _blown_up(case: _Case) -> Iterator[str]:
 
 _RULES: tuple[Callable[[_Case], Iterator[str]], ...] = (
     _twice,
+    _unchanged,
     _strength,
     _random_drop,
     _first_type,

@@ -15,14 +15,12 @@ from functools import partial
 from pathlib import Path
 
 from ggufmerge import keys
-from ggufmerge.architectures.layers import Layers
-from ggufmerge.architectures.stacks import layer_of, stack_of
-from ggufmerge.architectures.tensors import OTHER_SENSES
 from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.errors import GgufmergeError, PlanError
 from ggufmerge.files import GGUFFile, ShardName, facts
 from ggufmerge.files.absent import absent
 from ggufmerge.formats.experts import open_model
+from ggufmerge.formats.layers import layer_count, main_layer_count
 from ggufmerge.places import choice, folders, programs
 from ggufmerge.places.hub import cache as hub_cache
 from ggufmerge.places.ollama import store as ollama
@@ -273,15 +271,20 @@ def _projector_beside(path: Path, origin: str) -> str:
 
 def _family(file: GGUFFile) -> str:
     """A hash of what models that are merged as they are have in common. Settings may differ: a merge takes some, as
-    a missing pre-tokenizer, from the other models, and warns of the rest (`planning.settings`).
+    a missing pre-tokenizer, from the other models, and warns of the rest (`planning.settings`). So may layers that
+    predict further tokens (MTP), and vision and sound in the file: the result has those of one model.
     """
     architecture, shapes = in_one_layout(file.architecture, file.tensors)
     digest = hashlib.blake2b(architecture.encode("utf-8", "surrogateescape"), digest_size=16)
-    count = file.metadata.integer(keys.block_count(file.architecture)) or 0
-    main = Layers(file.architecture, count, file.metadata).main
-    for name in sorted(shapes.keys() - _MAY_DIFFER):
-        if name.startswith(OTHER_SENSES) or (count and stack_of(name) == "" and (layer_of(name) or 0) >= max(main, 1)):
-            continue  # what not all models have does not keep them from being merged
+    for name in sorted(filter(_is_common(file), shapes.keys() - _MAY_DIFFER)):
         digest.update(f"|{name}|{shapes[name]}".encode("utf-8", "surrogateescape"))
     digest.update(file.metadata.raw(keys.TOKENS) if keys.TOKENS in file.metadata else b"")
     return digest.hexdigest()
+
+
+def _is_common(file: GGUFFile) -> Callable[[str], bool]:
+    """Whether models that are merged have a tensor in common, by its name; others one model may have alone."""
+    own = list(keys.OTHER_SENSES)
+    with contextlib.suppress(GgufmergeError):  # of a damaged file, which opening will say
+        own += [f"blk.{number}." for number in range(main_layer_count(file), layer_count(file))]
+    return lambda name: not name.startswith(tuple(own))

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from ggufmerge.architectures.mla import is_joined, is_split
 from ggufmerge.architectures.spellings import of_ollama
-from ggufmerge.architectures.tensors import OTHER_SENSES, lacking, unread
+from ggufmerge.architectures.tensors import lacking, unread
 from ggufmerge.errors import OutputError, PlanError, collected
 from ggufmerge.files.output import work_files
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.writer import check_regular, partial_path, same_file
-from ggufmerge.keys import ARCHITECTURE
+from ggufmerge.keys import ARCHITECTURE, OTHER_SENSES
 from ggufmerge.places.references import check_found
 from ggufmerge.planning.plan import Plan
 from ggufmerge.recipe import Recipe

@@ -11,10 +11,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ggufmerge.architectures.stacks import STACKS, layer_of, stack_of, with_layer
-from ggufmerge.architectures.tensors import OTHER_SENSES
 from ggufmerge.errors import PlanError, RecipeError
 from ggufmerge.formats.layers import decoder_layer_count, has_further_layers, layer_count, main_layer_count
-from ggufmerge.keys import EMBEDDING, HEAD
+from ggufmerge.keys import EMBEDDING, HEAD, OTHER_SENSES
 from ggufmerge.methods.spec import Base, Method
 from ggufmerge.planning.tables import TABLES, table_owners
 from ggufmerge.recipe import Recipe

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from ggufmerge.architectures.stacks import part_of
-from ggufmerge.architectures.tensors import OTHER_SENSES
 from ggufmerge.errors import PlanError
+from ggufmerge.keys import OTHER_SENSES
 from ggufmerge.planning.layout import Slot
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.reference import ModelReference

@@ -217,6 +217,20 @@ def test_exclude_and_graft_mean_the_mtp_layer_too(glm: Path, build: Build, base:
     assert not [line for line in told if "matches no tensor" in line]
 
 
+@pytest.mark.parametrize(("one", "other"), [("with", "without"), ("without", "full"), ("plain", "seeing")])
+def test_models_that_can_be_merged_have_one_letter(glm: Path, run: Run, build: Build, one: str, other: str) -> None:
+    """30 and 34: `models` keeps to what `build` does where one model has an MTP layer or vision alone."""
+    write_tiny_llama(glm / "plain.gguf", **SHAPE)
+    write_tiny_llama(glm / "seeing.gguf", tune=(1, 0.02), extra=SENSES, **SHAPE)
+    for path in glm.glob("*.gguf"):
+        if path.stem not in (one, other):
+            path.unlink()
+    code, out, _ = run("models", ".")
+    assert code == 0
+    assert [line.split()[-1] for line in out.splitlines() if ".gguf" in line] == ["A", "A"]
+    build(ONTO.format(one, other))
+
+
 def test_metadata_of_a_recipe_that_make_layers_another_kind_are_told(glm: Path, build: Build) -> None:
     """30: what the recipe sets is written, and named where llama.cpp will not take it."""
     told = build(f"{ONTO.format('with', 'with2')}metadata: {{{NEXTN}: 0}}\n")

@@ -63,6 +63,11 @@ def pair(first: str, second: str, more: str = "") -> str:
         (pair("a-q4.gguf", "b-q8.gguf"), ["Q4_1 because a-q4.gguf is listed first", "out_type: Q8_0"]),
         (merge("ties", "weight: 0.5, density: 0.5", "q4"), ["the type of the base, Q4_1, is kept", "out_type: Q6_K"]),
         (pair("a-q4.gguf", "b-q4.gguf", "dtype: float16\n"), ["a F16 file is made of Q4_1 models", "out_type: Q8_0"]),
+        (
+            merge("sce", "select_topk: 0.5").replace(", {model: b-q8.gguf}", ""),
+            ["nothing is merged: all tensors of the result are those of base-q8.gguf"],
+        ),
+        (merge("task_arithmetic", "weight: 0"), ["all tensors of the result are those of base-q8.gguf"]),
     ],
 )
 def test_it_worries(folder: Path, text: str, words: list[str]) -> None:
