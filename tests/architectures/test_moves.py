@@ -23,7 +23,7 @@ from tests.architecture_models import TOKENS, TinyModel, is_output, tiny_models
 from tests.llama_worker import LlamaWorker
 
 TEXT = [(i * 37 + 5) % TOKENS for i in range(24)]
-SAMPLE = ("gemma2", "glm4moe-mtp", "lfm2", "llama4", "qwen3next-mtp", "smollm3")
+SAMPLE = ("gemma2", "glm4moe-mtp", "lfm2", "llama4", "minicpm3", "qwen3next-mtp", "smollm3")
 # architectures whose layers do more with what comes in than to add to it, so that zeros do not make them idle
 NORMED = "the sum goes through a norm, which is part of the layer"
 MIXED = "layers mix several streams (hyper-connections)"
