@@ -4,7 +4,8 @@
 // architecture_models LIBRARIES list: the names of all architectures, a line each.
 // architecture_models LIBRARIES: reads questions from standard input and answers each with a line of JSON:
 //   wanted PATH   the file has metadata only: which tensors would llama.cpp look for?
-//   load PATH     the file has tensors, too: does it load, and does it compute?
+//   open PATH     the file has tensors, too: does it load?
+//   load PATH     and does it compute?
 
 #include "ggml-backend.h"
 #include "ggml.h"
@@ -88,7 +89,7 @@ static int computed(llama_model * model) {
     return code;
 }
 
-static void describe(llama_model * model, bool is_loaded) {
+static void describe(llama_model * model, bool runs) {
     const llama_hparams & h = model->hparams;
     const int n = h.n_layer_all;
     printf("{\"ok\":true,\"digest\":\"%016llx-%d\"", (unsigned long long) digest(h), (int) model->type);
@@ -99,7 +100,7 @@ static void describe(llama_model * model, bool is_loaded) {
     printf(",\"recr\":\"%s\"", bits(n, [&](int i) { return h.is_recr_impl[i] != 0; }).c_str());
     printf(",\"has_kv\":\"%s\"", bits(n, [&](int i) { return h.has_kv(i); }).c_str());
     printf(",\"has_rope\":\"%s\"}", bits(n, [&](int i) { return h.has_rope(i); }).c_str());
-    printf(",\"runs\":%s,\"tensors\":{", is_loaded && computed(model) == 0 ? "true" : "false");
+    printf(",\"runs\":%s,\"tensors\":{", runs ? "true" : "false");
     const char * separator = "";
     for (const auto & [name, tensor] : model->tensors_by_name) {
         printf("%s\"%s\":[\"%s\"", separator, name.c_str(), ggml_type_name(tensor->type));
@@ -124,7 +125,7 @@ int main(int argc, char ** argv) {
     std::string line;
     while (std::getline(std::cin, line)) {
         const size_t space = line.find(' ');
-        const bool is_loaded = line.substr(0, space) == "load";
+        const std::string question = line.substr(0, space);
         const std::string path = line.substr(space + 1);
         complaints.clear();
         llama_model_params params = llama_model_default_params();
@@ -132,13 +133,13 @@ int main(int argc, char ** argv) {
         params.load_mtp = true;
         llama_model * model = nullptr;
         gguf_context * header = nullptr;
-        if (is_loaded) {
+        if (question != "wanted") {
             model = llama_model_load_from_file(path.c_str(), params);
         } else if ((header = gguf_init_from_file(path.c_str(), {true, nullptr}))) {
             model = llama_model_init_from_user(header, leave, nullptr, params);
         }
         if (model) {
-            describe(model, is_loaded);
+            describe(model, question == "load" && computed(model) == 0);
             llama_model_free(model);
         } else {
             printf("{\"ok\":false,\"words\":%s}\n", quoted(complaints).c_str());

@@ -45,7 +45,7 @@ EXPERTS = _words(
     "afmoe arctic bailingmoe bailingmoe2 bailingmoe3 cohere2moe dbrx deepseek deepseek2 deepseek2-ocr deepseek32 "
     "deepseek4 dots1 dots3note ernie4_5-moe exaone-moe glm-dsa glm4moe glm5-next gpt-oss granitehybrid granitemoe grok "
     "grovemoe hunyuan-moe hy_v3 hy_v4 jamba kimi-k3 kimi-linear laguna lfm2moe llada-moe llama4 maple mellum mimo2 "
-    "minimax-01 minimax-m2 minimax-m3 mistral4 nemotron_h_moe nomic-bert-moe olmo olmoe phimoe qwen2moe qwen35moe "
+    "minimax-01 minimax-m2 minimax-m3 mistral4 nemotron_h_moe nomic-bert-moe olmoe phimoe qwen2moe qwen35moe "
     "qwen3moe qwen3next qwen3vlmoe qwen4exp rnd1 smallthinker step35"
 )
 BOTH = ("granite", "llama", "minicpm", "mistral3")
@@ -60,13 +60,14 @@ LAYERS = {"gemma3n": 24, "hrm_text": 6, "wavtokenizer-dec": 6, "eagle3": 1}
 # (width, heads, width of the feed-forward part), tried in this order
 SIZES = ((64, 2, 96), (128, 2, 192), (256, 2, 384), (512, 8, 1024), (64, 1, 96))
 # load, but cannot compute alone, or not in this size
-ONLY_LOAD = _words("chameleon dflash eagle3 gemma4-assistant plm")
+ONLY_LOAD = _words("chameleon dflash eagle3 gemma4-assistant plm qwen3tts")
 # no models of llama.cpp's own kind, or not with layers that predict further tokens
 NO_FURTHER = _words(
     "dflash eagle3 gemma3n gemma4 gemma4-assistant graniteswitch hrm_text nanbeige t5 t5encoder wavtokenizer-dec"
 )
 SCALES = (".scale", ".input_scale")  # of quantized weights
 NEEDED = re.compile(r"(blk\.\d+\.(ffn_(gate|up|down)(_(sh)?exps?)?|ffn_gate_inp)|output)\.weight")
+TIED = ("cohere", "command", "gemma", "hrm")  # most models of these have no head of their own
 
 
 def keys_of(arch: str, n: int, width: int, heads: int, inner: int, experts: bool) -> Keys:
@@ -153,7 +154,7 @@ def keys_of(arch: str, n: int, width: int, heads: int, inner: int, experts: bool
     listed |= dict(_of_attention(arch, n, head, heads))
     listed |= dict(_of_family(arch, n, width, head, inner))
     outside = {"xielu.alpha_n": 1.0, "xielu.alpha_p": 1.0, "xielu.beta": 1.0, "xielu.eps": 1e-7}
-    if "bert" in arch:
+    if arch.startswith(("bert", "jina-bert", "nomic-bert")):
         outside["tokenizer.ggml.token_type_count"] = 2
     return {f"{arch}.{key}": value for key, value in listed.items()} | outside
 
@@ -245,7 +246,7 @@ class Llama:
 
     def load(self, arch: str, keys: Keys, tensors: Tensors) -> dict[str, Any]:
         """What it makes of a file."""
-        return self._ask("load", arch, keys, tensors)
+        return self._ask("open" if arch in ONLY_LOAD else "load", arch, keys, tensors)
 
     def _ask(self, question: str, arch: str, keys: Keys, tensors: Tensors) -> dict[str, Any]:
         shapes = {name: tuple(shape) for name, shape in tensors.items()}
@@ -276,6 +277,8 @@ def made(llama: Llama, arch: str, experts: bool) -> dict[str, Any] | str:
         found = llama.wanted(arch, keys)
         wanted = _shapes(found) if found["ok"] else _missed(llama, arch, keys)
         tensors, loaded = _loadable(llama, arch, keys, wanted)
+        if loaded["ok"] and not loaded["runs"] and arch not in ONLY_LOAD:  # there is too much
+            tensors, loaded = _loadable(llama, arch, keys, _missed(llama, arch, keys))
         if loaded["ok"] and (loaded["runs"] or arch in ONLY_LOAD):
             return _entry(llama, arch, keys, _least_tensors(llama, arch, keys, tensors, loaded["runs"]))
         words = found.get("words") or loaded.get("words") or "computes nothing"
@@ -307,6 +310,12 @@ def _shapes(found: Mapping[str, Any]) -> Tensors:
 
 def _loadable(llama: Llama, arch: str, keys: Keys, tensors: Tensors) -> tuple[Tensors, dict[str, Any]]:
     """What llama.cpp would look for, with the experts' matrices apart where it takes them so: most files have them."""
+    apart = _apart(tensors)
+    loaded = llama.load(arch, keys, apart)
+    return (apart, loaded) if loaded["ok"] else (tensors, llama.load(arch, keys, tensors))
+
+
+def _apart(tensors: Tensors) -> Tensors:
     apart: Tensors = {}
     for name, shape in tensors.items():
         if "ffn_gate_up_exps" in name:
@@ -314,8 +323,7 @@ def _loadable(llama: Llama, arch: str, keys: Keys, tensors: Tensors) -> tuple[Te
             apart |= {name.replace("gate_up", part): halves for part in ("gate", "up")}
         else:
             apart[name] = shape
-    loaded = llama.load(arch, keys, apart)
-    return (apart, loaded) if loaded["ok"] else (tensors, llama.load(arch, keys, tensors))
+    return apart
 
 
 def _least_tensors(llama: Llama, arch: str, keys: Keys, tensors: Tensors, runs: bool) -> Tensors:
@@ -337,10 +345,12 @@ def _least_tensors(llama: Llama, arch: str, keys: Keys, tensors: Tensors, runs: 
             name: shape for name, shape in tensors.items() if (m := mixed.match(name)) is None or m[3] is not None
         }
         tensors = next((some for some in (fewer, one_kind) if some != tensors and fits(some)), tensors)
+    is_tied = arch.startswith(TIED)
     for kind in dict.fromkeys(map(_kind, tensors)):
         fewer = {name: shape for name, shape in tensors.items() if _kind(name) != kind}
         dropped = tensors.keys() - fewer.keys()
-        if not all(NEEDED.fullmatch(name) for name in dropped) and fewer and fits(fewer):
+        is_needed = all(NEEDED.fullmatch(name) for name in dropped) and not (kind == "output.weight" and is_tied)
+        if not is_needed and fewer and fits(fewer):
             tensors = fewer
     return tensors
 
@@ -415,7 +425,7 @@ def further(llama: Llama, model: Mapping[str, Any]) -> dict[str, Any] | None:
     prefix = f"blk.{n}."
     if not (found["ok"] and any(name.startswith(f"{prefix}nextn.") for name in found["tensors"])):
         return None
-    wanted = {name: shape for name, shape in _shapes(found).items() if name.startswith(prefix)}
+    wanted = {name: shape for name, shape in _apart(_shapes(found)).items() if name.startswith(prefix)}
     kinds = {re.sub(r"^blk\.\d+\.", "", name) for name in tensors}
     usual = {name: shape for name, shape in wanted.items() if name.removeprefix(prefix) in kinds or ".nextn." in name}
     lean = {name: shape for name, shape in usual.items() if "embed_tokens" not in name and "head_head" not in name}

@@ -23,7 +23,7 @@ from tests.architecture_models import TOKENS, TinyModel, is_output, tiny_models
 from tests.llama_worker import LlamaWorker
 
 TEXT = [(i * 37 + 5) % TOKENS for i in range(24)]
-SAMPLE = ("gemma2", "glm4moe-mtp", "lfm2", "llama4", "qwen3next-mtp", "smollm3")
+SAMPLE = ("gemma2", "glm4moe-mtp", "lfm2", "llama4", "minicpm3", "qwen3next-mtp", "smollm3")
 # architectures whose layers do more with what comes in than to add to it, so that zeros do not make them idle
 NORMED = "the sum goes through a norm, which is part of the layer"
 MIXED = "layers mix several streams (hyper-connections)"
@@ -37,6 +37,7 @@ NO_STACK = {
     "nomic-bert": NORMED,
     "nomic-bert-moe": NORMED,
 }
+PERIODIC = Window | Recurrent | ExpertStep | Period
 RUNNING = [name for name, model in tiny_models().items() if model.runs and name != "t5"]
 
 
@@ -49,14 +50,11 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def period(model: TinyModel) -> int:
     """After how many layers the kinds of layers repeat; 4 where they do not."""
     layers = Layers(model.architecture, model.layers, model.metadata)
-    for rule in layer_rules(model.architecture):
-        if isinstance(rule, Window | Period) and rule._period(layers):
-            return rule._period(layers)
-        if isinstance(rule, Recurrent):
-            return rule._interval(layers)
-        if isinstance(rule, ExpertStep):
-            return layers.integer(rule.number) or 4
-    return 4
+    rules = [rule for rule in layer_rules(model.architecture) if isinstance(rule, PERIODIC)]
+    kinds = list(zip(*(rule.of(layers)[: layers.main] for rule in rules), strict=True))
+    if len(set(kinds)) < 2:
+        return 4
+    return next((p for p in range(2, len(kinds) // 2 + 1) if kinds[p:] == kinds[:-p]), 4)
 
 
 def count_of(model: TinyModel) -> int:

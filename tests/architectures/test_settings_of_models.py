@@ -31,6 +31,5 @@ def test_every_setting_that_differs_is_named(name: str, folder: Path):
     model = tiny_models()[name]
     a = model.write(folder / "a.gguf", change=small)
     b = model.write(folder / "b.gguf", change=small, tune=0.1)
-    unnamed = differing.unnamed(a, b, folder)
-    silent = {f"{change} in {side}" for change in SILENT for side in "ab"}
-    assert [line for line in unnamed if line not in silent] == []
+    unnamed = {line.removesuffix(" in a").removesuffix(" in b") for line in differing.unnamed(a, b, folder)}
+    assert unnamed == {change for change in SILENT if change.startswith(f"{model.architecture}.")}
