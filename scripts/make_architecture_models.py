@@ -277,7 +277,7 @@ def made(llama: Llama, arch: str, experts: bool) -> dict[str, Any] | str:
         found = llama.wanted(arch, keys)
         wanted = _shapes(found) if found["ok"] else _missed(llama, arch, keys)
         tensors, loaded = _loadable(llama, arch, keys, wanted)
-        if loaded["ok"] and not loaded["runs"] and arch not in ONLY_LOAD:  # there is too much
+        if not loaded.get("runs") and arch not in ONLY_LOAD:  # some is too much
             tensors, loaded = _loadable(llama, arch, keys, _missed(llama, arch, keys))
         if loaded["ok"] and (loaded["runs"] or arch in ONLY_LOAD):
             return _entry(llama, arch, keys, _least_tensors(llama, arch, keys, tensors, loaded["runs"]))
@@ -296,6 +296,8 @@ def _missed(llama: Llama, arch: str, keys: Keys) -> Tensors:
             tensors[lacking[1]] = [1]
         elif wrong := re.search(r"tensor '([^']+)' has wrong shape; expected ([\d, ]+), got", words):
             shape = [int(number) for number in wrong[2].split(",")][::-1]
+            while len(shape) > 1 and shape[0] == 1:
+                shape.pop(0)
             if tensors.get(wrong[1]) == shape:
                 return tensors
             tensors[wrong[1]] = shape
