@@ -5,7 +5,7 @@ llama.cpp decides by a layer's place (`architectures/layer_rules.py`), which mus
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from ggufmerge.files import ValueKind
 from ggufmerge.formats.layers import decoder_layer_count, layer_count
 from ggufmerge.planning.effective import MISSING, Effective
 from ggufmerge.planning.layout import Slice, layers_of_result
+from ggufmerge.planning.plan import PlannedTensor
 from ggufmerge.recipe import Recipe
 from ggufmerge.sources import Source
 from ggufmerge.text import first_few, series
@@ -257,6 +258,27 @@ def _mixed(sources: Sequence[Source], layout: Sequence[Slice]) -> list[str]:
                             f"layer {part.start + i} of {other.label}, with {rule.said(b)}, is merged into layer "
                             f"{first.start + i} of {one.label}, with {rule.said(a)}, and will be used as the latter"
                         )
+    return list(found.values())
+
+
+def grafted_kinds(
+    sources: Sequence[Source], layout: Sequence[Slice], tensors: Sequence[PlannedTensor], grafted: Collection[str]
+) -> list[str]:
+    """Warnings for grafts into a layer of another kind than their own: of the result, layers that slices have moved."""
+    origins, found = _origins(sources, layout), dict[tuple[int, int, Rule], str]()
+    for tensor in tensors:
+        place, giver = layer_of(tensor.name), tensor.inputs[0].source
+        if tensor.name not in grafted or place is None or sources[giver].is_checkpoint or place >= len(origins):
+            continue
+        origin, layer = origins[place]
+        for rule in layer_rules(origin.file.architecture) if (origin, layer) != (sources[giver], place) else ():
+            own, theirs = (rule.of(_layers(source, sources[0])) for source in (origin, sources[giver]))
+            if own[layer] != theirs[place] and (giver, place, rule) not in found:
+                what = f"layer {place} of {sources[giver].label}, with {rule.said(theirs[place])}"
+                where = f"layer {layer} of {origin.label}, with {rule.said(own[layer])}"
+                found[giver, place, rule] = (
+                    f"graft takes tensors of {what}, into layer {place} of the result, which is {where}"
+                )
     return list(found.values())
 
 

@@ -107,6 +107,20 @@ def test_layers_of_two_kinds_that_become_one_are_told(tmp_path: Path) -> None:
     assert [line for line in report.warnings if wanted in line]
 
 
+def test_grafts_into_a_layer_of_another_kind_are_told(tmp_path: Path) -> None:
+    """A graft goes by the numbers of the result, whose layers slices have moved."""
+    tiny_models()["gemma2"].write(tmp_path / "m.gguf")
+    graft = "graft: [{model: m.gguf, tensors: [blk.5., blk.3.ffn_up, token_embd]}]\n"
+    _, warnings = planned(tmp_path, (0, 5), (4, 12), more=graft)
+    wanted = (
+        "layer 5 of m.gguf, with full attention, into layer 5 of the result, which is layer 4 of m.gguf, with sliding"
+    )
+    assert [line for line in warnings if wanted in line]
+    assert sum("graft" in line for line in warnings) == 1
+    _, warnings = planned(tmp_path, (0, 6), (4, 12), more=graft)
+    assert not [line for line in warnings if "graft" in line]
+
+
 def test_the_layers_of_a_checkpoint_are_those_of_the_model_that_gives_the_metadata(tmp_path: Path) -> None:
     """Its configuration is not read for them: here that a window is there at all."""
     model = tiny_models()["gemma3"]
