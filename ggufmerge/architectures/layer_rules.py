@@ -45,6 +45,11 @@ class Rule(ABC):
         return ()
 
     @property
+    def only_here(self) -> tuple[str, ...]:
+        """Those of these keys that decide nothing else: two values with which layers are of one kind mean the same."""
+        return ()
+
+    @property
     def is_minor(self) -> bool:
         """Whether a layer works at another place, only not quite as before, so that a warning is enough."""
         return False
@@ -111,6 +116,10 @@ class Window(Rule):
     def reads(self) -> tuple[str, ...]:
         return (self.pattern, "attention.sliding_window")
 
+    @property
+    def only_here(self) -> tuple[str, ...]:
+        return (self.pattern,)
+
     def of(self, layers: Layers) -> Values:
         if not self.holds(layers):
             return [False] * layers.count
@@ -148,6 +157,10 @@ class Recurrent(Rule):
     @property
     def reads(self) -> tuple[str, ...]:
         return (self.pattern, self.interval)
+
+    @property
+    def only_here(self) -> tuple[str, ...]:
+        return self.reads
 
     def of(self, layers: Layers) -> Values:
         if (given := layers.values(self.pattern)) is not None:

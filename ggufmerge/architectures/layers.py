@@ -30,6 +30,11 @@ PER_LAYER = (
     "deepstack_mapping",
 )
 PER_LAYER_ANYWHERE = ("xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps")
+# Numbers that any model may state for each layer, and the architectures in which llama.cpp goes by them when it looks
+# for the tensors of a layer (`n_ff(i)`, `n_head(i)`, `n_head_kv(i)` in `load_arch_tensors`); in all others every layer
+# has the sizes of layer 0.
+SIZES = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
+SIZED_PER_LAYER = frozenset({"deci", "gemma4", "nemotron_h", "nemotron_h_moe", "openelm", "plamo3"})
 # Lists of the architecture of which each is about something else than layers, however long it is.
 NOT_PER_LAYER = ("rope.dimension_sections", "classifier.output_labels", "target_layers", "adapters.", "ple.")
 

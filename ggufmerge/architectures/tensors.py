@@ -18,6 +18,11 @@ _NUMBER = re.compile(r"\.\d+\.", re.ASCII)
 _SCALES = (".scale", ".input_scale")  # of weights, in any architecture
 
 
+def is_known(architecture: str) -> bool:
+    """Whether llama.cpp knows an architecture."""
+    return architecture in _table()
+
+
 def unread(architecture: str, names: Iterable[str]) -> list[str]:
     """The tensors that llama.cpp does not read; none for an architecture that it does not know."""
     table = _table().get(architecture)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufmerge import keys
+from ggufmerge.architectures.kinds import kind_of_value
 from ggufmerge.errors import RecipeError
 from ggufmerge.files import MetadataEditor, facts
 from ggufmerge.planning import provenance
@@ -46,7 +47,7 @@ def result_metadata(
     structure, tokenizer: changes that the layers of the result (`layers`) and its tokenizer (`vocabulary`) bring about.
     RecipeError names the keys that a recipe cannot set.
     """
-    _check_overrides(recipe, laid_out, typed)
+    overrides = _overrides(recipe, laid_out, typed)
     sources, donor = laid_out.sources, laid_out.sources[0]
     changes: dict[str, Any] = {k: None for k in donor.metadata if k in _STALE or k.startswith(_STALE_PREFIXES)}
     name = recipe.title or f"{donor.name} merge"
@@ -69,13 +70,16 @@ def result_metadata(
         imatrix=[Path(path).name for path in recipe.imatrix],
     )
     changes |= provenance.record(sources, settings, recipe=recipe.text, digests=True)
-    return Header(changes | dict(recipe.metadata), tuple(warnings))
+    return Header(changes | overrides, tuple(warnings))
 
 
-def _check_overrides(recipe: Recipe, laid_out: LaidOut, typed: Typed) -> None:
-    """RecipeError for what of a recipe's `metadata:` cannot be, a line each: keys that are not the recipe's to set, and
-    numbers and lists that do not go with the tensors of the result.
+def _overrides(recipe: Recipe, laid_out: LaidOut, typed: Typed) -> dict[str, Any]:
+    """What a recipe's `metadata:` sets, numbers as llama.cpp expects them: 1 as 1.0 under a key for such.
+
+    RecipeError for what cannot be, a line each: keys that are not the recipe's to set, values of another kind than
+    llama.cpp reads there, and numbers and lists that do not go with the tensors of the result.
     """
+    overrides: dict[str, Any] = {}
     architecture = laid_out.sources[0].file.architecture
     shapes = {t.name: t.shape for t in typed.tensors}
     layers = sum(piece.layers for piece in laid_out.slices)
@@ -86,7 +90,13 @@ def _check_overrides(recipe: Recipe, laid_out: LaidOut, typed: Typed) -> None:
             continue
         counted = _counted(key, architecture, shapes, layers)
         if counted is None:
+            try:
+                overrides[key] = _as_read(key, value, laid_out.sources)
+                _check_token(key, overrides[key], shapes.get(keys.EMBEDDING, ()))
+            except ValueError as error:
+                problems.append(str(error))
             continue
+        overrides[key] = value
         wanted, what = counted
         if key.startswith(keys.TOKENIZER):
             given = len(value) if isinstance(value, list) else None
@@ -97,6 +107,36 @@ def _check_overrides(recipe: Recipe, laid_out: LaidOut, typed: Typed) -> None:
             problems.append(f"{key} is {shown:.60}, but the result has {wanted} {what}; leave it out")
     if problems:
         raise RecipeError(*(recipe.complaint(("metadata",), problem) for problem in problems))
+    return overrides
+
+
+_KINDS = {float: "a number", bool: "true or false", str: "a text, in quotes", int: "a whole number, 0 or more"}
+
+
+def _as_read(key: str, value: Any, sources: Sequence[Source]) -> Any:
+    """A value under a key in the kind that llama.cpp reads there. ValueError when it is of another."""
+    architecture = sources[0].file.architecture
+    kind = kind_of_value(architecture, key)
+    if kind is None and keys.is_token_id(key):
+        kind = int
+    if kind is None and key.startswith((architecture + ".", keys.TOKENIZER)):
+        given = next((source.metadata[key] for source in sources if key in source.metadata), None)
+        kind = int if type(given) is int else None
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is bool and type(value) is int and value in (0, 1):
+        return bool(value)
+    if kind is int and type(value) is float and value.is_integer():
+        value = int(value)
+    if kind is not None and (type(value) is not kind or (type(value) is int and value < 0)):
+        raise ValueError(f"{key} is {value!r:.60}, but llama.cpp reads {_KINDS[kind]} there")
+    return value
+
+
+def _check_token(key: str, value: Any, embedding: Sequence[int]) -> None:
+    """ValueError for the id of a token that the result does not have."""
+    if keys.is_token_id(key) and embedding and value >= embedding[0]:
+        raise ValueError(f"{key} is {value}, but the result has {embedding[0]} tokens, counted from 0")
 
 
 # set by the plan or the writer, whatever a recipe says

@@ -5,7 +5,7 @@ llama.cpp decides by a layer's place (`architectures/layer_rules.py`), which mus
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,23 @@ import numpy as np
 
 from ggufmerge import keys
 from ggufmerge.architectures.layer_rules import Rule, layer_rules
-from ggufmerge.architectures.layers import NOT_PER_LAYER, PER_LAYER, PER_LAYER_ANYWHERE, Changed, Layers
+from ggufmerge.architectures.layers import (
+    NOT_PER_LAYER,
+    PER_LAYER,
+    PER_LAYER_ANYWHERE,
+    SIZED_PER_LAYER,
+    SIZES,
+    Changed,
+    Layers,
+)
+from ggufmerge.architectures.stacks import kind_of, layer_of
+from ggufmerge.architectures.tensors import is_known
 from ggufmerge.errors import PlanError
 from ggufmerge.files import ValueKind
 from ggufmerge.formats.layers import decoder_layer_count, layer_count
+from ggufmerge.planning.effective import MISSING, Effective
 from ggufmerge.planning.layout import Slice, layers_of_result
+from ggufmerge.planning.plan import PlannedTensor
 from ggufmerge.recipe import Recipe
 from ggufmerge.sources import Source
 from ggufmerge.text import first_few, series
@@ -37,6 +49,8 @@ def layer_metadata(
     """
     donor = sources[0]
     arch, count = donor.file.architecture, layer_count(donor.file)
+    if recipe.slices is not None:
+        _check_sizes(recipe, sources, layout)
     warnings = _mixed(sources, layout)
     origins = _origins(sources, layout)
     if origins == [(donor, i) for i in range(count)]:
@@ -63,6 +77,35 @@ def layer_metadata(
     return changes | ruled, warnings + _unknown_lists(donor, count)
 
 
+def _check_sizes(recipe: Recipe, sources: Sequence[Source], layout: Sequence[Slice]) -> None:
+    """PlanError for a slice of a model whose layers are of another size than those of the first: every layer has the
+    sizes that the metadata give once, in llama.cpp and for what passes from layer to layer.
+    """
+    arch = sources[0].file.architecture
+    if not is_known(arch):
+        return
+    shapes = [_shapes(source) for source in sources]
+    for number, piece in enumerate(layout):
+        for part in piece.parts:
+            for kind, own in shapes[part.source].items():
+                first = shapes[0].get(kind)
+                may = arch in SIZED_PER_LAYER and "_norm" not in kind
+                if first and not first & own and not may:
+                    one, other = sources[part.source].label, sources[0].label
+                    sizes = f"{kind} is {list(min(own))} in {one} and {list(min(first))} in {other}"
+                    todo = "so their layers do not work in one model; take slices of models of one size"
+                    raise PlanError(recipe.complaint(("slices", number), f"{sizes}, {todo}"))
+
+
+def _shapes(source: Source) -> dict[str, set[tuple[int, ...]]]:
+    """The shapes that each kind of tensor has in the layers of a model."""
+    found: dict[str, set[tuple[int, ...]]] = {}
+    for name, tensor in source.tensors.items():
+        if layer_of(name) is not None:
+            found.setdefault(kind_of(name), set()).add(tensor.shape)
+    return found
+
+
 def _origins(sources: Sequence[Source], layout: Sequence[Slice]) -> _Origins:
     """Where each layer of the result comes from: the base of its slice, or else the first model."""
     layers = [(piece.parts[piece.base or 0], i) for piece, i in layers_of_result(layout)]
@@ -72,19 +115,30 @@ def _origins(sources: Sequence[Source], layout: Sequence[Slice]) -> _Origins:
 def _lists(origins: _Origins, donor: Source) -> dict[str, Any]:
     """The values that hold for single layers, in lists that go with the layers of the result."""
     arch = donor.file.architecture
+    used = list(dict.fromkeys(source for source, _ in origins))
+    sizes = [keys.of(arch, what) for what in SIZES if arch in SIZED_PER_LAYER]
     changes: dict[str, Any] = {}
     for key in [*(keys.of(arch, what) for what in PER_LAYER), *PER_LAYER_ANYWHERE]:
-        used = list(dict.fromkeys(source for source, _ in origins))
-        values = {source: source.metadata[key] for source in used if key in source.metadata}
-        if donor not in values and key in donor.metadata:
-            values[donor] = donor.metadata[key]
-        if donor in values and any(map(_is_list, values.values())):
-            picked = [_of_layer(key, values.get(source, values[donor]), source, layer) for source, layer in origins]
+        stated = [source.metadata[key] for source in dict.fromkeys([donor, *used]) if key in source.metadata]
+        if not any(map(_is_list, stated)) and not (key in sizes and len(set(stated)) > 1):
+            continue
+        general = _value(donor, key)
+        values = {source: general if source.is_checkpoint else _value(source, key) for source in used}
+        values = {source: general if value is MISSING else value for source, value in values.items()}
+        if not any(value is MISSING for value in values.values()):
+            picked = [_of_layer(key, values[source], source, layer) for source, layer in origins]
             changes[key] = [v for v in picked if v is not None]
             if len({type(v) for v in changes[key]}) > 1:
                 listed = ", ".join(f"{source.label}: {source.metadata.found(key)}" for source in used)
                 raise PlanError(f"{key} is not of one type in the layers of the result ({listed}); take another file")
     return changes
+
+
+def _value(source: Source, key: str) -> Any:
+    """What stands under a key, or what llama.cpp takes without it; MISSING when that is not known."""
+    if key in source.metadata:
+        return source.metadata[key]
+    return Effective(source.label, source.metadata, source, layers=layer_count(source.file)).default(key)
 
 
 def _of_layer(key: str, value: Any, source: Source, layer: int) -> Any:
@@ -204,6 +258,27 @@ def _mixed(sources: Sequence[Source], layout: Sequence[Slice]) -> list[str]:
                             f"layer {part.start + i} of {other.label}, with {rule.said(b)}, is merged into layer "
                             f"{first.start + i} of {one.label}, with {rule.said(a)}, and will be used as the latter"
                         )
+    return list(found.values())
+
+
+def grafted_kinds(
+    sources: Sequence[Source], layout: Sequence[Slice], tensors: Sequence[PlannedTensor], grafted: Collection[str]
+) -> list[str]:
+    """Warnings for grafts into a layer of another kind than their own: of the result, layers that slices have moved."""
+    origins, found = _origins(sources, layout), dict[tuple[int, int, Rule], str]()
+    for tensor in tensors:
+        place, giver = layer_of(tensor.name), tensor.inputs[0].source
+        if tensor.name not in grafted or place is None or sources[giver].is_checkpoint or place >= len(origins):
+            continue
+        origin, layer = origins[place]
+        for rule in layer_rules(origin.file.architecture) if (origin, layer) != (sources[giver], place) else ():
+            own, theirs = (rule.of(_layers(source, sources[0])) for source in (origin, sources[giver]))
+            if own[layer] != theirs[place] and (giver, place, rule) not in found:
+                what = f"layer {place} of {sources[giver].label}, with {rule.said(theirs[place])}"
+                where = f"layer {layer} of {origin.label}, with {rule.said(own[layer])}"
+                found[giver, place, rule] = (
+                    f"graft takes tensors of {what}, into layer {place} of the result, which is {where}"
+                )
     return list(found.values())
 
 

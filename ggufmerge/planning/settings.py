@@ -33,6 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge import keys
+from ggufmerge.architectures.layer_rules import layer_rules
+from ggufmerge.architectures.layers import Layers
 from ggufmerge.chat.templates import TEMPLATE, most_common
 from ggufmerge.formats.layers import layer_count, main_layer_count
 from ggufmerge.planning.effective import MISSING, Effective
@@ -256,7 +258,14 @@ class _Comparison:
             return True  # what not all models have of these layers, the layout tells
         if key in self._facts.structure and (self._facts.stacked or side.layers != self._first.layers):
             return True
-        return side.same(self._first, key)
+        return side.same(self._first, key) or self._same_layers(side, key)
+
+    def _same_layers(self, side: Effective, key: str) -> bool:
+        """Whether a key that says of which kind each layer is says the same of all, as a list, a period or neither."""
+        arch = self._arch[:-1]
+        rules = [rule for rule in layer_rules(arch) if key in (keys.of(arch, what) for what in rule.only_here)]
+        one, other = (Layers(arch, each.layers, each.metadata) for each in (side, self._first))
+        return bool(rules) and all(rule.of(one) == rule.of(other) for rule in rules)
 
     def _same_in_tokenizer(self, side: Effective, key: str) -> bool:
         alignment = self._facts.alignment

@@ -11,6 +11,7 @@ import pytest
 
 import ggufmerge
 from ggufmerge.errors import GgufmergeError
+from ggufmerge.evaluation.llama import LlamaModel
 from tests.tiny import write_tiny_llama
 
 RECIPE = "{merge_method: linear, models: [{model: a.gguf}, {model: b.gguf}], parameters: {weight: 1}}\n"
@@ -94,6 +95,15 @@ def test_tags_and_licences_of_another_type_are_left_out(tmp_path: Path) -> None:
         ("llama.embedding_length: true", "llama.embedding_length is True, but the result has 64 values in a row"),
         ("tokenizer.ggml.tokens: [a, b]", "tokenizer.ggml.tokens is a list of 2 texts, but the result has 320 tokens"),
         ("tokenizer.ggml.tokens: 320", "tokenizer.ggml.tokens is 320, but the result has 320 tokens"),
+        ("llama.rope.freq_base: fast", "llama.rope.freq_base is 'fast', but llama.cpp reads a number there"),
+        ("llama.rope.scaling.factor: '4'", "llama.rope.scaling.factor is '4', but llama.cpp reads a number there"),
+        ("llama.rope.scaling.type: 1", "llama.rope.scaling.type is 1, but llama.cpp reads a text"),
+        ("llama.context_length: 2.5", "llama.context_length is 2.5, but llama.cpp reads a whole number"),
+        ("llama.context_length: -1", "llama.context_length is -1, but llama.cpp reads a whole number, 0 or more"),
+        ("tokenizer.ggml.add_bos_token: 2", "tokenizer.ggml.add_bos_token is 2, but llama.cpp reads true or false"),
+        ("tokenizer.ggml.eos_token_id: 320", "tokenizer.ggml.eos_token_id is 320, but the result has 320 tokens"),
+        ("tokenizer.ggml.eot_token_id: end", "tokenizer.ggml.eot_token_id is 'end', but llama.cpp reads a whole"),
+        ("general.name: 7", "general.name is 7, but llama.cpp reads a text"),
         ("general.architecture: gemma", "general.architecture is written by ggufmerge"),
         ("general.file_type: 2", "general.file_type is written by ggufmerge"),
         ("general.alignment: 64", "general.alignment is written by ggufmerge"),
@@ -111,3 +121,24 @@ def test_a_recipe_may_say_what_holds(tmp_path: Path) -> None:
     """Counts that are right, and whatever the tensors do not tell."""
     chosen = "{metadata: {llama.block_count: 2, llama.vocab_size: 320, llama.context_length: 99}, merge"
     assert merged(tmp_path, {}, {}, RECIPE.replace("{merge", chosen, 1))["llama.context_length"] == 99
+
+
+@pytest.mark.parametrize(
+    ("written", "key", "value"),
+    [
+        ("1", "llama.rope.scaling.factor", 1.0),
+        ("0", "llama.attention.clamp_kqv", 0.0),
+        ("1000000", "llama.rope.freq_base", 1e6),
+        ("512.0", "llama.context_length", 512),
+        ("1", "tokenizer.ggml.add_eos_token", True),
+        ("2", "tokenizer.ggml.eot_token_id", 2),
+    ],
+)
+def test_numbers_of_a_recipe_are_written_as_llama_cpp_reads_them(
+    tmp_path: Path, written: str, key: str, value: object
+) -> None:
+    """Also under keys that no model has: llama.cpp refuses a file with 1 where it reads 1.0."""
+    out = merged(tmp_path, {}, {}, RECIPE.replace("{merge", f"{{metadata: {{{key}: {written}}}, merge", 1))
+    assert (out[key], type(out[key])) == (value, type(value))
+    with LlamaModel(tmp_path / "out.gguf", context=32, threads=1) as model:
+        assert model.logits([1, 5, 9]).any()

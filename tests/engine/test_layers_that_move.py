@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,20 @@ def test_layers_of_two_kinds_that_become_one_are_told(tmp_path: Path) -> None:
     assert [line for line in report.warnings if wanted in line]
 
 
+def test_grafts_into_a_layer_of_another_kind_are_told(tmp_path: Path) -> None:
+    """A graft goes by the numbers of the result, whose layers slices have moved."""
+    tiny_models()["gemma2"].write(tmp_path / "m.gguf")
+    graft = "graft: [{model: m.gguf, tensors: [blk.5., blk.3.ffn_up, token_embd]}]\n"
+    _, warnings = planned(tmp_path, (0, 5), (4, 12), more=graft)
+    wanted = (
+        "layer 5 of m.gguf, with full attention, into layer 5 of the result, which is layer 4 of m.gguf, with sliding"
+    )
+    assert [line for line in warnings if wanted in line]
+    assert sum("graft" in line for line in warnings) == 1
+    _, warnings = planned(tmp_path, (0, 6), (4, 12), more=graft)
+    assert not [line for line in warnings if "graft" in line]
+
+
 def test_the_layers_of_a_checkpoint_are_those_of_the_model_that_gives_the_metadata(tmp_path: Path) -> None:
     """Its configuration is not read for them: here that a window is there at all."""
     model = tiny_models()["gemma3"]
@@ -138,3 +153,82 @@ def test_the_layers_of_a_checkpoint_are_those_of_the_model_that_gives_the_metada
     plan, opened = plan_document(load_recipe(tmp_path / "r.yaml"))
     opened.close()
     assert "gemma3.attention.sliding_window_pattern" not in plan.metadata
+
+
+def test_numbers_of_layers_that_only_the_second_model_lists_go_with_them(tmp_path: Path) -> None:
+    """Where the first one states none, as for heads with keys, its layers have what llama.cpp takes for it."""
+    model = tiny_models()["lfm2"]
+    heads = list(model.metadata["lfm2.attention.head_count"])
+    model.write(tmp_path / "m.gguf")
+    newer = {"lfm2.attention.head_count": 2, "lfm2.attention.head_count_kv": heads}  # as converters write it today
+    model.write(tmp_path / "n.gguf", metadata=newer)
+    for one, other in (("m", "n"), ("n", "m")):
+        slices = [
+            {"sources": [{"model": str(tmp_path / f"{one}.gguf"), "layer_range": [0, 6]}]},
+            {"sources": [{"model": str(tmp_path / f"{other}.gguf"), "layer_range": [4, 12]}]},
+        ]
+        plan, opened = plan_document(load_recipe({"merge_method": "passthrough", "slices": slices}))
+        opened.close()
+        assert plan.metadata["lfm2.attention.head_count_kv"] == heads[:6] + heads[4:]
+
+
+@pytest.mark.parametrize("wider", ["llama.feed_forward_length", "llama.embedding_length"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_layers_of_another_size_are_refused(tmp_path: Path, wider: str, whole: bool) -> None:
+    """No metadata can say of one model that its layers are of two sizes, and llama.cpp would not load it."""
+    model = tiny_models()["llama"]
+    old = model.metadata[wider]
+    shapes = {n: tuple(2 * old if size == old else size for size in shape) for n, shape in model.tensors.items()}
+    model.write(tmp_path / "m.gguf")
+    dataclasses.replace(model, tensors=shapes).write(tmp_path / "wide.gguf", metadata={wider: 2 * old})
+    slices = [
+        {"sources": [{"model": str(tmp_path / "m.gguf"), "layer_range": [0, 0 if whole else 6]}]},
+        {"sources": [{"model": str(tmp_path / "wide.gguf"), "layer_range": [0 if whole else 6, 12]}]},
+    ]
+    with pytest.raises(PlanError, match=r"slices\[1\]: blk\.\*\.\S+ is \[.*\] in .*wide\.gguf and \[.*\] in .*m\.gguf"):
+        plan_document(load_recipe({"merge_method": "passthrough", "slices": slices}))
+
+
+def test_layers_may_have_sizes_of_their_own_where_llama_cpp_reads_them(tmp_path: Path) -> None:
+    """Then those of all layers are listed."""
+    model = tiny_models()["deci"]
+    key = "deci.feed_forward_length"
+    old = model.metadata[key]
+    shapes = {n: tuple(2 * old if size == old else size for size in shape) for n, shape in model.tensors.items()}
+    model.write(tmp_path / "m.gguf")
+    dataclasses.replace(model, tensors=shapes).write(tmp_path / "wide.gguf", metadata={key: 2 * old})
+    slices = [
+        {"sources": [{"model": str(tmp_path / "m.gguf"), "layer_range": [0, 6]}]},
+        {"sources": [{"model": str(tmp_path / "wide.gguf"), "layer_range": [6, 12]}]},
+    ]
+    plan, opened = plan_document(load_recipe({"merge_method": "passthrough", "slices": slices}))
+    opened.close()
+    assert plan.metadata[key] == [old] * 6 + [2 * old] * 6
+
+
+@pytest.mark.parametrize("listed_first", [False, True])
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("gemma3", "gemma3.attention.sliding_window_pattern", ([True] * 5 + [False]) * 2),
+        ("gemma3", "gemma3.attention.sliding_window_pattern", 6),
+        ("qwen3next", "qwen3next.attention.recurrent_layers", ([True] * 3 + [False]) * 3),
+        ("qwen3next", "qwen3next.full_attention_interval", 4),
+    ],
+)
+def test_kinds_of_layers_that_are_the_same_in_other_words_are_no_difference(
+    tmp_path: Path, name: str, key: str, value: object, listed_first: bool
+) -> None:
+    """Converters of some years write a list, a period or neither."""
+    model = tiny_models()[name]
+    for file, given in (("a", value if listed_first else None), ("b", None if listed_first else value)):
+        model.write(tmp_path / f"{file}.gguf", metadata={key: given})
+    models = [{"model": str(tmp_path / f"{file}.gguf"), "parameters": {"weight": 1}} for file in "ab"]
+    plan, opened = plan_document(load_recipe({"merge_method": "linear", "models": models}))
+    opened.close()
+    assert not [line for line in plan.warnings if key in line]
+    other = {key: [False, True] * 6 if isinstance(value, list) else 3}
+    model.write(tmp_path / "b.gguf", metadata=other)
+    plan, opened = plan_document(load_recipe({"merge_method": "linear", "models": models}))
+    opened.close()
+    assert [line for line in plan.warnings if key in line]
