@@ -85,16 +85,28 @@ def add_pairs(x, squares, pairs, blocks, sums, same):
     """
     groups = squares.shape[2]
     size = x.shape[2] // max(groups, 1)
+    even = size - size % 4
     for p in range(pairs.shape[0]):
-        a, b = pairs[p, 0], pairs[p, 1]
         for i in range(x.shape[1]):
+            a, b = x[pairs[p, 0], i], x[pairs[p, 1], i]
             in_block = 0.0
             for g in range(groups):
-                total = 0.0
-                for j in range(g * size, (g + 1) * size):
-                    d = np.float64(x[a, i, j]) - np.float64(x[b, i, j])
-                    total += d * d
-                step = (np.float64(squares[a, i, g]) + np.float64(squares[b, i, g])) / 2
+                first = g * size
+                s0 = s1 = s2 = s3 = 0.0  # a processor adds four sums up at the same time
+                for j in range(first, first + even, 4):
+                    d0 = np.float64(a[j]) - np.float64(b[j])
+                    d1 = np.float64(a[j + 1]) - np.float64(b[j + 1])
+                    d2 = np.float64(a[j + 2]) - np.float64(b[j + 2])
+                    d3 = np.float64(a[j + 3]) - np.float64(b[j + 3])
+                    s0 += d0 * d0
+                    s1 += d1 * d1
+                    s2 += d2 * d2
+                    s3 += d3 * d3
+                for j in range(first + even, first + size):
+                    d0 = np.float64(a[j]) - np.float64(b[j])
+                    s0 += d0 * d0
+                total = (s0 + s1) + (s2 + s3)
+                step = (np.float64(squares[pairs[p, 0], i, g]) + np.float64(squares[pairs[p, 1], i, g])) / 2
                 k = 0
                 if step > 0:
                     m, e = math.frexp(step)
@@ -125,7 +137,12 @@ class Estimate:
     @property
     def visible(self) -> bool:
         """Whether the change stands out of the noise: its square is at least three times as large as its error."""
-        return self.change >= _SURE * self.error
+        return self.change >= self.needed
+
+    @property
+    def needed(self) -> float:
+        """The least square of a change that would be seen."""
+        return _SURE * self.error
 
     @property
     def noise(self) -> float:
