@@ -251,7 +251,7 @@ def _job(sources: Sequence[Source], name: str, pairs: Pairs, found: _Found) -> J
         for k, source in enumerate(inputs):
             source.read(chunks[i].row, x[k])
         totals = np.zeros(_SUMS)
-        return totals, _measure(x, totals), gathering.partial(chunks[i].row, x)
+        return totals, _measure(x, totals, pairs.base is not None), gathering.partial(chunks[i].row, x)
 
     def fold(partial: tuple[NDArray[np.float64], float, _Part]) -> None:
         nonlocal sums, largest
@@ -280,26 +280,45 @@ def _job(sources: Sequence[Source], name: str, pairs: Pairs, found: _Found) -> J
 
 
 @kernel
-def _measure(x, sums):  # type: ignore[no-untyped-def]
+def _measure(x, sums, with_base):  # type: ignore[no-untyped-def]
     """Add to `sums` what the figures of a tensor are made of, and give the largest absolute difference.
 
-    x: float32 [3 or more, rows, n], the two models, the base, and others that play no part here.
+    x: float32 [3 or more, rows, n], the two models, the base (zeros without one), and others that play no part here.
     """
     largest = 0.0
     for i in range(x.shape[1]):
+        first, second, zero = x[0, i], x[1, i], x[2, i]
+        # counting and adding up apart: a compiler makes vectors of the first only
+        equal = agreeing = both = moved_first = moved_second = 0
         for j in range(x.shape[2]):
-            a, b, base = np.float64(x[0, i, j]), np.float64(x[1, i, j]), np.float64(x[2, i, j])
-            p, q = a - base, b - base
-            sums[0] += (a - b) * (a - b)
-            sums[1] += a * a
-            sums[2] += a == b
-            sums[3] += p * q
-            sums[4] += p * p
-            sums[5] += q * q
-            sums[6] += (p * q) > 0
-            sums[7] += (p != 0) & (q != 0)
-            sums[8] += base * base
-            sums[9] += p != 0
-            sums[10] += q != 0
-            largest = max(largest, abs(a - b))
+            a, b, base = first[j], second[j], zero[j]
+            equal += a == b
+            if with_base:
+                agreeing += ((a > base) & (b > base)) | ((a < base) & (b < base))
+                both += (a != base) & (b != base)
+                moved_first += a != base
+                moved_second += b != base
+        error = energy = dot = squares_first = squares_second = squares_base = 0.0
+        for j in range(x.shape[2]):
+            wide_a, wide_b = np.float64(first[j]), np.float64(second[j])
+            error += (wide_a - wide_b) * (wide_a - wide_b)
+            energy += wide_a * wide_a
+            wide_base = np.float64(zero[j])
+            p, q = wide_a - wide_base, wide_b - wide_base
+            dot += p * q
+            squares_first += p * p
+            squares_second += q * q
+            squares_base += wide_base * wide_base
+            largest = max(largest, abs(wide_a - wide_b))
+        sums[0] += error
+        sums[1] += energy
+        sums[2] += equal
+        sums[3] += dot
+        sums[4] += squares_first
+        sums[5] += squares_second
+        sums[6] += agreeing
+        sums[7] += both
+        sums[8] += squares_base
+        sums[9] += moved_first
+        sums[10] += moved_second
     return largest

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +28,8 @@ from numpy.typing import NDArray
 from ggufmerge.kernels import kernel
 from ggufmerge.noise.factors import Noise, noise_of
 from ggufmerge.noise.steps import GROUP
+from ggufmerge.quants.half import inlined
+from ggufmerge.quants.simd import load, store
 from ggufmerge.types import TensorType
 
 BINS = 256
@@ -80,32 +81,27 @@ def add_pairs(x, squares, pairs, blocks, sums, same):
     x: float32 [models, rows, n].  squares: float32 [models, rows, groups], of the steps.  pairs: int64 [pairs, 2].
     blocks: int64 [pairs], groups of a block.
     sums: float64 [pairs, BINS, 4], added to: how many values, the squares of their differences, the mean of the squares
-        of the two steps, and the squares of the sums of squares of groups.
+        of the two steps, and the squares of the sums of squares of blocks, in the bin of their last group.
     same: float64 [pairs, 2], added to: blocks without a difference, and all blocks.
     """
-    groups = squares.shape[2]
-    size = x.shape[2] // max(groups, 1)
-    even = size - size % 4
+    _, rows, n = x.shape
+    flat, groups = x.reshape(x.size), squares.shape[2]
+    size = n // max(groups, 1)
+    values = np.empty(16, np.float32)
     for p in range(pairs.shape[0]):
-        for i in range(x.shape[1]):
-            a, b = x[pairs[p, 0], i], x[pairs[p, 1], i]
+        for i in range(rows):
+            first, second = (pairs[p, 0] * rows + i) * n, (pairs[p, 1] * rows + i) * n
             in_block = 0.0
             for g in range(groups):
-                first = g * size
-                s0 = s1 = s2 = s3 = 0.0  # a processor adds four sums up at the same time
-                for j in range(first, first + even, 4):
-                    d0 = np.float64(a[j]) - np.float64(b[j])
-                    d1 = np.float64(a[j + 1]) - np.float64(b[j + 1])
-                    d2 = np.float64(a[j + 2]) - np.float64(b[j + 2])
-                    d3 = np.float64(a[j + 3]) - np.float64(b[j + 3])
-                    s0 += d0 * d0
-                    s1 += d1 * d1
-                    s2 += d2 * d2
-                    s3 += d3 * d3
-                for j in range(first + even, first + size):
-                    d0 = np.float64(a[j]) - np.float64(b[j])
-                    s0 += d0 * d0
-                total = (s0 + s1) + (s2 + s3)
+                total = 0.0
+                start, stop = g * size, (g + 1) * size
+                for j in range(start, stop - 15, 16):
+                    d = load(flat, first + j, 16) - load(flat, second + j, 16)
+                    store(values, 0, d * d)
+                    total += _sum_of_16(values)
+                for j in range(start + size // 16 * 16, stop):
+                    one = np.float64(flat[first + j]) - np.float64(flat[second + j])
+                    total += one * one
                 step = (np.float64(squares[pairs[p, 0], i, g]) + np.float64(squares[pairs[p, 1], i, g])) / 2
                 k = 0
                 if step > 0:
@@ -114,12 +110,20 @@ def add_pairs(x, squares, pairs, blocks, sums, same):
                 sums[p, k, 0] += size
                 sums[p, k, 1] += total
                 sums[p, k, 2] += step * size
-                sums[p, k, 3] += total * total
                 in_block += total
                 if (g + 1) % blocks[p] == 0:
+                    sums[p, k, 3] += in_block * in_block
                     same[p, 0] += in_block == 0
                     same[p, 1] += 1
                     in_block = 0.0
+
+
+@inlined
+def _sum_of_16(v):
+    """As a tree, whose branches a processor adds up at the same time."""
+    low = ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]))
+    high = ((v[8] + v[9]) + (v[10] + v[11])) + ((v[12] + v[13]) + (v[14] + v[15]))
+    return np.float64(low + high)
 
 
 @dataclass(frozen=True)
@@ -127,12 +131,19 @@ class Estimate:
     """The squares of a change, summed over weights; estimates of several tensors can be added up.
 
     seen: of the difference between the files.  change: of what is likely to be behind it.
-    error: standard error of `change`.
+    chance, doubt: standard errors of `change`: of what was counted, which even out over tensors, and of the measured
+        factors, which are those of all tensors.
     """
 
     seen: float = 0.0
     change: float = 0.0
-    error: float = 0.0
+    chance: float = 0.0
+    doubt: float = 0.0
+
+    @property
+    def error(self) -> float:
+        """Standard error of `change`."""
+        return math.hypot(self.chance, self.doubt)
 
     @property
     def visible(self) -> bool:
@@ -150,8 +161,8 @@ class Estimate:
         return max(self.seen - self.change, 0.0) if self.visible else self.seen
 
     def __add__(self, other: Estimate) -> Estimate:
-        # the errors of the factors are those of all tensors
-        return Estimate(self.seen + other.seen, self.change + other.change, self.error + other.error)
+        chance, doubt = math.hypot(self.chance, other.chance), self.doubt + other.doubt
+        return Estimate(self.seen + other.seen, self.change + other.change, chance, doubt)
 
 
 def exact(sums: Sums) -> Estimate:
@@ -184,13 +195,14 @@ def estimate(sums: Sums, first: Stored, second: Stored) -> Estimate:
         return _from_jumps(sums, first)
     seen, noise = float(sums[:, 1].sum()), first.variance + second.variance
     by_chance = math.sqrt(float(sums[:, 3].sum()))
-    return Estimate(seen, max(seen - noise, 0.0), math.hypot(_CALIBRATION * noise, by_chance))
+    return Estimate(seen, max(seen - noise, 0.0), by_chance, _CALIBRATION * noise)
 
 
 def _from_jumps(sums: Sums, stored: Stored) -> Estimate:
     """The same for files on nearly the same grid: bin by bin, so that parts of other sizes do not matter."""
     ratios, jumps, slopes, spread = _curve(stored.rounding, round(stored.squares_in_steps, 2))
     found = exact(sums[:1])
+    block = max(stored.rounding.kind.block_size, GROUP)  # its weights jump together where another scale is chosen
     for values, seen, steps_squared, fourth in _merged(sums[1:]):
         if not seen:
             continue
@@ -199,9 +211,9 @@ def _from_jumps(sums: Sums, stored: Stored) -> Estimate:
         if log < jumps[0]:  # jumps are rarer than any that were measured: the curve goes on in proportion
             ratio *= math.exp(log - jumps[0])
         change = ratio * ratio * steps_squared
-        by_chance = math.sqrt(max(fourth - seen * seen * GROUP / values, 0.0)) / seen
-        error = 2 * float(np.interp(log, jumps, slopes)) * math.hypot(by_chance, spread)
-        found += Estimate(seen, change, change * error)
+        by_chance = math.sqrt(max(fourth - seen * seen * block / values, 0.0)) / seen
+        slope = 2 * float(np.interp(log, jumps, slopes))
+        found += Estimate(seen, change, change * slope * by_chance, change * slope * spread)
     return found
 
 
@@ -257,8 +269,3 @@ def cosine(first: Estimate, second: Estimate, between: Estimate) -> float:
 def same_sign(cosine: float) -> float:
     """The share of weights that two normally distributed changes of this cosine move in the same direction."""
     return 0.5 + math.asin(cosine) / math.pi if cosine == cosine else math.nan
-
-
-def total(estimates: Sequence[Estimate]) -> Estimate:
-    """Of all of them together."""
-    return sum(estimates, Estimate())

@@ -30,10 +30,12 @@ def add_pairs(x: np.ndarray, squares: np.ndarray, pairs: np.ndarray, blocks: np.
         by_group = difference.reshape(rows, groups, -1).sum(axis=2)
         steps = (squares[a].astype(np.float64) + squares[b]) / 2
         size = x.shape[2] // groups
-        for total, step in zip(by_group.ravel(), steps.ravel(), strict=True):
+        by_block = by_group.reshape(-1, blocks[p]).sum(axis=1)
+        last = np.arange(by_group.size) % blocks[p] == blocks[p] - 1
+        fourth = np.where(last, np.repeat(by_block, blocks[p]) ** 2, 0)
+        for total, step, square in zip(by_group.ravel(), steps.ravel(), fourth, strict=True):
             # a step of 1 is the first of its bin, and each doubling of the square has two bins
             k = 0 if step == 0 else min(max(162 + math.floor(2 * math.log2(step) + 1e-4), 1), BINS - 1)
-            sums[p, k] += size, total, step * size, total * total
-        by_block = by_group.reshape(-1, blocks[p]).sum(axis=1)
+            sums[p, k] += size, total, step * size, square
         same[p] += np.sum(by_block == 0), by_block.size
     return sums, same
