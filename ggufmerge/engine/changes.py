@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.keys import IMATRIX_CHUNKS, IMATRIX_DATASET, IMATRIX_FILE
-from ggufmerge.noise.change import BINS, Estimate, Rounding, Stored, add_pairs, cosine, estimate, exact, same_sign
+from ggufmerge.noise.change import (
+    BINS,
+    CLASSES,
+    Estimate,
+    Rounding,
+    Stored,
+    add_pairs,
+    cosine,
+    estimate,
+    exact,
+    same_sign,
+)
 from ggufmerge.noise.steps import GROUP, groups_of, squared_steps
 from ggufmerge.sources.model import SourceTensor
 from ggufmerge.types import TensorType
@@ -129,7 +140,7 @@ class Gathering:
             for reader, matrix in zip(inputs, matrices, strict=True)
         ]
         self._blocks = np.array([self._block(a, b) for a, b in self._pairs], np.int64)
-        self._sums = np.zeros((len(self._pairs), BINS, 4))
+        self._sums = np.zeros((len(self._pairs), CLASSES, BINS, 4))
         self._same = np.zeros((len(self._pairs), 2))
         self._squares = np.zeros((2, len(inputs)))  # of the values, and of their steps
 

@@ -7,7 +7,18 @@ import math
 import numpy as np
 import pytest
 
-from ggufmerge.noise.change import BINS, Estimate, Rounding, Stored, add_pairs, cosine, estimate, exact, same_sign
+from ggufmerge.noise.change import (
+    BINS,
+    CLASSES,
+    Estimate,
+    Rounding,
+    Stored,
+    add_pairs,
+    cosine,
+    estimate,
+    exact,
+    same_sign,
+)
 from ggufmerge.noise.steps import GROUP
 from ggufmerge.types import TensorType
 from tests.noise import naive
@@ -30,7 +41,7 @@ def estimates(files: list[np.ndarray], kinds: list[TensorType], matrix: np.ndarr
     """Of the changes between the files of each of PAIRS, written in these types."""
     read = [stored(x, kind, matrix) for x, kind in zip(files, kinds, strict=True)]
     values, squares = (np.stack(parts) for parts in zip(*read, strict=True))
-    sums, same = np.zeros((3, BINS, 4)), np.zeros((3, 2))
+    sums, same = np.zeros((3, CLASSES, BINS, 4)), np.zeros((3, 2))
     add_pairs(values, squares, PAIRS, np.array([max(k.block_size // GROUP, 1) for k in kinds]), sums, same)
     tensors = [
         Stored(
@@ -67,6 +78,19 @@ def test_so_it_is_in_layers_of_a_model(kind: str) -> None:
     for weights in (None, matrix):
         first, *_ = estimates(changed(x, 0.03, 0), [TensorType(kind)] * 3, weights)
         assert relative(first, x) == pytest.approx(0.03, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
+def test_rows_may_change_by_other_amounts(kind: str) -> None:
+    """As in an embedding, in which a tune trains some words: a tenth of the rows holds nearly all of the change."""
+    x = synthetic("normal", 1024, 512)
+    large = np.where(np.arange(1024) % 10 == 0, 1.0, 0.05)[:, None]
+    rng = np.random.default_rng(6)
+    size = 10 if kind == "Q4_K" else 2
+    changes = [0, *(0.031 * 0.02 * size * large * rng.standard_normal(x.shape) for _ in range(2))]
+    first, second, between = estimates([(x + d).astype(np.float32) for d in changes], [TensorType(kind)] * 3)
+    assert relative(first, x) == pytest.approx(float(np.linalg.norm(changes[1]) / np.linalg.norm(x)), rel=0.1)
+    assert cosine(first, second, between) == pytest.approx(0, abs=0.05)
 
 
 def test_files_of_two_types_have_errors_of_their_own() -> None:
@@ -128,7 +152,7 @@ def test_sums_are_those_of_numpy(groups: int) -> None:
     squares = np.exp(rng.normal(-5, 4, (3, 6, groups))).astype(np.float32)
     squares[:, 1] = 0
     blocks = np.array([min(2, groups), 1, 1])
-    sums, same = np.zeros((3, BINS, 4)), np.zeros((3, 2))
+    sums, same = np.zeros((3, CLASSES, BINS, 4)), np.zeros((3, 2))
     add_pairs(x, squares, PAIRS, blocks, sums, same)
     expected = naive.add_pairs(x, squares, PAIRS, blocks)
     assert sums == pytest.approx(expected[0], rel=1e-5)
