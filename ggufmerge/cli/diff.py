@@ -10,7 +10,8 @@ from ggufmerge.cli.options import All, Json, Threads, model_argument, model_opti
 from ggufmerge.text import first_few
 
 if TYPE_CHECKING:
-    from ggufmerge.engine.compare import Change, Comparison, Totals
+    from ggufmerge.engine.changes import Beside, Signal
+    from ggufmerge.engine.compare import Change, Comparison, TensorDifference, Totals
 
 HELP = """Compare the weights of two models, tensor by tensor.
 
@@ -20,17 +21,23 @@ HELP = """Compare the weights of two models, tensor by tensor.
 
   ggufmerge diff storyteller.gguf coder.gguf --base base.gguf
 
+  ggufmerge diff a.gguf b.gguf c.gguf --base base.gguf
+
   ggufmerge diff base.gguf base.gguf+adapter.gguf --all --json
 
 With a base, cosine and signs compare the two models' changes from it: how alike two fine-tunes are, and how often
-they pull a weight in the same direction; the last lines say what that means for merging them.
+they pull a weight in the same direction; the last lines say what that means for merging them. For quantized models
+a second table says how much of a difference is rounding, and how large the change behind it is.
 """
 
 
 def diff(
     first: Annotated[str, model_argument("A", "A model, with adapters if wanted (base.gguf+adapter.gguf)")],
     second: Annotated[str, model_argument("B", "The one to compare it with")],
-    base: Annotated[str | None, model_option("--base", "BASE", "The model that both were tuned from")] = None,
+    others: Annotated[
+        list[str] | None, model_argument("[C...]", "Further ones, to compare the changes of all from --base")
+    ] = None,
+    base: Annotated[str | None, model_option("--base", "BASE", "The model that all were tuned from")] = None,
     threads: Threads = None,
     every: All = False,
     json: Json = False,
@@ -40,7 +47,7 @@ def diff(
     from ggufmerge.cli.terminal import print_json
     from ggufmerge.engine.compare import compare
 
-    result = compare(first, second, base=base, threads=threads)
+    result = compare(first, second, *(others or ()), base=base, threads=threads)
     if json:
         print_json({"identical": result.identical, **asdict(result)})
     else:
@@ -53,8 +60,9 @@ def _show(result: Comparison, every: bool) -> None:
     from ggufmerge.files.shards import model_name
 
     with_base = result.base is not None
-    models = {"A    ": result.first, "B    ": result.second} | ({"base ": result.base} if result.base else {})
-    say(*(f"{letter} {model_name(model)}" for letter, model in models.items()))
+    models = dict(zip(_letters(result), (result.first, result.second, *result.others), strict=True))
+    models |= {"base": result.base} if result.base else {}
+    say(*(f"{letter:5} {model_name(model)}" for letter, model in models.items()))
     if not result.identical:
         heads = ["tensor", "difference", "largest", "equal", "cosine", *(["signs"] if with_base else [])]
         show_table(heads, _rows(result.tensors, with_base, every), numbers=len(heads) - 1)
@@ -68,11 +76,81 @@ def _show(result: Comparison, every: bool) -> None:
             )
         )
         _show_layers(result)
+        if result.rounded:
+            _show_noise(result, every)
     for line in summary(result):
         _wrapped(line)
     for names, which in ((result.only_first, result.first), (result.only_second, result.second)):
         if names:
             tell([f"only in {model_name(Path(which).name)}: {first_few(names, 1)}"])
+    if result.left_out:
+        tell([f"not in all models, and left out: {first_few(result.left_out, 1)}"])
+
+
+def _letters(result: Comparison) -> list[str]:
+    """What the models are called: A, B, C, ... and numbers where letters run out."""
+    count = 2 + len(result.others)
+    return [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(count)]
+
+
+def _show_noise(result: Comparison, every: bool) -> None:
+    """How much of each difference is rounding, and how the changes of several models relate."""
+    from ggufmerge.cli.terminal import show_table
+
+    letters = _letters(result)
+    views: list[tuple[str, Callable[[Signal], Beside]]] = [("A - B", lambda signal: signal.difference)]
+    if result.base is not None:
+        views = [(f"{letter} - base", lambda signal, i=i: signal.changes[i]) for i, letter in enumerate(letters)]  # type: ignore[misc]
+    for name, view in views:
+        heads = [f"{name}, of it rounding", "seen", "noise", "change", "ratio", "same blocks"]
+        show_table(heads, _noise_rows(result, view, every), numbers=len(heads) - 1)
+    _wrapped(
+        "seen: the difference; noise: RMS of the rounding errors in it; change: RMS of what is likely to be behind it, "
+        "< where it is too small to be seen; ratio: change over noise; same blocks: those with the same weights"
+    )
+    if len(letters) > 2:
+        signal = result.total.signal
+        rows = [
+            [a, *(_figure(signal.cosines[i][j], "{:.2f}") if i != j else "" for j in range(len(letters)))]
+            for i, a in enumerate(letters)
+        ]
+        show_table(["cosine of changes", *letters], rows, numbers=len(letters))
+        rows = [
+            [a, *(_figure(100 * signal.same_signs[i][j], "{:.0f} %") if i != j else "" for j in range(len(letters)))]
+            for i, a in enumerate(letters)
+        ]
+        show_table(["signs that agree", *letters], rows, numbers=len(letters))
+
+
+def _noise_rows(result: Comparison, view: Callable[[Signal], Beside], every: bool) -> list[list[str]]:
+    """A row for each kind of tensor that is not the same in both, and one for all weights."""
+    rows = []
+    for name, group in _groups(result.tensors, every).items():
+        found = [view(t.signal) for t in group]
+        if any(one.seen for one in found):
+            rows.append([name, *_beside(found)])
+    return [*rows, ["all", *_beside([view(result.total.signal)])]]
+
+
+def _beside(found: Sequence[Beside]) -> list[str]:
+    """Figures of some tensors of about the same size: root mean squares."""
+
+    def middle(values: Sequence[float]) -> float:
+        return (sum(v * v for v in values) / len(values)) ** 0.5 if values else float("nan")
+
+    seen, noise = middle([one.seen for one in found]), middle([one.noise for one in found])
+    visible = [one for one in found if one.change == one.change]
+    if 2 * len(visible) >= len(found):
+        size = middle([one.change for one in visible])
+        change, ratio = f"{100 * size:.2f} %", f"{size / noise:.2f}" if noise else "-"
+    else:
+        change, ratio = f"< {100 * middle([one.limit for one in found if one.limit == one.limit]):.2f} %", "-"
+    same = sum(one.identical_blocks for one in found) / len(found)
+    return [f"{100 * seen:.2f} %", f"{100 * noise:.2f} %", change, ratio, _percent(same)]
+
+
+def _figure(value: float, form: str) -> str:
+    return form.format(value) if value == value else "-"
 
 
 def _wrapped(line: str) -> None:
@@ -149,15 +227,18 @@ def summary(result: Comparison) -> list[str]:
             f"{_percent(total.difference.changed)} of {count(total.values)} weights; "
             f"{same} of {len(result.tensors)} tensors are identical{kinds}"
         )
+    if result.rounded and result.base is None and not result.identical:
+        lines.append(f"of it {_told(total.signal.difference)}")
     if total.first is not None and total.second is not None:
-        lines += [
-            f"{name} changes the base by {_percent(change.relative)}, in {_percent(change.changed)} of the weights"
-            for name, change in (("A", total.first), ("B", total.second))
-        ]
-        lines += _meaning(total)
+        for name, change, beside in zip("AB", (total.first, total.second), total.signal.changes, strict=False):
+            line = (
+                f"{name} changes the base by {_percent(change.relative)}, in {_percent(change.changed)} of the weights"
+            )
+            lines.append(line + (f": of it {_told(beside)}" if result.rounded and change.relative else ""))
+        lines += _meaning(result)
         # rounding to another type is the same in both where they are alike, so it looks like a common part
         rounded = [t for t in result.tensors if t.types[0] == t.types[1] != t.base_type and not isnan(t.cosine)]
-        if rounded and total.cosine >= _UNRELATED:
+        if rounded and total.cosine >= _UNRELATED and isnan(total.signal.cosines[0][1]):
             lines.append(
                 f"careful: A and B are {rounded[0].types[0]} and the base is {rounded[0].base_type}, so both changes "
                 f"hold the same rounding and look more alike than they are; compare with a base in their type "
@@ -168,21 +249,42 @@ def summary(result: Comparison) -> list[str]:
     return lines
 
 
-def _meaning(total: Totals) -> list[str]:
+def _told(beside: Beside) -> str:
+    """How much of a difference is a change and how much is noise."""
+    from math import isnan
+
+    if isnan(beside.change):
+        return (
+            f"rounding is so much that no change of less than about {_percent(beside.limit)} can be seen; "
+            f"{_percent(beside.identical_blocks)} of the blocks are the same"
+        )
+    unsure = f" (give or take {_percent(beside.error)})" if beside.error else ""
+    return (
+        f"a change of {_percent(beside.change)}{unsure} and rounding of {_percent(beside.noise)}; "
+        f"{_percent(beside.identical_blocks)} of the blocks are the same"
+    )
+
+
+def _meaning(result: Comparison) -> list[str]:
     """What the cosine of two changes says about merging them."""
     from math import isnan
 
+    total = result.total
     if isnan(total.cosine):
         return ["one of the two is the base itself, so there are no two changes to relate"]
-    if abs(total.cosine) < _UNRELATED:
+    cosine, signs, freed = total.cosine, total.same_sign, ""
+    if result.rounded and not isnan(total.signal.cosines[0][1]):
+        cosine, signs = total.signal.cosines[0][1], total.signal.same_signs[0][1]
+        freed = ", freed of rounding"
+    if abs(cosine) < _UNRELATED:
         found = "are unrelated: they will add up without conflict"
-    elif total.cosine < 0:
+    elif cosine < 0:
         found = "pull against each other: each takes a part of the other away"
-    elif total.cosine < _ALIKE:
+    elif cosine < _ALIKE:
         found = "have a part in common, which counts twice when they are added: use ties, or weights below 1"
     else:
         found = "are largely the same: take one of the two, or weights that sum to 1"
-    return [f"the two changes {found} (cosine {total.cosine:.3f}, {100 * total.same_sign:.1f} % of signs agree)"]
+    return [f"the two changes {found} (cosine {cosine:.3f}, {100 * signs:.1f} % of signs agree{freed})"]
 
 
 _UNRELATED, _ALIKE = 0.1, 0.6  # cosines
@@ -201,16 +303,20 @@ def _percent(share: float) -> str:
     return f"{percent:.1f} %" if edge >= 0.05 else f"{percent:.3f} %" if edge >= 0.0005 else f"{percent:.2g} %"
 
 
-def _rows(tensors: Any, with_base: bool, every: bool) -> list[list[str]]:
-    """A row for each kind of tensor, with the means of its tensors' figures (the largest of the largest)."""
+def _groups(tensors: Sequence[TensorDifference], every: bool) -> dict[str, list[TensorDifference]]:
+    """Tensors of one kind together, or each by itself, by what their row is called."""
     from ggufmerge.architectures.stacks import kind_of
 
-    groups: dict[str, list[Any]] = {}
+    groups: dict[str, list[TensorDifference]] = {}
     for t in tensors:
         groups.setdefault(t.name if every else kind_of(t.name), []).append(t)
+    return {group[0].name if len(group) == 1 else f"{len(group)} x {kind}": group for kind, group in groups.items()}
+
+
+def _rows(tensors: Sequence[TensorDifference], with_base: bool, every: bool) -> list[list[str]]:
+    """A row for each kind of tensor, with the means of its tensors' figures (the largest of the largest)."""
     rows = []
-    for kind, group in groups.items():
-        name = group[0].name if len(group) == 1 else f"{len(group)} x {kind}"
+    for name, group in _groups(tensors, every).items():
         if all(t.identical for t in group):
             row = [name, "identical", "", "", "", *([""] if with_base else [])]
         else:
@@ -222,7 +328,7 @@ def _rows(tensors: Any, with_base: bool, every: bool) -> list[list[str]]:
     return rows
 
 
-def _mean(group: list[Any], figure: str) -> str:
+def _mean(group: Sequence[Any], figure: str) -> str:
     values = [v for t in group if (v := getattr(t, figure)) == v]
     if not values:
         return "-"
@@ -230,6 +336,6 @@ def _mean(group: list[Any], figure: str) -> str:
     return f"{mean:.3f}" if abs(mean) < 0.999 else f"{mean:.6f}"  # 1.000 would look like the same
 
 
-def _share(group: list[Any], figure: str) -> str:
+def _share(group: Sequence[Any], figure: str) -> str:
     values = [v for t in group if (v := getattr(t, figure)) == v]
     return f"{100 * sum(values) / len(values):.2f} %" if values else "-"

@@ -17,7 +17,7 @@ from ggufmerge.cli.app import app
 from ggufmerge.cli.diff import sparkline
 from ggufmerge.engine.compare import compare
 from ggufmerge.errors import PlanError
-from tests.tiny import write_tiny_llama
+from tests.tiny import write_tiny_llama, write_tiny_lora
 
 
 @pytest.fixture
@@ -202,3 +202,96 @@ def test_a_terminal_without_unicode_gets_ascii(models: tuple[Path, dict[str, dic
     done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=True)
     (line,) = [line for line in done.stdout.decode("ascii").splitlines() if line.startswith("by layer")]
     assert "##" in line
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and three tunes of 3 % each, the third with half of the first in it, in Q4_0 and in Q4_K."""
+    folder = tmp_path_factory.mktemp("rounded")
+    size = {"layers": 1, "embed": 256, "ff": 512, "vocab": 2048}
+    weights = [write_tiny_llama(folder / f"{name}.gguf", tune=tune, **size) for name, tune in ROUNDED.items()]
+    base, a, b = weights
+    c = {name: base[name] + np.sqrt(0.5) * (a[name] - base[name] + b[name] - base[name]) for name in base}
+    for kind in ("Q4_0", "Q4_K"):
+        for name, values in zip((*ROUNDED, "c"), (*weights, c), strict=True):
+            write_tiny_llama(folder / f"{name}-{kind}.gguf", replace=values, type=kind, **size)
+    return folder
+
+
+ROUNDED = {"base": None, "a": (1, 0.03), "b": (2, 0.03)}
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K"])
+def test_the_change_behind_rounding_is_found(kind: str, rounded: Path) -> None:
+    """Of files in one type: sizes as in full precision, and the cosines that rounding had hidden."""
+    a, b, base = (rounded / f"{name}-{kind}.gguf" for name in ("a", "b", "base"))
+    exact = compare(rounded / "a.gguf", rounded / "b.gguf", base=rounded / "base.gguf").total
+    found = compare(a, b, rounded / f"c-{kind}.gguf", base=base)
+    signal = found.total.signal
+    assert exact.first is not None
+    assert found.total.first is not None
+    for change in signal.changes:
+        assert change.change == pytest.approx(exact.first.relative, rel=0.1)
+    assert found.total.first.relative == pytest.approx(signal.changes[0].seen)
+    assert signal.changes[0].seen > 2 * signal.changes[0].change
+    seen, noise, change = (getattr(signal.changes[0], name) for name in ("seen", "noise", "change"))
+    assert seen**2 == pytest.approx(noise**2 + change**2)
+    assert signal.changes[0].signal_to_noise == pytest.approx(change / noise)
+    assert found.total.cosine > 0.25
+    expected = np.array([[1, 0, 0.707], [0, 1, 0.707], [0.707, 0.707, 1]])
+    assert np.array(signal.cosines) == pytest.approx(expected, abs=0.05)
+    assert np.array(signal.same_signs) == pytest.approx(0.5 + np.arcsin(expected) / np.pi, abs=0.05)
+    assert found.others == (str(rounded / f"c-{kind}.gguf"),)
+
+
+def test_what_rounding_hides_is_said_to_be_hidden(rounded: Path) -> None:
+    """From full precision to Q4_0 a change of 3 % cannot be seen: no number, but from where on one could be."""
+    total = compare(rounded / "base.gguf", rounded / "a-Q4_0.gguf").total.signal.difference
+    assert math.isnan(total.change)
+    assert 0.02 < total.limit < 0.1
+    assert total.noise == total.seen
+    text = shown(rounded / "base.gguf", rounded / "a-Q4_0.gguf")
+    assert "can be seen" in text
+    assert " < " in text
+
+
+def test_rounding_is_shown_where_there_is_some(rounded: Path) -> None:
+    """A table for each change and one of cosines; none for models in full precision."""
+    a, b, c, base = (rounded / f"{name}-Q4_0.gguf" for name in ("a", "b", "c", "base"))
+    text = shown(a, b, c, "--base", base)
+    assert all(f"{letter} - base, of it rounding" in text for letter in "ABC")
+    assert "cosine of changes" in text
+    assert "are unrelated: they will add up without conflict" in text
+    assert "freed of rounding" in text
+    assert "of it rounding" not in shown(rounded / "a.gguf", rounded / "b.gguf")
+    facts = json.loads(shown(a, b, c, "--base", base, "--json"))
+    assert len(facts["total"]["signal"]["cosines"]) == 3
+    assert facts["tensors"][0]["signal"]["changes"][2]["identical_blocks"] < 1
+
+
+def test_an_adapter_adds_no_rounding(rounded: Path) -> None:
+    """A model beside itself with an adapter: the same stored weights, so all of the difference is the adapter's."""
+    base = rounded / "base-Q4_0.gguf"
+    write_tiny_lora(rounded / "lora.gguf", write_tiny_llama(rounded / "for-lora.gguf", layers=1, embed=256, ff=512))
+    found = compare(base, f"{base}+{rounded / 'lora.gguf'}").total
+    assert found.difference.relative > 0
+    assert found.signal.difference.change == pytest.approx(found.difference.relative)
+    assert found.signal.difference.noise == pytest.approx(0)
+
+
+def test_more_than_two_models_need_a_base(rounded: Path) -> None:
+    """One line that names the option."""
+    models = [str(rounded / f"{name}-Q4_0.gguf") for name in ("a", "b", "c")]
+    result = CliRunner().invoke(app, ["diff", *models])
+    assert result.exit_code == 1
+    with pytest.raises(PlanError, match="--base"):
+        compare(*models)
+
+
+def test_tensors_that_some_models_lack_are_named(models: tuple[Path, dict[str, dict[str, np.ndarray]]]) -> None:
+    """A base without an output head: what cannot be compared is said."""
+    folder, _ = models
+    write_tiny_llama(folder / "tied.gguf", tied=True)
+    found = compare(folder / "a.gguf", folder / "b.gguf", base=folder / "tied.gguf")
+    assert found.left_out == ("output.weight",)
+    assert "left out: output.weight" in shown(folder / "a.gguf", folder / "b.gguf", "--base", folder / "tied.gguf")
