@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import ggufmerge
 from ggufmerge.noise.factors import noise_of
 from ggufmerge.noise.steps import TYPES
 from ggufmerge.quants import codec
@@ -58,3 +61,17 @@ def test_types_without_scales_have_no_factor() -> None:
 def test_every_type_that_is_quantized_has_factors() -> None:
     """Those that stand in files."""
     assert set(TYPES) == {kind for kind in TensorType if kind.is_quantized} - {TensorType.Q8_1, TensorType.Q8_K}
+
+
+def test_the_page_of_diff_has_a_factor_for_every_type() -> None:
+    """The measured one, in the RMS, with and without a matrix."""
+    page = (Path(ggufmerge.__file__).parents[1] / "docs" / "diff.md").read_text("utf-8")
+    for kind in TYPES:
+        (row,) = [line.split(" | ") for line in page.splitlines() if line.startswith(f"| {kind} |") and "/" not in line]
+        for shown, weighted in zip(row[1:3], (False, True), strict=True):
+            if pytest.param(kind, weighted, id=f"{kind}-{'imatrix' if weighted else 'plain'}") in MODES:
+                noise = noise_of(kind, weighted)
+                assert noise is not None
+                assert shown == f"{np.sqrt(noise.factor(float(np.exp(noise.shape)))):.2f}"
+            else:
+                assert shown == "-"
