@@ -33,8 +33,8 @@ Floats = NDArray[np.float32]
 Sums = NDArray[np.float64]
 
 
-# Relative error of a change no larger than the noise: the estimate takes changes to be normally distributed. Those of two
-# full fine-tunes of SmolLM2-135M, which are not, it found 3 to 6 % too small in Q8_0, Q4_0 and Q4_K_M (docs/diff.md).
+# Relative error of a change no larger than the noise: the estimate takes changes to be normally distributed. Those of
+# two fine-tunes of SmolLM2-135M, which are not, it found 3 to 6 % too small in Q8_0, Q4_0 and Q4_K_M (docs/diff.md).
 _MODEL = 0.07
 
 
