@@ -282,6 +282,26 @@ def grafted_kinds(
     return list(found.values())
 
 
+def measured_elsewhere(
+    imatrix: Collection[str], sources: Sequence[Source], layout: Sequence[Slice], main: int
+) -> list[str]:
+    """A warning for an importance matrix of a model with another number of layers than the result, which has other
+    layers under their numbers.
+
+    imatrix: the names of the weights in it.  main: the number of layers of the result but those that predict further
+    tokens (MTP), which nothing measures.
+    """
+    measured = 1 + max((layer for name in imatrix if (layer := layer_of(name)) is not None), default=-1)
+    moved = [(i, *origin) for i, origin in enumerate(_origins(sources, layout)) if origin[1] != i]
+    if not moved or measured in (0, main, sum(piece.layers for piece in layout)):
+        return []
+    place, source, layer = moved[0]
+    return [
+        f"the importance matrix is of a model of {measured} layers, and is used by the numbers that layers have in the "
+        f"result: layer {place} is layer {layer} of {source.label}; measure one with the result, written as F16 or Q8_0"
+    ]
+
+
 def _slice_of(layout: Sequence[Slice], place: int) -> int:
     """The number of the slice that a layer of the result is in."""
     ends = itertools.accumulate(piece.layers for piece in layout)
