@@ -109,6 +109,19 @@ def test_layers_of_two_kinds_that_become_one_are_told(tmp_path: Path) -> None:
     assert [line for line in report.warnings if wanted in line]
 
 
+def test_layers_whose_kind_comes_from_another_model_are_told(tmp_path: Path) -> None:
+    """A base whose file says nothing of a window gets that of its tune, and is not told to stay without."""
+    model = tiny_models()["gemma3"]
+    model.write(tmp_path / "base.gguf", metadata={"gemma3.attention.sliding_window": None})
+    model.write(tmp_path / "tune.gguf", tune=0.1)
+    models = [{"model": str(tmp_path / f"{name}.gguf"), "parameters": {"weight": 1}} for name in ("base", "tune")]
+    plan, opened = plan_document(load_recipe({"merge_method": "linear", "models": models}))
+    opened.close()
+    assert plan.taken["gemma3.attention.sliding_window"] == 1
+    [line] = [line for line in plan.warnings if "full attention" in line]
+    assert "base.gguf, with full attention, gets sliding attention by what is taken from other models" in line
+
+
 def test_grafts_into_a_layer_of_another_kind_are_told(tmp_path: Path) -> None:
     """A graft goes by the numbers of the result, whose layers slices have moved."""
     tiny_models()["gemma2"].write(tmp_path / "m.gguf")
