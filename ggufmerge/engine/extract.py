@@ -32,6 +32,7 @@ from ggufmerge.files import MetadataEditor, TensorInfo, facts
 from ggufmerge.files.journal import Move
 from ggufmerge.files.output import Output, Writer
 from ggufmerge.files.watch import Watch
+from ggufmerge.formats.layers import main_layer_count
 from ggufmerge.formats.stored import DescribedTensor
 from ggufmerge.keys import EMBEDDING, HEAD
 from ggufmerge.methods.chunks import chunks_of
@@ -41,6 +42,7 @@ from ggufmerge.places.references import check_found
 from ggufmerge.planning import header, provenance
 from ggufmerge.planning.checks import check_architectures, check_inputs, check_space
 from ggufmerge.planning.opened import watched
+from ggufmerge.planning.tables import TABLES
 from ggufmerge.quants import codec
 from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.recipe import ModelReference
@@ -206,6 +208,7 @@ def plan_extract(
         sources = opened_tune, opened_base
         to_layout_of(opened_tune, opened_base)  # the adapter is for the tensors of the base
         check_architectures(sources)
+        _check_layers(*sources)
         tied = is_tied(opened_base.file)
         for source, other in (sources, sources[::-1]):
             if HEAD in other.tensors and is_tied(source.file):
@@ -214,6 +217,16 @@ def plan_extract(
         misfits = [line for source in sources for line in source.misfits()]
         on_failure.pop_all()
     return replace(plan, warnings=(*plan.warnings, *misfits)), sources
+
+
+def _check_layers(tune: Source, base: Source) -> None:
+    """PlanError when the models have not as many layers: then layers of one number are not of one origin."""
+    counts = main_layer_count(tune.file), main_layer_count(base.file)
+    if counts[0] != counts[1]:
+        raise PlanError(
+            f"{tune.label} has {counts[0]} layers and {base.label} {counts[1]}, so neither was tuned from the other, "
+            "and an adapter can add no layer; give the model that it was tuned from with --base"
+        )
 
 
 def extract(
@@ -369,6 +382,11 @@ class _Selection:
         for reason, names in _by_reason(left_out).items():
             if reason not in ("not included", "excluded"):
                 warnings.append(f"{first_few(names, 1)} differ but are left out: {reason}")
+        added = [n for n in self.tune.tensors if n not in self.base.tensors and n not in TABLES]
+        if added and not self.include:
+            warnings.append(
+                f"{self.base.label} has no {first_few(added, 1)} that {self.tune.label} has: an adapter cannot add that"
+            )
         coarse = {
             str(source.tensors[p.name].type)
             for source in (self.tune, self.base)

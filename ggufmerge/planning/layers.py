@@ -51,7 +51,7 @@ def layer_metadata(
     arch, count = donor.file.architecture, layer_count(donor.file)
     if recipe.slices is not None:
         _check_sizes(recipe, sources, layout)
-    warnings = _mixed(sources, layout)
+    warnings: list[str] = []
     origins = _origins(sources, layout)
     if origins == [(donor, i) for i in range(count)]:
         return {}, warnings + _set_otherwise(donor, count, recipe.metadata)
@@ -240,28 +240,61 @@ def _set_otherwise(donor: Source, count: int, overrides: Mapping[str, Any]) -> l
     return found
 
 
-def _mixed(sources: Sequence[Source], layout: Sequence[Slice]) -> list[str]:
-    """Warnings for layers of different kinds that are merged into one."""
+def doubts(
+    sources: Sequence[Source],
+    layout: Sequence[Slice],
+    *,
+    taken: Mapping[str, int],
+    tensors: Sequence[PlannedTensor],
+    grafted: Collection[str],
+    imatrix: Collection[str],
+) -> list[str]:
+    """Warnings for layers that are brought together with what was trained or measured in layers of another kind.
+
+    taken: key -> number of the source that gives what the first one lacks.  grafted: the names of tensors that grafts
+    gave.  imatrix: the names of the weights in the importance matrix.
+    """
+    return [
+        *_mixed_kinds(sources, layout, taken),
+        *_grafted_kinds(sources, layout, tensors, grafted),
+        *_measured_elsewhere(imatrix, sources, layout),
+    ]
+
+
+def _mixed_kinds(sources: Sequence[Source], layout: Sequence[Slice], taken: Mapping[str, int]) -> list[str]:
+    """Warnings for layers of different kinds that are merged into one, and for layers that become another kind by a
+    setting of another model.
+    """
+    added = {key: sources[number].metadata[key] for key, number in taken.items()}
     found: dict[tuple[Rule, int], str] = {}
     for number, piece in enumerate(layout):
         first = piece.parts[piece.base or 0]
-        for part in piece.parts:
-            one, other = sources[first.source], sources[part.source]
-            if part is first or other.is_checkpoint:
-                continue
-            for rule in layer_rules(one.file.architecture):
-                own, others = rule.of(_layers(one, sources[0])), rule.of(_layers(other, sources[0]))
+        one = sources[first.source]
+        layers = _layers(one, sources[0])
+        for rule in layer_rules(one.file.architecture):
+            own = rule.of(layers)
+            got = own
+            if first.source == 0 and any(layers.key(what) in added for what in rule.reads):
+                got = rule.of(replace(layers, metadata=Changed(layers.metadata, added)))
+            for part in piece.parts:
+                other = sources[part.source]
+                if (part is first and got is own) or other.is_checkpoint:
+                    continue
+                others = rule.of(_layers(other, sources[0]))
                 for i in range(piece.layers):
-                    a, b = own[first.start + i], others[part.start + i]
+                    a, b = got[first.start + i], others[part.start + i]
                     if a != b and (rule, number) not in found:
+                        what = f"layer {part.start + i} of {other.label}, with {rule.said(b)},"
+                        into = f"is merged into layer {first.start + i} of {one.label}, with {rule.said(a)},"
                         found[rule, number] = (
-                            f"layer {part.start + i} of {other.label}, with {rule.said(b)}, is merged into layer "
-                            f"{first.start + i} of {one.label}, with {rule.said(a)}, and will be used as the latter"
+                            f"{what} {into} and will be used as the latter"
+                            if part is not first
+                            else f"{what} gets {rule.said(a)} by what is taken from other models"
                         )
     return list(found.values())
 
 
-def grafted_kinds(
+def _grafted_kinds(
     sources: Sequence[Source], layout: Sequence[Slice], tensors: Sequence[PlannedTensor], grafted: Collection[str]
 ) -> list[str]:
     """Warnings for grafts into a layer of another kind than their own: of the result, layers that slices have moved."""
@@ -280,6 +313,23 @@ def grafted_kinds(
                     f"graft takes tensors of {what}, into layer {place} of the result, which is {where}"
                 )
     return list(found.values())
+
+
+def _measured_elsewhere(imatrix: Collection[str], sources: Sequence[Source], layout: Sequence[Slice]) -> list[str]:
+    """A warning for an importance matrix of a model with another number of layers than the result, which has other
+    layers under their numbers. Layers that predict further tokens (MTP) are measured by nothing.
+    """
+    measured = 1 + max((layer for name in imatrix if (layer := layer_of(name)) is not None), default=-1)
+    origins = _origins(sources, layout)
+    moved = [(i, *origin) for i, origin in enumerate(origins) if origin[1] != i]
+    main = sum(layer < _layers(source, sources[0]).main for source, layer in origins)
+    if not moved or measured in (0, main, len(origins)):
+        return []
+    place, source, layer = moved[0]
+    return [
+        f"the importance matrix is of a model of {measured} layers, and is used by the numbers that layers have in the "
+        f"result: layer {place} is layer {layer} of {source.label}; measure one with the result, written as F16 or Q8_0"
+    ]
 
 
 def _slice_of(layout: Sequence[Slice], place: int) -> int:

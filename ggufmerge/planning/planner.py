@@ -15,7 +15,7 @@ from ggufmerge.places.references import locate
 from ggufmerge.planning.checks import check_files, loading_troubles
 from ggufmerge.planning.grafts import with_grafts
 from ggufmerge.planning.header import result_metadata
-from ggufmerge.planning.layers import grafted_kinds, layer_metadata
+from ggufmerge.planning.layers import doubts, layer_metadata
 from ggufmerge.planning.models import LaidOut, lay_out, planned_sources
 from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Opening, Plan, Rounding
@@ -69,7 +69,9 @@ def plan_of(recipe: Recipe, laid_out: LaidOut) -> tuple[Plan, Opened]:
     header = result_metadata(recipe, laid_out, types, structure, tokenizer.changes | settings.changes, matrix)
     warnings = [*recipe.warnings, *(line for source in sources for line in source.warnings), *laid_out.warnings]
     warnings += [*tokenizer.warnings, *types.warnings, *settings.warnings, *header.warnings, *unclear]
-    warnings += grafted_kinds(sources, laid_out.slices, tensors, grafted)
+    warnings += doubts(
+        sources, laid_out.slices, taken=settings.taken, tensors=tensors, grafted=grafted, imatrix=matrix or ()
+    )
     arch, count = sources[0].file.architecture, sum(piece.layers for piece in laid_out.slices)
     main = Layers(arch, count, Changed(sources[0].metadata, structure)).main
     warnings += loading_troubles(arch, [tensor.name for tensor in types.tensors], main)

@@ -232,6 +232,24 @@ def test_refused(folder: pathlib.Path, tune: str, options: dict[str, Any], compl
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_of_other_layers_is_no_tune(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Layers of one number are then other layers."""
+    write_tiny_llama(tmp_path / "stack.gguf", layers=3)
+    with pytest.raises(GgufmergeError, match=r"stack\.gguf has 3 layers and .*base\.gguf 2, .* with --base"):
+        plan_extract(tmp_path / "stack.gguf", folder / "base.gguf")
+
+
+def test_what_only_the_tune_has_is_told(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Biases, say; but not what is computed."""
+    extra = {"blk.0.attn_q.bias": np.ones(64), "rope_freqs.weight": np.ones(8)}
+    write_tiny_llama(tmp_path / "biased.gguf", tune=(1, 0.05), extra=extra)
+    plan, sources = plan_extract(tmp_path / "biased.gguf", folder / "base.gguf")
+    for source in sources:
+        source.close()
+    [line] = [line for line in plan.warnings if "an adapter cannot add that" in line]
+    assert "has no blk.0.attn_q.bias that" in line
+
+
 def test_models_of_another_architecture_are_refused_and_closed(
     folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

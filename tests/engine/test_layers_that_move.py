@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ggufmerge.planning.planner import plan_document
 from ggufmerge.recipe import load_recipe
 from tests.architecture_models import tiny_models
 from tests.formats.test_checkpoint import write_folder
+from tests.quants.test_imatrix import write_gguf as write_imatrix
 
 
 def planned(folder: Path, *ranges: tuple[int, int], more: str = "") -> tuple[dict[str, Any], list[str]]:
@@ -107,6 +109,19 @@ def test_layers_of_two_kinds_that_become_one_are_told(tmp_path: Path) -> None:
     assert [line for line in report.warnings if wanted in line]
 
 
+def test_layers_whose_kind_comes_from_another_model_are_told(tmp_path: Path) -> None:
+    """A base whose file says nothing of a window gets that of its tune, and is not told to stay without."""
+    model = tiny_models()["gemma3"]
+    model.write(tmp_path / "base.gguf", metadata={"gemma3.attention.sliding_window": None})
+    model.write(tmp_path / "tune.gguf", tune=0.1)
+    models = [{"model": str(tmp_path / f"{name}.gguf"), "parameters": {"weight": 1}} for name in ("base", "tune")]
+    plan, opened = plan_document(load_recipe({"merge_method": "linear", "models": models}))
+    opened.close()
+    assert plan.taken["gemma3.attention.sliding_window"] == 1
+    [line] = [line for line in plan.warnings if "full attention" in line]
+    assert "base.gguf, with full attention, gets sliding attention by what is taken from other models" in line
+
+
 def test_grafts_into_a_layer_of_another_kind_are_told(tmp_path: Path) -> None:
     """A graft goes by the numbers of the result, whose layers slices have moved."""
     tiny_models()["gemma2"].write(tmp_path / "m.gguf")
@@ -119,6 +134,19 @@ def test_grafts_into_a_layer_of_another_kind_are_told(tmp_path: Path) -> None:
     assert sum("graft" in line for line in warnings) == 1
     _, warnings = planned(tmp_path, (0, 6), (4, 12), more=graft)
     assert not [line for line in warnings if "graft" in line]
+
+
+@pytest.mark.parametrize(("measured", "told"), [(12, True), (13, False)])
+def test_an_importance_matrix_of_other_layers_is_told(tmp_path: Path, measured: int, told: bool) -> None:
+    """It goes by the numbers of the result, which one of the model that layers were taken from does not know."""
+    tiny_models()["gemma2"].write(tmp_path / "m.gguf")
+    entries = {f"blk.{layer}.ffn_up.weight": (np.ones((1, 64)), [8]) for layer in range(measured)}
+    write_imatrix(tmp_path / "m.imatrix", entries)
+    _, warnings = planned(tmp_path, (0, 5), (4, 12), more="imatrix: m.imatrix\n")
+    wanted = "importance matrix is of a model of 12 layers, .*: layer 5 is layer 4 of m.gguf"
+    assert any(re.search(wanted, line) for line in warnings) is told
+    _, warnings = planned(tmp_path, (0, 12), more="imatrix: m.imatrix\n")
+    assert not [line for line in warnings if "importance matrix" in line]
 
 
 def test_the_layers_of_a_checkpoint_are_those_of_the_model_that_gives_the_metadata(tmp_path: Path) -> None:
