@@ -15,7 +15,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ _COMMON = re.compile(
     r"input_layernorm|post_attention_layernorm|"
     r"(pre|post)_feedforward_layernorm(_\d)?)"
 )
+_FEW = 3  # architectures of a name that is not shared by many
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.|$)", re.ASCII)
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_])\d+", re.ASCII)
 _PART = re.compile(r".*?\{bid\}\.\w+\.")
@@ -57,7 +58,7 @@ class Names:
                 spelled = {s: said for s, said in everywhere[name].items() if s not in taken}
             renamed = RENAMED.get(architecture, {}).get(name, ())
             said = [s for s, users in spelled.items() if architecture in users.split()]
-            common = _common(spelled, [*said, *renamed])
+            common = _common(architecture, spelled, [*said, *renamed])
             said = [*(said or (s for s in spelled if _part(s) in parts)), *renamed]
             if said and (".ssm_" in name or name.endswith(".attn_norm_2")):  # elsewhere in a layer in each family
                 common = []
@@ -214,13 +215,20 @@ def _parts(architecture: str, spelled: Mapping[str, Mapping[str, str]]) -> set[s
     return {part for s in said if (part := _part(s)) and not _COMMON.fullmatch(part + "x")}
 
 
-def _common(spelled: Iterable[str], said: Sequence[str]) -> list[str]:
+def _common(architecture: str, spelled: Mapping[str, str], said: Sequence[str]) -> list[str]:
     """The names among those of a tensor that many families share; of one part of the layer, where it is said in which
-    part an architecture has the tensor: the gate of Qwen 3.5's linear_attn is in no self_attn.
+    part an architecture has the tensor: the gate of Qwen 3.5's linear_attn is in no self_attn. Beside a name of many
+    architectures those that the table has for a few others are no common ones: self_attn.out_proj is LFM2's.
     """
     parts = {match["part"] for s in said if (match := _COMMON.fullmatch(s))}
     found = [(s, match["part"]) for s in spelled if (match := _COMMON.fullmatch(s))]
-    return [s for s, part in found if not parts or part in parts]
+    spread = {part for s, part in found if part and len(spelled[s].split()) > _FEW}
+    return [
+        s
+        for s, part in found
+        if (not parts or part in parts)
+        and (part not in spread or architecture in spelled[s].split() or not 0 < len(spelled[s].split()) <= _FEW)
+    ]
 
 
 def _put(prefix: str, spelling: str) -> str:

@@ -223,3 +223,10 @@ def test_known_words_hold_what_other_models_have(part):
 def test_known_words_hold_no_typos_and_no_layers(part):
     """A filter for a layer that is not there is a mistake."""
     assert not any(part in word for word in known_words())
+
+
+def test_the_name_of_few_architectures_is_not_everybodys() -> None:
+    """LFM2's self_attn.out_proj: in Qwen 3 Next out_proj is in linear_attn, and o_proj in self_attn."""
+    tensors = ("blk.0.attn_output.weight", "blk.0.ssm_out.weight")
+    assert [matches("out_proj", name, "qwen3next") for name in tensors] == [False, True]
+    assert matches("self_attn.out_proj", "blk.0.attn_output.weight", "lfm2")
