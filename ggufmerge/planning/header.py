@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufmerge import keys
-from ggufmerge.architectures.kinds import kind_of_value
+from ggufmerge.architectures.value_kinds import kind_of_value
 from ggufmerge.errors import RecipeError
 from ggufmerge.files import MetadataEditor, facts
 from ggufmerge.planning import provenance
