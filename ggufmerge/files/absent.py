@@ -28,6 +28,8 @@ def absent(path: str | os.PathLike[str], kinds: Sequence[str] = MODELS, *, writt
     if kinds and "/" not in kinds and path.suffix:
         kinds = tuple(dict.fromkeys([*kinds, path.suffix.lower()]))
     what = "no such folder" if "/" in kinds else "no such file"
+    if path.is_symlink():
+        return f"{what}: it is a link to {_target(path)}, which is not there"
     folder, missing = path.parent, path.name
     above = Path(written if written is not None else path).parent
     if not folder.is_dir():
@@ -37,6 +39,13 @@ def absent(path: str | os.PathLike[str], kinds: Sequence[str] = MODELS, *, writt
     if parts := parts_of(path):
         return f"{what}, but it is here in pieces: put them together: {together(parts, missing)}"
     return f"{what}{_meant(above, missing, folder, kinds, _listed(folder, kinds))}"
+
+
+def _target(path: Path) -> str:
+    try:
+        return f'"{os.readlink(path)}"'
+    except OSError:
+        return "something"
 
 
 def _meant(above: Path, missing: str, folder: Path, kinds: Sequence[str], otherwise: str) -> str:
