@@ -43,7 +43,7 @@ def absent(path: str | os.PathLike[str], kinds: Sequence[str] = MODELS, *, writt
 
 def _target(path: Path) -> str:
     try:
-        return f'"{os.readlink(path)}"'
+        return f'"{path.readlink()}"'
     except OSError:
         return "something"
 
