@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ggufmerge import keys
-from ggufmerge.architectures.layer_rules import Rule, layer_rules
+from ggufmerge.architectures.layer_rules import layer_rules
 from ggufmerge.architectures.layers import (
     NOT_PER_LAYER,
     PER_LAYER,
@@ -22,6 +22,7 @@ from ggufmerge.architectures.layers import (
     Changed,
     Layers,
 )
+from ggufmerge.architectures.rules import Rule
 from ggufmerge.architectures.stacks import kind_of, layer_of
 from ggufmerge.architectures.tensors import is_known
 from ggufmerge.errors import PlanError

@@ -9,17 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ggufmerge.architectures.layer_rules import (
-    ExpertStep,
-    Further,
-    Lead,
-    Recurrent,
-    Rule,
-    SharedCache,
-    Window,
-    layer_rules,
-)
+from ggufmerge.architectures.layer_rules import layer_rules
 from ggufmerge.architectures.layers import PER_LAYER, PER_LAYER_ANYWHERE, Changed, Layers
+from ggufmerge.architectures.rules import ExpertStep, Further, Lead, Recurrent, Rule, SharedCache, Window
 from tests.architecture_models import TinyModel, tiny_models
 
 PATTERN = "attention.sliding_window_pattern"

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import ggufmerge
-from ggufmerge.architectures.layer_rules import ExpertStep, Period, Recurrent, Window, layer_rules
+from ggufmerge.architectures.layer_rules import layer_rules
 from ggufmerge.architectures.layers import Layers
+from ggufmerge.architectures.rules import ExpertStep, Period, Recurrent, Window
 from ggufmerge.architectures.stacks import layer_of
 from ggufmerge.errors import PlanError
 from tests.architecture_models import TOKENS, TinyModel, is_output, tiny_models

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ggufmerge.architectures.layer_rules import Further, HeadSize, Needed, layer_rules
+from ggufmerge.architectures.layer_rules import layer_rules
+from ggufmerge.architectures.rules import Further, HeadSize, Needed
 from tests.architecture_models import tiny_models
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "architectures.md"
