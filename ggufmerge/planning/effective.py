@@ -79,7 +79,7 @@ class Effective:
 
     def means(self, key: str, value: Any) -> bool:
         """Whether the value under a key is this one."""
-        return _equal(self.value(key), value)
+        return equal(self.value(key), value)
 
     @cached_property
     def tokens(self) -> list[str]:
@@ -163,7 +163,7 @@ class Effective:
         return MISSING
 
 
-def _equal(a: Any, b: Any) -> bool:
+def equal(a: Any, b: Any) -> bool:
     """Whether two values of settings are the same."""
     if a is MISSING or b is MISSING:
         return a is b

@@ -37,7 +37,7 @@ from ggufmerge.architectures.layer_rules import layer_rules
 from ggufmerge.architectures.layers import Layers
 from ggufmerge.chat.templates import TEMPLATE, most_common
 from ggufmerge.formats.layers import layer_count, main_layer_count
-from ggufmerge.planning.effective import MISSING, Effective
+from ggufmerge.planning.effective import MISSING, Effective, equal
 from ggufmerge.planning.setting_words import NONE, Difference, described, in_words, literal
 from ggufmerge.planning.tables import TABLES, same_table
 from ggufmerge.recipe import ModelReference, Recipe
@@ -272,7 +272,7 @@ class _Comparison:
         if alignment is None:
             return side.same(self._owner, key)
         if keys.is_token_id(key):
-            return _meaning(side, key) == _meaning(self._owner, key)
+            return equal(_meaning(side, key), _meaning(self._owner, key))
         if key in _BY_TOKEN:
             return not len(_changed_tokens(side, key, alignment))
         if key == _MERGES and side.raw(key) != self._owner.raw(key):
@@ -396,7 +396,7 @@ def _meaning(side: Effective, key: str) -> Any:
     """The token under a key, or what else is there."""
     value = side.value(key)
     token = side.token(value)
-    return (value is MISSING or value) if token is None else token
+    return value if token is None else token
 
 
 def _changed_tokens(side: Effective, key: str, alignment: Alignment) -> NDArray[np.intp]:

@@ -68,8 +68,7 @@ def _check_same(sources: Sequence[Source]) -> None:
         raise PlanError(
             f"different vocabularies: {first.label} has {len(a)} tokens, {other.label} has {len(b)}, and token {at} is "
             f'{token[0]} in one and {token[1]} in the other; write "tokenizer_source: base" to take the base\'s, '
-            '"tokenizer_source: union" to take the tokens of all, or merge models that share a tokenizer '
-            f"({keys.TOKENS})"
+            f'"tokenizer_source: union" for those of all, or merge models of one tokenizer ({keys.TOKENS})'
         )
 
 

@@ -434,7 +434,7 @@ def test_without_alignment_different_vocabularies_are_refused(plan: Callable[[st
         "recipe.yaml:1:24: "
         "different vocabularies: bpe.a.gguf has 400 tokens, bpe.b.gguf has 450, and token 259 is 'Ġt' in one and 'Ġn'"
     )
-    for way in ('"tokenizer_source: base"', '"tokenizer_source: union"', "merge models that share a tokenizer"):
+    for way in ('"tokenizer_source: base"', '"tokenizer_source: union"', "merge models of one tokenizer"):
         assert way in line
 
 
