@@ -64,14 +64,15 @@ _DENSE_LEADS = (
     *("deepseek32", "dots1", "dots3note", "exaone-moe", "glm-dsa", "glm4moe", "glm5-next", "hy_v4", "kimi-k3"),
     *("kimi-linear", "laguna", "lfm2moe", "minimax-m3", "mistral4", "ernie4_5-moe"),
 )
+_DEEPSEEK2 = (
+    FromCount(((26, "one matrix of queries"), (27, "one matrix of queries")), "queries in two matrices"),
+    FromCount(((47, "sigmoid gates"), (48, "sigmoid gates")), "softmax gates", unless="expert_gating_func"),
+)
 _OTHERS: dict[str, tuple[Rule, ...]] = {
     "afmoe": (Period(*_NO_ROPE, offset=1, period=4),),
     "arwkv7": (First("no value residual"),),
     "baichuan": (FromCount(((32, "RoPE"), (40, "ALiBi")), "neither RoPE nor ALiBi"),),
-    "deepseek2": (
-        FromCount(((26, "one matrix of queries"), (27, "one matrix of queries")), "queries in two matrices"),
-        FromCount(((47, "sigmoid gates"), (48, "sigmoid gates")), "softmax gates", unless="expert_gating_func"),
-    ),
+    "deepseek2": _DEEPSEEK2,
     "deepseek4": (Lead("hash_layer_count", "experts chosen by the token", "experts chosen by a gate"),),
     "ernie4_5-moe": (ExpertStep("interleave_moe_layer_step", 1, lead="leading_dense_block_count"),),
     "gemma2": (FromCount(((46, "the attention scale of Gemma 2 27B"),), "the usual attention scale"),),
@@ -90,10 +91,7 @@ _OTHERS: dict[str, tuple[Rule, ...]] = {
     "minicpm": (ResidualScale(),),
     "minicpm3": (FixedResidualScale(),),
     "minimax-01": (Slope(),),
-    "mistral4": (
-        FromCount(((26, "one matrix of queries"), (27, "one matrix of queries")), "queries in two matrices"),
-        FromCount(((47, "sigmoid gates"), (48, "sigmoid gates")), "softmax gates", unless="expert_gating_func"),
-    ),
+    "mistral4": _DEEPSEEK2,
     "modern-bert": (First("no attn_norm"),),
     "nomic-bert-moe": (ExpertStep("moe_every_n_layers", 0, rest=1),),
     "qwen3vl": (Pictures(),),

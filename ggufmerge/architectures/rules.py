@@ -54,6 +54,16 @@ class Rule(ABC):
         """The rule in a sentence, with the numbers that hold for a model."""
 
 
+class Numbered(Rule):
+    """A rule that goes by one key of the architecture; by none where `number` is ""."""
+
+    number: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.number,) if self.number else ()
+
+
 def _every(period: int) -> str:
     return {1: "every layer", 2: "every 2nd layer", 3: "every 3rd layer"}.get(period, f"every {period}th layer")
 
@@ -174,7 +184,7 @@ class Recurrent(Rule):
 
 
 @dataclass(frozen=True)
-class Lead(Rule):
+class Lead(Numbered):
     """The first layers are of one kind, those behind them of another; a key says how many."""
 
     number: str
@@ -183,10 +193,6 @@ class Lead(Rule):
 
     def _count(self, layers: Layers) -> int:
         return layers.integer(self.number) or 0
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.number,)
 
     def of(self, layers: Layers) -> Values:
         return [i < self._count(layers) for i in range(layers.count)]
@@ -203,8 +209,8 @@ class Lead(Rule):
 
 
 @dataclass(frozen=True)
-class ExpertStep(Rule):
-    """Experts in each n-th layer, where i % n is `rest`, counted from `first` on; a key gives n.
+class ExpertStep(Numbered):
+    """Experts in each n-th layer i, where (i + offset) % n is `rest`; a key gives n.
 
     lead: layers before this number have none, as the key of that name says.
     """
@@ -217,10 +223,6 @@ class ExpertStep(Rule):
     def _values(self, layers: Layers, step: int) -> list[bool]:
         lead = (layers.integer(self.lead) or 0) if self.lead else 0
         return [step > 0 and i >= lead and (i + self.offset) % step == self.rest for i in range(layers.count)]
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.number,)
 
     def of(self, layers: Layers) -> Values:
         return list(self._values(layers, layers.integer(self.number) or 0))
@@ -237,7 +239,7 @@ class ExpertStep(Rule):
 
 
 @dataclass(frozen=True)
-class Period(Rule):
+class Period(Numbered):
     """Each n-th layer is of another kind, and no key can say otherwise; or a key says n for all of them."""
 
     kind: str
@@ -245,14 +247,9 @@ class Period(Rule):
     offset: int
     period: int = 0
     number: str = ""
-    minor: bool = False
 
     def _period(self, layers: Layers) -> int:
         return self.period or layers.integer(self.number) or 0
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.number,) if self.number else ()
 
     def of(self, layers: Layers) -> Values:
         period = self._period(layers)
@@ -274,14 +271,10 @@ class NoPositions(Period):
 
 
 @dataclass(frozen=True)
-class Part(Rule):
+class Part(Numbered):
     """Layers are counted in parts of n, and weights were scaled for the part they are in."""
 
     number: str
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.number,)
 
     def of(self, layers: Layers) -> Values:
         n = layers.integer(self.number) or 0
@@ -334,20 +327,15 @@ class Fixed(Rule):
 
 
 @dataclass(frozen=True)
-class SharedCache(Rule):
+class SharedCache(Numbered):
     """The last layers use keys and values of layers before them: `attention.shared_kv_layers`."""
 
     number = "attention.shared_kv_layers"
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.number,)
-
     def of(self, layers: Layers) -> Values:
         shared = layers.integer(self.number) or 0
         own = layers.count - shared
-        return [(i - own if i >= own else i - own if i >= own - 2 else None) if shared else None
-                for i in range(layers.count)]  # fmt: skip
+        return [i - own if shared and i >= own - 2 else None for i in range(layers.count)]
 
     def said(self, value: Hashable) -> str:
         return "keys and values of its own" if value is None else "keys and values that layers share"
@@ -408,14 +396,10 @@ class FromCount(Rule):
 
 
 @dataclass(frozen=True)
-class ResidualScale(Rule):
+class ResidualScale(Numbered):
     """minicpm: what a layer adds is scaled by 1.4 / sqrt(number of layers) unless `residual_scale` says otherwise."""
 
     number = "residual_scale"
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.number,)
 
     def of(self, layers: Layers) -> Values:
         given = layers.metadata.get(layers.key(self.number))
@@ -506,14 +490,10 @@ class OwnIndexer(Rule):
 
 
 @dataclass(frozen=True)
-class Pictures(Rule):
+class Pictures(Numbered):
     """The first layers take what the vision encoder adds to them: `n_deepstack_layers`."""
 
     number = "n_deepstack_layers"
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.number,)
 
     def of(self, layers: Layers) -> Values:
         count = layers.integer(self.number) or 0
@@ -531,17 +511,13 @@ class Pictures(Rule):
 
 
 @dataclass(frozen=True)
-class HeadSize(Rule):
+class HeadSize(Numbered):
     """llama.cpp computes the size of heads with the number that layer 0 has, so that one must have some.
 
     A recurrent layer is known by `head_count_kv`, so what `head_count` says of it does no harm.
     """
 
     number = "attention.head_count"
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.number,)
 
     def of(self, layers: Layers) -> Values:
         heads = layers.values(self.number)
