@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +10,8 @@ import numpy as np
 import pytest
 
 import ggufmerge
-from ggufmerge.cli import main
+from tests.command import Run, runner
 
-Run = Callable[..., tuple[int, str, str]]
 Build = Callable[..., list[str]]
 
 
@@ -34,14 +32,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """The command line, in-process: (exit code, standard output, standard error)."""
 
+    plain = runner(monkeypatch, capsys)
+
     def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ggufmerge", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        out, err = capsys.readouterr()
+        code, out, err = plain(*arguments)
         return code, out, re.sub("^compiling kernels .*\n", "", err, flags=re.MULTILINE)  # once on a machine
 
     return call

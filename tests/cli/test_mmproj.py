@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
-from ggufmerge.cli import main
+from tests.command import Run
 from tests.places.modelfiles import read_modelfile
 from tests.tiny import write_tiny_llama
 
-Run = Callable[..., tuple[int, str, str]]
 BUILD = ("build", "recipe.yaml", "-o", "out.gguf")
 MMPROJ = ("--mmproj", "a/mmproj-a.gguf")
 
@@ -34,17 +31,11 @@ def write_projector(path: Path, seed: int = 0, *, width: int = 64, name: str = "
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in-process: (exit code, standard output, standard error)."""
+def run(run: Run) -> Run:
+    """Run the command line in-process: (exit code, standard output, standard error in one line)."""
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ggufmerge", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        out, err = capsys.readouterr()
+        code, out, err = run(*arguments)
         return code, out, " ".join(err.split())
 
     return call
