@@ -11,6 +11,11 @@ architectures that are not here llama.cpp reads one of the layouts only, or mean
 
 from __future__ import annotations
 
+import re
+
+_SINGLE = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))\.(\d{1,5})\.weight", re.ASCII)
+_STACKED = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))_exps\.weight", re.ASCII)
+
 QKV = "attn_qkv", ("attn_q", "attn_k", "attn_v")
 GATE_UP = "ffn_gate_up_exps", ("ffn_gate_exps", "ffn_up_exps")
 
@@ -147,3 +152,18 @@ READ_WITH_GATE_UP = frozenset(
 def fused_parts(architecture: str) -> dict[str, tuple[str, ...]]:
     """The tensors of a layer that llama.cpp reads in one piece as well as in parts, with the names of the parts."""
     return dict([QKV] * (architecture in READ_WITH_QKV) + [GATE_UP] * (architecture in READ_WITH_GATE_UP))
+
+
+def of_expert(name: str) -> tuple[str, int] | None:
+    """What the stack is called that a tensor of a single expert belongs to, and its place there; None for others.
+
+    Until April 2024 each expert had tensors of its own, `blk.N.ffn_gate.E.weight` (`formats/experts.py`).
+    """
+    match = _SINGLE.fullmatch(name)
+    return (f"{match[1]}_exps.weight", int(match[2])) if match else None
+
+
+def expert_name(stack: str, expert: int) -> str | None:
+    """What the tensor of one expert of a stack was called; None for what is no such stack."""
+    match = _STACKED.fullmatch(stack)
+    return f"{match[1]}.{expert}.weight" if match else None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ggufmerge.architectures.fused import of_expert
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.evaluation.libllama import (
     Batch,
@@ -245,8 +246,6 @@ def _context_params(lib: C.CDLL, context: int, threads: int) -> ContextParams:
 
 
 def _has_old_experts(path: pathlib.Path) -> bool:
-    from ggufmerge.formats.experts import of_expert  # with numba, which is not needed to run a model
-
     with suppress(GgufmergeError), open_gguf(path) as file:
         return any(of_expert(name) for name in file.tensors)
     return False

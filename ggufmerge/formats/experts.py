@@ -9,18 +9,16 @@ no loader asks for).
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 
 from ggufmerge import keys
+from ggufmerge.architectures.fused import expert_name, of_expert
 from ggufmerge.errors import PlanError
 from ggufmerge.files import GGUFFile, open_gguf
 from ggufmerge.formats.rearranged import Mixed, Rearranged, Span, described, rearranged
 from ggufmerge.formats.stored import StoredTensor, with_only
 from ggufmerge.text import first_few
 
-_SINGLE = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))\.(\d{1,5})\.weight", re.ASCII)
-_STACKED = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))_exps\.weight", re.ASCII)
 _OTHER = "take another file of the model"
 
 
@@ -61,18 +59,6 @@ def with_stacked_experts(file: GGUFFile) -> GGUFFile:
         stacked = name if place is None else place[0]
         shown[stacked] = tensor if place is None else stacks[stacked]
     return with_only(file, shown)
-
-
-def of_expert(name: str) -> tuple[str, int] | None:
-    """What the stack is called that a tensor of a single expert belongs to, and its place there; None for others."""
-    match = _SINGLE.fullmatch(name)
-    return (f"{match[1]}_exps.weight", int(match[2])) if match else None
-
-
-def expert_name(stack: str, expert: int) -> str | None:
-    """What the tensor of one expert of a stack was called; None for what is no such stack."""
-    match = _STACKED.fullmatch(stack)
-    return f"{match[1]}.{expert}.weight" if match else None
 
 
 def stacks_of(tensors: Mapping[str, StoredTensor]) -> dict[str, Rearranged | Mixed]:

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge.architectures.fused import GATE_UP, QKV, expert_name, of_expert
 from ggufmerge.errors import FormatError, GgufmergeError, PlanError, nearest
 from ggufmerge.keys import (
     EMBEDDING,
@@ -27,12 +28,8 @@ from ggufmerge.keys import (
 )
 
 # What one weight is called in two layouts of a model. Its inputs are the same in both, and so is what was collected.
-_EXPERT = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))\.(\d{1,5})\.weight", re.ASCII)  # one of those below
 _PART = re.compile(r"(blk\.\d+\.)(\w+)\.weight", re.ASCII)
-_TOGETHER = {
-    "attn_qkv": ("attn_q", "attn_k", "attn_v"),
-    "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps"),
-}
+_TOGETHER = dict([QKV, GATE_UP])
 _TOGETHER |= {part: (whole,) for whole, parts in _TOGETHER.items() for part in parts}
 _DEFAULT_CHUNK = 512  # tokens in a chunk of llama-imatrix, for files that do not say
 
@@ -173,9 +170,8 @@ class Imatrix(Collection[str]):
         """The entries that are for one expert, by the name of the stack and the expert's place in it."""
         found: dict[str, dict[int, ImatrixEntry]] = {}
         for name, entry in self._entries.items():
-            if (match := _EXPERT.fullmatch(name)) is not None:
-                stack = f"{match[1]}_exps.weight"
-                found.setdefault(stack, {})[int(match[2])] = entry
+            if (place := of_expert(name)) is not None:
+                found.setdefault(place[0], {})[place[1]] = entry
         return found
 
     def _like(self, stacks: Mapping[str, ImatrixEntry]) -> dict[str, ImatrixEntry]:
@@ -186,7 +182,7 @@ class Imatrix(Collection[str]):
                 size = next(iter(singles.values())).sums.size
                 entries[stack] = self._stacked(stack, stacks[stack].sums.size // size)
                 for expert in singles:
-                    del entries[stack.replace("_exps", f".{expert}")]
+                    del entries[str(expert_name(stack, expert))]
         return entries
 
     def combine(self, others: Iterable[Imatrix]) -> Imatrix:

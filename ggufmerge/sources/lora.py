@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge import keys
+from ggufmerge.architectures.fused import of_expert
 from ggufmerge.errors import PlanError, RoleError
 from ggufmerge.files import facts, open_gguf
 from ggufmerge.formats.copies import COMPUTED, FROZEN, NORMS, VISION, grown, is_copy, may_be_left_out
-from ggufmerge.formats.experts import of_expert
 from ggufmerge.formats.stored import StoredFile, StoredTensor
 from ggufmerge.kernels import kernel
 from ggufmerge.sources.replaced import Rows, values

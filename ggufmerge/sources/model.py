@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufmerge.architectures.fused import of_expert
 from ggufmerge.files import GGUFFile, MetadataEditor, TensorInfo, facts
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.shards import model_name
 from ggufmerge.files.tensor import MappedFile
 from ggufmerge.formats.checkpoint import Checkpoint
-from ggufmerge.formats.experts import about_stacks, of_expert
+from ggufmerge.formats.experts import about_stacks
 from ggufmerge.formats.rearranged import Computed, Rearranged, described, taken_apart, under_other_names
 from ggufmerge.formats.stored import DescribedTensor, StoredFile, StoredTensor, with_only, with_tensors
 from ggufmerge.keys import HEAD
