@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_LAYER = re.compile(r"(enc\.|dec\.|)blk\.(\d+)\.", re.ASCII)
+from ggufmerge.architectures.stacks import layer_of, part_of, stack_of
+
 _NUMBER = re.compile(r"\.\d+\.", re.ASCII)
 _SCALES = (".scale", ".input_scale")  # of weights, in any architecture
 
@@ -36,7 +37,7 @@ def lacking(architecture: str, names: Iterable[str], layers: int) -> list[str]:
     own = set(names)
     if not table or any(name.startswith(("enc.", "dec.")) for name in own):
         return []
-    inside = {_plain(name) for name in own if _LAYER.match(name)}
+    inside = {_plain(name) for name in own if layer_of(name) is not None}
     wanted: list[str] = []
     for name in table["needed"]:
         if name.startswith(("token_embd", "output_norm")):
@@ -48,8 +49,7 @@ def lacking(architecture: str, names: Iterable[str], layers: int) -> list[str]:
 
 def _plain(name: str) -> str:
     """A tensor's name without the number of its layer."""
-    name = _LAYER.sub(r"\1", name, count=1)
-    return _NUMBER.sub(".N.", name)
+    return _NUMBER.sub(".N.", stack_of(name) + part_of(name))
 
 
 @cache

@@ -46,7 +46,7 @@ from ggufmerge.planning.tables import TABLES
 from ggufmerge.quants import codec
 from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.recipe import ModelReference
-from ggufmerge.recipe.settings import matches
+from ggufmerge.recipe.settings import matches, matches_any
 from ggufmerge.running.progress import Progress
 from ggufmerge.running.scheduler import Job, drive
 from ggufmerge.sources import Source, TensorReader
@@ -358,9 +358,9 @@ class _Selection:
     def _reason_against(self, name: str, tensor: DescribedTensor) -> str:
         """Why a tensor gets no halves though it differs; empty when it gets them."""
         other = self.tune.tensors.get(name)
-        if self.include and not any(matches(p, name, self.base.file.architecture) for p in self.include):
+        if self.include and not matches_any(self.include, name, self.base.file.architecture):
             return "not included"
-        if any(matches(p, name, self.base.file.architecture) for p in self.exclude):
+        if matches_any(self.exclude, name, self.base.file.architecture):
             return "excluded"
         if other is None:
             return f"{self.tune.label} does not have it"

@@ -52,10 +52,10 @@ def layer_metadata(
     arch, count = donor.file.architecture, layer_count(donor.file)
     if recipe.slices is not None:
         _check_sizes(recipe, sources, layout)
-    warnings: list[str] = []
     origins = _origins(sources, layout)
     if origins == [(donor, i) for i in range(count)]:
-        return {}, warnings + _set_otherwise(donor, count, recipe.metadata)
+        return {}, _set_otherwise(donor, count, recipe.metadata)
+    warnings: list[str] = []
     changes: dict[str, Any] = {keys.block_count(arch): len(origins)} | _lists(origins, donor)
     if decoder_layer_count(donor.file) == count:  # then a slice is one of both
         changes[keys.of(arch, "decoder_block_count")] = len(origins)
@@ -357,7 +357,7 @@ def _fitting(
             origins = _origins(sources, other)
             counted = {keys.block_count(donor.file.architecture): len(origins)} | _lists(origins, donor)
             _, misfits = _ruled(donor, origins, counted, overrides)
-            if not any(not misfit.rule.is_minor for misfit in misfits):
+            if all(misfit.rule.is_minor for misfit in misfits):
                 found.append((abs(before) + abs(after), moved[0].start, moved[0].stop))
     return [(start, stop) for _, start, stop in sorted(found)[:3]]
 

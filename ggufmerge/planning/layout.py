@@ -20,7 +20,7 @@ from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import Model, Parameters, SliceSource
-from ggufmerge.recipe.settings import matches
+from ggufmerge.recipe.settings import matches_any
 from ggufmerge.sources import Source
 from ggufmerge.text import counted, first_few, series
 
@@ -241,7 +241,7 @@ def without_effect(
             for name in (possible_names(recipe, source) if recipe.exclude else ())
             if name not in names
             and (number, name) not in taken
-            and any(matches(pattern, name, source.file.architecture) for pattern in recipe.exclude)
+            and matches_any(recipe.exclude, name, source.file.architecture)
         ]
         if gone:
             what = f"{source.label}: {len(gone)} excluded tensors ({first_few(gone, 2)}) are not in the result"
@@ -256,8 +256,8 @@ def without_effect(
 
 
 def _is_grafted(recipe: Recipe, slot: Slot, first: Source) -> bool:
-    patterns = (pattern for graft in recipe.graft for pattern in graft.tensors)
-    return any(matches(pattern, slot.name, first.file.architecture) for pattern in patterns)
+    patterns = [pattern for graft in recipe.graft for pattern in graft.tensors]
+    return matches_any(patterns, slot.name, first.file.architecture)
 
 
 def possible_names(recipe: Recipe, source: Source) -> list[str]:
@@ -340,21 +340,18 @@ def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *
     # checkpoints have no constants; the first source is a GGUF file
     owner = 0 if parts[first].is_checkpoint else piece.parts[first].source
     order = (piece.parts[first], *piece.parts)
-    tables = table_owners(sources, owner)
+    tables = {} if after else table_owners(sources, owner)
     found = [name for part in order for name in names[part.source][None] if _is_after(name) == after]
-    if not after:
-        found += tables
+    found += tables
     for name in dict.fromkeys(found):
         own = tuple(name if name in s.tensors else None for s in parts)
         if name in TABLES:
             if name in tables:
-                only = replace(piece, parts=(replace(piece.parts[first], source=tables[name]),), base=None)
                 note = f"computed, not trained: taken from {sources[tables[name]].label}"
-                yield Slot(name, only, (name,), 0.0, (note,), constant=True)
+                yield _constant(name, piece, first, tables[name], note)
         elif name.startswith(OTHER_SENSES) and None in own and name in sources[owner].tensors:
-            only = replace(piece, parts=(replace(piece.parts[first], source=owner),), base=None)
             note = f"vision or sound, which not all models have: taken from {sources[owner].label}"
-            yield Slot(name, only, (name,), 0.0, (note,), constant=True)
+            yield _constant(name, piece, first, owner, note)
         elif name == HEAD and None in own:
             tied = [s.label for s, n in zip(parts, own, strict=True) if n is None]
             note = f"{', '.join(tied)}: tied to the embedding, which is used in its place"
@@ -363,6 +360,12 @@ def _outside(piece: Slice, sources: Sequence[Source], names: Sequence[_Names], *
             moved = _POSITIONS in name and any(part.start for part in piece.parts)
             note = "holds for all layers, so it stays, though layer 0 does not"
             yield Slot(name, piece, own, 0.0, (note,) if moved else ())
+
+
+def _constant(name: str, piece: Slice, part: int, source: int, note: str) -> Slot:
+    """A tensor that is taken from one source as it is, in the place of a part of the slice."""
+    only = replace(piece, parts=(replace(piece.parts[part], source=source),), base=None)
+    return Slot(name, only, (name,), 0.0, (note,), constant=True)
 
 
 def _is_after(name: str) -> bool:

@@ -11,7 +11,7 @@ from ggufmerge.keys import OTHER_SENSES
 from ggufmerge.planning.layout import Slot
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.reference import ModelReference
-from ggufmerge.recipe.settings import matches
+from ggufmerge.recipe.settings import matches_any
 from ggufmerge.sources import Source
 from ggufmerge.sources.side_tensors import is_orphan
 from ggufmerge.text import first_few
@@ -23,8 +23,8 @@ def reconciled(
     """The slots over opened sources; those that models have differently as `exclude` and `graft` say, from one of them.
 
     What is excluded stays as it is in the base or the first model, and away where that has none; vision and sound that
-    this one lacks are away unless they are grafted. PlanError names
-    tensors that some models lack, or have in another shape, and that neither word settles.
+    this one lacks are away unless they are grafted. PlanError names tensors that some models lack, or have in another
+    shape, and that neither word settles.
     """
     found = list(_reconciled(slots, recipe, references, sources))
     with recipe.blamed(("models",) if recipe.slices is None else ("slices",)):
@@ -42,21 +42,18 @@ def _reconciled(
             yield slot
             continue
         having = [i for i, name in enumerate(slot.names) if name is not None]
-        givers = [references.index(model) for model, patterns in grafts.items() if _means(patterns, slot, arch)]
+        givers = [
+            references.index(model) for model, patterns in grafts.items() if matches_any(patterns, slot.name, arch)
+        ]
         first = slot.slice.base or 0
         if givers:
             own = [i for i in having if slot.slice.parts[i].source in givers]
             yield _alone(slot, (own or having)[0], "grafted, so what the other models have does not matter")
-        elif not _means(recipe.exclude, slot, arch):
+        elif not matches_any(recipe.exclude, slot.name, arch):
             if None not in slot.names or not slot.name.startswith(OTHER_SENSES):
                 yield slot
         elif first in having:
             yield _alone(slot, first, "excluded from merging")
-
-
-def _means(patterns: Iterable[str], slot: Slot, architecture: str) -> bool:
-    """Whether one of the filters means a tensor."""
-    return any(matches(pattern, slot.name, architecture) for pattern in patterns)
 
 
 def _alone(slot: Slot, part: int, note: str) -> Slot:
@@ -85,7 +82,8 @@ def _check(filled: Sequence[Slot], sources: Sequence[Source]) -> None:
                 missing.setdefault(sources[part.source].label, []).append(slot.name)
     for label, names in missing.items():
         what = f"{label} lacks tensors that the other models have ({first_few(names, 3)})"
-        raise PlanError(f"{what}; merge fine-tunes of one base, or leave them to the base with exclude: {_word(names)}")
+        todo = f"merge fine-tunes of one base, or leave them to the base with exclude: {part_of(names[0])}"
+        raise PlanError(f"{what}; {todo}")
     for slot in filled:
         if _differs(slot, sources):
             listed = ", ".join(f"{label} {list(shape)}" for label, shape in _shapes(slot, sources))
@@ -96,8 +94,3 @@ def _check(filled: Sequence[Slot], sources: Sequence[Source]) -> None:
                 f"{slot.name}: a scale whose weight goes by another name, so it cannot be merged; "
                 "use another file of the model"
             )
-
-
-def _word(names: Sequence[str]) -> str:
-    """A filter that means some tensors: the name of one, without its layer."""
-    return part_of(names[0])

@@ -18,7 +18,7 @@ from ggufmerge.planning.plan import Input, PlannedTensor
 from ggufmerge.planning.stored_form import stored_offset
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
-from ggufmerge.recipe.settings import Rule, at, matches
+from ggufmerge.recipe.settings import Rule, at, matches_any
 from ggufmerge.sources import Source
 
 
@@ -80,7 +80,7 @@ class Resolver:
             return planned
         if not tensor.rows * tensor.n:
             return replace(planned, inputs=(stored,), decisions=(*planned.decisions, "has no values to merge"))
-        if any(matches(pattern, slot.name, self.architecture) for pattern in self.recipe.exclude):
+        if self.recipe.exclude and matches_any(self.recipe.exclude, slot.name, self.architecture):
             return replace(planned, inputs=(stored,), decisions=(*planned.decisions, "excluded from merging"))
         if tensor.type.is_quantized or tensor.type.is_float:
             return self._merged(slot, method, order, planned)

@@ -14,7 +14,7 @@ The language is mergekit's (`evaluate_setting` of mergekit 0.1.5); globs and GGU
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,11 @@ def matches(pattern: str, tensor: str, architecture: str) -> bool:
     if _GLOB & set(pattern):
         return any(fnmatch.fnmatchcase(name, pattern) for name in names)
     return any(pattern in name for name in names)
+
+
+def matches_any(patterns: Iterable[str], tensor: str, architecture: str) -> bool:
+    """Whether one of several filters means this tensor."""
+    return any(matches(pattern, tensor, architecture) for pattern in patterns)
 
 
 def at(value: Scalar | Sequence[Scalar], position: float) -> Scalar:
