@@ -56,7 +56,7 @@ def codec(
     needs_imatrix: bool = False,
     *,
     limit: float,
-    recode: Callable | None = None,
+    recode: Callable,
     halves: Callable[[], tuple] = tuple,
     find_damage: Callable | None = None,
 ) -> Codec:
@@ -87,7 +87,7 @@ def codec(
         limit=limit * HALF_MAX,
         scales=() if find_damage else (0,),
         find_damage=find_damage,
-        recode=rewrite if recode else None,
+        recode=rewrite,
     )
 
 
