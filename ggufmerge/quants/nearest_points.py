@@ -25,7 +25,7 @@ from ggufmerge.quants.nearest import limited
 from ggufmerge.quants.simd import absolute, any_set, load, select, splat, store
 
 F, I = np.float32, np.int32
-HUGE = F(1e30)  # wanted values beyond it count as it, so that squares stay finite
+HUGE = F(1e29)  # wanted values beyond it count as it, so that squares stay finite
 
 
 class Groups(NamedTuple):
@@ -61,6 +61,7 @@ class Work(NamedTuple):
 
 @inlined
 def work_arrays():
+    """Memory for `recode_groups`."""
     return Work(
         row=np.zeros(8, F),
         wanted=np.zeros(8 * LANES, F),
@@ -227,9 +228,7 @@ def _tabulate(work, levels, how, part, half, reach):
             set_row(work.terms, level, _square(wanted, value, reach))
             if how.even_signs:
                 set_row(work.terms, 8 + level, wanted * value * F(4))
-        for c in range(
-            combinations - 1, -1, -1
-        ):  # backwards, because longer combinations take the place of shorter ones
+        for c in range(combinations - 1, -1, -1):  # backwards: longer combinations take the place of shorter ones
             total, turn = row(work.sums, table + c), row(work.turns, table + c)
             for level in range(count - 1, -1, -1):
                 set_row(work.sums, table + c * count + level, total + row(work.terms, level))
