@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from ggufmerge.cli.options import All, Json, Threads, model_argument, model_option
+from ggufmerge.cli.report import OverwriteReport, Report
 from ggufmerge.text import first_few
 
 if TYPE_CHECKING:
@@ -22,6 +25,10 @@ HELP = """Compare the weights of two models, tensor by tensor.
   ggufmerge diff storyteller.gguf coder.gguf --base base.gguf
 
   ggufmerge diff a.gguf b.gguf c.gguf --base base.gguf
+
+  ggufmerge diff storyteller.gguf coder.gguf --base base.gguf --map
+
+  ggufmerge diff storyteller.gguf coder.gguf --base base.gguf --report diff.html
 
   ggufmerge diff base.gguf base.gguf+adapter.gguf --all --json
 
@@ -39,23 +46,38 @@ def diff(
     ] = None,
     base: Annotated[str | None, model_option("--base", "BASE", "The model that all were tuned from")] = None,
     threads: Threads = None,
+    with_map: Annotated[
+        bool, typer.Option("--map", help="Also draw where the changes are, layer by layer, and where they conflict.")
+    ] = False,
     every: All = False,
+    report: Report = None,
+    overwrite: OverwriteReport = False,
     json: Json = False,
 ) -> None:
-    from dataclasses import asdict
-
+    from ggufmerge.cli.report import ReportFile
     from ggufmerge.cli.terminal import print_json
     from ggufmerge.engine.compare import compare
 
-    result = compare(first, second, *(others or ()), base=base, threads=threads)
+    page = ReportFile(report, overwrite=overwrite)
+    models = [first, second, *(others or ())]
+    page.check_models([*models, *([base] if base is not None else [])])
+    result = compare(*models, base=base, threads=threads)
     if json:
-        print_json({"identical": result.identical, **asdict(result)})
+        print_json(_facts(result))
     else:
-        _show(result, every)
+        _show(result, every, with_map=with_map)
+    page.write(_facts(result), json=json)
 
 
-def _show(result: Comparison, every: bool) -> None:
+def _facts(result: Comparison) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"identical": result.identical, **asdict(result), "summary": summary(result)}
+
+
+def _show(result: Comparison, every: bool, *, with_map: bool) -> None:
     """The models, the table, where in the depth of the model they differ, and what all of it means."""
+    from ggufmerge.cli.diff_map import show_maps
     from ggufmerge.cli.terminal import say, show_table, tell
     from ggufmerge.files.shards import model_name
 
@@ -78,6 +100,8 @@ def _show(result: Comparison, every: bool) -> None:
         _show_layers(result)
         if result.rounded:
             _show_noise(result, every)
+        if with_map:
+            show_maps(result, _letters(result))
     for line in summary(result):
         _wrapped(line)
     for names, which in ((result.only_first, result.first), (result.only_second, result.second)):
