@@ -199,9 +199,7 @@ def build(
             made["push"] = facts_of(for_hub.upload, for_hub.url)
         return _report(plan, done) | made
 
-    for_page = ReportSink(
-        report, lambda plan, done: page.made(facts(plan, done)), overwrite=overwrite, telling=telling
-    )
+    for_page = ReportSink(report, lambda plan, done: page.made(facts(plan, done)), overwrite=overwrite, telling=telling)
     options: dict[str, Any] = {"threads": threads} | ({"chunk": chunk} if chunk else {})
     with for_homes.folders(), progress_display(for_ollama.output) as progress:
         done = carry_out(
@@ -308,7 +306,8 @@ def _report(plan: Plan, report: BuildReport) -> dict[str, Any]:
     facts = {**asdict(report), "output": str(report.output), "files": [str(path) for path in report.files]}
     del facts["errors"]
     kept = [
-        {**figures, "sentence": found.line()} for figures, found in zip(kept_facts(report.kept), report.kept, strict=True)
+        {**figures, "sentence": found.line()}
+        for figures, found in zip(kept_facts(report.kept), report.kept, strict=True)
     ]
     tensors = []
     for t in plan.tensors:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufmerge.cli.diff_map import ALIKE, UNRELATED, show_maps, shows
 from ggufmerge.cli.options import All, Json, Threads, model_argument, model_option
 from ggufmerge.cli.report import OverwriteReport, Report
 from ggufmerge.text import first_few
@@ -77,7 +78,6 @@ def _facts(result: Comparison) -> dict[str, Any]:
 
 def _show(result: Comparison, every: bool, *, with_map: bool) -> None:
     """The models, the table, where in the depth of the model they differ, and what all of it means."""
-    from ggufmerge.cli.diff_map import show_maps
     from ggufmerge.cli.terminal import say, show_table, tell
     from ggufmerge.files.shards import model_name
 
@@ -198,7 +198,7 @@ def _show_layers(result: Comparison) -> None:
             _wrapped(f"by layer{name}: nothing changed")
             continue
         low, high = (f"{100 * choose(values.values()):.2f}" for choose in (min, max))
-        line = sparkline(list(values.values()), blocks=_has_blocks())
+        line = sparkline(list(values.values()), blocks=shows(_BLOCKS))
         _wrapped(f"by layer{name}: {line} {low} to {high} %, most in {top}")
 
 
@@ -217,17 +217,6 @@ def sparkline(values: Sequence[float], *, blocks: bool = True) -> str:
     top = max((v for v in values if isfinite(v)), default=0.0) or 1.0
     last = len(letters) - 1
     return "".join(letters[round(last * min(v / top, 1.0))] if isfinite(v) else letters[-1] for v in values)
-
-
-def _has_blocks() -> bool:
-    """Whether standard output can show the blocks."""
-    import sys
-
-    try:
-        _BLOCKS.encode(getattr(sys.stdout, "encoding", None) or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
 
 
 def summary(result: Comparison) -> list[str]:
@@ -262,7 +251,7 @@ def summary(result: Comparison) -> list[str]:
         lines += _meaning(result)
         # rounding to another type is the same in both where they are alike, so it looks like a common part
         rounded = [t for t in result.tensors if t.types[0] == t.types[1] != t.base_type and not isnan(t.cosine)]
-        if rounded and total.cosine >= _UNRELATED and isnan(total.signal.cosines[0][1]):
+        if rounded and total.cosine >= UNRELATED and isnan(total.signal.cosines[0][1]):
             lines.append(
                 f"careful: A and B are {rounded[0].types[0]} and the base is {rounded[0].base_type}, so both changes "
                 f"hold the same rounding and look more alike than they are; compare with a base in their type "
@@ -300,18 +289,15 @@ def _meaning(result: Comparison) -> list[str]:
     if result.rounded and not isnan(total.signal.cosines[0][1]):
         cosine, signs = total.signal.cosines[0][1], total.signal.same_signs[0][1]
         freed = ", freed of rounding"
-    if abs(cosine) < _UNRELATED:
+    if abs(cosine) < UNRELATED:
         found = "are unrelated: they will add up without conflict"
     elif cosine < 0:
         found = "pull against each other: each takes a part of the other away"
-    elif cosine < _ALIKE:
+    elif cosine < ALIKE:
         found = "have a part in common, which counts twice when they are added: use ties, or weights below 1"
     else:
         found = "are largely the same: take one of the two, or weights that sum to 1"
     return [f"the two changes {found} (cosine {cosine:.3f}, {100 * signs:.1f} % of signs agree{freed})"]
-
-
-_UNRELATED, _ALIKE = 0.1, 0.6  # cosines
 
 
 def _percent(share: float) -> str:

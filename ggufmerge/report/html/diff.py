@@ -13,6 +13,7 @@ from ggufmerge.report.html.scales import Scale
 from ggufmerge.report.html.words import Facts, figure, percent, warnings_of
 from ggufmerge.text import count, first_few
 
+_ALIKE = "nothing changed, or hidden by rounding"
 _View = Callable[[Facts], Facts]  # of a signal: one of the differences in it
 
 
@@ -50,7 +51,9 @@ def _apart(facts: Facts) -> list[str]:
         for key, which in (("only_first", "first"), ("only_second", "second"))
         if facts[key]
     ]
-    return lines + ([f"not in all models, and left out: {first_few(facts['left_out'], 5)}"] if facts["left_out"] else [])
+    return lines + (
+        [f"not in all models, and left out: {first_few(facts['left_out'], 5)}"] if facts["left_out"] else []
+    )
 
 
 def _totals(facts: Facts, views: Sequence[tuple[str, _View]]) -> str:
@@ -103,13 +106,15 @@ def _conflict(facts: Facts, letters: Sequence[str], grid: Grid, drawings: Drawin
 
     parts = [
         paragraph(
-            "Cosine: 1 is the same direction, 0 unrelated, below 0 each takes a part of the other away. Signs: share of "
-            "the weights that both move in the same direction; 50 % is chance."
+            "Cosine: 1 is the same direction, 0 unrelated, below 0 each takes a part of the other away. Signs: share "
+            "of the weights that both move in the same direction; 50 % is chance."
         )
     ]
     if len(letters) > 2:
         scale = Scale.both_ways(v for i, row in enumerate(signal["cosines"]) for j, v in enumerate(row) if i != j)
-        parts.append(drawings.matrix("Cosine of the changes", letters, square(signal["cosines"], "{:.2f}".format), scale))
+        parts.append(
+            drawings.matrix("Cosine of the changes", letters, square(signal["cosines"], "{:.2f}".format), scale)
+        )
         parts.append(
             drawings.matrix(
                 "Signs that agree",
@@ -126,7 +131,7 @@ def _conflict(facts: Facts, letters: Sequence[str], grid: Grid, drawings: Drawin
         f"{letters[i]} and {letters[j]}": {n: _cosine(cosines[i][j]) for n, cosines in layers.items()} for i, j in pairs
     }
     scale = Scale.both_ways(cell.figure for row in rows.values() for cell in row.values())
-    parts.append(drawings.lines("Cosine of two changes in each layer", rows, scale, "{:.2g}".format))
+    parts.append(drawings.lines("Cosine of two changes in each layer", rows, scale, "{:.2g}".format, missing=_ALIKE))
     cells = {t["name"]: _lowest(t["signal"]["cosines"], letters, pairs) for t in facts["tensors"]}
     parts.append(
         drawings.heat_map(
@@ -135,6 +140,7 @@ def _conflict(facts: Facts, letters: Sequence[str], grid: Grid, drawings: Drawin
             cells,
             Scale.both_ways(cell.figure for cell in cells.values()),
             "{:.2g}".format,
+            missing=_ALIKE,
         )
     )
     return "".join(parts)
@@ -142,11 +148,13 @@ def _conflict(facts: Facts, letters: Sequence[str], grid: Grid, drawings: Drawin
 
 def _cosine(value: float | None, pair: str = "") -> Cell:
     if value is None:
-        return Cell(None, "one of the changes is nothing, or cannot be seen beside the rounding")
+        return Cell(None, _ALIKE)
     return Cell(value, f"{value:.3f}{pair}")
 
 
-def _lowest(cosines: Sequence[Sequence[float | None]], letters: Sequence[str], pairs: Sequence[tuple[int, int]]) -> Cell:
+def _lowest(
+    cosines: Sequence[Sequence[float | None]], letters: Sequence[str], pairs: Sequence[tuple[int, int]]
+) -> Cell:
     """The pair of changes that agrees least."""
     known = [(value, i, j) for i, j in pairs if (value := cosines[i][j]) is not None]
     if not known:
@@ -159,13 +167,13 @@ def _maps(facts: Facts, views: Sequence[tuple[str, _View]], grid: Grid, drawings
     if facts["identical"] or not facts["tensors"]:
         return ""
     parts = []
-    changes = [
-        {t["name"]: _change(view(t["signal"])) for t in facts["tensors"]} for _, view in views
-    ]
+    changes = [{t["name"]: _change(view(t["signal"])) for t in facts["tensors"]} for _, view in views]
     scale = Scale.of(cell.figure for cells in changes for cell in cells.values())  # one for all, to compare them
     for (name, _), cells in zip(views, changes, strict=True):
         parts.append(
-            drawings.heat_map(f"Change {name}, relative to the weights", grid, cells, scale, percent)
+            drawings.heat_map(
+                f"Change {name}, relative to the weights", grid, cells, scale, percent, missing="hidden by rounding"
+            )
             or paragraph(f"Change {name}: nothing was changed, or no change can be seen beside the rounding.")
         )
     if not facts["rounded"]:
@@ -190,6 +198,7 @@ def _maps(facts: Facts, views: Sequence[tuple[str, _View]], grid: Grid, drawings
                 ratio,
                 Scale.of(cell.figure for cell in ratio.values()),
                 "{:.2g}".format,
+                missing="no noise, or a change that cannot be seen",
             )
         )
     return "".join(parts)

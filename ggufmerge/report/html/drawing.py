@@ -7,7 +7,7 @@ fonts and ids, and has no texts for single cells; `Canvas.svg` puts those of the
 from __future__ import annotations
 
 import html
-import importlib.util
+import importlib
 import io
 import logging
 import re
@@ -21,7 +21,7 @@ from ggufmerge.errors import GgufmergeError
 from ggufmerge.text import printable
 
 INK, NOTHING = "#010203", "#030201"  # stand for the colour of texts, and for that of a cell without a figure
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.6,
@@ -40,8 +40,15 @@ _SETTINGS = {
 
 def check_drawing() -> None:
     """GgufmergeError when there is no matplotlib; to be asked before any work is done."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise GgufmergeError("--report needs matplotlib, which draws it: pip install 'ggufmerge[report]'")
+    try:
+        with _silent():
+            importlib.import_module("matplotlib.backends.backend_svg")
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] == "matplotlib"
+        why = "" if missing else f" (it does not load: {error})"
+        raise GgufmergeError(
+            f"--report needs matplotlib, which draws it{why}: pip install 'ggufmerge[report]'"
+        ) from None
 
 
 class Canvas:
@@ -72,9 +79,7 @@ class Canvas:
         axes.tick_params(length=0)
         return axes
 
-    def write(
-        self, x: float, y: float, words: str, side: str = "left", size: float = 11.0, colour: str = INK
-    ) -> None:
+    def write(self, x: float, y: float, words: str, side: str = "left", size: float = 11.0, colour: str = INK) -> None:
         """A text of one line around `y`, that begins (or has its end or middle: "right", "center") at `x`."""
         self.figure.text(
             x / self.width,
@@ -87,7 +92,11 @@ class Canvas:
         )
 
     def cells(
-        self, places: Sequence[tuple[float, float]], size: tuple[float, float], colours: Sequence[str], titles: Sequence[str]
+        self,
+        places: Sequence[tuple[float, float]],
+        size: tuple[float, float],
+        colours: Sequence[str],
+        titles: Sequence[str],
     ) -> None:
         """Rectangles of one size with their upper left corners at these places, and what is told of each."""
         from matplotlib.collections import PolyCollection
@@ -115,20 +124,28 @@ class Canvas:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """matplotlib as it comes, whatever the user has set, and silent about letters that its own font lacks."""
-    import matplotlib
+    """matplotlib as it comes, whatever the user has set."""
+    with _silent():
+        import matplotlib
 
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(_SETTINGS)
+            yield
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """matplotlib says nothing, neither of letters that its font lacks nor of folders where it cannot keep its lists."""
     log = logging.getLogger("matplotlib")
     level = log.level
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        log.setLevel(logging.ERROR)
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS)
-        try:
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            log.setLevel(level)
+    finally:
+        log.setLevel(level)
 
 
 _KEPT = {  # attributes, by element; all else goes
@@ -152,10 +169,7 @@ def _for_page(svg: str, titles: dict[str, Sequence[str]], number: int, told: str
     width = box.split()[2]
     names = {id_: f"p{number}-{i}" for i, id_ in enumerate(e.get("id", "") for e in root.iter() if _is_shape(e))}
     parts = "".join(_element(child, titles, names) for child in root)
-    return (
-        f'<svg viewBox="{box}" width="{width}" role="img" '
-        f'aria-label="{html.escape(printable(told))}">{parts}</svg>'
-    )
+    return f'<svg viewBox="{box}" width="{width}" role="img" aria-label="{html.escape(printable(told))}">{parts}</svg>'
 
 
 def _element(element: ElementTree.Element, titles: dict[str, Sequence[str]], names: dict[str, str]) -> str:
@@ -212,7 +226,7 @@ def _attributes(element: ElementTree.Element, names: dict[str, str]) -> str:
         if tag in ("text", "tspan") and value == INK:
             continue  # as all texts of the page
         if value == NOTHING:
-            found["class"] = "none"
+            found["class"] = "none" if name == "fill" else "rule"
         else:
             found[name] = _INK_WORDS.get(value, value)
     if "transform" in found:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from ggufmerge.files.shards import short_name, short_names
 from ggufmerge.report.html.page import Section, block, listed, page, paragraph, table, text
 from ggufmerge.report.html.plots import PALETTE, Bar, Drawings
-from ggufmerge.report.html.words import Facts, figure, warnings_of
+from ggufmerge.report.html.words import Facts, figure, percent, warnings_of
 from ggufmerge.text import printable, series
 
 
@@ -22,9 +22,11 @@ def eval_report(facts: Facts) -> str:
     measured = [models[m["model"]] for m in facts["models"] if m["role"] == "model"]
     tokens = sum(score["tokens"] for score in scores if score["model"] == scores[0]["model"]) if scores else 0
     first = (
-        f"{models.get(verdicts[0]['model'], verdicts[0]['model'])}: {verdicts[0]['sentence']}"
+        f"{models.get(verdicts[0]['model'], verdicts[0]['model'])}: {verdicts[0]['sentence'].split('; ')[0]}"
         if verdicts
-        else f"{series(measured)}: {len(texts)} texts read" if scores else f"{series(measured)}: asked"
+        else f"{series(measured)}: {len(texts)} texts read"
+        if scores
+        else f"{series(measured)}: asked"
     )
     told = [f"{len(texts)} texts of {tokens:,} tokens, in windows of {facts['context']}"] if scores else []
     return page(
@@ -101,33 +103,46 @@ def _gains(
                     on["among_parents"] or "-",
                     short_name(on["best_parent"]) if on["best_parent"] else "-",
                     figure(on["best_parent_gain"], "+.3f"),
-                    kept + (f" ± {100 * on['kept_error']:.0f} %" if on["kept_error"] is not None and kept != "-" else ""),
+                    kept
+                    + (f" ± {100 * on['kept_error']:.0f} %" if on["kept_error"] is not None and kept != "-" else ""),
                 ]
             )
     groups = {name: bars for name, bars in groups.items() if bars}
     heads = ["model", "text", "beside its base", "among its parents", "best parent", "its gain", "kept of it"]
     whom = series(sorted(map(str, bases)))
-    return (
-        drawings.bars(f"Gain over {whom} on each text, token by token: more is better", groups, "nats a token")
-        + (table(heads, rows, numbers=2) if rows else "")
+    return drawings.bars(f"Gain over {whom} on each text, token by token: more is better", groups, "nats a token") + (
+        table(heads, rows, numbers=2) if rows else ""
     )
 
 
 def _perplexities(facts: Facts, models: Mapping[str, str], texts: Mapping[str, str]) -> str:
+    """A column for each model, a row for each text."""
     if not facts["scores"]:
         return ""
-    reference = facts["reference"]
-    heads = ["text", "model", "perplexity", "±", *(["KL divergence", "same top"] if reference else [])]
-    rows: list[Sequence[str]] = []
-    for name, label in texts.items():
-        for score in (s for s in facts["scores"] if s["text"] == name):
-            row = [label, models.get(score["model"], score["model"])]
-            row += [figure(score["perplexity"], ".2f"), figure(score["perplexity_error"], ".2f")]
-            if reference:
-                known = "kl_divergence" in score
-                row += [figure(score["kl_divergence"], ".4f"), f"{100 * score['same_top']:.1f} %"] if known else ["", ""]
-            rows.append(row)
-    return table(heads, rows, numbers=len(heads) - 2)
+    by = {(score["model"], score["text"]): score for score in facts["scores"]}
+    heads = ["text", *models.values()]
+
+    def row(name: str, told: Callable[[Facts], str]) -> list[str]:
+        return [texts[name], *(told(by[model, name]) if (model, name) in by else "" for model in models)]
+
+    def perplexity(score: Facts) -> str:
+        return f"{figure(score['perplexity'], '.2f')} ± {figure(score['perplexity_error'], '.2f')}"
+
+    def divergence(score: Facts) -> str:
+        if "kl_divergence" not in score:
+            return ""
+        return f"{figure(score['kl_divergence'], '.4f')} ± {figure(score['kl_error'], '.4f')}"
+
+    def same(score: Facts) -> str:
+        return percent(score["same_top"], 1) if "same_top" in score else ""
+
+    numbers = len(models)
+    parts = [table(heads, [row(name, perplexity) for name in texts], numbers, "Perplexity, less is better")]
+    if facts["reference"]:
+        whose = short_name(facts["reference"])
+        parts.append(table(heads, [row(name, divergence) for name in texts], numbers, f"KL divergence from {whose}"))
+        parts.append(table(heads, [row(name, same) for name in texts], numbers, f"Same likeliest token as {whose}"))
+    return "".join(parts)
 
 
 def _answers(facts: Facts, models: Mapping[str, str]) -> str:

@@ -67,9 +67,8 @@ def paragraph(line: str, kind: str = "") -> str:
 
 def figure(drawing: str, caption: str, key: str = "") -> str:
     """A drawing (SVG) under what it shows. key: what its colours mean, as HTML."""
-    return (
-        f'<figure><figcaption>{text(caption)}</figcaption>{key}<div class="wide" tabindex="0">{drawing}</div></figure>\n'
-    )
+    shown = f'<div class="wide" tabindex="0">{drawing}</div>'
+    return f"<figure><figcaption>{text(caption)}</figcaption>{key}{shown}</figure>\n"
 
 
 @dataclass(frozen=True)
@@ -145,14 +144,17 @@ figcaption{font-weight:600}
 .key span{display:inline-block;margin-right:1.1rem;white-space:nowrap}
 .key i{display:inline-block;width:.8em;height:.8em;margin-right:.35em;border-radius:2px;vertical-align:-.06em;
 print-color-adjust:exact;-webkit-print-color-adjust:exact}
-svg{display:block;height:auto;max-width:100%;min-width:min(100%,34rem);color:var(--ink)}
+svg{display:block;color:var(--ink)}
 svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;fill:currentColor}
 svg .none{fill:var(--none)}
+svg .rule{stroke:var(--none)}
 svg use:hover,svg path.cell:hover{stroke:currentColor;stroke-width:1.5px}
 footer{margin-top:2.5rem;border-top:1px solid var(--line);padding-top:.6rem}
-@media screen and (max-width:40rem){svg{max-width:none;min-width:0}}
+h3{font-size:1rem;margin:1rem 0 .3rem}
 @media print{:root{color-scheme:light}@page{margin:1.6cm}body{font-size:10.5pt}main{max-width:none;padding:0}
-h2{break-after:avoid}section.start{break-before:page}figure,tr,li{break-inside:avoid}thead{display:table-header-group}
+h2,h3{break-after:avoid}section,figure,tr,li{break-inside:avoid}section{margin-top:1.5rem}
+thead{display:table-header-group}
 .wide{overflow:visible}table{font-size:8.5pt;max-width:100%}th,td{padding-right:.5rem;min-width:0}
-td.n,th.n,th{white-space:normal}svg{min-width:0;max-height:23cm}pre{font-size:8.5pt}}
+td.n,th.n,th{white-space:normal}svg{max-width:100%;height:auto;max-height:23cm}
+ul.warning{border:1px solid var(--warn-line);border-left-width:4px}pre{font-size:8.5pt}}
 """

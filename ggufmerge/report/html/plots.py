@@ -19,7 +19,16 @@ _MOST_LINES = 150  # rows of a map
 _MOST_BYTES = 1_400_000  # of all cells of a page
 _BYTES = 95  # of a cell, without what is told of it
 _TITLE = 80  # letters of the name of a tensor
-PALETTE = ("#4477aa", "#ee8866", "#228833", "#aa3377", "#66ccee", "#ccbb44", "#bb5566", "#888888")  # P. Tol's, for all eyes
+PALETTE = (
+    "#4477aa",
+    "#ee8866",
+    "#228833",
+    "#aa3377",
+    "#66ccee",
+    "#ccbb44",
+    "#bb5566",
+    "#888888",
+)  # P. Tol's, for all eyes
 
 
 @dataclass(frozen=True)
@@ -45,11 +54,13 @@ class Drawings:
         say: Callable[[float], str],
         *,
         names: Mapping[float, str] | None = None,
+        missing: str = "no figure",
     ) -> str:
         """Tensors as cells; those outside the layers below them, one a row, with their figures in words.
 
         cells: by the names of tensors; the others are blank.  say: how figures stand beside the scale.
         names: what figures mean, where they are few kinds and not on a scale, in their order.
+        missing: why a cell may have no figure.
         """
         if not any(cell.figure is not None for cell in cells.values()):
             return ""
@@ -80,7 +91,7 @@ class Drawings:
         if names is None:
             drawn.draw_scale(scale, say)
             if any(cell.figure is None for cell in cells.values()):
-                key = _key([("var(--none)", "no figure: point at the cell for the reason")])
+                key = _key([("var(--none)", missing)])
         else:
             key = _key([(scale.colour(value), name) for value, name in names.items()])
         left_out = len(grid.kinds) - len(kinds) + len(grid.outside) - len(outside)
@@ -88,22 +99,26 @@ class Drawings:
         return figure(drawn.canvas.svg(self._next(), caption), caption, key) + more
 
     def lines(
-        self, caption: str, rows: Mapping[str, Mapping[int, Cell]], scale: Scale, say: Callable[[float], str]
+        self,
+        caption: str,
+        rows: Mapping[str, Mapping[int, Cell]],
+        scale: Scale,
+        say: Callable[[float], str],
+        *,
+        missing: str,
     ) -> str:
         """A map whose rows are no kinds of tensors: a row for each name, a cell for each layer."""
         layers = sorted({layer for row in rows.values() for layer in row})
         column = {layer: i for i, layer in enumerate(layers)}
         places = {
-            f"{name}, layer {layer}": (i, column[layer])
-            for i, (name, row) in enumerate(rows.items())
-            for layer in row
+            f"{name}, layer {layer}": (i, column[layer]) for i, (name, row) in enumerate(rows.items()) for layer in row
         }
         cells = {f"{name}, layer {layer}": cell for name, row in rows.items() for layer, cell in row.items()}
-        return self.heat_map(caption, Grid(tuple(rows), tuple(layers), places, ()), cells, scale, say)
+        return self.heat_map(caption, Grid(tuple(rows), tuple(layers), places, ()), cells, scale, say, missing=missing)
 
     def matrix(self, caption: str, names: Sequence[str], rows: Sequence[Sequence[Cell | None]], scale: Scale) -> str:
         """Each with each: a square of figures in words, coloured. None leaves a blank."""
-        left, side, row = 8 + _LETTER * max(map(len, names)), 58.0, 28.0
+        left, side, row = 16 + _LETTER * max(map(len, names)), 58.0, 28.0
         canvas = Canvas(left + side * len(names) + 4, row * (len(names) + 1))
         places, colours, titles = [], [], []
         for i, name in enumerate(names):
@@ -148,10 +163,8 @@ class Drawings:
         places = []
         for name, group in groups.items():
             canvas.write(left - 10, y + thick * len(group) / 2, shortened(name, _NAME), "right")
-            for bar in group:
-                places.append(y + thick / 2)
-                y += thick
-            y += between
+            places += [y + thick * (i + 0.5) for i in range(len(group))]
+            y += thick * len(group) + between
         axes.barh(places, [bar.figure for bar in bars], height=thick - 3, color=[bar.colour for bar in bars])
         axes.errorbar(
             [bar.figure for bar in bars],

@@ -51,6 +51,7 @@ def quantize_report(facts: Facts) -> str:
                     cells,
                     Scale.of(errors.values()),
                     lambda e: f"{e:.2g}",
+                    missing="copied, or without an error",
                 )
                 or listed(["No tensor was rounded: all keep their values."]),
             ),

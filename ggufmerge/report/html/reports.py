@@ -27,7 +27,7 @@ def report(facts: Mapping[str, Any]) -> str:
     The same facts give the same text. Needs the optional extra `report` (`check_drawing`). ValueError for the facts of
     a command that has no report, and for those of an error or of a dry run.
     """
-    command = facts.get("command")
+    command = str(facts.get("command"))
     if command not in _OF or "error" in facts or "forecast" in facts:
         raise ValueError(f"no report is made of the facts of {command!r}: give those of {', '.join(REPORTED)}")
     with drawing():

@@ -42,7 +42,7 @@ class Scale:
     def both_ways(cls, figures: Iterable[float | None]) -> Scale:
         """For cosines: 0 has the colour in the middle."""
         top = max((abs(f) for f in figures if f is not None), default=0.0)
-        end = min(1.0, max(0.2, math.ceil(10 * top) / 10))
+        end = min(1.0, max(0.5, math.ceil(10 * top) / 10))
         return cls(-end, end, colours="coolwarm")
 
     def colour(self, figure: float | None) -> str:

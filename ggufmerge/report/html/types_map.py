@@ -14,9 +14,7 @@ def types_map(drawings: Drawings, tensors: Sequence[Facts], grid: Grid) -> str:
     """A colour for each type, from the fewest to the most bits a weight, and the rule that chose it for each tensor."""
     kinds = sorted({t["type"] for t in tensors}, key=lambda name: (bits_of(name), name))
     place = {name: float(i) for i, name in enumerate(kinds)}
-    cells = {
-        t["name"]: Cell(place[t["type"]], f"{t['type']}, {t['why']}" if t["why"] else t["type"]) for t in tensors
-    }
+    cells = {t["name"]: Cell(place[t["type"]], f"{t['type']}, {t['why']}" if t["why"] else t["type"]) for t in tensors}
     return drawings.heat_map(
         "Type of each tensor, from few bits a weight (dark) to many (light)",
         grid,
