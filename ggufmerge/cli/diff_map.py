@@ -22,11 +22,11 @@ UNRELATED, ALIKE = 0.1, 0.6  # cosines: up to the one two changes are unrelated,
 
 _WIDTH = 80  # columns, where nobody knows how many there are
 _LABEL, _FEWEST = 22, 8  # letters of a name at most, columns of a map at least
-_SAME, _HIDDEN = "·", "?"
+_SAME, _HIDDEN, _FROM_NOTHING = "·", "?", "!"
 _SHADES = "░▒▓█"
 _PLAIN = {"░": ".", "▒": "-", "▓": "+", "█": "#", _SAME: "0"}  # where the terminal lacks these letters
 _COLOURS = tuple(f"color({number})" for number in (54, 61, 31, 36, 113, 220))  # like viridis, of the 256 that most have
-_FLATTEST, _STEEPEST = 1.15, 3.0  # ratio of the ends of a step
+_FLATTEST, _STEEPEST = 1.15, 10.0  # ratio of the ends of a step
 _GREY, _RED, _GREEN, _BLUE = "bright_black", "red", "green", "blue"
 
 
@@ -80,7 +80,7 @@ class Steps:
         known = sorted(f for f in figures if 0 < f < math.inf)
         count = len(_COLOURS) if coloured else len(_SHADES)
         if not known:
-            return cls((1.0,) * count, coloured)
+            return cls((1.0,), coloured)
         low, high = known[len(known) // 10], known[len(known) * 19 // 20]
         ratio = min(max((high / low) ** (1 / count), _FLATTEST), _STEEPEST)
         ends = [_rounded(high / ratio**k, round) for k in range(count - 1, 0, -1)]
@@ -92,6 +92,8 @@ class Steps:
             return _Letter(_HIDDEN, _GREY, "hidden by rounding")
         if figure == 0:
             return _Letter(_SAME, _GREY, "the same")
+        if math.isinf(figure):
+            return _Letter(_FROM_NOTHING, "", "all that was there before is 0")
         step = next((i for i, end in enumerate(self.ends) if figure <= end), len(self.ends) - 1)
         shade = "█" if self.coloured else _SHADES[step]
         return _Letter(shade, _COLOURS[step] if self.coloured else "", f"to {_percent(self.ends[step])}")

@@ -13,7 +13,8 @@ KINDS = (
     "ffn_down_shexp", "ssm_a", "ssm_b", "post_attention_norm", "post_ffw_norm", "layer_output_scale",
 )  # fmt: skip
 TYPES = ("Q4_K", "Q6_K", "F32")
-COMMANDS = ("build", "diff", "eval", "quantize")
+EVAL = "eval"
+COMMANDS = ("build", "diff", EVAL, "quantize")
 
 
 def names(layers: int, kinds: int, outside: Sequence[str] = ("token_embd.weight", "output_norm.weight")) -> list[str]:
@@ -23,7 +24,7 @@ def names(layers: int, kinds: int, outside: Sequence[str] = ("token_embd.weight"
 
 def facts(command: str, tensors: Sequence[str]) -> Facts:
     """Those of one of COMMANDS, of a model with these tensors."""
-    made = {"build": _build, "diff": diff, "eval": lambda _: evaluation(), "quantize": _quantize}
+    made = {"build": _build, "diff": diff, EVAL: lambda _: evaluation(), "quantize": _quantize}
     return {"schema": 1, "command": command, "version": "0.1.0", **made[command](tensors)}
 
 

@@ -136,7 +136,8 @@ def test_more_maps_than_have_room_are_left_out_by_name(tunes: int) -> None:
 
 @pytest.mark.parametrize("command", ["build", "diff", "quantize"])
 @pytest.mark.parametrize(
-    "tensors", [made.names(1, 3), made.names(0, 0), ["lonely"], made.names(2, 2, ()), ["enc.blk.0.a.b", "dec.blk.7.a.b"]]
+    "tensors",
+    [made.names(1, 3), made.names(0, 0), ["lonely"], made.names(2, 2, ()), ["enc.blk.0.a.b", "dec.blk.7.a.b"]],
 )
 def test_models_of_every_form_have_a_page(command: str, tensors: list[str]) -> None:
     """One layer, no layers, a single tensor, nothing outside the layers, two stacks: each tensor has its cell."""
@@ -190,7 +191,7 @@ def test_a_comparison_tells_changes_noise_and_how_alike_they_are() -> None:
 
 def test_an_evaluation_has_bars_with_their_errors() -> None:
     """The loss of every model on every text, with the standard error that follows from that of the perplexity."""
-    page = Page(page_of("eval")).text
+    page = Page(page_of(made.EVAL)).text
     assert "3.00 ± 0.07" in page
     assert "+0.100 ± 0.040" in page
     assert "20.00 ± 1.50" in page
@@ -253,15 +254,15 @@ def test_the_settings_of_the_user_do_not_show(monkeypatch: pytest.MonkeyPatch) -
     """What somebody has set for own drawings stays theirs, before and after."""
     import matplotlib
 
-    wanted = page_of("eval")
+    wanted = page_of(made.EVAL)
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": True, "svg.hashsalt": None}):
-        assert page_of("eval") == wanted
+        assert page_of(made.EVAL) == wanted
         assert matplotlib.rcParams["font.size"] == 30
 
 
 def test_a_report_knows_its_own(tmp_path: Path) -> None:
     """Other files, folders and what is not there are none."""
-    (tmp_path / "a.html").write_text(page_of("eval"), encoding="utf-8")
+    (tmp_path / "a.html").write_text(page_of(made.EVAL), encoding="utf-8")
     (tmp_path / "b.html").write_text("<!doctype html><title>mine</title>")
     assert is_report(tmp_path / "a.html")
     assert not any(map(is_report, (tmp_path / "b.html", tmp_path, tmp_path / "c.html")))
