@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ggufmerge.cli.diff_map import ALIKE, UNRELATED, show_maps, shows
-from ggufmerge.cli.options import All, Json, Threads, model_argument, model_option
-from ggufmerge.cli.report import OverwriteReport, Report
+from ggufmerge.cli.options import All, Json, Overwrite, Threads, model_argument, model_option
+from ggufmerge.cli.report import Report
 from ggufmerge.text import first_few
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def diff(
     ] = False,
     every: All = False,
     report: Report = None,
-    overwrite: OverwriteReport = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     from ggufmerge.cli.report import ReportFile

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ggufmerge.cli.options import Json, Threads, model_argument, model_option
-from ggufmerge.cli.report import OverwriteReport, Report
+from ggufmerge.cli.options import Json, Overwrite, Threads, model_argument, model_option
+from ggufmerge.cli.report import Report
 
 if TYPE_CHECKING:
     from ggufmerge.evaluation.lineup import Lineup
@@ -96,7 +96,7 @@ def evaluate(
     ] = False,
     threads: Threads = None,
     report: Report = None,
-    overwrite: OverwriteReport = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     from ggufmerge.cli.eval_progress import EvalProgress

@@ -19,7 +19,6 @@ Report = Annotated[
         autocompletion=complete_reports,
     ),
 ]
-OverwriteReport = Annotated[bool, typer.Option("--overwrite", help="Replace the report if it exists.")]
 
 
 class ReportFile:

@@ -201,7 +201,7 @@ def test_an_evaluation_has_bars_with_their_errors() -> None:
 
 
 def test_colours_are_those_of_the_page() -> None:
-    """Texts and axes of drawings have no colour of their own, so that they are seen on a dark page as on a bright one."""
+    """Texts and axes of drawings have no colour of their own, so they are seen on a dark page as on a bright one."""
     for command in made.COMMANDS:
         for tag, attributes in Page(page_of(command)).tags:
             if tag == "text":
