@@ -28,11 +28,11 @@ class ReportFile:
     """
 
     def __init__(self, path: Path | None, *, overwrite: bool) -> None:
-        from ggufmerge.cli.front import check_report_name
-        from ggufmerge.report.html import check_drawing
-
         self.path, self._overwrite = path, overwrite
         if path is not None:
+            from ggufmerge.cli.front import check_report_name
+            from ggufmerge.report.html import check_drawing
+
             if path.name:  # what names no file is told of below
                 check_report_name(path)
             check_drawing()

@@ -57,6 +57,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             CliRunner().invoke(app, [*line.split(), "--report", f"{name}.html"], catch_exceptions=False)
             assert Path(f"{name}.html").exists(), name
         facts = made.facts("build", [*made.names(64, 20), "x" * 300])
+        for tensor in facts["tensors"]:
+            tensor["why"] += ", and every third layer of those in the middle" * 3
         facts["warnings"] = ["w" * 600, "a/very/long/path/" * 40]
         Path(f"{LARGE}.html").write_text(report(facts), encoding="utf-8")
         yield folder

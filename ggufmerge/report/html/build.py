@@ -13,6 +13,7 @@ from ggufmerge.report.html.words import (
     files_section,
     parents_table,
     percent,
+    rules_of,
     seconds,
     span,
     types_table,
@@ -63,9 +64,7 @@ def _decided(facts: Facts) -> str:
         notes.append(f"note: {facts['resumption']}")
     elif facts["resumed"]:
         notes.append(f"{facts['resumed']} tensors were taken over from an interrupted build")
-    rules = sorted({(t["type"], t["why"]) for t in facts["tensors"] if t["why"]})
-    types = [f"{kind}: {why}" for kind, why in rules]
-    return warnings_of(facts) + listed(chosen) + listed(notes, "note") + listed(types)
+    return warnings_of(facts) + listed(chosen) + listed(notes, "note") + rules_of(facts["tensors"])
 
 
 def _merged(facts: Facts) -> str:

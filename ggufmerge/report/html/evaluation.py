@@ -19,7 +19,8 @@ def eval_report(facts: Facts) -> str:
     texts = short_names(score["text"] for score in scores)
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(models)}
     verdicts = facts["verdicts"]
-    measured = [models[m["model"]] for m in facts["models"] if m["role"] == "model"]
+    named = [m["model"] for m in facts["models"] if m["role"] == "model"]
+    measured = [models[name] for name in named if name != facts["reference"] or len(named) == 1]
     tokens = sum(score["tokens"] for score in scores if score["model"] == scores[0]["model"]) if scores else 0
     first = (
         f"{models.get(verdicts[0]['model'], verdicts[0]['model'])}: {verdicts[0]['sentence'].split('; ')[0]}"
@@ -57,10 +58,11 @@ def _meaning(facts: Facts, models: Mapping[str, str]) -> str:
 
 def _models(facts: Facts, models: Mapping[str, str]) -> str:
     roles = {"model": "measured", "base": "its base", "parent": "a parent"}
-    rows = [[models[m["model"]], roles.get(m["role"], m["role"]), m["model"]] for m in facts["models"]]
-    reference = facts["reference"]
-    more = paragraph(f"Reference: {short_name(reference)}. KL divergences are from it.") if reference else ""
-    return table(["model", "", "file"], rows) + more
+    rows = []
+    for model in facts["models"]:
+        role = "the reference" if model["model"] == facts["reference"] else roles.get(model["role"], model["role"])
+        rows.append([models[model["model"]], role, model["model"]])
+    return table(["model", "", "file"], rows)
 
 
 def _losses(

@@ -18,7 +18,7 @@ _NAME = 26  # letters of a label
 _MOST_LINES = 150  # rows of a map
 _MOST_BYTES = 1_400_000  # of all cells of a page
 _BYTES = 95  # of a cell, without what is told of it
-_TITLE = 80  # letters of the name of a tensor
+_TITLE = 80  # letters of the name of a tensor, and of what is told beside one
 PALETTE = (
     "#4477aa",
     "#ee8866",
@@ -69,7 +69,8 @@ class Drawings:
             return paragraph(f"{caption}: left out, to keep this page small; the figures are in --json", "soft")
         self._left -= size
         kinds, outside = grid.kinds[:_MOST_LINES], [n for n in grid.outside if n in cells][:_MOST_LINES]
-        drawn = _Map(grid, kinds, outside, with_scale=names is None)
+        words = [shortened(cells[name].told, _TITLE) for name in outside]
+        drawn = _Map(grid, kinds, outside, max(map(len, words), default=0), with_scale=names is None)
         places, colours, titles = [], [], []
         for name, (row, column) in grid.places.items():
             if name in cells and row < len(kinds):
@@ -84,9 +85,9 @@ class Drawings:
             [scale.colour(cell.figure) for cell in alone],
             [f"{shortened(name, _TITLE)}: {cell.told}" for name, cell in zip(outside, alone, strict=True)],
         )
-        for i, cell in enumerate(alone):
+        for i, told in enumerate(words):
             x, y = drawn.alone(i)
-            drawn.canvas.write(x + drawn.single + 6, y + drawn.cell[1] / 2, cell.told)
+            drawn.canvas.write(x + drawn.single + 6, y + drawn.cell[1] / 2, told)
         key = ""
         if names is None:
             drawn.draw_scale(scale, say)
@@ -198,7 +199,10 @@ class Bar:
 class _Map:
     """Where the parts of a heat map are."""
 
-    def __init__(self, grid: Grid, kinds: Sequence[str], outside: Sequence[str], *, with_scale: bool) -> None:
+    def __init__(
+        self, grid: Grid, kinds: Sequence[str], outside: Sequence[str], words: int, *, with_scale: bool
+    ) -> None:
+        """words: letters of what is told beside those outside."""
         labels = [shortened(kind, _NAME) for kind in kinds]
         alone = [shortened(shortly(name), _NAME) for name in outside]
         self._left = 12 + _LETTER * max(map(len, [*labels, *alone]), default=0)
@@ -209,7 +213,8 @@ class _Map:
         self._below = len(kinds) * _ROW + (28 if kinds else 0)  # where those outside begin
         bottom = self._below + len(outside) * _ROW
         self._scale = bottom + 14
-        width = max(self._left + step * len(grid.layers), self._left + (260 if outside or with_scale else 0)) + 12
+        widths = (step * len(grid.layers), self.single + 6 + _LETTER * words, 260.0 if with_scale else 0.0)
+        width = self._left + max(widths) + 12
         self.canvas = Canvas(width, self._scale + 30 if with_scale else bottom + 2)
         for i, label in enumerate(labels):
             self.canvas.write(self._left - 8, _ROW * (i + 0.5), label, "right")

@@ -8,7 +8,7 @@ from ggufmerge.report.html.page import Section, listed, page
 from ggufmerge.report.html.plots import Cell, Drawings
 from ggufmerge.report.html.scales import Scale
 from ggufmerge.report.html.types_map import types_map
-from ggufmerge.report.html.words import Facts, figure, parents_table, seconds, types_table, warnings_of
+from ggufmerge.report.html.words import Facts, figure, parents_table, rules_of, seconds, types_table, warnings_of
 from ggufmerge.report.notes import noted
 from ggufmerge.text import count, size
 
@@ -24,7 +24,6 @@ def quantize_report(facts: Facts) -> str:
         f"{facts['bits_per_weight']:.2f} bits per weight, {size(facts['nbytes'])}, {seconds(facts['seconds'])}"
     )
     notes = noted((t["name"], decision) for t in tensors for decision in t["decisions"])
-    rules = sorted({(t["type"], t["why"]) for t in tensors if t["why"]})
     matrices = [f"importance matrix: {path}" for path in facts["imatrix"]]
     by_type: dict[str, list[float]] = {}
     for t in tensors:
@@ -40,7 +39,7 @@ def quantize_report(facts: Facts) -> str:
         [
             Section(
                 "What was decided",
-                warnings_of(facts) + listed(notes, "note") + listed([*matrices, *(f"{k}: {why}" for k, why in rules)]),
+                warnings_of(facts) + listed(notes, "note") + listed(matrices) + rules_of(tensors),
             ),
             Section("Types", types_map(drawings, tensors, grid) + types_table(tensors, columns)),
             Section(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from ggufmerge.report.html.page import Section, listed, table
+from ggufmerge.report.html.page import Section, listed, paragraph, table
 from ggufmerge.text import count, size
 from ggufmerge.types import TensorType
 
@@ -39,6 +39,14 @@ def seconds(value: float | None) -> str:
 
 def warnings_of(facts: Facts, kind: str = "warning") -> str:
     return listed((f"{kind}: {line}" for line in facts.get("warnings", ())), kind)
+
+
+def rules_of(tensors: Sequence[Facts]) -> str:
+    """Why tensors have their types: each rule once."""
+    rules = sorted({(tensor["type"], tensor["why"]) for tensor in tensors if tensor["why"]})
+    if not rules:
+        return ""
+    return paragraph("Why tensors have their types:") + listed(f"{kind}: {why}" for kind, why in rules)
 
 
 def weights(tensor: Facts) -> int:
