@@ -110,6 +110,7 @@ def _show(
 
     together: the figure of several layers that share a letter, where there are more layers than columns.
     """
+    from rich.cells import set_cell_size
     from rich.text import Text
 
     from ggufmerge.cli.facts import space
@@ -133,14 +134,14 @@ def _show(
 
     lines = []
     for kind, row in zip(grid.kinds, grid.rows(figures), strict=True):
-        line = Text(f"{shortened(printable(kind), left):<{left}}  ")
+        line = Text(set_cell_size(shortened(printable(kind), left), left) + "  ")
         for start in range(0, len(row), group):
             line.append(*cell(row[start : start + group]))
         lines.append(line)
     if grid.layers:
         lines.append(Text(f"{'layer':<{left}}  {_numbers(grid.layers[::group])}"))
     for name in grid.outside:
-        line = Text(f"{shortened(printable(shortly(name)), left):<{left}}  ")
+        line = Text(set_cell_size(shortened(printable(shortly(name)), left), left) + "  ")
         line.append(*cell([figures[name]]))
         lines.append(line)
     legend = [Text()]

@@ -31,13 +31,13 @@ class Grid:
         """That of the tensors of these names."""
         kinds: dict[str, int] = {}
         found: dict[str, tuple[int, int]] = {}
-        outside = []
+        outside, taken = [], set()
         for name in dict.fromkeys(names):
-            layer = layer_of(name)
-            if layer is None:
+            layer, kind = layer_of(name), stack_of(name) + shortly(part_of(name))
+            if layer is None or (kind, layer) in taken:  # blk.7 and blk.07 are one layer
                 outside.append(name)
             else:
-                kind = stack_of(name) + shortly(part_of(name))
+                taken.add((kind, layer))
                 found[name] = (kinds.setdefault(kind, len(kinds)), layer)
         layers = sorted({layer for _, layer in found.values()})
         column = {layer: i for i, layer in enumerate(layers)}

@@ -56,7 +56,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name, line in COMMANDS.items():
             CliRunner().invoke(app, [*line.split(), "--report", f"{name}.html"], catch_exceptions=False)
             assert Path(f"{name}.html").exists(), name
-        facts = made.facts("build", [*made.names(64, 20), "x" * 300])
+        strange = ["x" * 300, "W" * 40, "\u202e" * 30, "\u6a21\u578b" * 30, "blk.3." + "\u6a21" * 26]
+        facts = made.facts("build", [*made.names(64, 20), *strange])
         for tensor in facts["tensors"]:
             tensor["why"] += ", and every third layer of those in the middle" * 3
         facts["warnings"] = ["w" * 600, "a/very/long/path/" * 40]

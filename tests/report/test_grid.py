@@ -14,6 +14,13 @@ def test_kinds_are_rows_and_layers_columns() -> None:
     assert grid.rows({"blk.7.a.bias": 1, "blk.7.b.weight": 2, "output.weight": 3}) == [[None, 2], [None, 1]]
 
 
+def test_no_two_tensors_share_a_place() -> None:
+    """Whatever a file calls them."""
+    grid = Grid.of(["blk.7.a.weight", "blk.07.a.weight", "blk.7.a"])
+    assert grid.places == {"blk.7.a.weight": (0, 0)}
+    assert grid.outside == ("blk.07.a.weight", "blk.7.a")
+
+
 def test_the_stacks_of_a_model_are_apart() -> None:
     """An encoder's layer 0 is not its decoder's."""
     grid = Grid.of(["enc.blk.0.attn_q.weight", "dec.blk.0.attn_q.weight"])

@@ -11,8 +11,9 @@ import importlib
 import io
 import logging
 import re
+import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from xml.etree import ElementTree
@@ -120,6 +121,20 @@ class Canvas:
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         self._canvas.print_svg(out, metadata=nothing)
         return _for_page(out.getvalue(), self._titles, number, told)
+
+
+def room_for(words: Iterable[str], size: float = 11.0) -> float:
+    """Pixels that the longest of some texts takes in the font of matplotlib, which is a broad one; 0 without any."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=size)
+    longest = 0.0
+    for text in map(printable, words):
+        width, _, _ = text_to_path.get_text_width_height_descent(text, font, False)
+        # letters that the font lacks are as broad as they are high
+        longest = max(longest, width, size * sum(unicodedata.east_asian_width(c) in "WF" for c in text))
+    return longest
 
 
 @contextmanager

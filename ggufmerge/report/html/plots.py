@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ggufmerge.report.grid import Grid, shortly
-from ggufmerge.report.html.drawing import INK, NOTHING, Canvas
+from ggufmerge.report.html.drawing import INK, NOTHING, Canvas, room_for
 from ggufmerge.report.html.page import figure, paragraph, text
 from ggufmerge.report.html.scales import Scale, ink_on
-from ggufmerge.text import shortened
+from ggufmerge.text import printable, shortened
 
 _WIDTH = 960.0  # pixels of a drawing, where its layers have room in it
 _ROW = 17.0  # pixels
-_LETTER = 6.4  # of a label, on average
 _NAME = 26  # letters of a label
 _MOST_LINES = 150  # rows of a map
 _MOST_BYTES = 1_400_000  # of all cells of a page
@@ -69,21 +68,21 @@ class Drawings:
             return paragraph(f"{caption}: left out, to keep this page small; the figures are in --json", "soft")
         self._left -= size
         kinds, outside = grid.kinds[:_MOST_LINES], [n for n in grid.outside if n in cells][:_MOST_LINES]
-        words = [shortened(cells[name].told, _TITLE) for name in outside]
-        drawn = _Map(grid, kinds, outside, max(map(len, words), default=0), with_scale=names is None)
+        words = [shortened(printable(cells[name].told), _TITLE) for name in outside]
+        drawn = _Map(grid, kinds, outside, words, with_scale=names is None)
         places, colours, titles = [], [], []
         for name, (row, column) in grid.places.items():
             if name in cells and row < len(kinds):
                 places.append(drawn.place(row, column))
                 colours.append(scale.colour(cells[name].figure))
-                titles.append(f"{shortened(name, _TITLE)}: {cells[name].told}")
+                titles.append(f"{shortened(printable(name), _TITLE)}: {cells[name].told}")
         drawn.canvas.cells(places, drawn.cell, colours, titles)
         alone = [cells[name] for name in outside]
         drawn.canvas.cells(
             [drawn.alone(i) for i in range(len(outside))],
             (drawn.single, drawn.cell[1]),
             [scale.colour(cell.figure) for cell in alone],
-            [f"{shortened(name, _TITLE)}: {cell.told}" for name, cell in zip(outside, alone, strict=True)],
+            [f"{shortened(printable(name), _TITLE)}: {cell.told}" for name, cell in zip(outside, alone, strict=True)],
         )
         for i, told in enumerate(words):
             x, y = drawn.alone(i)
@@ -119,7 +118,7 @@ class Drawings:
 
     def matrix(self, caption: str, names: Sequence[str], rows: Sequence[Sequence[Cell | None]], scale: Scale) -> str:
         """Each with each: a square of figures in words, coloured. None leaves a blank."""
-        left, side, row = 16 + _LETTER * max(map(len, names)), 58.0, 28.0
+        left, side, row = 14 + room_for(names), 58.0, 28.0
         canvas = Canvas(left + side * len(names) + 4, row * (len(names) + 1))
         places, colours, titles = [], [], []
         for i, name in enumerate(names):
@@ -146,8 +145,8 @@ class Drawings:
             return ""
         thick, between = 15.0, 12.0
         heights = [thick * len(group) + between for group in groups.values()]
-        left = 14 + _LETTER * max(len(shortened(name, _NAME)) for name in groups)
-        right, foot = 104.0, 40.0
+        left = 14 + room_for(map(_label, groups))
+        right, foot = 20 + room_for((bar.told for bar in bars), 10), 40.0
         canvas = Canvas(760.0, sum(heights) + foot)
         axes = canvas.axes(left, 0, canvas.width - left - right, sum(heights))
         axes.set_ylim(sum(heights), 0)
@@ -163,7 +162,7 @@ class Drawings:
         y = between / 2
         places = []
         for name, group in groups.items():
-            canvas.write(left - 10, y + thick * len(group) / 2, shortened(name, _NAME), "right")
+            canvas.write(left - 10, y + thick * len(group) / 2, _label(name), "right")
             places += [y + thick * (i + 0.5) for i in range(len(group))]
             y += thick * len(group) + between
         axes.barh(places, [bar.figure for bar in bars], height=thick - 3, color=[bar.colour for bar in bars])
@@ -200,12 +199,12 @@ class _Map:
     """Where the parts of a heat map are."""
 
     def __init__(
-        self, grid: Grid, kinds: Sequence[str], outside: Sequence[str], words: int, *, with_scale: bool
+        self, grid: Grid, kinds: Sequence[str], outside: Sequence[str], words: Sequence[str], *, with_scale: bool
     ) -> None:
-        """words: letters of what is told beside those outside."""
-        labels = [shortened(kind, _NAME) for kind in kinds]
-        alone = [shortened(shortly(name), _NAME) for name in outside]
-        self._left = 12 + _LETTER * max(map(len, [*labels, *alone]), default=0)
+        """words: what is told beside those outside."""
+        labels = [_label(kind) for kind in kinds]
+        alone = [_label(shortly(name)) for name in outside]
+        self._left = 14 + room_for([*labels, *alone, "layer"])
         step = min(24.0, max(4.0, (_WIDTH - self._left) // max(len(grid.layers), 1)))
         self._step = step
         self.cell = (step - 1, _ROW - 1)
@@ -213,7 +212,7 @@ class _Map:
         self._below = len(kinds) * _ROW + (28 if kinds else 0)  # where those outside begin
         bottom = self._below + len(outside) * _ROW
         self._scale = bottom + 14
-        widths = (step * len(grid.layers), self.single + 6 + _LETTER * words, 260.0 if with_scale else 0.0)
+        widths = (step * len(grid.layers), self.single + 6 + room_for(words), 260.0 if with_scale else 0.0)
         width = self._left + max(widths) + 12
         self.canvas = Canvas(width, self._scale + 30 if with_scale else bottom + 2)
         for i, label in enumerate(labels):
@@ -249,6 +248,11 @@ class _Map:
         )
         for figure_, place in scale.ticks():
             self.canvas.write(self._left + width * place, self._scale + 18, say(figure_), "center", 10)
+
+
+def _label(name: str) -> str:
+    """A name in front of a row."""
+    return shortened(printable(name), _NAME)
 
 
 def _key(entries: object) -> str:
