@@ -110,6 +110,7 @@ def evaluate(
     measured = bool(text) or prompt is None or quick or reference is not None or require_better
     names = [*([] if reference is None else [reference]), *models]
     page = ReportFile(report, overwrite=overwrite)
+    page.check([])
     check_models(names)
     page.check_models(names, map(Path, text or ()))
     texts = read_texts(text or [BUILT_IN]) if measured else {}

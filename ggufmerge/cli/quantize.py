@@ -126,6 +126,7 @@ def quantize(
     from ggufmerge.quants.mixture import parse_tensor_type
 
     page = ReportFile(report, overwrite=overwrite)
+    page.check([])
     wanted = _wanted(words or [], output, out_type, threads, like=like is not None)
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
     if wanted.output is not None:

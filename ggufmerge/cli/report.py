@@ -55,6 +55,7 @@ class ReportFile:
 
         if self.path is None:
             return
+        self.check([])  # before a model is looked for, or downloaded
         paths = [path for model in models for path in ModelReference.from_argument(model).paths]
         check_found(("", path) for path in paths)
         self.check([*(find(path).path for path in paths), *others])

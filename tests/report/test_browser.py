@@ -122,7 +122,15 @@ CONTRASTS = """() => {
     const [r, g, b] = numbers(colour);
     return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
   };
+  const cell = (element) => {  // of a drawing, that a text is written on; undefined for most texts
+    element.scrollIntoView({block: "center"});
+    const {left, right, top, bottom} = element.getBoundingClientRect();
+    const under = document.elementsFromPoint((left + right) / 2, (top + bottom) / 2);
+    return under.find((other) => other.matches("use, path.cell, path.none"));
+  };
   const behind = (element) => {
+    const on = element.tagName === "text" ? cell(element) : undefined;
+    if (on) return getComputedStyle(on).fill;
     for (let at = element; at; at = at.parentElement) {
       const colour = getComputedStyle(at).backgroundColor;
       if (numbers(colour)[3] !== 0) return colour;
@@ -132,7 +140,7 @@ CONTRASTS = """() => {
   const found = [];
   for (const element of document.body.querySelectorAll("*")) {
     const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    if (!own || element.tagName === "title" || element.hasAttribute("fill")) continue;
+    if (!own || element.tagName === "title") continue;
     const style = getComputedStyle(element);
     const ink = element.tagName === "text" ? style.fill : style.color;
     const pair = [light(ink), light(behind(element))].sort((a, b) => a - b);

@@ -240,7 +240,9 @@ def _attributes(element: ElementTree.Element, names: dict[str, str]) -> str:
             continue
         if tag in ("text", "tspan") and value == INK:
             continue  # as all texts of the page
-        if value == NOTHING:
+        if tag == "text" and name == "fill":
+            found["style"] = f"fill:{value}"  # wins over the page's style, which an attribute would not
+        elif value == NOTHING:
             found["class"] = "none" if name == "fill" else "rule"
         else:
             found[name] = _INK_WORDS.get(value, value)

@@ -82,7 +82,10 @@ class Scale:
 
 
 def ink_on(colour: str) -> str:
-    """Black or white, whichever reads better on #rrggbb (relative luminance as in WCAG 2)."""
+    """Black or white, whichever reads better on #rrggbb (relative luminance as in WCAG 2).
+
+    Black is not quite: matplotlib says nothing of a colour that is SVG's own.
+    """
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     light = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return "#000000" if 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2] > 0.179 else "#ffffff"
+    return "#000001" if 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2] > 0.179 else "#ffffff"
