@@ -111,7 +111,7 @@ class TypeSurvival:
         """What a poor result could be instead, as a warning; recipes have the same options as keys."""
         better = [f"--type {name} keeps {_figures(s)}" for name, s in self.wider.items()]
         ways = better or ["an adapter that is applied at run time keeps all of it"]
-        if self.survival.is_lost and not self.stochastic and grid_of(TensorType.parse(self.type)):
+        if self.survival.is_lost and not self.stochastic:
             ways.insert(0, "--rounding stochastic keeps it where models keep their type")
         noise = self.survival.noise
         poor = [f"{_percent(1 - self.survival.share)} of the change is lost"] * self.survival.is_lost

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.kernels import kernel
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.simd import INTERPRETED
-from ggufmerge.quants.uniform import UniformGrid
 from ggufmerge.types import TensorType
 
 FLOATS, BYTES = np.dtype(np.float32), np.dtype(np.uint8)
@@ -53,7 +53,7 @@ class Codec:
     find_damage(raw): what `damaged` gives, for formats whose scales are something else: `raw` is flat, uint8 [bytes].
         None for formats without scales, in which any bytes are finite numbers, and for those that `scales` describes.
     checked(raw, out): `decode` in one go; None to do it in two.
-    grid: at which distances the values of a block lie, where these are equal; None for other formats.
+    grid: at which distances the values of a block lie; None for formats without scales.
     recode(raw, x, out): new values in blocks that keep their scales. The blocks `raw`, uint8 [rows, row_bytes], are
         written to `out`, of the same shape and other memory, with the codes whose values are nearest to `x`, float32
         [rows, n] without NaN; scales, minima and all that several groups share stay as they are. Of codes that are
@@ -74,7 +74,7 @@ class Codec:
     scales: tuple[int, ...] = ()
     find_damage: DamageKernel | None = None
     checked: CheckedKernel | None = None
-    grid: UniformGrid | None = None
+    grid: Grid | None = None
     recode: RecodeKernel | None = None
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.half import inlined
 from ggufmerge.quants.nearest import nearest_level
 from ggufmerge.quants.simd import absolute, convert, largest, load, select, store
@@ -190,6 +191,7 @@ def _find_damage_nvfp4(raw):
     return -1
 
 
+_LEVELS = tuple(map(int, np.unique(VALUES)))
 CODECS = {
     TensorType.MXFP4: Codec(
         TensorType.MXFP4,
@@ -197,6 +199,7 @@ CODECS = {
         quantize_mxfp4,
         limit=12 * 2.0**124,
         find_damage=_find_damage_mxfp4,
+        grid=Grid(0.38, spacing=1.7, levels=_LEVELS),
         recode=recode_mxfp4,
     ),
     TensorType.NVFP4: Codec(
@@ -205,6 +208,7 @@ CODECS = {
         quantize_nvfp4,
         limit=12 * 224.0,
         find_damage=_find_damage_nvfp4,
+        grid=Grid(0.36, 1.05, spacing=1.7, levels=_LEVELS),
         recode=recode_nvfp4,
     ),
 }

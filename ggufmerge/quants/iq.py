@@ -19,6 +19,7 @@ import numpy as np
 from numba import njit
 
 from ggufmerge.quants.codec import HALF_MAX, Codec
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.grids import NEIGHBOURS
 from ggufmerge.quants.simd import (
     INTERPRETED,
@@ -56,6 +57,7 @@ def codec(
     needs_imatrix: bool = False,
     *,
     limit: float,
+    grid: Grid,
     recode: Callable,
     halves: Callable[[], tuple] = tuple,
     find_damage: Callable | None = None,
@@ -87,6 +89,7 @@ def codec(
         limit=limit * HALF_MAX,
         scales=() if find_damage else (0,),
         find_damage=find_damage,
+        grid=grid,
         recode=rewrite,
     )
 

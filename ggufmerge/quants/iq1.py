@@ -17,6 +17,7 @@ from ggufmerge.kernels import kernel
 from ggufmerge.quants import grids
 from ggufmerge.quants.blocks import load_half, store_half
 from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.half import float_to_half, half_to_float, inlined
 from ggufmerge.quants.iq import (
     FLT_MAX,
@@ -486,6 +487,7 @@ def _codec(
     dequantize: Callable,
     quantize: Callable,
     recode: Callable,
+    typical_step: float,
     needs_imatrix: bool,
     find_damage: Callable | None = None,
 ) -> Codec:
@@ -503,6 +505,7 @@ def _codec(
         partial(grids.code_book, "IQ1_S"),
         needs_imatrix,
         limit=16.875,
+        grid=Grid(typical_step, 1.45, book=8),
         recode=recode,
         halves=halves,
         find_damage=find_damage,
@@ -510,8 +513,8 @@ def _codec(
 
 
 CODECS = {
-    TensorType.IQ1_S: _codec(TensorType.IQ1_S, _dequantize_iq1_s, _quantize_iq1_s, _recode_iq1_s, True),
+    TensorType.IQ1_S: _codec(TensorType.IQ1_S, _dequantize_iq1_s, _quantize_iq1_s, _recode_iq1_s, 1.58, True),
     TensorType.IQ1_M: _codec(
-        TensorType.IQ1_M, _dequantize_iq1_m, _quantize_iq1_m, _recode_iq1_m, False, _find_damage_iq1_m
+        TensorType.IQ1_M, _dequantize_iq1_m, _quantize_iq1_m, _recode_iq1_m, 1.86, False, _find_damage_iq1_m
     ),
 }

@@ -17,6 +17,7 @@ from ggufmerge.kernels import kernel
 from ggufmerge.quants import grids
 from ggufmerge.quants.blocks import load_half, load_word, store_half, store_word
 from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.grids import even_signs, flip
 from ggufmerge.quants.half import inlined
 from ggufmerge.quants.iq import (
@@ -251,7 +252,13 @@ def _write_iq2_s(raw, block, k, bits, scale, tables, y, at):
 
 
 def _codec(
-    kind: TensorType, dequantize: Callable, quantize: Callable, recode: Callable, needs_imatrix: bool = False
+    kind: TensorType,
+    dequantize: Callable,
+    quantize: Callable,
+    recode: Callable,
+    typical_step: float,
+    gain: float,
+    needs_imatrix: bool,
 ) -> Codec:
     def tables():
         return grids.points(kind), grids.signs()
@@ -260,11 +267,17 @@ def _codec(
         return grids.levels(kind), grids.halves(kind)
 
     book = partial(grids.code_book, kind)
-    return codec(kind, dequantize, quantize, tables, book, needs_imatrix, limit=166.625, recode=recode, halves=halves)
+    # levels of 8, 25 and 43, of either sign
+    grid = Grid(typical_step, gain, spacing=17, book=8)
+    kernels = (dequantize, quantize, tables, book)
+    return codec(kind, *kernels, needs_imatrix, limit=166.625, grid=grid, recode=recode, halves=halves)
 
 
 CODECS = {
-    TensorType.IQ2_XXS: _codec(TensorType.IQ2_XXS, _dequantize_iq2_xxs, _quantize_iq2_xxs, _recode_iq2_xxs, True),
-    TensorType.IQ2_XS: _codec(TensorType.IQ2_XS, _dequantize_iq2_xs, _quantize_iq2_xs, _recode_iq2_xs, True),
-    TensorType.IQ2_S: _codec(TensorType.IQ2_S, _dequantize_iq2_s, _quantize_iq2_s, _recode_iq2_s),
+    kind: _codec(kind, dequantize, quantize, recode, typical_step, gain, needs_imatrix)
+    for kind, (dequantize, quantize, recode), (typical_step, gain), needs_imatrix in (
+        (TensorType.IQ2_XXS, (_dequantize_iq2_xxs, _quantize_iq2_xxs, _recode_iq2_xxs), (0.85, 1.39), True),
+        (TensorType.IQ2_XS, (_dequantize_iq2_xs, _quantize_iq2_xs, _recode_iq2_xs), (0.86, 1.27), True),
+        (TensorType.IQ2_S, (_dequantize_iq2_s, _quantize_iq2_s, _recode_iq2_s), (0.87, 1.19), False),
+    )
 }

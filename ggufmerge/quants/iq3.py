@@ -17,6 +17,7 @@ from ggufmerge.kernels import kernel
 from ggufmerge.quants import grids
 from ggufmerge.quants.blocks import load_half, load_word, store_half, store_word
 from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.grids import even_signs, flip
 from ggufmerge.quants.half import inlined
 from ggufmerge.quants.iq import (
@@ -192,7 +193,9 @@ def _write_iq3_s(raw, block, k, high, scale, tables, y, at):
     return F(0)
 
 
-def _codec(kind: TensorType, dequantize: Callable, quantize: Callable, recode: Callable, limit: float) -> Codec:
+def _codec(
+    kind: TensorType, dequantize: Callable, quantize: Callable, recode: Callable, limit: float, grid: Grid
+) -> Codec:
     def tables():
         return grids.points(kind), grids.signs()
 
@@ -206,12 +209,18 @@ def _codec(kind: TensorType, dequantize: Callable, quantize: Callable, recode: C
         tables,
         partial(grids.code_book, kind),
         limit=limit,
+        grid=grid,
         recode=recode,
         halves=halves,
     )
 
 
+_XXS = Grid(0.34, 1.49, spacing=8, book=4)
+_S = Grid(0.34, 1.09, spacing=2, book=4)
 CODECS = {
-    TensorType.IQ3_XXS: _codec(TensorType.IQ3_XXS, _dequantize_iq3_xxs, _quantize_iq3_xxs, _recode_iq3_xxs, 480.5),
-    TensorType.IQ3_S: _codec(TensorType.IQ3_S, _dequantize_iq3_s, _quantize_iq3_s, _recode_iq3_s, 465),
+    kind: _codec(kind, dequantize, quantize, recode, limit, grid)
+    for kind, (dequantize, quantize, recode), limit, grid in (
+        (TensorType.IQ3_XXS, (_dequantize_iq3_xxs, _quantize_iq3_xxs, _recode_iq3_xxs), 480.5, _XXS),
+        (TensorType.IQ3_S, (_dequantize_iq3_s, _quantize_iq3_s, _recode_iq3_s), 465, _S),
+    )
 }

@@ -12,6 +12,7 @@ import numpy as np
 
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.blocks import load_half, store_half
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.iq import (
     LANES,
     clamp,
@@ -217,8 +218,9 @@ def _code(x):
     return code
 
 
+GRID = Grid(0.29, 1.04, spacing=16, levels=tuple(map(int, LEVELS)))
 CODECS = {
-    kind: codec(kind, dequantize, quantize, limit=limit, recode=recode)
+    kind: codec(kind, dequantize, quantize, limit=limit, grid=GRID, recode=recode)
     for kind, dequantize, quantize, limit, recode in (
         (TensorType.IQ4_NL, _dequantize_iq4_nl, _quantize_iq4_nl, 127, _recode_iq4_nl),
         (TensorType.IQ4_XS, _dequantize_iq4_xs, _quantize_iq4_xs, 4064, _recode_iq4_xs),

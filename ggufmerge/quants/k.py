@@ -20,10 +20,10 @@ from ggufmerge.kernels import kernel
 from ggufmerge.quants import lanes
 from ggufmerge.quants.blocks import load_half, store_half
 from ggufmerge.quants.codec import HALF_MAX, Codec
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.lanes import LANES, constant, inlined, nearest, nearest_between, row, set_row
 from ggufmerge.quants.nearest import nearest_on_grid, signed
 from ggufmerge.quants.simd import absolute, convert, load, select, splat, square_root, store
-from ggufmerge.quants.uniform import UniformGrid
 from ggufmerge.types import TensorType
 
 F, U8 = np.float32, np.uint8
@@ -641,10 +641,10 @@ def _scale_3bit(raw, at, s):
 CODECS: dict[TensorType, Codec] = {
     kind: Codec(kind, dequantize, quantize, quantize, limit=limit * HALF_MAX, scales=scales, grid=grid, recode=recode)
     for kind, (dequantize, quantize, recode), limit, scales, grid in (
-        (TensorType.Q2_K, (dequantize_q2_k, quantize_q2_k, recode_q2_k), 60, (80, 82), UniformGrid(16, 4, 1.15)),
-        (TensorType.Q3_K, (dequantize_q3_k, quantize_q3_k, recode_q3_k), 128, (108,), UniformGrid(16, 8, 0.54)),
-        (TensorType.Q4_K, (dequantize_q4_k, quantize_q4_k, recode_q4_k), 1008, (0, 2), UniformGrid(32, 16, 0.28)),
-        (TensorType.Q5_K, (dequantize_q5_k, quantize_q5_k, recode_q5_k), 2016, (0, 2), UniformGrid(32, 32, 0.135)),
-        (TensorType.Q6_K, (dequantize_q6_k, quantize_q6_k, recode_q6_k), 4096, (208,), UniformGrid(16, 64, 0.069)),
+        (TensorType.Q2_K, (dequantize_q2_k, quantize_q2_k, recode_q2_k), 60, (80, 82), Grid(1.15, 1.22)),
+        (TensorType.Q3_K, (dequantize_q3_k, quantize_q3_k, recode_q3_k), 128, (108,), Grid(0.54, 1.09)),
+        (TensorType.Q4_K, (dequantize_q4_k, quantize_q4_k, recode_q4_k), 1008, (0, 2), Grid(0.28, 1.05)),
+        (TensorType.Q5_K, (dequantize_q5_k, quantize_q5_k, recode_q5_k), 2016, (0, 2), Grid(0.135, 1.05)),
+        (TensorType.Q6_K, (dequantize_q6_k, quantize_q6_k, recode_q6_k), 4096, (208,), Grid(0.069, 1.02)),
     )
 }

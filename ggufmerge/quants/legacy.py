@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.blocks import in_range, inverse, load_half, load_scale, store_half
 from ggufmerge.quants.codec import HALF_MAX, Codec, find_bad_half
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.half import inlined
 from ggufmerge.quants.lanes import LANES, nearest_between, search_affine, search_symmetric, weigh
 from ggufmerge.quants.nearest import nearest_on_grid, signed
@@ -37,7 +38,6 @@ from ggufmerge.quants.simd import (
     store,
     view,
 )
-from ggufmerge.quants.uniform import UniformGrid
 from ggufmerge.types import TensorType
 
 F = np.float32
@@ -472,11 +472,11 @@ def _codec(
 
 
 _GRIDS = {
-    TensorType.Q4_0: UniformGrid(BLOCK, 16, 0.30),
-    TensorType.Q4_1: UniformGrid(BLOCK, 16, 0.28),
-    TensorType.Q5_0: UniformGrid(BLOCK, 32, 0.15),
-    TensorType.Q5_1: UniformGrid(BLOCK, 32, 0.135),
-    TensorType.Q8_0: UniformGrid(BLOCK, 256, 0.019),
+    TensorType.Q4_0: Grid(0.30, 1.03),
+    TensorType.Q4_1: Grid(0.28, 1.05),
+    TensorType.Q5_0: Grid(0.15, 1.03),
+    TensorType.Q5_1: Grid(0.135, 1.05),
+    TensorType.Q8_0: Grid(0.019, 1.01),
 }
 
 CODECS = {

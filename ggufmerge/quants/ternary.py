@@ -14,6 +14,7 @@ import numpy as np
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.blocks import in_range, inverse, load_half, store_half
 from ggufmerge.quants.codec import HALF_MAX, Codec
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.half import inlined
 from ggufmerge.quants.nearest import nearest_on_grid
 from ggufmerge.quants.simd import absolute, convert, largest, load, round_half_away, select, splat, store
@@ -180,9 +181,9 @@ def _fraction(number):
 
 
 CODECS = {
-    kind: Codec(kind, dequantize, quantize, limit=limit * HALF_MAX, scales=scales, recode=recode)
-    for kind, dequantize, quantize, recode, limit, scales in (
-        (TensorType.TQ1_0, dequantize_tq1_0, quantize_tq1_0, recode_tq1_0, 1, (52,)),
-        (TensorType.TQ2_0, dequantize_tq2_0, quantize_tq2_0, recode_tq2_0, 2, (64,)),
+    kind: Codec(kind, dequantize, quantize, limit=limit * HALF_MAX, scales=scales, grid=grid, recode=recode)
+    for kind, dequantize, quantize, recode, limit, scales, grid in (
+        (TensorType.TQ1_0, dequantize_tq1_0, quantize_tq1_0, recode_tq1_0, 1, (52,), Grid(3.08)),
+        (TensorType.TQ2_0, dequantize_tq2_0, quantize_tq2_0, recode_tq2_0, 2, (64,), Grid(3.08)),
     )
 }

@@ -11,6 +11,7 @@ import numpy as np
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.blocks import inverse, load_half, load_scale, store_half
 from ggufmerge.quants.codec import HALF_MAX, Codec
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.half import inlined
 from ggufmerge.quants.nearest import limited, nearest_on_grid
 from ggufmerge.quants.simd import (
@@ -119,9 +120,9 @@ def _packed(codes):
 
 
 CODECS = {
-    kind: Codec(kind, dequantize, quantize, limit=limit * HALF_MAX, scales=(0,), recode=recode)
-    for kind, dequantize, quantize, recode, limit in (
-        (TensorType.Q1_0, dequantize_q1_0, quantize_q1_0, recode_q1_0, 128),
-        (TensorType.Q2_0, dequantize_q2_0, quantize_q2_0, recode_q2_0, 2),
+    kind: Codec(kind, dequantize, quantize, limit=limit * HALF_MAX, scales=(0,), grid=grid, recode=recode)
+    for kind, dequantize, quantize, recode, limit, grid in (
+        (TensorType.Q1_0, dequantize_q1_0, quantize_q1_0, recode_q1_0, 128, Grid(1.6, 2.05, spacing=2)),
+        (TensorType.Q2_0, dequantize_q2_0, quantize_q2_0, recode_q2_0, 2, Grid(2.64, 1.04)),
     )
 }

@@ -214,12 +214,16 @@ class Workpiece:
         spared = tensor.keeps_type and self._is_adapted(tensor.inputs[reference])
         wanted = [reference] if rounding != "nearest" or spared else []
         sample = self._sample(task.expert, task.chunk, known, wanted)
-        base = sample.references.get(reference)
         self._meter.note("tasks", 1, 0)
         kind = write_kind(tensor, self._imatrix, rounding=rounding, measure=self._worker.measure)
         with self._meter.measure(kind, sample.rows.size):
             raw, figures = self.encoder.encode(
-                sample.start, sample.rows, stored=sample.stored, base=base, rounding=rounding
+                sample.start,
+                sample.rows,
+                stored=sample.stored,
+                base=sample.references.get(reference),
+                blocks=sample.blocks.get(reference),
+                rounding=rounding,
             )
         with self._meter.measure("put", raw.nbytes):
             return self._put(sample.start, raw, figures)
@@ -259,9 +263,11 @@ class Workpiece:
         if not self._is_adapted(self.tensor.inputs[0]):
             return Sample(chunk.row, rows, {})
         base = self._without_adapters(0, chunk.row, chunk.end)
+        if not self._holds(source):
+            return Sample(chunk.row, rows, {0: base})
         # weights that no adapter reaches and whose type stays keep their bytes
-        stored = [(base, source.raw_rows(chunk.row, chunk.end))] if self._holds(source) else []
-        return Sample(chunk.row, rows, {0: base}, stored)
+        raw = source.raw_rows(chunk.row, chunk.end)
+        return Sample(chunk.row, rows, {0: base}, {0: raw}, [(base, raw)])
 
     def _merged(self, expert: int, chunk: Chunk, known: Known, wanted: Sequence[int]) -> Sample:
         tensor = self.tensor
@@ -274,7 +280,8 @@ class Workpiece:
         with self._meter.measure(merge_kind(tensor), x.size):
             self.method.combine(x, replay.problem, statistics, chunk, out)
         self._meter.note(f"reads {tensor.method}", out.size, out.size)
-        same = [(x[i], source.raw_rows(start, stop)) for i, source in self._storing]
+        blocks = {i: source.raw_rows(start, stop) for i, source in self._storing}
+        same = [(x[i], raw) for i, raw in blocks.items()]
         bases = {}
         for i in wanted:
             source = self.inputs[i]
@@ -285,8 +292,9 @@ class Workpiece:
             if tensor.offset:
                 bases[i] -= np.float32(tensor.offset)
             if self._holds(source):
-                same.append((bases[i], source.raw_rows(start, stop)))
-        return Sample(start, out, bases, same)
+                blocks[i] = source.raw_rows(start, stop)
+                same.append((bases[i], blocks[i]))
+        return Sample(start, out, bases, blocks, same)
 
     def _stack(self, expert: int, chunk: Chunk) -> Stack:
         """A chunk of all inputs as the method sees it, float32 [inputs, rows, n], in the thread's own buffer."""
