@@ -8,6 +8,8 @@ Source: Yu et al., "Language models are super Mario" (2023, arXiv:2311.03099).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +30,24 @@ class AtRandom(Pruner[None]):
 
     def keeps_none(self, p: Problem) -> NDArray[np.bool_]:
         return p.models["density"] <= 0
+
+    def heeded(self, p: Problem) -> str:
+        density = p.models["density"]
+        dropped = (density > 0) & (density < 1) & (p.models["weight"] != 0)
+        return (
+            "density is raised where a difference is mostly rounding" if p.shared["rescale"] and dropped.any() else ""
+        )
+
+    def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
+        """With densities at which dropping adds no more chance than it would without rounding errors.
+
+        To drop at density p and to rescale adds d^2 (1 - p) / p to the variance of an element. With the square of the
+        whole difference in the place of that of the change, p has to be larger, and is 1 / (1 + share (1 - p) / p).
+        """
+        density = p.models["density"]
+        odds = np.divide(1.0 - density, density, out=np.zeros_like(density), where=density > 0)
+        raised = np.where((density > 0) & (shares < 1), 1.0 / (1.0 + shares * odds), density)
+        return replace(p, models={**p.models, "density": raised})
 
     def prune(
         self, x: Stack, first: int, end: int, p: Problem, state: None, chunk: Chunk, kept: NDArray[np.float32]

@@ -58,6 +58,14 @@ class Pruner(Generic[State]):
         """What makes up for pruning on average, float64 [models]: 1 / density."""
         return np.divide(1.0, p.models["density"], out=np.ones(p.others), where=p.models["density"] > 0)
 
+    def heeded(self, p: Problem) -> str:
+        """As Method.heeded."""
+        return ""
+
+    def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
+        """As Method.with_signal."""
+        return p
+
     def passes(self, p: Problem) -> Passes[State]:
         """As Method.passes; what it returns is `state` below."""
         yield from ()
@@ -146,6 +154,12 @@ class TaskVectors(Method[TaskStatistics]):
             if scale * weight[i] / divisor == 1:
                 return int(i) + 1
         return None
+
+    def heeded(self, p: Problem) -> str:
+        return self.pruner.heeded(p)
+
+    def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
+        return self.pruner.with_signal(p, shares)
 
     def passes(self, p: Problem) -> Passes[TaskStatistics]:
         weight = p.models["weight"]
