@@ -58,11 +58,18 @@ def heeded_values(problem: Problem, used: Problem, labels: Sequence[str], shares
     """What a method made of `problem`, for each model of which it uses other values; one for each name of a model."""
     found: dict[str, Heeded] = {}
     for i, label in enumerate(labels):
-        names = [name for name, values in problem.models.items() if values[i] != used.models[name][i]]
+        asked, taken = _numbers(problem, i), _numbers(used, i)
+        names = [name for name, value in asked.items() if value == value != taken[name]]
         if names:
-            asked, taken = ({name: float(p.models[name][i]) for name in names} for p in (problem, used))
-            found.setdefault(label, Heeded(label, float(shares[i]), asked, taken))
+            changed = ({name: values[name] for name in names} for values in (asked, taken))
+            found.setdefault(label, Heeded(label, float(shares[i]), *changed))
     return list(found.values())
+
+
+def _numbers(p: Problem, model: int) -> dict[str, float]:
+    """The parameters of one model that are numbers, those that all share among them."""
+    shared = {name: value for name, value in p.shared.items() if isinstance(value, float)}
+    return shared | {name: float(values[model]) for name, values in p.models.items()}
 
 
 def together(matrices: Sequence[Sequence[Heeded]]) -> list[Heeded]:
