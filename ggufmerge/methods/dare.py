@@ -17,7 +17,7 @@ from ggufmerge.kernels import kernel
 from ggufmerge.methods.parameters import Parameter
 from ggufmerge.methods.random import fill_words, threshold
 from ggufmerge.methods.spec import Chunk, Problem, Stack
-from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors
+from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors, raised
 
 
 class AtRandom(Pruner[None]):
@@ -41,13 +41,10 @@ class AtRandom(Pruner[None]):
     def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
         """With densities at which dropping adds no more chance than it would without rounding errors.
 
-        To drop at density p and to rescale adds d^2 (1 - p) / p to the variance of an element. With the square of the
-        whole difference in the place of that of the change, p has to be larger, and is 1 / (1 + share (1 - p) / p).
+        To drop at density p and to rescale adds d^2 (1 - p) / p to the variance of an element, d^2 being the square of
+        the whole difference. For as much as the change alone would add, (1 - p) / p has to be times its share of d^2.
         """
-        density = p.models["density"]
-        odds = np.divide(1.0 - density, density, out=np.zeros_like(density), where=density > 0)
-        raised = np.where((density > 0) & (shares < 1), 1.0 / (1.0 + shares * odds), density)
-        return replace(p, models={**p.models, "density": raised})
+        return replace(p, models={**p.models, "density": raised(p.models["density"], shares)})
 
     def prune(
         self, x: Stack, first: int, end: int, p: Problem, state: None, chunk: Chunk, kept: NDArray[np.float32]

@@ -35,6 +35,16 @@ WEIGHT = Parameter("weight", "model", float, "factor on this model's difference 
 DENSITY = Parameter("density", "model", float, "share of the difference's elements to keep", 1.0, low=0, high=1)
 
 
+def raised(density: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Densities, float64 [models], whose odds (1 - p) / p of an element that is dropped are times `shares`.
+
+    >>> raised(np.array([0.1, 0.5, 0.0]), np.array([1 / 9, 0.0, 0.5])).tolist()
+    [0.5, 1.0, 0.0]
+    """
+    odds = np.divide(1.0 - density, density, out=np.zeros_like(density), where=density > 0)
+    return np.where((density > 0) & (shares < 1), 1.0 / (1.0 + shares * odds), density)
+
+
 State = TypeVar("State")  # what a pruner knows of a tensor
 
 

@@ -8,6 +8,8 @@ Source: Yadav et al., "TIES-merging: resolving interference when merging models"
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,10 +17,15 @@ from ggufmerge.kernels import kernel
 from ggufmerge.methods.parameters import Parameter
 from ggufmerge.methods.selection import EVERYTHING, NOTHING, Cut, largest
 from ggufmerge.methods.spec import Chunk, Passes, Problem, Stack
-from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors
+from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors, raised
 
 # of what is kept, [models, 2]: the cuts that are excluded and included, as bits and as last elements
 Bounds = tuple[NDArray[np.uint32], NDArray[np.int64]]
+
+
+def mostly_rounding(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shares of change, with 1 in the place of those that are half or more: magnitudes tell changes there."""
+    return np.where(shares < 0.5, shares, 1.0)
 
 
 class ByMagnitude(Pruner[Bounds]):
@@ -36,6 +43,16 @@ class ByMagnitude(Pruner[Bounds]):
 
     def keeps_none(self, p: Problem) -> NDArray[np.bool_]:
         return p.models["density"] <= 0
+
+    def heeded(self, p: Problem) -> str:
+        trimmed = (p.models["density"] > 0) & (p.models["density"] < 1) & (p.models["weight"] != 0)
+        return "density is raised where a difference is mostly rounding" if trimmed.any() else ""
+
+    def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
+        """With the densities of DARE where a difference is mostly rounding: how large it is says nothing then of the
+        change of an element, and trimming by it loses change.
+        """
+        return replace(p, models={**p.models, "density": raised(p.models["density"], mostly_rounding(shares))})
 
     def passes(self, p: Problem) -> Passes[Bounds]:
         """State: the bounds of what is kept, [models] each: excluded and included cut, as bits and last elements."""

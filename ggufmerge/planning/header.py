@@ -66,7 +66,6 @@ def result_metadata(
     settings = provenance.settings(
         file_type=str(typed.file_type),
         rounding=(recipe.rounding or provenance.AUTO) if rounds else "nearest",
-        noise_aware=recipe.noise_aware if any(t.noise_aware for t in typed.tensors) else None,
         seed=recipe.seed,
         imatrix=[Path(path).name for path in recipe.imatrix],
     )

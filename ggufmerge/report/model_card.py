@@ -174,7 +174,7 @@ def _recipe(file: GGUFFile) -> str:
     fence = _fence(recipe, 3)
     options = _text(file, keys.OPTIONS)  # of a version whose recipes were not the ones in effect
     command = f"\n\nBuilt with the options {_code(options)}." if options else ""
-    found = [(key, file.metadata.get(keys.OWN + key)) for key in ("type", "rounding", "noise_aware", "seed", "imatrix")]
+    found = [(key, file.metadata.get(keys.OWN + key)) for key in ("type", "rounding", "seed", "imatrix")]
     settings = ", ".join(f"{key} {_cell(shown)}" for key, value in found if (shown := _setting(value)))
     effect = f"\n\nSettings in effect: {settings}." if settings else ""
     lines = (printable(line) for line in recipe.strip().replace("\r\n", "\n").expandtabs().split("\n"))

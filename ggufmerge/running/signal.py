@@ -23,6 +23,7 @@ from ggufmerge.sources.rounding import fill_steps, is_exact
 
 _RUNS = 16
 _VALUES = 1 << 17  # of the whole sample
+_CLEAN = 0.9  # share of change; with more than that the rounding errors are left out of account
 
 Shares = NDArray[np.float64]
 
@@ -103,7 +104,7 @@ def shares_of_change(
     """float64 [models]: what share of the square of each model's difference from the base is a change of weights.
 
     inputs: of a tensor, the base first.  roundings: of each.  runs: the rows that are looked at.
-    1 where nothing differs, and where the difference is exact.
+    1 where nothing differs, where the difference is exact, and where it is nearly so.
     """
     count = len(inputs)
     exact = [is_exact(inputs[0], model) for model in inputs[1:]]
@@ -133,7 +134,8 @@ def shares_of_change(
 
 
 def _share(found: Estimate) -> float:
-    return min(max(found.change / found.seen, 0.0), 1.0) if found.seen else 1.0
+    share = min(max(found.change / found.seen, 0.0), 1.0) if found.seen else 1.0
+    return float(f"{share:.3g}") if share < _CLEAN else 1.0  # so that the last bits of logarithms play no part
 
 
 def _block(base: Rounding, model: Rounding, n: int) -> int:
