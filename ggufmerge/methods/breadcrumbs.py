@@ -28,18 +28,18 @@ class WithoutOutliers(ByMagnitude):
     )
 
     def heeded(self, p: Problem) -> str:
-        heeded = super().heeded(p)
-        return heeded.replace("density is raised", "density is raised and gamma lowered")
+        dropped = (p.models["gamma"] > 0) & ~self.keeps_all(p) & ~self.keeps_none(p) & (p.models["weight"] != 0)
+        return "gamma is lowered where a difference is mostly rounding" if dropped.any() else ""
 
     def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
-        """With densities as for TIES, and gamma times the share.
+        """With gamma times the share where a difference is mostly rounding.
 
         Between files on nearly one grid a change of a small part of a step shows as a jump of a whole step in this part
         of the elements. So about as large a share of the elements as the change has of the square jumps; these hold all
         of the change, and are what would be dropped.
         """
-        found = super().with_signal(p, shares)
-        return replace(found, models={**found.models, "gamma": p.models["gamma"] * mostly_rounding(shares)})
+        gamma = p.models["gamma"]
+        return replace(p, models={**p.models, "gamma": np.where(mostly_rounding(shares), gamma * shares, gamma)})
 
     def ranks(self, p: Problem, i: int) -> tuple[int, int]:
         elements = p.shape[0] * p.shape[1]

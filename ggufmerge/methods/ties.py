@@ -17,15 +17,15 @@ from ggufmerge.kernels import kernel
 from ggufmerge.methods.parameters import Parameter
 from ggufmerge.methods.selection import EVERYTHING, NOTHING, Cut, largest
 from ggufmerge.methods.spec import Chunk, Passes, Problem, Stack
-from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors, raised
+from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors
 
 # of what is kept, [models, 2]: the cuts that are excluded and included, as bits and as last elements
 Bounds = tuple[NDArray[np.uint32], NDArray[np.int64]]
 
 
-def mostly_rounding(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shares of change, with 1 in the place of those that are half or more: magnitudes tell changes there."""
-    return np.where(shares < 0.5, shares, 1.0)
+def mostly_rounding(shares: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which differences have less than half of their square from changes, so that magnitudes do not tell these."""
+    return shares < 0.5
 
 
 class ByMagnitude(Pruner[Bounds]):
@@ -46,13 +46,15 @@ class ByMagnitude(Pruner[Bounds]):
 
     def heeded(self, p: Problem) -> str:
         trimmed = (p.models["density"] > 0) & (p.models["density"] < 1) & (p.models["weight"] != 0)
-        return "density is raised where a difference is mostly rounding" if trimmed.any() else ""
+        return "nothing is trimmed where a difference is mostly rounding" if trimmed.any() else ""
 
     def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
-        """With the densities of DARE where a difference is mostly rounding: how large it is says nothing then of the
-        change of an element, and trimming by it loses change.
+        """With density 1 where a difference is mostly rounding: how large it is says nothing then of the change of an
+        element, and trimming by it loses change.
         """
-        return replace(p, models={**p.models, "density": raised(p.models["density"], mostly_rounding(shares))})
+        density = p.models["density"]
+        whole = np.where((density > 0) & mostly_rounding(shares), 1.0, density)
+        return replace(p, models={**p.models, "density": whole})
 
     def passes(self, p: Problem) -> Passes[Bounds]:
         """State: the bounds of what is kept, [models] each: excluded and included cut, as bits and last elements."""
