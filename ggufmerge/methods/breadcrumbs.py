@@ -19,6 +19,9 @@ from ggufmerge.methods.task_vectors import TaskVectors
 from ggufmerge.methods.ties import ByMagnitude, mostly_rounding
 
 
+OF_JUMPS = 0.1  # share of the elements that jump which may be dropped as outliers
+
+
 class WithoutOutliers(ByMagnitude):
     """Keep the middle of the magnitudes."""
 
@@ -32,14 +35,15 @@ class WithoutOutliers(ByMagnitude):
         return "gamma is lowered where a difference is mostly rounding" if dropped.any() else ""
 
     def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
-        """With gamma times the share where a difference is mostly rounding.
+        """With a gamma that is at most a tenth of the share where a difference is mostly rounding.
 
         Between files on nearly one grid a change of a small part of a step shows as a jump of a whole step in this part
         of the elements. So about as large a share of the elements as the change has of the square jumps; these hold all
-        of the change, and are what would be dropped.
+        of the change, and are the largest.
         """
         gamma = p.models["gamma"]
-        return replace(p, models={**p.models, "gamma": np.where(mostly_rounding(shares), gamma * shares, gamma)})
+        lowered = np.minimum(gamma, OF_JUMPS * shares)
+        return replace(p, models={**p.models, "gamma": np.where(mostly_rounding(shares), lowered, gamma)})
 
     def ranks(self, p: Problem, i: int) -> tuple[int, int]:
         elements = p.shape[0] * p.shape[1]

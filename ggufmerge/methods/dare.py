@@ -75,7 +75,7 @@ METHODS = {
         "DARE, arXiv:2311.03099",
         AtRandom(),
         rescale=True,
-        advice="Fine-tunes from F16 or Q8_0 files with many small changes. From 4 bits keep density at 0.5 or above.",
+        advice="Fine-tunes from F16 or Q8_0 files with many small changes. From 4 bits more is kept than density says.",
         example=(("weight", 0.5), ("density", 0.5)),
     ),
     "dare_ties": TaskVectors(

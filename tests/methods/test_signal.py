@@ -93,10 +93,11 @@ def test_magnitudes_that_tell_changes_are_trusted() -> None:
     assert chosen.with_signal(p, np.array([0.4])).models["density"] == [1]
 
 
-def test_breadcrumbs_drop_no_more_than_their_share_of_the_jumps() -> None:
-    """Of the hundredth part that jumps a hundredth part, as of all elements where all change."""
-    chosen, p = pruned("breadcrumbs", 0.9, gamma=0.1)
+def test_breadcrumbs_drop_few_of_the_jumps() -> None:
+    """Of the hundredth part of the elements that jumps a tenth, and never more than was asked for."""
+    chosen, p = pruned("breadcrumbs", 0.9, gamma=0.03)
     assert chosen.with_signal(p, np.array([0.01])).models["gamma"] == pytest.approx(0.001)
+    assert chosen.with_signal(p, np.array([0.4])).models["gamma"] == [0.03]
 
 
 def test_nearswap_goes_as_far_on_average() -> None:
