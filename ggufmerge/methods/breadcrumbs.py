@@ -18,7 +18,6 @@ from ggufmerge.methods.spec import Problem
 from ggufmerge.methods.task_vectors import TaskVectors
 from ggufmerge.methods.ties import ByMagnitude, mostly_rounding
 
-
 OF_JUMPS = 0.1  # share of the elements that jump which may be dropped as outliers
 
 

@@ -15,11 +15,15 @@ import ggufmerge
 from ggufmerge.engine import BuildReport, make_plan
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.noise.change import Rounding
+from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Plan
+from ggufmerge.running.run import run
 from ggufmerge.running.signal import Heeded, shares_of_change, signal_runs, together
 from ggufmerge.running.worker import Worker
 from ggufmerge.sources import TensorReader
 from tests.engine.conftest import raw, weights
+from tests.engine.test_interruption import Stop
+from tests.engine.test_worker import made
 from tests.tiny import write_tiny_llama, write_tiny_lora
 
 SIZE: dict[str, Any] = {"layers": 1, "embed": 256, "ff": 512}
@@ -129,6 +133,28 @@ def test_chunks_and_threads_change_nothing(folder: Path, tmp_path: Path, method:
         for chunk, threads in ((3000, 2), (1 << 18, 1))
     ]
     assert found[0] == found[1]
+
+
+def test_an_interrupted_build_tells_all(folder: Path, tmp_path: Path) -> None:
+    """Also what was made of the rounding errors in tensors that were finished before."""
+    recipe = of_kind(folder, "ties", "Q4_0")
+    whole = built(recipe, tmp_path / "whole.gguf")
+    with pytest.raises(KeyboardInterrupt):
+        built(recipe, tmp_path / "out.gguf", progress=Stop(KeyboardInterrupt(), 8))
+    report = built(recipe, tmp_path / "out.gguf")
+    assert report.resumed == 8
+    assert report.heeded == whole.heeded
+    assert raw(tmp_path / "out.gguf") == raw(tmp_path / "whole.gguf")
+
+
+def test_another_worker_makes_the_same_of_it(folder: Path, tmp_path: Path) -> None:
+    """It looks at the noise by itself."""
+    plan, opened = make_plan(ggufmerge.load_recipe(of_kind(folder, "dare_ties", "Q4_0")))
+    with opened, Opened.from_plan(plan) as again:
+        worker = Worker(plan, again)
+        found = made(plan, opened, lambda plan, task, known: worker.execute(task, known))
+        run(plan, opened, tmp_path / "out.gguf")
+    assert found == raw(tmp_path / "out.gguf")
 
 
 def test_the_plan_says_where_it_acts(folder: Path) -> None:
