@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from ggufmerge.methods.spec import Problem
 from ggufmerge.noise.change import BINS, CLASSES, Estimate, Rounding, Stored, add_pairs, estimate
-from ggufmerge.noise.steps import GROUP, groups_of
+from ggufmerge.noise.steps import GROUP, groups_of, squared_steps
 from ggufmerge.sources import TensorReader
 from ggufmerge.sources.model import SourceTensor
 from ggufmerge.sources.rounding import fill_steps, is_exact
+from ggufmerge.types import TensorType
 
 _RUNS = 16
 _VALUES = 1 << 17  # of the whole sample
@@ -131,6 +132,16 @@ def shares_of_change(
     for i, of_pair in zip(looked_at, sums, strict=True):
         shares[i - 1] = _share(estimate(of_pair, stored[0], stored[i]))
     return shares
+
+
+def warm_up(rows: NDArray[np.float32]) -> None:
+    """Compile what a look at a sample needs, on a row of whole blocks, float32 [1, n]."""
+    x, n = np.stack([rows, rows]), rows.shape[1]
+    steps = np.ones((2, 1, groups_of(n)), np.float32)
+    kind = TensorType.IQ4_NL  # whose steps take a kernel of their own
+    squared_steps(np.zeros((1, kind.row_bytes(n)), np.uint8), rows, kind, steps[0])
+    sums = np.zeros((1, CLASSES, BINS, 4))
+    add_pairs(x, steps, np.array([(0, 1)], np.int64), np.ones(1, np.int64), sums, np.zeros((1, 2)))
 
 
 def _share(found: Estimate) -> float:

@@ -268,8 +268,7 @@ class Workpiece:
             for reader, source in zip(self.inputs, sources, strict=True)
         ]
         runs = signal_runs(expert * self.rows, self.rows, tensor.n)
-        with self._meter.measure(f"survey {tensor.type}", 1):
-            shares = shares_of_change(self.inputs, roundings, runs)
+        shares = shares_of_change(self.inputs, roundings, runs)
         used = self.method.with_signal(problem, shares)
         return used, heeded_values(problem, used, [source.label for source in sources[1:]], shares)
 
