@@ -27,6 +27,7 @@ from ggufmerge.cli.options import (
 )
 from ggufmerge.cli.outlook import Place, expected, show_forecast, tried
 from ggufmerge.cli.push import Card, PushDryRun, PushTo
+from ggufmerge.cli.report import Report
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
 from ggufmerge.cli.try_prompt import TryPrompt
 
@@ -55,6 +56,8 @@ BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
   ggufmerge build recipe.yaml -o merged.gguf --to ~/llama/models.ini --llama-cpp
 
   ggufmerge build recipe.yaml -o merged.gguf --push me/merged-GGUF
+
+  ggufmerge build recipe.yaml -o merged.gguf --report merged.html
 
   ggufmerge build recipe.yaml -o merged.gguf --try "Why is the sky blue?"
 
@@ -141,17 +144,19 @@ def build(
     card: Card = None,
     push: PushTo = None,
     push_dry_run: PushDryRun = False,
+    report: Report = None,
     try_prompt: TryPrompt = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     from ggufmerge.cli import try_prompt as trial
     from ggufmerge.cli.push import facts_of, show_upload
+    from ggufmerge.cli.report import ReportFile
     from ggufmerge.cli.telling import OnTerminal
     from ggufmerge.cli.terminal import print_json, show_build, show_warnings, tell
     from ggufmerge.files.sharded import SplitLimit
     from ggufmerge.planning.survival import advice
-    from ggufmerge.sinks import CardSink, HomesSink, HubSink, OllamaSink, ProjectorSink
+    from ggufmerge.sinks import CardSink, HomesSink, HubSink, OllamaSink, ProjectorSink, ReportSink
     from ggufmerge.sinks.homes import home_line
     from ggufmerge.sinks.ollama import check_recipe
 
@@ -161,6 +166,7 @@ def build(
         raise typer.BadParameter("Ollama's store takes one file: leave out --split-max-size and the like")
     if mmproj is not None and ollama is not None:
         raise typer.BadParameter("--mmproj needs --output instead of --ollama; ollama create takes the Modelfile then")
+    page = ReportFile(report, overwrite=overwrite)
     loaded = read_recipe(recipe)
     for_projector = ProjectorSink(mmproj, None if dry_run else output, overwrite=overwrite)
     for_homes = HomesSink(
@@ -175,6 +181,7 @@ def build(
         overwrite=overwrite,
     )
     if dry_run:
+        page.check([], [output] if output is not None else [])
         if ollama is not None:
             check_recipe(loaded, ollama, wanted, overwrite=overwrite)
         show_warnings(for_homes.try_out(loaded, wanted))
@@ -201,36 +208,40 @@ def build(
     for_ollama = OllamaSink(
         built, ollama, modelfile=modelfile, overwrite=overwrite, projector=for_projector.path, telling=telling
     )
+    others: list[Any] = [for_projector, for_homes, for_ollama, *(s for s in (for_card, for_hub) if s is not None)]
+
+    def facts(plan: Plan, done: BuildReport) -> dict[str, Any]:
+        """All of the build and of what was made of it, for JSON and the page."""
+        made = {key: value for sink in others if sink is not for_hub for key, value in sink.facts.items()}
+        if for_hub is not None and for_hub.upload:
+            made["push"] = facts_of(for_hub.upload, for_hub.url)
+        return _report(plan, done) | made
+
+    for_page = ReportSink(report, lambda plan, done: page.made(facts(plan, done)), overwrite=overwrite, telling=telling)
     options: dict[str, Any] = {"threads": threads} | ({"chunk": chunk} if chunk else {})
     with for_homes.folders(), progress_display(for_ollama.output) as progress:
-        report = carry_out(
+        done = carry_out(
             loaded,
             for_ollama.output,
             **wanted,
             overwrite=for_ollama.overwrite,
             split=split,
-            sinks=[for_projector, for_homes, for_ollama, *(sink for sink in (for_card, for_hub) if sink is not None)],
+            sinks=[*others, for_page],
             progress=progress,
             **options,
         )
-    show_warnings(advice(report.kept))
+    show_warnings(advice(done.kept))
     if json:
-        print_json(
-            _report(report)
-            | for_projector.facts
-            | for_homes.facts
-            | for_ollama.facts
-            | (for_card.facts if for_card is not None else {})
-            | ({"push": facts_of(for_hub.upload, for_hub.url)} if for_hub is not None and for_hub.upload else {})
-            | trial.asked(report.output, try_prompt)
-        )
+        assert for_page.plan is not None, "a build checks its sinks first"
+        print_json(facts(for_page.plan, done) | trial.asked(done.output, try_prompt))
     else:
-        show_build(report, for_ollama.result)
+        show_build(done, for_ollama.result)
         tell([*for_projector.lines(), *for_homes.lines(), *for_ollama.lines()])
         tell(list(for_card.lines()) if for_card is not None else [])
         if for_hub is not None and for_hub.upload is not None:
             show_upload(for_hub.upload, for_hub.url)
-        trial.show(report.output, try_prompt)
+        tell(for_page.lines())
+        trial.show(done.output, try_prompt)
 
 
 def plan(
@@ -315,24 +326,67 @@ def _planned(plan: Plan, expectations: Sequence[str]) -> dict[str, Any]:
     return facts | {"nbytes": plan.nbytes, "parameters": plan.parameters, "warnings": warnings}
 
 
-def _report(report: BuildReport) -> dict[str, Any]:
+def _report(plan: Plan, report: BuildReport) -> dict[str, Any]:
     from dataclasses import asdict
 
     from ggufmerge.cli.terminal import kept_facts, survival_facts
-    from ggufmerge.planning.survival import total
+    from ggufmerge.planning.survival import advice, total
 
     survival = report.survival
     whole = total(survival.values())
     facts = {**asdict(report), "output": str(report.output), "files": [str(path) for path in report.files]}
     del facts["errors"]
+    kept = [
+        {**figures, "sentence": found.line()}
+        for figures, found in zip(kept_facts(report.kept), report.kept, strict=True)
+    ]
+    tensors = []
+    for t in plan.tensors:
+        told: dict[str, Any] = {"name": t.name, "shape": list(t.shape), "type": str(t.type), "why": t.why_type}
+        told |= {"action": t.action, "nbytes": t.nbytes, "decisions": list(t.decisions), "survival": None}
+        if t.name in survival:
+            told |= (figures := survival_facts(survival[t.name])) | {"survival": figures["share"]}
+        tensors.append(told)
     return facts | {
+        "method": plan.method,
+        "architecture": plan.architecture,
         "sources": [{"path": path, "sha256": digest} for path, digest in report.sources.items()],
+        **parents_facts(plan),
         "survival": whole.share if whole.energy else None,
-        "kept": kept_facts(report.kept),
-        "tensors": [
-            {"name": name, **(figures := survival_facts(of)), "survival": figures["share"]}
-            for name, of in survival.items()
-        ],
+        "kept": kept,
+        "tensors": tensors,
         "heeded": [{"name": name, **asdict(one)} for name, found in report.heeded.items() for one in found],
         "notes": [{"name": name, "note": note} for name, note in report.notes],
+        "warnings": [*report.warnings, *advice(report.kept)],
+        "recipe": plan.recipe,
     }
+
+
+def parents_facts(plan: Plan) -> dict[str, Any]:
+    """The models of a plan and the parameters with which they take part, for JSON.
+
+    settings: every value that a parameter has in some tensor, in the order of the tensors.
+    """
+    shared: dict[str, list[Any]] = {}
+    own: list[dict[str, list[Any]]] = [{} for _ in plan.sources]
+    for t in plan.tensors:
+        for name, value in t.shared.items():
+            if value not in shared.setdefault(name, []):
+                shared[name].append(value)
+        for name, values in t.models.items():
+            for taken, value in zip(t.inputs[len(t.inputs) - len(values) :], values, strict=True):
+                if value not in own[taken.source].setdefault(name, []):
+                    own[taken.source][name].append(value)
+    parents = [
+        {
+            "label": source.label,
+            "name": source.name,
+            "path": source.path,
+            "adapters": [{"path": path, "strength": strength} for path, strength in source.adapters],
+            "type": source.file_type,
+            "nbytes": source.nbytes,
+            "settings": settings,
+        }
+        for source, settings in zip(plan.sources, own, strict=True)
+    ]
+    return {"parents": parents, "settings": shared}

@@ -42,6 +42,11 @@ def complete_models(incomplete: str) -> Candidates:
     return _quiet(_models, incomplete)
 
 
+def complete_reports(incomplete: str) -> Candidates:
+    """Folders, and reports that are there."""
+    return _quiet(lambda begun: _files(begun, (".html", ".htm")), incomplete)
+
+
 def complete_types_and_files(incomplete: str) -> Candidates:
     """The words after the input of `quantize`: an output or a type."""
     return complete_types(incomplete) + _quiet(_files, incomplete)
@@ -78,8 +83,8 @@ def _models(incomplete: str) -> Iterator[tuple[str, str]]:
     return itertools.chain(_files(incomplete), known)
 
 
-def _files(incomplete: str) -> Iterator[tuple[str, str]]:
-    """GGUF files and folders that begin with what was typed."""
+def _files(incomplete: str, endings: tuple[str, ...] = (".gguf",)) -> Iterator[tuple[str, str]]:
+    """Files of this kind and folders that begin with what was typed."""
     folder, _, begin = incomplete.rpartition("/")
     place = Path(f"{folder}/" if incomplete.startswith("/") or folder else ".").expanduser()
     before = f"{folder}/" if "/" in incomplete else ""
@@ -87,7 +92,7 @@ def _files(incomplete: str) -> Iterator[tuple[str, str]]:
         if path.name.startswith(begin) and (begin or not path.name.startswith(".")):
             if path.is_dir():
                 yield f"{before}{path.name}/", ""
-            elif path.name.lower().endswith(".gguf"):
+            elif path.name.lower().endswith(endings):
                 yield f"{before}{path.name}", ""
 
 

@@ -6,7 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ggufmerge.cli.options import All, Json, Threads, model_argument, model_option
+import typer
+
+from ggufmerge.cli.diff_map import ALIKE, UNRELATED, show_maps, shows
+from ggufmerge.cli.options import All, Json, Overwrite, Threads, model_argument, model_option
+from ggufmerge.cli.report import Report
 from ggufmerge.text import first_few
 
 if TYPE_CHECKING:
@@ -22,6 +26,10 @@ HELP = """Compare the weights of two models, tensor by tensor.
   ggufmerge diff storyteller.gguf coder.gguf --base base.gguf
 
   ggufmerge diff a.gguf b.gguf c.gguf --base base.gguf
+
+  ggufmerge diff storyteller.gguf coder.gguf --base base.gguf --map
+
+  ggufmerge diff storyteller.gguf coder.gguf --base base.gguf --report diff.html
 
   ggufmerge diff base.gguf base.gguf+adapter.gguf --all --json
 
@@ -39,22 +47,36 @@ def diff(
     ] = None,
     base: Annotated[str | None, model_option("--base", "BASE", "The model that all were tuned from")] = None,
     threads: Threads = None,
+    with_map: Annotated[
+        bool, typer.Option("--map", help="Also draw where the changes are, layer by layer, and where they conflict.")
+    ] = False,
     every: All = False,
+    report: Report = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    from dataclasses import asdict
-
+    from ggufmerge.cli.report import ReportFile
     from ggufmerge.cli.terminal import print_json
     from ggufmerge.engine.compare import compare
 
-    result = compare(first, second, *(others or ()), base=base, threads=threads)
+    page = ReportFile(report, overwrite=overwrite)
+    models = [first, second, *(others or ())]
+    page.check_models([*models, *([base] if base is not None else [])])
+    result = compare(*models, base=base, threads=threads)
     if json:
-        print_json({"identical": result.identical, **asdict(result)})
+        print_json(_facts(result))
     else:
-        _show(result, every)
+        _show(result, every, with_map=with_map)
+    page.write(_facts(result), json=json)
 
 
-def _show(result: Comparison, every: bool) -> None:
+def _facts(result: Comparison) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"identical": result.identical, **asdict(result), "summary": summary(result)}
+
+
+def _show(result: Comparison, every: bool, *, with_map: bool) -> None:
     """The models, the table, where in the depth of the model they differ, and what all of it means."""
     from ggufmerge.cli.terminal import say, show_table, tell
     from ggufmerge.files.shards import model_name
@@ -78,6 +100,8 @@ def _show(result: Comparison, every: bool) -> None:
         _show_layers(result)
         if result.rounded:
             _show_noise(result, every)
+        if with_map:
+            show_maps(result, _letters(result))
     for line in summary(result):
         _wrapped(line)
     for names, which in ((result.only_first, result.first), (result.only_second, result.second)):
@@ -174,7 +198,7 @@ def _show_layers(result: Comparison) -> None:
             _wrapped(f"by layer{name}: nothing changed")
             continue
         low, high = (f"{100 * choose(values.values()):.2f}" for choose in (min, max))
-        line = sparkline(list(values.values()), blocks=_has_blocks())
+        line = sparkline(list(values.values()), blocks=shows(_BLOCKS))
         _wrapped(f"by layer{name}: {line} {low} to {high} %, most in {top}")
 
 
@@ -193,17 +217,6 @@ def sparkline(values: Sequence[float], *, blocks: bool = True) -> str:
     top = max((v for v in values if isfinite(v)), default=0.0) or 1.0
     last = len(letters) - 1
     return "".join(letters[round(last * min(v / top, 1.0))] if isfinite(v) else letters[-1] for v in values)
-
-
-def _has_blocks() -> bool:
-    """Whether standard output can show the blocks."""
-    import sys
-
-    try:
-        _BLOCKS.encode(getattr(sys.stdout, "encoding", None) or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
 
 
 def summary(result: Comparison) -> list[str]:
@@ -238,7 +251,7 @@ def summary(result: Comparison) -> list[str]:
         lines += _meaning(result)
         # rounding to another type is the same in both where they are alike, so it looks like a common part
         rounded = [t for t in result.tensors if t.types[0] == t.types[1] != t.base_type and not isnan(t.cosine)]
-        if rounded and total.cosine >= _UNRELATED and isnan(total.signal.cosines[0][1]):
+        if rounded and total.cosine >= UNRELATED and isnan(total.signal.cosines[0][1]):
             lines.append(
                 f"careful: A and B are {rounded[0].types[0]} and the base is {rounded[0].base_type}, so both changes "
                 f"hold the same rounding and look more alike than they are; compare with a base in their type "
@@ -276,18 +289,15 @@ def _meaning(result: Comparison) -> list[str]:
     if result.rounded and not isnan(total.signal.cosines[0][1]):
         cosine, signs = total.signal.cosines[0][1], total.signal.same_signs[0][1]
         freed = ", freed of rounding"
-    if abs(cosine) < _UNRELATED:
+    if abs(cosine) < UNRELATED:
         found = "are unrelated: they will add up without conflict"
     elif cosine < 0:
         found = "pull against each other: each takes a part of the other away"
-    elif cosine < _ALIKE:
+    elif cosine < ALIKE:
         found = "have a part in common, which counts twice when they are added: use ties, or weights below 1"
     else:
         found = "are largely the same: take one of the two, or weights that sum to 1"
     return [f"the two changes {found} (cosine {cosine:.3f}, {100 * signs:.1f} % of signs agree{freed})"]
-
-
-_UNRELATED, _ALIKE = 0.1, 0.6  # cosines
 
 
 def _percent(share: float) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ggufmerge.cli.options import Json, Threads, model_argument, model_option
+from ggufmerge.cli.options import Json, Overwrite, Threads, model_argument, model_option
+from ggufmerge.cli.report import Report
 
 if TYPE_CHECKING:
     from ggufmerge.evaluation.lineup import Lineup
@@ -36,6 +38,8 @@ A MODEL is a GGUF file, with LoRA adapters if wanted: base.gguf+adapter.gguf=0.5
   ggufmerge eval merged.gguf --prompt "Why is the sky blue?" --temperature 0.7 --seed 1
 
   ggufmerge eval base.gguf merged.gguf --text prose.txt --require-better
+
+  ggufmerge eval merged.gguf --report scores.html
 
   ggufmerge eval merged.gguf --json | jq '.verdicts[].sentence'
 """
@@ -91,9 +95,12 @@ def evaluate(
         ),
     ] = False,
     threads: Threads = None,
+    report: Report = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     from ggufmerge.cli.eval_progress import EvalProgress
+    from ggufmerge.cli.report import ReportFile
     from ggufmerge.cli.terminal import console, print_json
     from ggufmerge.evaluation.libllama import library
     from ggufmerge.evaluation.lineup import check_models, line_up
@@ -102,7 +109,10 @@ def evaluate(
 
     measured = bool(text) or prompt is None or quick or reference is not None or require_better
     names = [*([] if reference is None else [reference]), *models]
+    page = ReportFile(report, overwrite=overwrite)
+    page.check([])
     check_models(names)
+    page.check_models(names, map(Path, text or ()))
     texts = read_texts(text or [BUILT_IN]) if measured else {}
     library()  # says that llama.cpp is missing before files of gigabytes are looked for
     wanted = measured and reference is None if parents is None else parents
@@ -126,24 +136,24 @@ def evaluate(
             watcher=progress,
         )
     scores = list(map(_score_facts, found.scores))
+    facts = {
+        "context": context,
+        "reference": reference,
+        "models": [{"model": entry.label, "role": entry.role} for entry in lineup.models],
+        "missing": lineup.missing,
+        "scores": scores,
+        "verdicts": [_verdict_facts(lineup, verdict, list(texts)) for verdict in found.verdicts],
+        "answers": [{"model": m, "prompt": prompt, "answer": answer} for m, answer in found.answers.items()],
+    }
     if json:
-        print_json(
-            {
-                "context": context,
-                "reference": reference,
-                "models": [{"model": entry.label, "role": entry.role} for entry in lineup.models],
-                "missing": lineup.missing,
-                "scores": scores,
-                "verdicts": [_verdict_facts(lineup, verdict, list(texts)) for verdict in found.verdicts],
-                "answers": [{"model": m, "prompt": prompt, "answer": answer} for m, answer in found.answers.items()],
-            }
-        )
+        print_json(facts)
     else:
         if scores:
             _show_scores(scores, reference)
             _show_verdicts(lineup, found.verdicts)
         for model, answer in found.answers.items():
             _show_answer(model, str(prompt), answer)
+    page.write(facts, json=json)
     if require_better:
         found.require_better()
 
@@ -166,7 +176,7 @@ def _score_facts(score: Score) -> Facts:
 
 def _verdict_facts(lineup: Lineup, verdict: Verdict, texts: Sequence[str]) -> Facts:
     """A verdict for JSON, with the texts as they were given; gains are in nats a token."""
-    from ggufmerge.evaluation.lineup import short_names
+    from ggufmerge.files.shards import short_names
 
     given = {short: text for text, short in short_names(texts).items()}
     return {
@@ -195,7 +205,7 @@ def _verdict_facts(lineup: Lineup, verdict: Verdict, texts: Sequence[str]) -> Fa
 def _show_verdicts(lineup: Lineup, verdicts: Sequence[Verdict]) -> None:
     """Below the table: how good each model is, what that means, and which models were not found."""
     from ggufmerge.cli.terminal import say
-    from ggufmerge.evaluation.lineup import short_name
+    from ggufmerge.files.shards import short_name
 
     for verdict in verdicts:
         say(f"{short_name(verdict.model)}:")
@@ -223,7 +233,7 @@ def _show_paragraph(text: str) -> None:
 def _show_scores(scores: list[Facts], reference: str | None) -> None:
     """A row for each text and model, the models of a text below each other; changes are against the first of them."""
     from ggufmerge.cli.terminal import show_table
-    from ggufmerge.evaluation.lineup import short_names
+    from ggufmerge.files.shards import short_names
 
     models = short_names(s["model"] for s in scores)
     texts = short_names(s["text"] for s in scores)
@@ -249,7 +259,7 @@ def _show_answer(model: str, prompt: str, answer: str) -> None:
     """Who was asked, then the answer as running text without what could control the terminal."""
     from ggufmerge.cli.facts import space
     from ggufmerge.cli.terminal import say, tell
-    from ggufmerge.evaluation.lineup import short_name
+    from ggufmerge.files.shards import short_name
 
     space()
     say(f"{short_name(model)}: {prompt}")

@@ -65,14 +65,22 @@ def beside(facts: Mapping[str, Any]) -> Iterator[None]:
 
 def facts(own: Mapping[str, Any]) -> str:
     """The facts of a command as the one JSON object that it prints."""
+    _told.set(True)
+    return plain_json(gathered(own))
+
+
+def gathered(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a command with those that all begin with, and all warnings so far, as plain data without a number
+    that is none (NaN) or has no end.
+    """
     from importlib.metadata import version
 
-    _told.set(True)
     command = _command.get() or command_of(sys.argv[1:])
     head = {"schema": SCHEMA, "command": command, "version": version("ggufmerge")}
     warnings = list(dict.fromkeys([*own.get("warnings", ()), *_warned]))
     more = {"warnings": warnings} if warnings else {}
-    return plain_json({**head, **_beside.get(), **own, **more})
+    found: dict[str, Any] = _finite({**head, **_beside.get(), **own, **more})
+    return found
 
 
 def error(lines: Sequence[str]) -> str | None:

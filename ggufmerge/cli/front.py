@@ -153,6 +153,12 @@ def check_recipe_name(recipe: Path) -> None:
         raise GgufmergeError(f"{recipe}: the name of a recipe ends in .yaml: {recipe.with_name(recipe.name + '.yaml')}")
 
 
+def check_report_name(report: Path) -> None:
+    """GgufmergeError for the name of a report that no browser takes for a page: so no model is replaced by one."""
+    if report.suffix.lower() not in (".html", ".htm"):
+        raise GgufmergeError(f"{report}: the name of a report ends in .html: {report.with_name(report.name + '.html')}")
+
+
 def _check_paths(words: Sequence[str], parameters: Iterable[Any], usage: str) -> None:
     """GgufmergeError for a path or an argument that is empty, as an unset variable of the shell makes it: Python takes
     an empty path for the working folder.

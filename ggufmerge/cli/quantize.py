@@ -21,6 +21,7 @@ from ggufmerge.cli.options import (
     model_argument,
     type_option,
 )
+from ggufmerge.cli.report import Report
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ HELP = """Write INPUT in another file type, tensor by tensor as llama-quantize w
   ggufmerge quantize model.gguf mine.gguf Q5_K_M --tensor-type ffn_down=Q6_K
 
   ggufmerge quantize model-f16.gguf mine.gguf --like someone-elses.gguf
+
+  ggufmerge quantize model-f16.gguf small.gguf Q4_K_M --report small.html
 
   ggufmerge quantize model-f16.gguf Q4_K_M
 
@@ -109,16 +112,21 @@ def quantize(
     max_tensors: MaxTensors = None,
     metadata_first: MetadataFirst = False,
     keep_split: Annotated[bool, typer.Option("--keep-split", help="Write as many shards as INPUT has.")] = False,
+    report: Report = None,
     dry_run: DryRun = False,
     every: All = False,
     json: Json = False,
 ) -> None:
     from ggufmerge.cli.front import check_name
+    from ggufmerge.cli.report import ReportFile
     from ggufmerge.cli.terminal import print_json, show_warnings
     from ggufmerge.engine.quantize import plan_quantize
     from ggufmerge.files.sharded import SplitLimit
+    from ggufmerge.planning.checks import output_files
     from ggufmerge.quants.mixture import parse_tensor_type
 
+    page = ReportFile(report, overwrite=overwrite)
+    page.check([])
     wanted = _wanted(words or [], output, out_type, threads, like=like is not None)
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
     if wanted.output is not None:
@@ -142,24 +150,28 @@ def quantize(
         leave_output_tensor=leave_output_tensor,
         keep_split=keep_split,
     )
-    report = None
+    target = wanted.output or _beside(source, str(wanted.type or plan.file_type))
+    if page.path is not None:
+        page.check(opened.files(), output_files(plan, target, split))
+    done = None
     show_warnings([*plan.warnings, *(split.warnings(plan.tensors) if split else ())])
     if not dry_run:
         from ggufmerge.cli.progress import run_with_progress
 
-        target = wanted.output or _beside(source, str(wanted.type or plan.file_type))
-        report = run_with_progress(
+        done = run_with_progress(
             plan, opened, target, overwrite=overwrite, threads=wanted.threads, measure=True, split=split
         )
-    if json and report is not None:
-        print_json(_facts(plan, report))
+    if json and done is not None:
+        print_json(_facts(plan, done))
     elif not json:
-        _show(plan, report, every=every)
-    if report is None:
+        _show(plan, done, every=every)
+    if done is not None:
+        page.write(_facts(plan, done), json=json)
+    else:
         from ggufmerge.cli.outlook import Place
 
         place = Place(output, split, overwrite, None, threads, measure=True)
-        place.of_plan(plan, opened, _facts(plan, report) if json else None)
+        place.of_plan(plan, opened, _facts(plan, done) if json else None)
 
 
 @dataclass(frozen=True)
@@ -263,6 +275,8 @@ def _pairs(path: Path) -> list[str]:
 
 
 def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
+    from ggufmerge.cli.build import parents_facts
+
     was = {t.name: t for t in plan.tensors}
     return {
         "file_type": str(plan.file_type),
@@ -271,6 +285,10 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
         "nbytes": report.nbytes if report else plan.nbytes,
         "bits_per_weight": 8 * plan.nbytes / max(plan.parameters, 1),
         "seconds": report.seconds if report else None,
+        "parameters": plan.parameters,
+        "architecture": plan.architecture,
+        "parents": parents_facts(plan)["parents"],
+        "imatrix": list(plan.imatrix),
         "warnings": list(plan.warnings),
         "tensors": [
             {
@@ -278,6 +296,7 @@ def _facts(plan: Plan, report: BuildReport | None) -> dict[str, Any]:
                 "shape": list(t.shape),
                 "type": str(t.type),
                 "why": t.why_type,
+                "decisions": list(t.decisions),
                 "action": t.action,
                 "nbytes": t.nbytes,
                 "bits_per_weight": t.type.bits_per_weight,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -320,30 +319,7 @@ def kept_facts(kept: Iterable[TypeSurvival]) -> list[dict[str, Any]]:
 
 
 def show_notes(notes: Iterable[tuple[str, str]], tensors: int | None = None) -> None:
-    """(tensor, what was decided) pairs, a line for each decision however many tensors it was taken for.
+    """(tensor, what was decided) pairs, as `noted` puts them into lines. tensors: how many there are in all."""
+    from ggufmerge.report.notes import noted
 
-    Decisions that differ in their figures only are one, with the smallest and the largest of each figure.
-    tensors: how many there are in all.
-    """
-    grouped: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
-    for name, note in notes:
-        grouped.setdefault(tuple(_FIGURE.split(note)), []).append((name, _FIGURE.findall(note)))
-    for words, noted in grouped.items():
-        figures = [_span(column) for column in zip(*(figures for _, figures in noted), strict=True)]
-        note = "".join(word + figure for word, figure in zip(words, [*figures, ""], strict=True))
-        name, count = noted[0][0], len(noted)
-        if count == 1:
-            tell([f"note: {name}: {note}"], "  ")
-        elif tensors is None:
-            tell([f"note: {name} and {count - 1} more: {note}"], "  ")
-        else:
-            tell([f"note: {count} of {tensors} tensors ({name}, ...): {note}"], "  ")
-
-
-_FIGURE = re.compile(r"[-+]?\d+\.\d+")
-
-
-def _span(figures: Sequence[str]) -> str:
-    """The smallest and the largest of some figures, as they are written."""
-    low, high = min(figures, key=float), max(figures, key=float)
-    return low if float(low) == float(high) else f"{low}..{high}"
+    tell(noted(notes, tensors), "  ")

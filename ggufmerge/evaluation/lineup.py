@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggufmerge.engine.parents import Family, family
-from ggufmerge.files.shards import model_name
 from ggufmerge.places import references
 from ggufmerge.recipe import ModelReference
 
@@ -105,14 +104,3 @@ def _named(name: str) -> Entry:
     adapters = [(path, 1.0) for path in found.adapters]
     adapters += [(references.find(adapter.path).path, adapter.strength) for adapter in model.adapters]
     return Entry(name, found.path, tuple(adapters))
-
-
-def short_names(names: Iterable[str]) -> dict[str, str]:
-    """What to call each model or text in a table: without folders, unless two would be called the same."""
-    short = {name: short_name(name) for name in names}
-    return short if len(set(short.values())) == len(short) else {name: name for name in short}
-
-
-def short_name(name: str) -> str:
-    """A model without the folders of its files."""
-    return model_name("+".join(Path(part).name for part in name.split("+")))

@@ -12,11 +12,12 @@ from ggufmerge.errors import GgufmergeError
 from ggufmerge.evaluation import texts as built_in
 from ggufmerge.evaluation.generate import chat_prompt, generate
 from ggufmerge.evaluation.libllama import library
-from ggufmerge.evaluation.lineup import Entry, Lineup, line_up, short_name, short_names
+from ggufmerge.evaluation.lineup import Entry, Lineup, line_up
 from ggufmerge.evaluation.llama import LlamaModel
 from ggufmerge.evaluation.metrics import KLDivergence, Perplexity, kl_divergence, perplexity
 from ggufmerge.evaluation.verdict import Verdict, judge
 from ggufmerge.files.absent import absent
+from ggufmerge.files.shards import short_name, short_names
 from ggufmerge.files.small import open_regular
 
 Texts = Mapping[str, str] | Sequence[str | os.PathLike[str]]

@@ -7,7 +7,7 @@ metadata is in the first shard, the others hold only the `split.*` keys.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,3 +118,14 @@ def first_of(paths: Sequence[Path], output: Path) -> Path:
     found = shard_paths(paths[0])
     assert found is not None, "all names are those of shards"
     return found[0]
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """What to call each model or text in a table: without folders, unless two would be called the same."""
+    short = {name: short_name(name) for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in short}
+
+
+def short_name(name: str) -> str:
+    """A model, with adapters if it has some (`base.gguf+adapter.gguf`), without the folders of its files."""
+    return model_name("+".join(Path(part).name for part in name.split("+")))
