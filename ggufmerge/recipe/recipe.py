@@ -104,6 +104,7 @@ class Recipe(RecipeKeys):
         out_type: str | None = None,
         imatrix: Sequence[str | os.PathLike[str]] = (),
         rounding: str | None = None,
+        noise_aware: str | None = None,
     ) -> Recipe:
         """The recipe that is in effect when options win over its keys: its text makes the same file without them.
 
@@ -119,6 +120,8 @@ class Recipe(RecipeKeys):
             changes["imatrix"] = [_from_folder(os.fspath(path), self.folder) for path in imatrix]
         if rounding is not None:
             changes["rounding"] = str(rounding)
+        if noise_aware is not None:
+            changes["noise_aware"] = str(noise_aware)
         changes = {key: value for key, value in changes.items() if value != plain(getattr(self, key))}
         return self._changed_by_options(changes) if changes else self
 

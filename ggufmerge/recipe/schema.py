@@ -135,6 +135,10 @@ def _rounding(value: Any) -> Any:
     return value
 
 
+def _noise_aware(value: Any) -> Any:
+    return "off" if value is False else value  # as YAML reads the word off
+
+
 def _says(text: str) -> Any:
     """What the JSON schema says of a key."""
     return Field(description=text)
@@ -272,6 +276,12 @@ class RecipeKeys(_Node):
         Rounding | None,
         _says("How changes are rounded to a type that a tensor has already. Not in mergekit."),
     ] = None
+    noise_aware: Annotated[
+        Literal["auto", "off"],
+        BeforeValidator(_noise_aware),
+        WithJsonSchema({"enum": ["auto", "off", False]}),
+        _says("Whether methods heed the rounding errors of quantized models. Not in mergekit."),
+    ] = "auto"
     exclude: Annotated[
         Texts, _says("Filters of tensors that are not merged but taken from the base. Not in mergekit.")
     ] = ()

@@ -39,6 +39,7 @@ from ggufmerge.running.progress import Progress
 from ggufmerge.running.rates import Meter, Rates
 from ggufmerge.running.report import BuildReport, Facts
 from ggufmerge.running.scheduler import Job, Step, drive, most_active
+from ggufmerge.running.signal import Heeded
 from ggufmerge.running.survey import Finding
 from ggufmerge.running.tasks import written_at_a_time
 from ggufmerge.running.warm_up import warm_up
@@ -118,6 +119,7 @@ def run(
         survival=found.survivals(),
         kept=tuple(kept),
         notes=tuple((tensor, note) for tensor, note in found.notes),
+        heeded=found.heard(),
         warnings=(*plan.warnings, *found.warnings, *advice(kept)),
         files=tuple(out.files),
         resumption=out.resumption,
@@ -183,6 +185,7 @@ class _Build:
         self.chunk, self.measure, self.threads = chunk, measure, threads
         self.figures: dict[str, Figures] = {}  # of tensors that were measured
         self.findings: dict[str, list[Finding]] = {}  # of tensors that were surveyed, one for each expert
+        self.heeded: dict[str, list[Heeded]] = {}  # of tensors whose method made something of rounding errors
         self.notes: list[tuple[str, str]] = []
         self.warnings: list[str] = []
         self.digests: dict[Path, str] = {}
@@ -243,6 +246,7 @@ class _Build:
             figures=self.figures,
             findings=self.findings,
             adapted=self._is_adapted,
+            heeded=self.heeded,
             notes=self.notes,
             warnings=self.warnings,
         )
@@ -279,6 +283,7 @@ class _Build:
             sums: Any = {name: float(value) for name, value in facts.get("figures", {}).items() if value is not None}
             figures = Figures(**sums)
             findings = [Finding.from_json(found) for found in facts.get("findings", ())]
+            heeded = [Heeded.from_json(found) for found in facts.get("heeded", ())]
         except (TypeError, ValueError, KeyError, AttributeError):
             return False
         self.notes += notes
@@ -286,6 +291,8 @@ class _Build:
             self.figures[tensor] = figures
         if findings:
             self.findings[tensor] = findings
+        if heeded:
+            self.heeded[tensor] = heeded
         return True
 
     def _tensor(self, tensor: PlannedTensor) -> Job:
@@ -307,11 +314,14 @@ class _Build:
         self.notes += [(tensor.name, note) for note in making.notes]
         if making.findings:
             self.findings[tensor.name] = making.findings
+        if heeded := making.heeded:
+            self.heeded[tensor.name] = heeded
         if self.measure:
             self.figures[tensor.name] = making.figures
         facts = {
             "figures": asdict(making.figures) if self.measure else {},
             "findings": [asdict(finding) for finding in making.findings],
+            "heeded": [asdict(one) for one in heeded],
             "notes": making.notes,
         }
         self.output.finished(tensor.name, making.checksum, facts)

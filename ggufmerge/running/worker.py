@@ -20,6 +20,7 @@ from ggufmerge.methods import method as find_method
 from ggufmerge.methods.drive import Replay, Statistics
 from ggufmerge.methods.random import stream_key
 from ggufmerge.methods.spec import Chunk, Method, Pass, Problem, Stack
+from ggufmerge.noise.change import Rounding
 from ggufmerge.planning.actions import reference_types
 from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Input, Plan, PlannedTensor
@@ -28,9 +29,11 @@ from ggufmerge.planning.tensor_types import types_in
 from ggufmerge.running.effort import merge_kind, read_kind, write_kind
 from ggufmerge.running.encode import Figures, Scratch, TensorEncoder
 from ggufmerge.running.rates import Meter
+from ggufmerge.running.signal import Heeded, heeded_values, shares_of_change, signal_runs
 from ggufmerge.running.survey import WIDER, Finding, Sample, is_surveyed, sample_runs, survey
 from ggufmerge.running.tasks import Known, Task, Written
 from ggufmerge.sources import TensorReader
+from ggufmerge.sources.rounding import matrix_of
 from ggufmerge.types import TensorType
 
 # (tensor, number of its first row, uint8 [rows, row bytes]): the array is overwritten when the next rows are encoded
@@ -121,7 +124,7 @@ class Workpiece:
         self.inputs = worker.opened.inputs(tensor)
         self._worker, self._meter, self._scratch = worker, worker.meter, worker.scratch
         self._sources, self._imatrix = worker.opened.sources, worker.opened.imatrix
-        self._replays: OrderedDict[int, Replay] = OrderedDict()
+        self._replays: OrderedDict[int, tuple[Replay, list[Heeded]]] = OrderedDict()
         self._lock = threading.Lock()
 
     @cached_property
@@ -143,13 +146,22 @@ class Workpiece:
     def replay(self, expert: int) -> Replay:
         """The passes that the method needs for a matrix."""
         with self._lock:
-            replay = self._replays.get(expert)
-            if replay is None:
-                replay = self._replays[expert] = Replay(self.method, self._problem(expert))
-                if len(self._replays) > _MATRICES:
-                    self._replays.popitem(last=False)
-            self._replays.move_to_end(expert)
-            return replay
+            return self._prepared(expert)[0]
+
+    def heeded(self, expert: int) -> list[Heeded]:
+        """What the method made of the rounding errors in the inputs of a matrix."""
+        with self._lock:
+            return self._prepared(expert)[1]
+
+    def _prepared(self, expert: int) -> tuple[Replay, list[Heeded]]:
+        found = self._replays.get(expert)
+        if found is None:
+            problem, heeded = self._with_signal(expert, self._problem(expert))
+            found = self._replays[expert] = Replay(self.method, problem), heeded
+            if len(self._replays) > _MATRICES:
+                self._replays.popitem(last=False)
+        self._replays.move_to_end(expert)
+        return found
 
     def notes(self, expert: int, gathered: Sequence[Any]) -> list[str]:
         """What the method has to say of a matrix after its passes."""
@@ -249,6 +261,20 @@ class Workpiece:
         models = tensor.inputs[1:] if tensor.has_base else tensor.inputs
         keys = [int(stream_key(self._worker.plan.seed, name, fingerprints[i.source])) for i in models]
         return problem_of(tensor, keys)
+
+    def _with_signal(self, expert: int, problem: Problem) -> tuple[Problem, list[Heeded]]:
+        """The problem of a matrix as the method solves it beside the rounding errors of its inputs."""
+        tensor, sources = self.tensor, [self._sources[given.source] for given in self.tensor.inputs]
+        if not tensor.noise_aware:
+            return problem, []
+        roundings = [
+            Rounding(reader.type, matrix_of(source.metadata), reader.rank > 0)
+            for reader, source in zip(self.inputs, sources, strict=True)
+        ]
+        runs = signal_runs(expert * self.rows, self.rows, tensor.n)
+        shares = shares_of_change(self.inputs, roundings, runs)
+        used = self.method.with_signal(problem, shares)
+        return used, heeded_values(problem, used, [source.label for source in sources[1:]], shares)
 
     def _sample(self, expert: int, chunk: Chunk, known: Known, wanted: Sequence[int]) -> Sample:
         """Rows of a matrix as they are to be written, and what the inputs of these numbers are without adapters."""

@@ -182,6 +182,7 @@ def test_words_without_effect_are_warned_of_with_options_too(folder: Path, monke
         (PLAIN + "exclude: [nothing]\n", {"rounding": "nearest"}, 'mine.yaml:7:11: the filter "nothing"'),
         (PLAIN + "out_type: Q4_0\n", {"out_type": "Q9"}, "out_type=...: "),
         (PLAIN, {"rounding": "up"}, "rounding=...: "),
+        (PLAIN, {"noise_aware": "on"}, "noise_aware=...: "),
         (PLAIN + "imatrix: gone.gguf\n", {"imatrix": ["missing.gguf"]}, "imatrix=[...]: missing.gguf: no such file"),
     ],
 )
