@@ -245,13 +245,15 @@ def test_a_plan_with_its_expectations_is_json(folder: Path) -> None:
 
 
 def test_weights_in_units_of_a_scale_can_be_baked(tmp_path: Path) -> None:
-    """NVFP4 has no uniform grid; what becomes of the change is measured all the same."""
+    """NVFP4 has steps of several sizes and a scale beside it; a small change is kept by chance in it, too."""
     base = write_scaled(tmp_path / "base.gguf", layers=1, embed=256, ff=512)
     write_tiny_lora(tmp_path / "x.gguf", base, strength=0.1)
     plan, opened = plan_bake(tmp_path / "base.gguf", [tmp_path / "x.gguf"])
     report = run(plan, opened, tmp_path / "out.gguf")
-    assert {t.rounding for t in plan.tensors} == {"nearest"}
-    assert [k.type for k in report.kept] == ["NVFP4"]
+    assert {t.rounding for t in plan.tensors if t.action != "copy" and t.type.is_quantized} == {"auto"}
+    [kept] = report.kept
+    assert (kept.type, kept.stochastic) == ("NVFP4", kept.tensors)
+    assert kept.survival.share == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 1), (7, 576, 7), (192, 576, 192), (4096, 4096, 4096), (24, 64, 8)])
