@@ -87,9 +87,9 @@ _Rounding = Annotated[
     Rounding | None,
     typer.Option(
         "--rounding",
-        metavar="nearest|stochastic",
+        metavar="auto|nearest|stochastic",
         help="How to round tensors that keep their type; wins over the recipe's.",
-        show_default="stochastic where nearest would lose the change",
+        show_default="auto: stochastic where nearest would lose the change",
     ),
 ]
 

@@ -312,7 +312,7 @@ def kept_facts(kept: Iterable[TypeSurvival]) -> list[dict[str, Any]]:
             "tensors": found.tensors,
             "stochastic": found.stochastic,
             **survival_facts(found.survival),
-            "wider": {name: survival_facts(s) for name, s in found.wider.items()},
+            "wider": {name: {**survival_facts(s), "nbytes": found.sizes.get(name)} for name, s in found.wider.items()},
         }
         for found in kept
     ]

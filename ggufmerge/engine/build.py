@@ -78,7 +78,8 @@ def build(
     """Merge the models of `recipe` (a Recipe, a path, YAML text, or a mapping of the same) into the GGUF file `output`.
 
     out_type: file type that wins over the recipe's, such as "Q8_0".  imatrix: files that win over the recipe's.
-    rounding: "stochastic" or "nearest", wins over the recipe's (see `make_plan`).  noise_aware: "auto" or "off", too.
+    rounding: "auto", "stochastic" or "nearest", wins over the recipe's (see `make_plan`).
+    noise_aware: "auto" or "off", wins over the recipe's, too.
     threads: None for all cores.
     chunk: values of a tensor that a thread works on at a time; memory grows with it, the result does not depend on it.
     split: how large the shards may be that are written instead of one file; their names begin with `output`.

@@ -125,10 +125,12 @@ def _methods(value: Any) -> Setting:
 
 
 def _rounding(value: Any) -> Any:
-    """The name of an encoder."""
+    """The name of an encoder; None for "auto", which is what a recipe without the key has."""
     from ggufmerge.quants.encoders import encoder_names  # of compiled kernels, which most recipes need later or never
 
-    names = encoder_names()
+    if value is None or value == AUTO:
+        return None
+    names = (AUTO, *encoder_names())
     if value not in names:
         listed = " or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1]))))
         raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": listed})
@@ -149,6 +151,7 @@ def _defined(name: str) -> WithJsonSchema:
     return WithJsonSchema({DEFINED: name})
 
 
+AUTO = "auto"  # the rounding that the weights decide
 DEFINED = "x-defined"
 _TEXT = {"type": "string"}
 _FLOAT_NAMES = [*dict.fromkeys(_FLOATS.values()), *_FLOATS]
@@ -159,7 +162,7 @@ Parameters = Annotated[
     BeforeValidator(lambda value: {} if value is None else value),  # "parameters:" with nothing but comments below it
     _defined("parameters"),
 ]
-Rounding = Annotated[str, BeforeValidator(_rounding), _defined("rounding")]
+Rounding = Annotated[str | None, BeforeValidator(_rounding), _defined("rounding")]
 DType = Annotated[
     Literal["float32", "float16", "bfloat16"],
     BeforeValidator(_dtype),
@@ -273,7 +276,7 @@ class RecipeKeys(_Node):
     like: Annotated[str | None, _says("A GGUF file whose types are taken over. Not in mergekit.")] = None
     imatrix: Annotated[Texts, _says("Importance matrices to quantize with; several add up. Not in mergekit.")] = ()
     rounding: Annotated[
-        Rounding | None,
+        Rounding,
         _says("How changes are rounded to a type that a tensor has already. Not in mergekit."),
     ] = None
     noise_aware: Annotated[

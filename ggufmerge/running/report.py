@@ -121,13 +121,13 @@ class Facts:
             warnings=list(warnings),
         )
 
-    def kept(self, tensors: Sequence[PlannedTensor]) -> list[TypeSurvival]:
-        """What is left of the changes, for each quantized type."""
+    def kept(self, tensors: Sequence[PlannedTensor], sizes: Mapping[str, int]) -> list[TypeSurvival]:
+        """What is left of the changes, for each quantized type. sizes: of the file in wider types."""
         wider = {
             name: {of: Survival(*sums) for of, sums in by_file_type.items()}
             for name, by_file_type in self.wider.items()
         }
-        return by_type(tensors, self.survivals(), self.stochastic, wider)
+        return by_type(tensors, self.survivals(), self.stochastic, wider, sizes)
 
     def survivals(self) -> dict[str, Survival]:
         """What is left of the change of each tensor."""

@@ -31,6 +31,7 @@ from ggufmerge.planning.checks import check_inputs, check_space, output_files
 from ggufmerge.planning.opened import Opened, header_of, watched
 from ggufmerge.planning.plan import Opening, Plan, PlannedTensor
 from ggufmerge.planning.survival import TypeSurvival, advice, by_type, total
+from ggufmerge.planning.tensor_types import size_in
 from ggufmerge.running.effort import TICKS, Work, digested, work_of
 from ggufmerge.running.encode import Figures
 from ggufmerge.running.making import Batch, Making, joined
@@ -40,7 +41,7 @@ from ggufmerge.running.rates import Meter, Rates
 from ggufmerge.running.report import BuildReport, Facts
 from ggufmerge.running.scheduler import Job, Step, drive, most_active
 from ggufmerge.running.signal import Heeded
-from ggufmerge.running.survey import Finding
+from ggufmerge.running.survey import Finding, wider_types
 from ggufmerge.running.tasks import written_at_a_time
 from ggufmerge.running.warm_up import warm_up
 from ggufmerge.running.worker import Worker
@@ -102,7 +103,7 @@ def run(
             finally:
                 progress.end()
         found = Facts.of(out)
-        kept = found.kept(plan.tensors)
+        kept = found.kept(plan.tensors, _wider_sizes(plan, opened))
         out.publish()
         if out is not output:
             out.complete()
@@ -147,7 +148,12 @@ def foresee(plan: Plan, opened: Opened, tensors: Sequence[PlannedTensor]) -> lis
     found = {name: total(f.survival for f in parts) for name, parts in findings.items()}
     stochastic = [name for name, parts in findings.items() if parts[0].rounding == "stochastic"]
     wider = {name: dict(parts[0].wider) for name, parts in findings.items()}
-    return by_type(tensors, found, stochastic, wider)
+    return by_type(tensors, found, stochastic, wider, _wider_sizes(plan, opened))
+
+
+def _wider_sizes(plan: Plan, opened: Opened) -> dict[str, int]:
+    """About how large the file would be in wider types."""
+    return {file_type: size_in(types, plan.tensors) for file_type, types in wider_types(plan, opened).items()}
 
 
 def identity(plan: Plan, opened: Opened, watch: Watch) -> str:

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.planning.plan import PlannedTensor, Rounding
+from ggufmerge.planning.opened import Opened
+from ggufmerge.planning.plan import Plan, PlannedTensor, Rounding
 from ggufmerge.planning.survival import Survival
+from ggufmerge.planning.tensor_types import types_in
 from ggufmerge.quants import codec
 from ggufmerge.quants.encoders import encoder as encoding
 from ggufmerge.quants.encoders import encoder_names
@@ -94,6 +96,12 @@ class Finding:
 def is_surveyed(tensor: PlannedTensor, *, adapted: bool) -> bool:
     """Whether a sample of a tensor is written before the whole is. adapted: whether adapters change its inputs."""
     return tensor.type.is_quantized and (tensor.action == "merge" or (tensor.action == "convert" and adapted))
+
+
+def wider_types(plan: Plan, opened: Opened) -> dict[str, dict[str, TensorType]]:
+    """The types of all tensors, by name, in the file types that may be proposed."""
+    donor = opened.sources[0].metadata
+    return {file_type: types_in(file_type, plan.tensors, plan.metadata, donor) for file_type in WIDER}
 
 
 @lru_cache(1024)

@@ -25,12 +25,11 @@ from ggufmerge.planning.actions import reference_types
 from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Input, Plan, PlannedTensor
 from ggufmerge.planning.resolve import problem_of
-from ggufmerge.planning.tensor_types import types_in
 from ggufmerge.running.effort import merge_kind, read_kind, write_kind
 from ggufmerge.running.encode import Figures, Scratch, TensorEncoder
 from ggufmerge.running.rates import Meter
 from ggufmerge.running.signal import Heeded, heeded_values, shares_of_change, signal_runs
-from ggufmerge.running.survey import WIDER, Finding, Sample, is_surveyed, sample_runs, survey
+from ggufmerge.running.survey import Finding, Sample, is_surveyed, sample_runs, survey, wider_types
 from ggufmerge.running.tasks import Known, Task, Written
 from ggufmerge.sources import TensorReader
 from ggufmerge.sources.rounding import matrix_of
@@ -111,9 +110,8 @@ class Worker:
 
     @cached_property
     def wider_types(self) -> dict[str, dict[str, TensorType]]:
-        """The types of all tensors in the file types that may be proposed."""
-        plan, donor = self.plan, self.opened.sources[0].metadata
-        return {file_type: types_in(file_type, plan.tensors, plan.metadata, donor) for file_type in WIDER}
+        """As in `survey.wider_types`."""
+        return wider_types(self.plan, self.opened)
 
 
 class Workpiece:
