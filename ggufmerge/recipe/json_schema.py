@@ -34,7 +34,7 @@ def json_schema() -> dict[str, Any]:
         "merge_method": _rules({"enum": list(method_names())}),
         "tokenizer_source": {"anyOf": [{"enum": ["base", "union"]}, _MODEL, _NULL]},
         "token_row": _token_row(),
-        "rounding": {"enum": [AUTO, *encoder_names()]},
+        "rounding": {"enum": [AUTO, *encoder_names(), None]},
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

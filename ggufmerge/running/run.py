@@ -103,7 +103,7 @@ def run(
             finally:
                 progress.end()
         found = Facts.of(out)
-        kept = found.kept(plan.tensors, _wider_sizes(plan, opened))
+        kept = found.kept(plan.tensors, _wider_sizes(plan, opened, found.wider))
         out.publish()
         if out is not output:
             out.complete()
@@ -148,11 +148,13 @@ def foresee(plan: Plan, opened: Opened, tensors: Sequence[PlannedTensor]) -> lis
     found = {name: total(f.survival for f in parts) for name, parts in findings.items()}
     stochastic = [name for name, parts in findings.items() if parts[0].rounding == "stochastic"]
     wider = {name: dict(parts[0].wider) for name, parts in findings.items()}
-    return by_type(tensors, found, stochastic, wider, _wider_sizes(plan, opened))
+    return by_type(tensors, found, stochastic, wider, _wider_sizes(plan, opened, wider))
 
 
-def _wider_sizes(plan: Plan, opened: Opened) -> dict[str, int]:
-    """About how large the file would be in wider types."""
+def _wider_sizes(plan: Plan, opened: Opened, wider: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """About how large the file would be in wider types; of none if none was tried for a tensor in `wider`."""
+    if not any(wider.values()):
+        return {}
     return {file_type: size_in(types, plan.tensors) for file_type, types in wider_types(plan, opened).items()}
 
 

@@ -147,6 +147,15 @@ def test_options_win_over_a_module(folder: Path) -> None:
     assert recipe.where(("models",)) == "recipe:2:36"
 
 
+def test_auto_is_what_a_recipe_without_rounding_has() -> None:
+    """As a key, and as an option that wins over another one."""
+    text = "merge_method: passthrough\nmodels: [{model: a.gguf}]\nrounding: "
+    assert ggufmerge.load_recipe(text + "auto").rounding is None
+    plain = ggufmerge.load_recipe(text + "auto")
+    assert plain.with_options(rounding="auto") is plain
+    assert ggufmerge.load_recipe(text + "nearest").with_options(rounding="auto").rounding is None
+
+
 def test_a_recipe_that_is_large_without_its_aliases_takes_options() -> None:
     """What it says 70 times is written once in the recipe in effect, too."""
     rules = "".join(f"    - {{filter: layer{i}, value: {i}}}\n" for i in range(100))

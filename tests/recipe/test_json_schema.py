@@ -60,7 +60,7 @@ KEYS = {
     "tensor_types": st.dictionaries(st.just("ffn"), st.just("Q8_0"), max_size=1),
     "like": st.sampled_from([None, "like.gguf"]),
     "imatrix": st.sampled_from(["i.gguf", ["i.gguf", "j.gguf"], []]),
-    "rounding": st.sampled_from([None, "stochastic", "nearest"]),
+    "rounding": st.sampled_from([None, "auto", "stochastic", "nearest"]),
     "noise_aware": st.sampled_from(["auto", "off", False]),
     "exclude": st.sampled_from(["mlp", ["mlp"], []]),
     "graft": st.lists(st.fixed_dictionaries({"model": MODELS, "tensors": st.just(["blk.0.*"])}), max_size=1),
