@@ -127,6 +127,7 @@ _ARGUMENTS = {
     "base": "base=...",
     "rank": "rank=...",
     "rounding": "rounding=...",
+    "noise-aware": "noise_aware=...",
     "threads": "threads=...",
     "chunk": "chunk=...",
     "output-tensor-type": "output_tensor_type=...",

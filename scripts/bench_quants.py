@@ -10,6 +10,9 @@ medians of processor time, in millions of values per second. The two-thread figu
 our own on one, with chunks handed out by a thread pool; on a machine that is busy with other work it is left out.
 Compilation is timed in a fresh process with an empty cache directory, and again with the cache that the first one
 filled. docs/performance.md explains the figures.
+
+ggml has nothing like `recode`, which writes values that all differ from the stored ones: its ratio is that to our own
+dequantize.
 """
 
 from __future__ import annotations
@@ -71,6 +74,10 @@ for name, args in (("dequantize", (raw, x)), ("quantize", (x, raw)), ("quantize_
         start = time.process_time()
         kernel(*args)
         seconds[name] = time.process_time() - start
+if codec.recode is not None:
+    start = time.process_time()
+    codec.recode(raw, x, np.empty_like(raw))
+    seconds["recode"] = time.process_time() - start
 print(json.dumps(seconds))
 """
 
@@ -87,15 +94,18 @@ def main() -> None:
             missing.append(str(kind))
             continue
         first, cached = compile_times(kind)
-        for name in OPERATIONS:
+        for name in (*OPERATIONS, "recode"):
             kernel = getattr(codec, name)
             if kernel is None:
                 if name == "quantize" and not ggml.lib().ggml_quantize_requires_imatrix(kind.id):
                     missing.append(f"{kind} {name}")
                 continue
-            result = measure(kind, name, kernel, args.seconds, idle)
+            if name == "recode":
+                result = measure_recode(kind, codec, args.seconds)
+            else:
+                result = measure(kind, name, kernel, args.seconds, idle)
             result |= {"compile_s": first.get(name), "cached_s": cached.get(name)}
-            result |= {"first_use_s": sum(first.values()), "first_use_cached_s": sum(cached.values())}
+            result |= {"first_use_s": first_use(first), "first_use_cached_s": first_use(cached)}
             results.append(result)
             console.print(line(result), highlight=False)
     console.print(table(results))
@@ -162,6 +172,35 @@ def measure(
         "ratio": t_ggml / t_ours,
         "two_threads": scaling,
     }
+
+
+def measure_recode(kind: TensorType, codec: Codec, seconds: float) -> dict[str, Any]:
+    """Speed of `recode` of values that lie a fifth of their spread beside the stored ones, and its ratio to ours of
+    dequantize.
+    """
+    assert codec.recode is not None
+    recode, rng = codec.recode, np.random.default_rng(0)
+    imatrix = (rng.standard_t(3, COLUMNS) ** 2 + 1e-4).astype(np.float32)
+    raw = quantize_any(kind, (rng.standard_t(5, (ROWS, COLUMNS)) * 0.02).astype(np.float32), imatrix)
+    values, out = np.empty((ROWS, COLUMNS), np.float32), np.empty_like(raw)
+    codec.dequantize(raw, values)
+    x = values + (rng.standard_normal(values.shape) * 0.005).astype(np.float32)
+    t_ours, t_dequantize = alternate(
+        lambda: recode(raw, x, out), lambda: codec.dequantize(raw, values), 2 * seconds, CPU_CLOCK
+    )
+    return {
+        "type": str(kind),
+        "operation": "recode",
+        "ours": x.size / t_ours / 1e6,
+        "ggml": None,
+        "ratio": t_dequantize / t_ours,
+        "two_threads": None,
+    }
+
+
+def first_use(seconds: dict[str, float]) -> float:
+    """Of the import and of all operations that ggml has too."""
+    return sum(value for name, value in seconds.items() if name != "recode")
 
 
 def affordable_rows(kind: TensorType, operation: str, x: np.ndarray, imatrix: np.ndarray, seconds: float) -> int:
@@ -254,7 +293,8 @@ def compile_times(kind: TensorType) -> tuple[dict[str, float], dict[str, float]]
 
 
 def line(r: dict[str, Any]) -> str:
-    return f"{r['type']:8} {r['operation']:18} {r['ours']:9.1f} ours {r['ggml']:9.1f} ggml {r['ratio']:6.2f}x"
+    theirs = f"{r['ggml']:9.1f} ggml" if r["ggml"] else f"{'dequantize':>14}"
+    return f"{r['type']:8} {r['operation']:18} {r['ours']:9.1f} ours {theirs} {r['ratio']:6.2f}x"
 
 
 def table(results: Sequence[dict[str, Any]]) -> Table:
@@ -281,12 +321,14 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
     for kind in dict.fromkeys(r["type"] for r in results):
         rows = {r["operation"]: r for r in results if r["type"] == kind}
         cells = [f"{figure(r['ours'])} ({r['ratio']:.1f}×)" if (r := rows.get(name)) else "" for name in OPERATIONS]
-        *_, last = rows.values()
+        last = [rows[name] for name in OPERATIONS if name in rows][-1]
         lines.append(f"| {kind} | {' | '.join(cells)} | {times(last['two_threads'])} | {last['first_use_s']:.1f} s |")
     return "\n".join([*lines, ""])
 
 
-def figure(speed: float) -> str:
+def figure(speed: float | None) -> str:
+    if speed is None:
+        return ""
     return f"{speed:.0f}" if speed >= 100 else f"{speed:.3g}"
 
 

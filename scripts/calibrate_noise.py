@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ggufmerge.files.reader import open_gguf
 from ggufmerge.noise import factors
-from ggufmerge.noise.steps import GROUP, TYPES, groups_of, squared_steps, units
+from ggufmerge.noise.steps import GROUP, groups_of, squared_steps
 from ggufmerge.quants import codec, dequantize, quantize
+from ggufmerge.quants.units import TYPES, units
 from ggufmerge.types import TensorType
 from tests.models import smollm2
 

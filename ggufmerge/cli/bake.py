@@ -44,6 +44,7 @@ shown.
 
 
 class Rounding(StrEnum):
+    auto = "auto"
     stochastic = "stochastic"
     nearest = "nearest"
 
@@ -69,9 +70,9 @@ def bake(
         Rounding | None,
         typer.Option(
             "--rounding",
-            metavar="nearest|stochastic",
+            metavar="auto|nearest|stochastic",
             help="How to round tensors that keep their type; nearest loses changes smaller than one step of the type.",
-            show_default="stochastic where nearest would lose the change",
+            show_default="auto: stochastic where nearest would lose the change",
         ),
     ] = None,
     overwrite: Overwrite = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,9 +87,25 @@ _Rounding = Annotated[
     Rounding | None,
     typer.Option(
         "--rounding",
-        metavar="nearest|stochastic",
+        metavar="auto|nearest|stochastic",
         help="How to round tensors that keep their type; wins over the recipe's.",
-        show_default="stochastic where nearest would lose the change",
+        show_default="auto: stochastic where nearest would lose the change",
+    ),
+]
+
+
+class NoiseAware(StrEnum):
+    AUTO = "auto"
+    OFF = "off"
+
+
+_NoiseAware = Annotated[
+    NoiseAware | None,
+    typer.Option(
+        "--noise-aware",
+        metavar="auto|off",
+        help="Whether methods heed the rounding errors of quantized models; wins over the recipe's.",
+        show_default="auto",
     ),
 ]
 
@@ -99,6 +116,7 @@ def build(
     out_type: _Type = None,
     imatrix: Imatrix = None,
     rounding: _Rounding = None,
+    noise_aware: _NoiseAware = None,
     overwrite: Overwrite = False,
     threads: Threads = None,
     chunk: Chunk = None,
@@ -142,7 +160,7 @@ def build(
     from ggufmerge.sinks.homes import home_line
     from ggufmerge.sinks.ollama import check_recipe
 
-    wanted: Any = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
+    wanted = _wanted(out_type, imatrix, rounding, noise_aware)
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
     if split and ollama is not None:
         raise typer.BadParameter("Ollama's store takes one file: leave out --split-max-size and the like")
@@ -235,11 +253,24 @@ def plan(
     out_type: _Type = None,
     imatrix: Imatrix = None,
     rounding: _Rounding = None,
+    noise_aware: _NoiseAware = None,
     all_tensors: All = False,
     json: Json = False,
 ) -> None:
-    wanted = {"out_type": out_type, "imatrix": imatrix or (), "rounding": rounding and rounding.value}
+    wanted = _wanted(out_type, imatrix, rounding, noise_aware)
     _show_plans(read_recipe(recipe), wanted, every=all_tensors, json=json, place=Place(output))
+
+
+def _wanted(
+    out_type: str | None, imatrix: list[Path] | None, rounding: Rounding | None, noise_aware: NoiseAware | None
+) -> Any:
+    """What the command line says of the recipe's keys, as `make_plan` takes it."""
+    return {
+        "out_type": out_type,
+        "imatrix": imatrix or (),
+        "rounding": rounding and rounding.value,
+        "noise_aware": noise_aware and noise_aware.value,
+    }
 
 
 def _show_plans(
@@ -324,6 +355,7 @@ def _report(plan: Plan, report: BuildReport) -> dict[str, Any]:
         "survival": whole.share if whole.energy else None,
         "kept": kept,
         "tensors": tensors,
+        "heeded": [{"name": name, **asdict(one)} for name, found in report.heeded.items() for one in found],
         "notes": [{"name": name, "note": note} for name, note in report.notes],
         "warnings": [*report.warnings, *advice(report.kept)],
         "recipe": plan.recipe,

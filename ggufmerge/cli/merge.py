@@ -110,7 +110,8 @@ def merge(
             out_type=options["out_type"],
         )
     show_warnings(proposal.warnings)
-    won = {"imatrix": options["imatrix"] or (), "rounding": options["rounding"] and options["rounding"].value}
+    won: dict[str, Any] = {"imatrix": options["imatrix"] or ()}
+    won |= {name: options[name] and options[name].value for name in ("rounding", "noise_aware")}
     proposal = replace(proposal, recipe=proposal.recipe.with_options(**won))
     if save_recipe is not None:
         write_new(save_recipe, proposal.text(save_recipe.parent).encode(), overwrite=options["overwrite"])
@@ -121,7 +122,7 @@ def merge(
     if options["output"] is None and not any(options.get(name) for name in ("ollama", "lmstudio", "to")):
         options["output"] = None if options["dry_run"] else proposal.output
     with beside(facts_of(proposal)):
-        build(proposal.recipe, **(options | {"out_type": None, "imatrix": None, "rounding": None}))  # type: ignore[arg-type]
+        build(proposal.recipe, **(options | dict.fromkeys(("out_type", "imatrix", "rounding", "noise_aware"))))  # type: ignore[arg-type]
 
 
 def show_choices(proposal: Proposal) -> None:

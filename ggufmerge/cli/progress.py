@@ -274,5 +274,5 @@ def _clock(seconds: float) -> str:
 def _name_of(kernel: str) -> str:
     """What a kind of kernels is about: a type, a method, adapters."""
     word, _, rest = kernel.partition(" ")
-    named = {"survey": "the survey", "adapt": "adapters"}
+    named = {"survey": "the survey", "signal": "rounding noise", "adapt": "adapters"}
     return named.get(word) or (rest.upper() if word == "merge" and len(rest) < 5 else rest.split()[0])

@@ -290,7 +290,7 @@ def show_build(report: BuildReport, name: str | None = None) -> None:
     elif report.resumed:
         tell([f"{report.resumed} tensors were taken over from an interrupted build"])
     show_kept(report)
-    show_notes(report.notes, tensors)
+    show_notes([*report.notes, *((name, h.note) for name, found in report.heeded.items() for h in found)], tensors)
 
 
 def show_kept(report: BuildReport) -> None:
@@ -312,7 +312,7 @@ def kept_facts(kept: Iterable[TypeSurvival]) -> list[dict[str, Any]]:
             "tensors": found.tensors,
             "stochastic": found.stochastic,
             **survival_facts(found.survival),
-            "wider": {name: survival_facts(s) for name, s in found.wider.items()},
+            "wider": {name: {**survival_facts(s), "nbytes": found.sizes.get(name)} for name, s in found.wider.items()},
         }
         for found in kept
     ]

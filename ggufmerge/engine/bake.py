@@ -65,9 +65,9 @@ def plan_bake(
     adapters: references, or "path" or "path=strength" as in recipes; their changes add up.
     out_type: file type of the result, such as "Q6_K"; None: each tensor keeps the type it has in the base.
     imatrix: importance matrices to quantize with, which add up.
-    rounding: of tensors that keep a type with a uniform grid: "stochastic" keeps small changes (`quants.encoders`),
-        "nearest" loses most of them; None takes stochastic where nearest would lose the change. Tensors that get
-        another type are always rounded to the nearest.
+    rounding: of tensors that keep their quantized type: "stochastic" keeps small changes (`quants.encoders`),
+        "nearest" loses most of them; None or "auto" takes stochastic where nearest would lose the change. Tensors that
+        get another type are always rounded to the nearest.
     GgufmergeError (PlanError, FormatError) says what does not fit.
     """
     if isinstance(adapters, str | os.PathLike):

@@ -48,13 +48,16 @@ def plan(
     out_type: str | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
+    noise_aware: str | None = None,
 ) -> Plan:
     """What building `recipe` would do to each tensor; only headers are read, and no file stays open.
 
     The arguments and errors are those of `build`. Of a recipe of several documents it is the plan of the final one;
     all are checked (`engine.documents.plan_stages` gives all).
     """
-    return plan_stages(load_recipe(recipe), out_type=out_type, imatrix=imatrix, rounding=rounding)[-1]
+    return plan_stages(
+        load_recipe(recipe), out_type=out_type, imatrix=imatrix, rounding=rounding, noise_aware=noise_aware
+    )[-1]
 
 
 def build(
@@ -64,6 +67,7 @@ def build(
     out_type: str | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
+    noise_aware: str | None = None,
     overwrite: bool = False,
     threads: int | None = None,
     chunk: int = DEFAULT_CHUNK,
@@ -74,7 +78,8 @@ def build(
     """Merge the models of `recipe` (a Recipe, a path, YAML text, or a mapping of the same) into the GGUF file `output`.
 
     out_type: file type that wins over the recipe's, such as "Q8_0".  imatrix: files that win over the recipe's.
-    rounding: "stochastic" or "nearest", wins over the recipe's (see `make_plan`).
+    rounding: "auto", "stochastic" or "nearest", wins over the recipe's (see `make_plan`).
+    noise_aware: "auto" or "off", wins over the recipe's, too.
     threads: None for all cores.
     chunk: values of a tensor that a thread works on at a time; memory grows with it, the result does not depend on it.
     split: how large the shards may be that are written instead of one file; their names begin with `output`.
@@ -85,7 +90,9 @@ def build(
     """
     recipe = load_recipe(recipe)
     progress = progress or Progress()
-    with planned_documents(recipe, out_type=out_type, imatrix=imatrix, rounding=rounding) as documents:
+    with planned_documents(
+        recipe, out_type=out_type, imatrix=imatrix, rounding=rounding, noise_aware=noise_aware
+    ) as documents:
         files = output_files(documents.final, Path(output), split)
         targets = [path for sink in sinks for path in sink.targets()]
         check_targets(files, targets, [*documents.inputs, *(path for sink in sinks for path in sink.inputs())])

@@ -6,13 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.files.metadata import KeyValues
-from ggufmerge.keys import IMATRIX_CHUNKS, IMATRIX_DATASET, IMATRIX_FILE
 from ggufmerge.noise.change import (
     BINS,
     CLASSES,
@@ -25,8 +22,9 @@ from ggufmerge.noise.change import (
     exact,
     same_sign,
 )
-from ggufmerge.noise.steps import GROUP, groups_of, squared_steps
+from ggufmerge.noise.steps import GROUP, groups_of
 from ggufmerge.sources.model import SourceTensor
+from ggufmerge.sources.rounding import fill_steps
 from ggufmerge.types import TensorType
 
 Floats = NDArray[np.float32]
@@ -162,7 +160,7 @@ class Gathering:
         steps = np.zeros((models, rows, groups_of(n)), np.float32)
         for i, reader in enumerate(self._inputs):
             if reader is not None:
-                _fill_steps(reader, start, x[i], steps[i])
+                fill_steps(reader, start, x[i], steps[i])
         sums, same = np.zeros_like(self._sums), np.zeros_like(self._same)
         add_pairs(x, steps, self._index, self._blocks, sums, same)
         size = n // max(steps.shape[2], 1)
@@ -184,27 +182,6 @@ class Gathering:
             shared = first is not None and second is not None and first.same_data(second)
             estimates.append(exact(sums) if shared else estimate(sums, stored[a], stored[b]))
         return Found(tuple(estimates), self._same, self._squares[0])
-
-
-def _fill_steps(reader: SourceTensor, start: int, x: Floats, out: Floats) -> None:
-    """The squares of the steps of rows, whose values are `x`."""
-    rows = np.arange(start, start + len(x))
-    raw = reader.raw_rows(start, start + len(x)) if reader.type.is_quantized else np.empty((len(x), 0), np.uint8)
-    if reader.scales is None:
-        squared_steps(raw, x, reader.type, out)
-        return
-    scales = reader.scales[rows * len(reader.scales) // reader.rows, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        squared_steps(raw, np.where(scales == 0, 0, x / scales), reader.type, out)
-    out *= scales * scales
-
-
-def matrix_of(metadata: KeyValues) -> str | None:
-    """What tells the importance matrix that a file was quantized with from others, by its metadata; None without."""
-    named = metadata.text(IMATRIX_DATASET) or metadata.text(IMATRIX_FILE)
-    if not named:
-        return None
-    return f"{PurePath(named.replace(chr(92), '/')).name} {metadata.integer(IMATRIX_CHUNKS)}"
 
 
 def _beside(found: Found, pair: int, start: int) -> Beside:

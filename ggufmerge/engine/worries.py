@@ -93,14 +93,16 @@ def _unchanged(case: _Case) -> Iterator[str]:
 
 def _random_drop(case: _Case) -> Iterator[str]:
     """DARE and DELLA multiply what they keep, and of coarse files that is the rounding error, too."""
-    for t in case.largest(t for t in case.merged if t.method in _RESCALED and t.shared.get("rescale", True)):
+    rescaled = (t for t in case.merged if t.method in _RESCALED and t.shared.get("rescale", True))
+    for t in case.largest(t for t in rescaled if not t.noise_aware):
         kinds = {case.stored(t, place) for place in range(len(t.inputs))}
         coarse = sorted(str(kind) for kind in kinds if kind.is_quantized and kind.bits_per_weight < _COARSE)
         low = [d for d in t.models.get("density", ()) if d is not None and 0 < d < _FEW]
         if coarse and low:
             yield (
                 f"{t.method} with density {min(low):.3g} multiplies what it keeps by {1 / min(low):.3g}, and of "
-                f"{series(coarse)} files most of that is rounding error: take density 0.5 or more, or files of Q8_0"
+                f"{series(coarse)} files most of that is rounding error: take density 0.5 or more, "
+                "noise_aware: auto, or files of Q8_0"
             )
 
 

@@ -8,6 +8,8 @@ Source: Yu et al., "Language models are super Mario" (2023, arXiv:2311.03099).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +17,7 @@ from ggufmerge.kernels import kernel
 from ggufmerge.methods.parameters import Parameter
 from ggufmerge.methods.random import fill_words, threshold
 from ggufmerge.methods.spec import Chunk, Problem, Stack
-from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors
+from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors, raised
 
 
 class AtRandom(Pruner[None]):
@@ -28,6 +30,21 @@ class AtRandom(Pruner[None]):
 
     def keeps_none(self, p: Problem) -> NDArray[np.bool_]:
         return p.models["density"] <= 0
+
+    def heeded(self, p: Problem) -> str:
+        density = p.models["density"]
+        dropped = (density > 0) & (density < 1) & (p.models["weight"] != 0)
+        return (
+            "density is raised where a difference is mostly rounding" if p.shared["rescale"] and dropped.any() else ""
+        )
+
+    def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
+        """With densities at which dropping adds no more chance than it would without rounding errors.
+
+        To drop at density p and to rescale adds d^2 (1 - p) / p to the variance of an element, d^2 being the square of
+        the whole difference. For as much as the change alone would add, (1 - p) / p has to be times its share of d^2.
+        """
+        return replace(p, models={**p.models, "density": raised(p.models["density"], shares)})
 
     def prune(
         self, x: Stack, first: int, end: int, p: Problem, state: None, chunk: Chunk, kept: NDArray[np.float32]
@@ -58,7 +75,7 @@ METHODS = {
         "DARE, arXiv:2311.03099",
         AtRandom(),
         rescale=True,
-        advice="Fine-tunes from F16 or Q8_0 files with many small changes. From 4 bits keep density at 0.5 or above.",
+        advice="Fine-tunes from F16 or Q8_0 files with many small changes. From 4 bits more is kept than density says.",
         example=(("weight", 0.5), ("density", 0.5)),
     ),
     "dare_ties": TaskVectors(

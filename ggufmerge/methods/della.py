@@ -12,6 +12,8 @@ Source: Deep, Bhardwaj, Poria, "DELLA-merging" (2024, arXiv:2406.11617).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +43,13 @@ class AtRandomByRank(AtRandom):
                     f"set `epsilon` below {min(density, 1 - density):g}",
                     "epsilon",
                 )
+
+    def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
+        """As for DARE; the probabilities reach less far from the density, as there is less room above it."""
+        found = super().with_signal(p, shares)
+        room = 1.0 - p.models["density"]
+        narrowed = np.divide(1.0 - found.models["density"], room, out=np.ones_like(room), where=room > 0)
+        return replace(found, models={**found.models, "epsilon": p.models["epsilon"] * narrowed})
 
     def density_factors(self, p: Problem) -> NDArray[np.float64]:
         """Ones: by density, `prune` divides each survivor by its own probability."""

@@ -9,6 +9,8 @@ Source: the model card of alchemonaut/QuartetAnemoi-70B-t0.0001 (2024).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,7 @@ from ggufmerge.methods.parameters import Parameter
 from ggufmerge.methods.spec import Chunk, Method, Problem, Stack
 
 NO_DIFFERENCE = 1e-6  # differences below it count as this
+NO_SHARE = 1e-3  # a share of change below it counts as this
 
 
 class NearSwap(Method[None]):
@@ -35,6 +38,17 @@ class NearSwap(Method[None]):
 
     def untouched(self, p: Problem) -> int | None:
         return 0 if p.shared["t"] == 0 else None
+
+    def heeded(self, p: Problem) -> str:
+        return "t is raised where a difference is mostly rounding"
+
+    def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
+        """With t over the share.
+
+        Between files on nearly one grid a change of a small part of a step shows as a jump of a whole step in this part
+        of the elements: fewer elements have to move the further, for all of them to move as far on average.
+        """
+        return replace(p, shared={**p.shared, "t": p.number("t") / max(float(shares[0]), NO_SHARE)})
 
     def combine(self, x: Stack, p: Problem, statistics: None, chunk: Chunk, out: NDArray[np.float32]) -> None:
         step_towards(x, p.number("t"), out)

@@ -159,6 +159,18 @@ class Method(ABC, Generic[Statistics]):
         """
         return None
 
+    def heeded(self, p: Problem) -> str:
+        """What `with_signal` may make of this problem, in words for the plan; empty when it leaves it alone."""
+        return ""
+
+    def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
+        """The problem to solve where differences from the base hold rounding errors: with other values of `p.models`.
+
+        shares: of the square of each model's difference from the base what share is a change of its weights, float64
+        [models]; the rest is the rounding of the two files.  With shares of 1 the problem stays what it is.
+        """
+        return p
+
     def passes(self, p: Problem) -> Passes[Statistics]:
         """Yield the passes needed before `combine`; each yield gives back that pass's folded result.
 

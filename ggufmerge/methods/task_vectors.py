@@ -35,6 +35,16 @@ WEIGHT = Parameter("weight", "model", float, "factor on this model's difference 
 DENSITY = Parameter("density", "model", float, "share of the difference's elements to keep", 1.0, low=0, high=1)
 
 
+def raised(density: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Densities, float64 [models], whose odds (1 - p) / p of an element that is dropped are times `shares`.
+
+    >>> raised(np.array([0.1, 0.5, 0.0]), np.array([1 / 9, 0.0, 0.5])).tolist()
+    [0.5, 1.0, 0.0]
+    """
+    odds = np.divide(1.0 - density, density, out=np.zeros_like(density), where=density > 0)
+    return np.where((density > 0) & (shares < 1), 1.0 / (1.0 + shares * odds), density)
+
+
 State = TypeVar("State")  # what a pruner knows of a tensor
 
 
@@ -57,6 +67,14 @@ class Pruner(Generic[State]):
     def density_factors(self, p: Problem) -> NDArray[np.float64]:
         """What makes up for pruning on average, float64 [models]: 1 / density."""
         return np.divide(1.0, p.models["density"], out=np.ones(p.others), where=p.models["density"] > 0)
+
+    def heeded(self, p: Problem) -> str:
+        """As Method.heeded."""
+        return ""
+
+    def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
+        """As Method.with_signal."""
+        return p
 
     def passes(self, p: Problem) -> Passes[State]:
         """As Method.passes; what it returns is `state` below."""
@@ -146,6 +164,12 @@ class TaskVectors(Method[TaskStatistics]):
             if scale * weight[i] / divisor == 1:
                 return int(i) + 1
         return None
+
+    def heeded(self, p: Problem) -> str:
+        return self.pruner.heeded(p)
+
+    def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
+        return self.pruner.with_signal(p, shares)
 
     def passes(self, p: Problem) -> Passes[TaskStatistics]:
         weight = p.models["weight"]

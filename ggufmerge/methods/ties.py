@@ -8,6 +8,8 @@ Source: Yadav et al., "TIES-merging: resolving interference when merging models"
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +21,11 @@ from ggufmerge.methods.task_vectors import DENSITY, Pruner, TaskVectors
 
 # of what is kept, [models, 2]: the cuts that are excluded and included, as bits and as last elements
 Bounds = tuple[NDArray[np.uint32], NDArray[np.int64]]
+
+
+def mostly_rounding(shares: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which differences have less than half of their square from changes, so that magnitudes do not tell these."""
+    return shares < 0.5
 
 
 class ByMagnitude(Pruner[Bounds]):
@@ -36,6 +43,18 @@ class ByMagnitude(Pruner[Bounds]):
 
     def keeps_none(self, p: Problem) -> NDArray[np.bool_]:
         return p.models["density"] <= 0
+
+    def heeded(self, p: Problem) -> str:
+        trimmed = (p.models["density"] > 0) & (p.models["density"] < 1) & (p.models["weight"] != 0)
+        return "nothing is trimmed where a difference is mostly rounding" if trimmed.any() else ""
+
+    def with_signal(self, p: Problem, shares: NDArray[np.float64]) -> Problem:
+        """With density 1 where a difference is mostly rounding: how large it is says nothing then of the change of an
+        element, and trimming by it loses change.
+        """
+        density = p.models["density"]
+        whole = np.where((density > 0) & mostly_rounding(shares), 1.0, density)
+        return replace(p, models={**p.models, "density": whole})
 
     def passes(self, p: Problem) -> Passes[Bounds]:
         """State: the bounds of what is kept, [models] each: excluded and included cut, as bits and last elements."""

@@ -253,7 +253,7 @@ def _curve(rounding: Rounding, squares_in_steps: float) -> tuple[Sums, Sums, Sum
     ratios = np.exp2(np.arange(-8, 8.01, 0.125))
     noise = rounding.noise
     squares = noise.jumps(ratios, squares_in_steps) if noise else _on_fixed_grid(ratios)
-    logs = np.maximum.accumulate(np.log(squares) + np.arange(ratios.size) * 1e-9)
+    logs = np.maximum.accumulate(np.log(squares)) + np.arange(ratios.size) * 1e-9  # none like the one before it
     return np.log(ratios), logs, np.gradient(np.log(ratios), logs), noise.spread if noise else 0.0
 
 

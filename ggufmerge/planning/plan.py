@@ -88,6 +88,8 @@ class PlannedTensor:
     rounding: "stochastic" rounds the change onto the grid of the blocks that it is a change of (`quants.encoders`);
         "auto" does so where rounding to the nearest would lose the change (`running.survey`).
     keeps_type: whether the type is that of an input which the result may be a change of.
+    noise_aware: whether the method is told how much of the differences is a change of weights (`running.signal`), and
+        may take other values than `models` has.
     why_type: the rule that chose the type.
     decisions: what was decided automatically for this tensor and may surprise, in words.
     """
@@ -106,6 +108,7 @@ class PlannedTensor:
     scale: Input | None = None
     rounding: PlannedRounding = "nearest"
     keeps_type: bool = False
+    noise_aware: bool = False
     why_type: str = ""
     decisions: tuple[str, ...] = ()
 

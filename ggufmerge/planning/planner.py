@@ -34,16 +34,20 @@ def make_plan(
     out_type: str | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
+    noise_aware: str | None = None,
 ) -> tuple[Plan, Opened]:
     """The plan of a recipe, and what it reads from, opened.
 
     out_type: a file type that wins over the recipe's out_type, out_dtype, dtype and like.
     imatrix: files that win over the recipe's; several are combined.
     rounding: wins over the recipe's; without either it is chosen for each tensor by its weights.
+    noise_aware: "auto" or "off", wins over the recipe's: whether methods heed the rounding errors of quantized models.
     RecipeError, PlanError and FormatError say what does not fit.
     """
     check_files(recipe, imatrix)
-    return plan_document(recipe.with_options(out_type=out_type, imatrix=imatrix, rounding=rounding))
+    return plan_document(
+        recipe.with_options(out_type=out_type, imatrix=imatrix, rounding=rounding, noise_aware=noise_aware)
+    )
 
 
 def plan_document(recipe: Recipe) -> tuple[Plan, Opened]:

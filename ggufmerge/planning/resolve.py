@@ -20,6 +20,7 @@ from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.settings import Rule, at, matches_any
 from ggufmerge.sources import Source
+from ggufmerge.sources.rounding import is_exact
 
 
 def resolved(recipe: Recipe, laid_out: LaidOut) -> list[PlannedTensor]:
@@ -122,7 +123,20 @@ class Resolver:
         if single is not None:
             return replace(planned, inputs=(merged.inputs[single],))
         models = {name: tuple(None if np.isnan(v) else v for v in own.tolist()) for name, own in problem.models.items()}
-        return replace(merged, shared=dict(problem.shared), models=models)
+        merged = replace(merged, shared=dict(problem.shared), models=models)
+        heeded = method.heeded(problem) if self.recipe.noise_aware == "auto" else ""
+        if not heeded or not self._holds_noise(merged):
+            return merged
+        decision = f"{heeded} (noise_aware: off does without)"
+        return replace(merged, noise_aware=True, decisions=(*merged.decisions, decision))
+
+    def _holds_noise(self, tensor: PlannedTensor) -> bool:
+        """Whether the difference of a model from the base has rounding errors in it."""
+        sources = [self.sources[given.source] for given in tensor.inputs]
+        if not tensor.has_base or any(s.moves(i.tensor) for s, i in zip(sources, tensor.inputs, strict=True)):
+            return False
+        base, *models = [s.open_tensor(i.tensor) for s, i in zip(sources, tensor.inputs, strict=True)]
+        return not all(is_exact(base, model) for model in models)
 
     def _note_complaint(self, method: Method, slot: Slot, others: Sequence[int], complaint: Complaint) -> None:
         """Note what is wrong with the parameters of a tensor, with the place in the recipe to blame."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ggufmerge.planning.plan import PlannedRounding, PlannedSource, PlannedTensor
 from ggufmerge.quants import grid_of
-from ggufmerge.text import counted
+from ggufmerge.text import counted, size
 from ggufmerge.types import TensorType
 
 LOW_SURVIVAL = 0.8  # share of a change; below it the result is worth a warning
@@ -86,6 +86,7 @@ class TypeSurvival:
 
     tensors: how many were looked at, of which `stochastic` were rounded stochastically.
     survival: of their changes.  wider: file types in which more would be left, and what.
+    sizes: bytes of the whole file in these, about.
     """
 
     type: str
@@ -93,6 +94,7 @@ class TypeSurvival:
     stochastic: int
     survival: Survival
     wider: Mapping[str, Survival] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def line(self) -> str:
         """In words: what survived, and what the change stands beside."""
@@ -109,14 +111,18 @@ class TypeSurvival:
 
     def advice(self) -> str:
         """What a poor result could be instead, as a warning; recipes have the same options as keys."""
-        better = [f"--type {name} keeps {_figures(s)}" for name, s in self.wider.items()]
+        better = [f"--type {name} keeps {_figures(s)}{self._sized(name)}" for name, s in self.wider.items()]
         ways = better or ["an adapter that is applied at run time keeps all of it"]
-        if self.survival.is_lost and not self.stochastic and grid_of(TensorType.parse(self.type)):
+        if self.survival.is_lost and not self.stochastic:
             ways.insert(0, "--rounding stochastic keeps it where models keep their type")
         noise = self.survival.noise
         poor = [f"{_percent(1 - self.survival.share)} of the change is lost"] * self.survival.is_lost
         poor += [f"the noise of rounding is {as_large(noise)} as the change"] * (noise > HIGH_NOISE)
         return f"{self.type}: {' and '.join(poor)}: {'; '.join(ways)}"
+
+    def _sized(self, name: str) -> str:
+        """The size of the file in one of the wider types, in words."""
+        return f" (a file of about {size(self.sizes[name])})" if name in self.sizes else ""
 
 
 def by_type(
@@ -124,10 +130,11 @@ def by_type(
     survival: Mapping[str, Survival],
     stochastic: Collection[str],
     wider: Mapping[str, Mapping[str, Survival]],
+    sizes: Mapping[str, int],
 ) -> list[TypeSurvival]:
     """The figures of quantized tensors, by type in the order of the file; tensors without a change are left out.
 
-    survival, wider: by tensor.  stochastic: the tensors that were rounded so.
+    survival, wider: by tensor.  stochastic: the tensors that were rounded so.  sizes: bytes of a file in wider types.
     """
     groups: dict[str, list[str]] = {}
     for t in tensors:
@@ -144,6 +151,7 @@ def by_type(
                 total(survival[name] for name in names),
                 # a tensor that needs no wider type would have no less in it
                 {ft: total(wider.get(name, {}).get(ft, survival[name]) for name in names) for ft in file_types},
+                {ft: sizes[ft] for ft in file_types if ft in sizes},
             )
         )
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import ChainMap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,3 +115,13 @@ def types_in(
     metadata = ChainMap({key: value for key, value in changes.items() if value is not None}, donor)  # type: ignore[arg-type]
     decided = decide_types(_PlannedHeader(metadata, {t.name: t for t in tensors}), file_type)
     return {name: decision.type for name, decision in decided.items()}
+
+
+def size_in(types: Mapping[str, TensorType], tensors: Iterable[PlannedTensor]) -> int:
+    """Bytes of a plan's tensors in other types, by name, where these are wider."""
+
+    def bytes_of(t: PlannedTensor) -> int:
+        kind = types.get(t.name, t.type)
+        return max(t.nbytes, kind.row_bytes(t.n) * t.rows) if t.type.is_quantized else t.nbytes
+
+    return sum(map(bytes_of, tensors))

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ggufmerge.errors import GgufmergeError, ShapeError
 from ggufmerge.quants.codec import Codec
-from ggufmerge.quants.uniform import UniformGrid
+from ggufmerge.quants.grid import Grid
 from ggufmerge.types import TensorType
 
 # Which module holds a type's kernels; a module is imported (and compiled) only when one of its types is used.
@@ -38,8 +38,8 @@ def codec(type: TensorType) -> Codec:  # noqa: A002
     return codecs[type]
 
 
-def grid_of(type: TensorType) -> UniformGrid | None:  # noqa: A002
-    """The uniform grid that the values of a block of this type lie on; None when the type has none."""
+def grid_of(type: TensorType) -> Grid | None:  # noqa: A002
+    """The grid that the values of a block of this type lie on; None when the type has no blocks with scales."""
     return codec(type).grid if type in _MODULE_OF else None
 
 

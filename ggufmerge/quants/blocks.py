@@ -38,6 +38,13 @@ def load_word(raw, offset):
 
 
 @inlined
+def store_word(raw, offset, word):
+    """Write a uint32 as the little-endian one at a byte offset."""
+    for i in range(4):
+        raw[offset + i] = np.uint8(word >> np.uint32(8 * i) & np.uint32(255))
+
+
+@inlined
 def inverse(d):
     """1 / d, or 0 for the zero scale of a block of zeros."""
     return F(1) / d if d != 0 else F(0)

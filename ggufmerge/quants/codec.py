@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.kernels import kernel
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.simd import INTERPRETED
-from ggufmerge.quants.uniform import UniformGrid
 from ggufmerge.types import TensorType
 
 FLOATS, BYTES = np.dtype(np.float32), np.dtype(np.uint8)
@@ -32,6 +32,7 @@ QuantizeKernel = Callable[[Rows, Raw], None]
 WeightedKernel = Callable[[Rows, Raw, NDArray[np.float32]], None]
 DamageKernel = Callable[[Raw], int]
 CheckedKernel = Callable[[Raw, Rows], int]
+RecodeKernel = Callable[[Raw, Rows, Raw], None]
 
 HALF_MAX = 65504.0  # the largest float16
 
@@ -52,7 +53,13 @@ class Codec:
     find_damage(raw): what `damaged` gives, for formats whose scales are something else: `raw` is flat, uint8 [bytes].
         None for formats without scales, in which any bytes are finite numbers, and for those that `scales` describes.
     checked(raw, out): `decode` in one go; None to do it in two.
-    grid: at which distances the values of a block lie, where these are equal; None for other formats.
+    grid: at which distances the values of a block lie; None for formats without scales.
+    recode(raw, x, out): new values in blocks that keep their scales. The blocks `raw`, uint8 [rows, row_bytes], are
+        written to `out`, of the same shape and other memory, with the codes whose values are nearest to `x`, float32
+        [rows, n] without NaN; scales, minima and all that several groups share stay as they are. Of codes that are
+        equally near the stored one stays, else the lowest is taken: `dequantize(raw)` gives `raw` back. Where a group
+        of values has one code (`nearest_points.py`), the sum of squared differences counts. None for types without
+        scales.
 
     A codec is built from bare kernels. It puts a check of shapes before each of them, because a kernel does not check
     and would write past the end of an array, and it shows every input as a read-only array: numba compiles a kernel
@@ -67,13 +74,16 @@ class Codec:
     scales: tuple[int, ...] = ()
     find_damage: DamageKernel | None = None
     checked: CheckedKernel | None = None
-    grid: UniformGrid | None = None
+    grid: Grid | None = None
+    recode: RecodeKernel | None = None
 
     def __post_init__(self) -> None:
         for name in ("dequantize", "quantize", "quantize_weighted", "checked"):
             function = getattr(self, name)
             if function is not None:
                 object.__setattr__(self, name, _guard(function, self.type, reads_raw=name in ("dequantize", "checked")))
+        if self.recode is not None:
+            object.__setattr__(self, "recode", _guard_recode(self.recode, self.type))
 
     def encode(self, x: Rows, out: Raw, imatrix: NDArray[np.float32] | None = None) -> None:
         """`quantize_weighted` when there is a matrix and the type heeds it, else `quantize`.
@@ -139,21 +149,45 @@ def find_bad_half(raw, size, first, second):
 
 def _guard(function: Callable[..., Any], type: TensorType, reads_raw: bool) -> Callable[..., Any]:  # noqa: A002
     """A kernel behind checks of its arrays; ValueError when one has the wrong shape, dtype or memory layout."""
-    if INTERPRETED:  # overflow is part of the formats; compiled kernels do not warn of it
-        function = np.errstate(all="ignore")(function)
+    function = _without_warnings(function)
 
     @functools.wraps(function)
     def guarded(source: NDArray, out: NDArray, *imatrix: NDArray) -> Any:
         raw, values = (source, out) if reads_raw else (out, source)
-        rows, n = values.shape
-        if not (_fits(values, FLOATS, (rows, n)) and _fits(raw, BYTES, (rows, type.row_bytes(n)))):
-            raise ValueError(f"{type}: {_described(values)} do not go with {_described(raw)} of blocks")
+        n = values.shape[-1]
+        _check_rows(type, values, raw)
         for weights in imatrix:
             if not _fits(weights, FLOATS, (n,)):
                 raise ValueError(f"{type}: {_described(weights)} are no imatrix for {n} columns")
         return function(_read_only(source), out, *map(_read_only, imatrix))
 
     return guarded
+
+
+def _guard_recode(function: RecodeKernel, type: TensorType) -> RecodeKernel:  # noqa: A002
+    """The same for a kernel that reads blocks and values and writes blocks elsewhere."""
+    function = _without_warnings(function)
+
+    @functools.wraps(function)
+    def guarded(raw: Raw, x: Rows, out: Raw) -> None:
+        _check_rows(type, x, raw)
+        _check_rows(type, x, out)
+        if np.may_share_memory(raw, out):
+            raise ValueError(f"{type}: blocks cannot be recoded in place")
+        function(_read_only(raw), _read_only(x), out)
+
+    return guarded
+
+
+def _without_warnings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Overflow is part of the formats; compiled kernels do not warn of it, and interpreted ones should not either."""
+    return np.errstate(all="ignore")(function) if INTERPRETED else function
+
+
+def _check_rows(type: TensorType, values: NDArray, raw: NDArray) -> None:  # noqa: A002
+    rows, n = values.shape
+    if not (_fits(values, FLOATS, (rows, n)) and _fits(raw, BYTES, (rows, type.row_bytes(n)))):
+        raise ValueError(f"{type}: {_described(values)} do not go with {_described(raw)} of blocks")
 
 
 def _fits(array: NDArray, dtype: np.dtype, shape: tuple[int, ...]) -> bool:

@@ -12,7 +12,9 @@ import numpy as np
 
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.half import inlined
+from ggufmerge.quants.nearest import nearest_level
 from ggufmerge.quants.simd import absolute, convert, largest, load, select, store
 from ggufmerge.types import TensorType
 
@@ -62,6 +64,17 @@ def dequantize_mxfp4(raw, out):
 
 
 @kernel
+def recode_mxfp4(raw, x, out):
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for b in range(x.size // 32):
+        d, codes = E8M0[raw[17 * b]], convert(load(raw, 17 * b + 1, 16), np.int32)
+        low = nearest_level(load(x, 32 * b, 16), codes & 15, VALUES, d, -12, 12)
+        high = nearest_level(load(x, 32 * b + 16, 16), codes >> 4, VALUES, d, -12, 12)
+        store(out, 17 * b + 1, convert(low | high << 4, np.uint8))
+
+
+@kernel
 def quantize_mxfp4(x, out):
     x, raw = x.ravel(), out.ravel()
     for b in range(x.size // 32):
@@ -84,6 +97,19 @@ def dequantize_nvfp4(raw, out):
         codes = load(raw, 36 * block + 4 + 8 * part, 8)
         store(y, 16 * s, _values(codes & 15) * d)
         store(y, 16 * s + 8, _values(codes >> 4) * d)
+
+
+@kernel
+def recode_nvfp4(raw, x, out):
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for s in range(x.size // 16):
+        block, part = s // 4, s % 4
+        d, at = UE4M3[raw[36 * block + part]], 36 * block + 4 + 8 * part
+        codes = convert(load(raw, at, 8), np.int32)
+        low = nearest_level(load(x, 16 * s, 8), codes & 15, VALUES, d, -12, 12)
+        high = nearest_level(load(x, 16 * s + 8, 8), codes >> 4, VALUES, d, -12, 12)
+        store(out, at, convert(low | high << 4, np.uint8))
 
 
 @kernel
@@ -165,11 +191,24 @@ def _find_damage_nvfp4(raw):
     return -1
 
 
+_LEVELS = tuple(map(int, np.unique(VALUES)))
 CODECS = {
     TensorType.MXFP4: Codec(
-        TensorType.MXFP4, dequantize_mxfp4, quantize_mxfp4, limit=12 * 2.0**124, find_damage=_find_damage_mxfp4
+        TensorType.MXFP4,
+        dequantize_mxfp4,
+        quantize_mxfp4,
+        limit=12 * 2.0**124,
+        find_damage=_find_damage_mxfp4,
+        grid=Grid(0.38, spacing=1.7, levels=_LEVELS),
+        recode=recode_mxfp4,
     ),
     TensorType.NVFP4: Codec(
-        TensorType.NVFP4, dequantize_nvfp4, quantize_nvfp4, limit=12 * 224.0, find_damage=_find_damage_nvfp4
+        TensorType.NVFP4,
+        dequantize_nvfp4,
+        quantize_nvfp4,
+        limit=12 * 224.0,
+        find_damage=_find_damage_nvfp4,
+        grid=Grid(0.36, 1.05, spacing=1.7, levels=_LEVELS),
+        recode=recode_nvfp4,
     ),
 }

@@ -61,6 +61,24 @@ def points(name: str) -> NDArray[np.float32]:
 
 
 @functools.cache
+def levels(name: str) -> NDArray[np.float32]:
+    """Float32 [3 or 8]: what each level of a type means, before the scale."""
+    return _read_only(np.array(_VALUES[name], np.float32))
+
+
+@functools.cache
+def halves(name: str) -> NDArray[np.int32]:
+    """Int32 [points, 2]: the levels of either half of each point as the digits of a number, the first value's digit in
+    the highest place; numbers of second halves begin where those of first halves end.
+    """
+    count, digits = len(_VALUES[name]), _levels(_codes(name), _bits(name))
+    width = digits.shape[1] // 2
+    numbers = digits.reshape(-1, 2, width) @ (count ** np.arange(width - 1, -1, -1))
+    numbers[:, 1] += count**width
+    return _read_only(np.ascontiguousarray(numbers, np.int32))
+
+
+@functools.cache
 def code_book(name: str) -> CodeBook:
     """The code book for quantizing to a type. Built once (under 0.2 s); threads that race build the same arrays."""
     bits, codes = _bits(name), _codes(name)

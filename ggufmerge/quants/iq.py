@@ -19,6 +19,7 @@ import numpy as np
 from numba import njit
 
 from ggufmerge.quants.codec import HALF_MAX, Codec
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.grids import NEIGHBOURS
 from ggufmerge.quants.simd import (
     INTERPRETED,
@@ -56,11 +57,14 @@ def codec(
     needs_imatrix: bool = False,
     *,
     limit: float,
+    grid: Grid,
+    recode: Callable,
+    halves: Callable[[], tuple] = tuple,
     find_damage: Callable | None = None,
 ) -> Codec:
-    """The codec of two kernels, dequantize(raw, out, *tables()) and quantize(x, out, imatrix, *book()), of which the
-    second takes flat arrays and an empty `imatrix` for none. The tables are asked for at each call, so that they are
-    built when a type is first used.
+    """The codec of three kernels: dequantize(raw, out, *tables()), quantize(x, out, imatrix, *book()), which takes flat
+    arrays and an empty `imatrix` for none, and recode(raw, x, out, *tables(), *halves()). The tables are asked for at
+    each call, so that they are built when a type is first used.
 
     limit: of the values, in units of the largest scale, the float16 that blocks begin with but for IQ1_M's.
     """
@@ -74,6 +78,9 @@ def codec(
     def write_weighted(x, out, imatrix):
         quantize(x.reshape(-1), out.reshape(-1), imatrix, *book())
 
+    def rewrite(raw, x, out):
+        recode(raw, x, out, *tables(), *halves())
+
     return Codec(
         kind,
         read,
@@ -82,6 +89,8 @@ def codec(
         limit=limit * HALF_MAX,
         scales=() if find_damage else (0,),
         find_damage=find_damage,
+        grid=grid,
+        recode=rewrite,
     )
 
 

@@ -17,7 +17,8 @@ from ggufmerge.kernels import kernel
 from ggufmerge.quants import grids
 from ggufmerge.quants.blocks import load_half, store_half
 from ggufmerge.quants.codec import Codec
-from ggufmerge.quants.half import float_to_half, half_to_float
+from ggufmerge.quants.grid import Grid
+from ggufmerge.quants.half import float_to_half, half_to_float, inlined
 from ggufmerge.quants.iq import (
     FLT_MAX,
     LANES,
@@ -32,11 +33,13 @@ from ggufmerge.quants.iq import (
     weigh,
     zeros,
 )
+from ggufmerge.quants.nearest_points import Groups, load_8, recode_groups, work_arrays
 from ggufmerge.quants.simd import absolute, any_set, convert, load, select, splat, store, view
 from ggufmerge.types import TensorType
 
 F, I = np.float32, np.int32
 SHIFT = F(0.125)
+SHIFTED, BOTH_SHIFTS = Groups(8, 1, False, SHIFT, False), Groups(8, 1, False, SHIFT, True)
 
 
 @kernel
@@ -49,12 +52,9 @@ def _dequantize_iq1_s(raw, out, points):
         block = 50 * b
         d = load_half(raw, block)
         for s in range(8):
-            high = np.intp(raw[block + 34 + 2 * s]) | np.intp(raw[block + 35 + 2 * s]) << 8
-            scale = d * F(2 * (high >> 12 & 7) + 1)
-            shift = -SHIFT if high & 0x8000 else SHIFT
-            for k in range(4):
-                index = np.intp(raw[block + 2 + 4 * s + k]) | (high >> 3 * k & 7) << 8
-                store(y, 256 * b + 32 * s + 8 * k, (load(points, 8 * index, 8) + shift) * scale)
+            high, scale = _part_iq1_s(raw, block, d, 4 * s)
+            for k in range(4 * s, 4 * s + 4):
+                _write_iq1_s(raw, block, k, high, scale, points, y, 256 * b + 8 * k)
 
 
 @kernel
@@ -65,18 +65,51 @@ def _dequantize_iq1_m(raw, out, points):
     raw, y, points = raw.ravel(), out.ravel(), points.ravel()
     for b in range(y.size // 256):
         block = 56 * b
-        bits = np.uint16(0)
-        for i in range(4):
-            bits |= np.uint16(np.uint16(raw[block + 49 + 2 * i] >> 4) << np.uint16(4 * i))
-        d = half_to_float(bits)
+        d = _scale_iq1_m(raw, block)
         for s in range(16):
-            scales = I(raw[block + 48 + s // 4 * 2]) | I(raw[block + 49 + s // 4 * 2]) << 8
-            scale = d * F(2 * (scales >> 3 * (s % 4) & 7) + 1)
-            for k in range(2):
-                high = np.intp(raw[block + 32 + s]) >> 4 * k
-                shift = -SHIFT if high & 8 else SHIFT
-                index = np.intp(raw[block + 2 * s + k]) | (high & 7) << 8
-                store(y, 256 * b + 16 * s + 8 * k, (load(points, 8 * index, 8) + shift) * scale)
+            high, scale = _part_iq1_m(raw, block, d, 2 * s)
+            for k in range(2 * s, 2 * s + 2):
+                _write_iq1_m(raw, block, k, high, scale, points, y, 256 * b + 8 * k)
+
+
+@kernel
+def _recode_iq1_s(raw, x, out, points, levels, halves):
+    """The shift stays: 32 values share it."""
+    raw, x, out, points = raw.ravel(), x.ravel(), out.ravel(), points.ravel()
+    out[:] = raw
+    work, book, group = work_arrays(), (levels, halves.ravel(), points), 0
+    while group < x.size // 8:
+        count, group = recode_groups(
+            work, book, SHIFTED, group, raw, x, load_8, 50, load_half, _part_iq1_s, _write_iq1_s, points
+        )
+        for lane in range(count):
+            if work.found[lane]:
+                block, k = 50 * (work.group[lane] // 32), work.group[lane] % 32
+                at, place = block + 34 + 2 * (k // 4), 3 * (k % 4)
+                high = I(out[at]) | I(out[at + 1]) << 8
+                high = high & ~(7 << place) | work.point[0, lane] >> 8 << place
+                out[block + 2 + k] = work.point[0, lane] & 255
+                out[at] = high & 255
+                out[at + 1] = high >> 8
+
+
+@kernel
+def _recode_iq1_m(raw, x, out, points, levels, halves):
+    """Each group chooses the shift, its own, together with the point."""
+    raw, x, out, points = raw.ravel(), x.ravel(), out.ravel(), points.ravel()
+    out[:] = raw
+    work, book, group = work_arrays(), (levels, halves.ravel(), points), 0
+    while group < x.size // 8:
+        count, group = recode_groups(
+            work, book, BOTH_SHIFTS, group, raw, x, load_8, 56, _scale_iq1_m, _part_iq1_m, _write_iq1_m, points
+        )
+        for lane in range(count):
+            if work.found[lane]:
+                block, k = 56 * (work.group[lane] // 32), work.group[lane] % 32
+                at, place = block + 32 + k // 2, 4 * (k % 2)
+                nibble = work.point[0, lane] >> 8 | (work.found[lane] - 1) << 3
+                out[block + k] = work.point[0, lane] & 255
+                out[at] = out[at] & ~(15 << place) | nibble << place
 
 
 @kernel
@@ -399,6 +432,47 @@ def _fit_block(arrays, down, steps, d):
     return select(sum_qq > F(0), sum_qx / sum_qq, d)
 
 
+@inlined
+def _part_iq1_s(raw, block, d, k):
+    """The half-word and the scale that group k of a block shares with others."""
+    high = np.intp(raw[block + 34 + 2 * (k // 4)]) | np.intp(raw[block + 35 + 2 * (k // 4)]) << 8
+    return high, d * F(2 * (high >> 12 & 7) + 1)
+
+
+@inlined
+def _write_iq1_s(raw, block, k, high, scale, points, y, at):
+    """Write the eight values of group k to y; returns their shift."""
+    shift = -SHIFT if high & 0x8000 else SHIFT
+    point = np.intp(raw[block + 2 + k]) | (high >> 3 * (k % 4) & 7) << 8
+    store(y, at, (load(points, 8 * point, 8) + shift) * scale)
+    return shift
+
+
+@inlined
+def _part_iq1_m(raw, block, d, k):
+    """The byte of two nibbles and the scale of group k and the one beside it."""
+    scales = I(raw[block + 48 + k // 8 * 2]) | I(raw[block + 49 + k // 8 * 2]) << 8
+    return np.intp(raw[block + 32 + k // 2]), d * F(2 * (scales >> 3 * (k // 2 % 4) & 7) + 1)
+
+
+@inlined
+def _write_iq1_m(raw, block, k, high, scale, points, y, at):
+    high = high >> 4 * (k % 2)
+    shift = -SHIFT if high & 8 else SHIFT
+    point = np.intp(raw[block + k]) | (high & 7) << 8
+    store(y, at, (load(points, 8 * point, 8) + shift) * scale)
+    return shift
+
+
+@inlined
+def _scale_iq1_m(raw, block):
+    """The scale of a block, from four half-words."""
+    bits = np.uint16(0)
+    for i in range(4):
+        bits |= np.uint16(np.uint16(raw[block + 49 + 2 * i] >> 4) << np.uint16(4 * i))
+    return half_to_float(bits)
+
+
 @kernel
 def _find_damage_iq1_m(raw):
     """Number of the first block whose scale, spread over four half-words, is NaN or infinite; -1 when there is none."""
@@ -412,17 +486,35 @@ def _codec(
     kind: TensorType,
     dequantize: Callable,
     quantize: Callable,
+    recode: Callable,
+    typical_step: float,
     needs_imatrix: bool,
     find_damage: Callable | None = None,
 ) -> Codec:
     def tables():
         return (grids.points("IQ1_S"),)
 
-    book = partial(grids.code_book, "IQ1_S")
-    return codec(kind, dequantize, quantize, tables, book, needs_imatrix, limit=16.875, find_damage=find_damage)
+    def halves():
+        return grids.levels("IQ1_S"), grids.halves("IQ1_S")
+
+    return codec(
+        kind,
+        dequantize,
+        quantize,
+        tables,
+        partial(grids.code_book, "IQ1_S"),
+        needs_imatrix,
+        limit=16.875,
+        grid=Grid(typical_step, 1.45, book=8),
+        recode=recode,
+        halves=halves,
+        find_damage=find_damage,
+    )
 
 
 CODECS = {
-    TensorType.IQ1_S: _codec(TensorType.IQ1_S, _dequantize_iq1_s, _quantize_iq1_s, needs_imatrix=True),
-    TensorType.IQ1_M: _codec(TensorType.IQ1_M, _dequantize_iq1_m, _quantize_iq1_m, False, _find_damage_iq1_m),
+    TensorType.IQ1_S: _codec(TensorType.IQ1_S, _dequantize_iq1_s, _quantize_iq1_s, _recode_iq1_s, 1.58, True),
+    TensorType.IQ1_M: _codec(
+        TensorType.IQ1_M, _dequantize_iq1_m, _quantize_iq1_m, _recode_iq1_m, 1.86, False, _find_damage_iq1_m
+    ),
 }

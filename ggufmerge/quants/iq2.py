@@ -15,9 +15,11 @@ import numpy as np
 
 from ggufmerge.kernels import kernel
 from ggufmerge.quants import grids
-from ggufmerge.quants.blocks import load_half, load_word, store_half
+from ggufmerge.quants.blocks import load_half, load_word, store_half, store_word
 from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.grids import even_signs, flip
+from ggufmerge.quants.half import inlined
 from ggufmerge.quants.iq import (
     ALL,
     LANES,
@@ -28,6 +30,7 @@ from ggufmerge.quants.iq import (
     search_arrays,
     search_blocks,
 )
+from ggufmerge.quants.nearest_points import Groups, load_8, recode_groups, work_arrays
 from ggufmerge.quants.simd import load, store
 from ggufmerge.types import TensorType
 
@@ -36,6 +39,8 @@ F = np.float32
 XXS = Search(32, 8, 2, 3, 6, F(0.1), ALL, True, F(1), F(0), F(1e-15))
 XS = Search(16, 8, 2, 3, 9, F(0.1), OFF_GRID, True, F(1), F(0), F(1e-15))
 S = Search(16, 8, 2, 3, 9, F(0.1), OFF_GRID, False, F(2), F(0.25), F(1e-8))
+
+EVEN, FREE = Groups(8, 1, True, F(0), False), Groups(8, 1, False, F(0), False)
 
 
 @kernel
@@ -46,13 +51,9 @@ def _dequantize_iq2_xxs(raw, out, points, signs):
         block = 66 * b
         d = load_half(raw, block)
         for s in range(8):
-            at = block + 2 + 8 * s
-            word = load_word(raw, at + 4)
-            scale = d * (F(0.5) + F(word >> np.uint32(28))) * F(0.25)
-            for k in range(4):
-                sign = even_signs(word >> np.uint32(7 * k) & np.uint32(127))
-                values = load(points, 8 * np.intp(raw[at + k]), 8) * scale
-                store(y, 256 * b + 32 * s + 8 * k, flip(values, load(signs, 8 * np.intp(sign), 8)))
+            word, scale = _part_iq2_xxs(raw, block, d, 4 * s)
+            for k in range(4 * s, 4 * s + 4):
+                _write_iq2_xxs(raw, block, k, word, scale, (points, signs), y, 256 * b + 8 * k)
 
 
 @kernel
@@ -63,11 +64,8 @@ def _dequantize_iq2_xs(raw, out, points, signs):
         block = 74 * b
         d = load_half(raw, block)
         for k in range(32):
-            scale = d * (F(0.5) + F(raw[block + 66 + k // 4] >> (4 * (k // 2 % 2)) & 15)) * F(0.25)
-            word = np.uint32(raw[block + 2 + 2 * k]) | np.uint32(raw[block + 3 + 2 * k]) << np.uint32(8)
-            values = load(points, 8 * np.intp(word & np.uint32(511)), 8) * scale
-            sign = even_signs(word >> np.uint32(9))
-            store(y, 256 * b + 8 * k, flip(values, load(signs, 8 * np.intp(sign), 8)))
+            bits, scale = _part_iq2_xs(raw, block, d, k)
+            _write_iq2_xs(raw, block, k, bits, scale, (points, signs), y, 256 * b + 8 * k)
 
 
 @kernel
@@ -78,10 +76,62 @@ def _dequantize_iq2_s(raw, out, points, signs):
         block = 82 * b
         d = load_half(raw, block)
         for k in range(32):
-            scale = d * (F(0.5) + F(raw[block + 74 + k // 4] >> (4 * (k // 2 % 2)) & 15)) * F(0.25)
-            high = np.intp(raw[block + 66 + k // 4]) >> 2 * (k % 4) & 3
-            values = load(points, 8 * (np.intp(raw[block + 2 + k]) | high << 8), 8) * scale
-            store(y, 256 * b + 8 * k, flip(values, load(signs, 8 * np.intp(raw[block + 34 + k]), 8)))
+            bits, scale = _part_iq2_s(raw, block, d, k)
+            _write_iq2_s(raw, block, k, bits, scale, (points, signs), y, 256 * b + 8 * k)
+
+
+@kernel
+def _recode_iq2_xxs(raw, x, out, points, signs, levels, halves):
+    raw, x, out, points, signs = raw.ravel(), x.ravel(), out.ravel(), points.ravel(), signs.ravel()
+    out[:] = raw
+    work, book, group = work_arrays(), (levels, halves.ravel(), points), 0
+    while group < x.size // 8:
+        count, group = recode_groups(
+            work, book, EVEN, group, raw, x, load_8, 66, load_half, _part_iq2_xxs, _write_iq2_xxs, (points, signs)
+        )
+        for lane in range(count):
+            if work.found[lane]:
+                k = work.group[lane] % 32
+                at = 66 * (work.group[lane] // 32) + 2 + 8 * (k // 4)
+                place = np.uint32(7 * (k % 4))
+                word = load_word(out, at + 4) & ~(np.uint32(127) << place)
+                out[at + k % 4] = work.point[0, lane]
+                store_word(out, at + 4, word | np.uint32(work.signs[lane] & 127) << place)
+
+
+@kernel
+def _recode_iq2_xs(raw, x, out, points, signs, levels, halves):
+    raw, x, out, points, signs = raw.ravel(), x.ravel(), out.ravel(), points.ravel(), signs.ravel()
+    out[:] = raw
+    work, book, group = work_arrays(), (levels, halves.ravel(), points), 0
+    while group < x.size // 8:
+        count, group = recode_groups(
+            work, book, EVEN, group, raw, x, load_8, 74, load_half, _part_iq2_xs, _write_iq2_xs, (points, signs)
+        )
+        for lane in range(count):
+            if work.found[lane]:
+                at = 74 * (work.group[lane] // 32) + 2 + 2 * (work.group[lane] % 32)
+                word = work.point[0, lane] | (work.signs[lane] & 127) << 9
+                out[at] = word & 255
+                out[at + 1] = word >> 8
+
+
+@kernel
+def _recode_iq2_s(raw, x, out, points, signs, levels, halves):
+    raw, x, out, points, signs = raw.ravel(), x.ravel(), out.ravel(), points.ravel(), signs.ravel()
+    out[:] = raw
+    work, book, group = work_arrays(), (levels, halves.ravel(), points), 0
+    while group < x.size // 8:
+        count, group = recode_groups(
+            work, book, FREE, group, raw, x, load_8, 82, load_half, _part_iq2_s, _write_iq2_s, (points, signs)
+        )
+        for lane in range(count):
+            if work.found[lane]:
+                block, k = 82 * (work.group[lane] // 32), work.group[lane] % 32
+                place, point = 2 * (k % 4), work.point[0, lane]
+                out[block + 2 + k] = point & 255
+                out[block + 34 + k] = work.signs[lane]
+                out[block + 66 + k // 4] = out[block + 66 + k // 4] & ~(3 << place) | point >> 8 << place
 
 
 @kernel
@@ -157,17 +207,77 @@ def _quantize_iq2_s(x, out, imatrix, point, span, neighbours):
                 out[o + 74 + s] = pair if largest[lane] != F(0) else 0
 
 
+@inlined
+def _part_iq2_xxs(raw, block, d, k):
+    """The word and the scale that group k of a block shares with others."""
+    word = load_word(raw, block + 6 + 8 * (k // 4))
+    return word, d * (F(0.5) + F(word >> np.uint32(28))) * F(0.25)
+
+
+@inlined
+def _write_iq2_xxs(raw, block, k, word, scale, tables, y, at):
+    """Write the eight values of group k to y; returns that levels have no shift. tables: points and signs."""
+    sign = even_signs(word >> np.uint32(7 * (k % 4)) & np.uint32(127))
+    values = load(tables[0], 8 * np.intp(raw[block + 2 + 8 * (k // 4) + k % 4]), 8) * scale
+    store(y, at, flip(values, load(tables[1], 8 * np.intp(sign), 8)))
+    return F(0)
+
+
+@inlined
+def _part_iq2_xs(raw, block, d, k):
+    bits = raw[block + 66 + k // 4] >> (4 * (k // 2 % 2)) & 15
+    return bits, d * (F(0.5) + F(bits)) * F(0.25)
+
+
+@inlined
+def _write_iq2_xs(raw, block, k, bits, scale, tables, y, at):
+    word = np.uint32(raw[block + 2 + 2 * k]) | np.uint32(raw[block + 3 + 2 * k]) << np.uint32(8)
+    values = load(tables[0], 8 * np.intp(word & np.uint32(511)), 8) * scale
+    store(y, at, flip(values, load(tables[1], 8 * np.intp(even_signs(word >> np.uint32(9))), 8)))
+    return F(0)
+
+
+@inlined
+def _part_iq2_s(raw, block, d, k):
+    bits = raw[block + 74 + k // 4] >> (4 * (k // 2 % 2)) & 15
+    return bits, d * (F(0.5) + F(bits)) * F(0.25)
+
+
+@inlined
+def _write_iq2_s(raw, block, k, bits, scale, tables, y, at):
+    high = np.intp(raw[block + 66 + k // 4]) >> 2 * (k % 4) & 3
+    values = load(tables[0], 8 * (np.intp(raw[block + 2 + k]) | high << 8), 8) * scale
+    store(y, at, flip(values, load(tables[1], 8 * np.intp(raw[block + 34 + k]), 8)))
+    return F(0)
+
+
 def _codec(
-    kind: TensorType, dequantize: Callable, quantize: Callable, limit: float, needs_imatrix: bool = False
+    kind: TensorType,
+    dequantize: Callable,
+    quantize: Callable,
+    recode: Callable,
+    typical_step: float,
+    gain: float,
+    needs_imatrix: bool,
 ) -> Codec:
     def tables():
         return grids.points(kind), grids.signs()
 
-    return codec(kind, dequantize, quantize, tables, partial(grids.code_book, kind), needs_imatrix, limit=limit)
+    def halves():
+        return grids.levels(kind), grids.halves(kind)
+
+    book = partial(grids.code_book, kind)
+    # levels of 8, 25 and 43, of either sign
+    grid = Grid(typical_step, gain, spacing=17, book=8)
+    kernels = (dequantize, quantize, tables, book)
+    return codec(kind, *kernels, needs_imatrix, limit=166.625, grid=grid, recode=recode, halves=halves)
 
 
 CODECS = {
-    TensorType.IQ2_XXS: _codec(TensorType.IQ2_XXS, _dequantize_iq2_xxs, _quantize_iq2_xxs, 166.625, needs_imatrix=True),
-    TensorType.IQ2_XS: _codec(TensorType.IQ2_XS, _dequantize_iq2_xs, _quantize_iq2_xs, 166.625, needs_imatrix=True),
-    TensorType.IQ2_S: _codec(TensorType.IQ2_S, _dequantize_iq2_s, _quantize_iq2_s, 166.625),
+    kind: _codec(kind, dequantize, quantize, recode, typical_step, gain, needs_imatrix)
+    for kind, (dequantize, quantize, recode), (typical_step, gain), needs_imatrix in (
+        (TensorType.IQ2_XXS, (_dequantize_iq2_xxs, _quantize_iq2_xxs, _recode_iq2_xxs), (0.85, 1.39), True),
+        (TensorType.IQ2_XS, (_dequantize_iq2_xs, _quantize_iq2_xs, _recode_iq2_xs), (0.86, 1.27), True),
+        (TensorType.IQ2_S, (_dequantize_iq2_s, _quantize_iq2_s, _recode_iq2_s), (0.87, 1.19), False),
+    )
 }

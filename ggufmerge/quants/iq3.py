@@ -15,9 +15,11 @@ import numpy as np
 
 from ggufmerge.kernels import kernel
 from ggufmerge.quants import grids
-from ggufmerge.quants.blocks import load_half, load_word, store_half
+from ggufmerge.quants.blocks import load_half, load_word, store_half, store_word
 from ggufmerge.quants.codec import Codec
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.grids import even_signs, flip
+from ggufmerge.quants.half import inlined
 from ggufmerge.quants.iq import (
     ANY_OFF_GRID,
     LANES,
@@ -28,6 +30,7 @@ from ggufmerge.quants.iq import (
     search_arrays,
     search_blocks,
 )
+from ggufmerge.quants.nearest_points import Groups, load_4, load_8, recode_groups, work_arrays
 from ggufmerge.quants.simd import load, store
 from ggufmerge.types import TensorType
 
@@ -35,6 +38,8 @@ F = np.float32
 
 XXS = Search(32, 4, 3, 8, 15, F(0.2), OFF_GRID, True, F(2), F(0), F(1e-8))
 S = Search(32, 4, 3, 8, 9, F(0.2), ANY_OFF_GRID, False, F(2), F(0), F(1e-45))
+
+EVEN, FREE = Groups(4, 2, True, F(0), False), Groups(4, 1, False, F(0), False)
 
 
 @kernel
@@ -45,14 +50,9 @@ def _dequantize_iq3_xxs(raw, out, points, signs):
         block = 98 * b
         d = load_half(raw, block)
         for s in range(8):
-            word = load_word(raw, block + 66 + 4 * s)
-            scale = d * (F(0.5) + F(word >> np.uint32(28))) * F(0.5)
-            for k in range(4):
-                sign = 8 * np.intp(even_signs(word >> np.uint32(7 * k) & np.uint32(127)))
-                for half in range(2):
-                    values = load(points, 4 * np.intp(raw[block + 2 + 8 * s + 2 * k + half]), 4) * scale
-                    at = 256 * b + 32 * s + 8 * k + 4 * half
-                    store(y, at, flip(values, load(signs, sign + 4 * half, 4)))
+            word, scale = _part_iq3_xxs(raw, block, d, 4 * s)
+            for k in range(4 * s, 4 * s + 4):
+                _write_iq3_xxs(raw, block, k, word, scale, (points, signs), y, 256 * b + 8 * k)
 
 
 @kernel
@@ -63,12 +63,46 @@ def _dequantize_iq3_s(raw, out, points, signs):
         block = 110 * b
         d = load_half(raw, block)
         for s in range(8):
-            scale = d * F(1 + 2 * (raw[block + 106 + s // 2] >> (4 * (s % 2)) & 15))
-            high = np.intp(raw[block + 66 + s])
-            for k in range(8):
-                index = np.intp(raw[block + 2 + 8 * s + k]) | (high >> k & 1) << 8
-                sign = 8 * np.intp(raw[block + 74 + 4 * s + k // 2]) + 4 * (k % 2)
-                store(y, 256 * b + 32 * s + 4 * k, flip(load(points, 4 * index, 4) * scale, load(signs, sign, 4)))
+            high, scale = _part_iq3_s(raw, block, d, 8 * s)
+            for k in range(8 * s, 8 * s + 8):
+                _write_iq3_s(raw, block, k, high, scale, (points, signs), y, 256 * b + 4 * k)
+
+
+@kernel
+def _recode_iq3_xxs(raw, x, out, points, signs, levels, halves):
+    raw, x, out, points, signs = raw.ravel(), x.ravel(), out.ravel(), points.ravel(), signs.ravel()
+    out[:] = raw
+    work, book, group = work_arrays(), (levels, halves.ravel(), points), 0
+    while group < x.size // 8:
+        count, group = recode_groups(
+            work, book, EVEN, group, raw, x, load_8, 98, load_half, _part_iq3_xxs, _write_iq3_xxs, (points, signs)
+        )
+        for lane in range(count):
+            if work.found[lane]:
+                block, k = 98 * (work.group[lane] // 32), work.group[lane] % 32
+                out[block + 2 + 2 * k] = work.point[0, lane]
+                out[block + 3 + 2 * k] = work.point[1, lane]
+                at, place = block + 66 + 4 * (k // 4), np.uint32(7 * (k % 4))
+                word = load_word(out, at) & ~(np.uint32(127) << place)
+                store_word(out, at, word | np.uint32(work.signs[lane] & 127) << place)
+
+
+@kernel
+def _recode_iq3_s(raw, x, out, points, signs, levels, halves):
+    raw, x, out, points, signs = raw.ravel(), x.ravel(), out.ravel(), points.ravel(), signs.ravel()
+    out[:] = raw
+    work, book, group = work_arrays(), (levels, halves.ravel(), points), 0
+    while group < x.size // 4:
+        count, group = recode_groups(
+            work, book, FREE, group, raw, x, load_4, 110, load_half, _part_iq3_s, _write_iq3_s, (points, signs)
+        )
+        for lane in range(count):
+            if work.found[lane]:
+                block, k = 110 * (work.group[lane] // 64), work.group[lane] % 64
+                high, place = block + 66 + k // 8, 4 * (k % 2)
+                out[block + 2 + k] = work.point[0, lane] & 255
+                out[high] = out[high] & ~(1 << k % 8) | work.point[0, lane] >> 8 << k % 8
+                out[block + 74 + k // 2] = out[block + 74 + k // 2] & ~(15 << place) | work.signs[lane] << place
 
 
 @kernel
@@ -127,16 +161,66 @@ def _quantize_iq3_s(x, out, imatrix, point, span, neighbours):
                 out[o + 106 + s] = pair if largest[lane] != F(0) else 0
 
 
+@inlined
+def _part_iq3_xxs(raw, block, d, k):
+    """The word and the scale that group k of a block shares with others."""
+    word = load_word(raw, block + 66 + 4 * (k // 4))
+    return word, d * (F(0.5) + F(word >> np.uint32(28))) * F(0.5)
+
+
+@inlined
+def _write_iq3_xxs(raw, block, k, word, scale, tables, y, at):
+    """Write the eight values of group k to y; returns that levels have no shift. tables: points and signs."""
+    sign = 8 * np.intp(even_signs(word >> np.uint32(7 * (k % 4)) & np.uint32(127)))
+    for half in range(2):
+        values = load(tables[0], 4 * np.intp(raw[block + 2 + 2 * k + half]), 4) * scale
+        store(y, at + 4 * half, flip(values, load(tables[1], sign + 4 * half, 4)))
+    return F(0)
+
+
+@inlined
+def _part_iq3_s(raw, block, d, k):
+    """The byte of high bits and the scale that group k, of four values, shares with others."""
+    scale = d * F(1 + 2 * (raw[block + 106 + k // 16] >> (4 * (k // 8 % 2)) & 15))
+    return np.intp(raw[block + 66 + k // 8]), scale
+
+
+@inlined
+def _write_iq3_s(raw, block, k, high, scale, tables, y, at):
+    point = np.intp(raw[block + 2 + k]) | (high >> k % 8 & 1) << 8
+    sign = 8 * np.intp(raw[block + 74 + k // 2]) + 4 * (k % 2)
+    store(y, at, flip(load(tables[0], 4 * point, 4) * scale, load(tables[1], sign, 4)))
+    return F(0)
+
+
 def _codec(
-    kind: TensorType, dequantize: Callable, quantize: Callable, limit: float, needs_imatrix: bool = False
+    kind: TensorType, dequantize: Callable, quantize: Callable, recode: Callable, limit: float, grid: Grid
 ) -> Codec:
     def tables():
         return grids.points(kind), grids.signs()
 
-    return codec(kind, dequantize, quantize, tables, partial(grids.code_book, kind), needs_imatrix, limit=limit)
+    def halves():
+        return grids.levels(kind), grids.halves(kind)
+
+    return codec(
+        kind,
+        dequantize,
+        quantize,
+        tables,
+        partial(grids.code_book, kind),
+        limit=limit,
+        grid=grid,
+        recode=recode,
+        halves=halves,
+    )
 
 
+_XXS = Grid(0.34, 1.49, spacing=8, book=4)
+_S = Grid(0.34, 1.09, spacing=2, book=4)
 CODECS = {
-    TensorType.IQ3_XXS: _codec(TensorType.IQ3_XXS, _dequantize_iq3_xxs, _quantize_iq3_xxs, 480.5),
-    TensorType.IQ3_S: _codec(TensorType.IQ3_S, _dequantize_iq3_s, _quantize_iq3_s, 465),
+    kind: _codec(kind, dequantize, quantize, recode, limit, grid)
+    for kind, (dequantize, quantize, recode), limit, grid in (
+        (TensorType.IQ3_XXS, (_dequantize_iq3_xxs, _quantize_iq3_xxs, _recode_iq3_xxs), 480.5, _XXS),
+        (TensorType.IQ3_S, (_dequantize_iq3_s, _quantize_iq3_s, _recode_iq3_s), 465, _S),
+    )
 }

@@ -12,6 +12,7 @@ import numpy as np
 
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.blocks import load_half, store_half
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.iq import (
     LANES,
     clamp,
@@ -24,6 +25,7 @@ from ggufmerge.quants.iq import (
     weigh,
     zeros,
 )
+from ggufmerge.quants.nearest import nearest_level
 from ggufmerge.quants.simd import absolute, convert, load, select, splat, store
 from ggufmerge.types import TensorType
 
@@ -62,6 +64,25 @@ def _dequantize_iq4_xs(raw, out):
                 for i in range(16):
                     y[i] = dl * LEVELS[codes[i] & 15]
                     y[i + 16] = dl * LEVELS[codes[i] >> 4]
+
+
+@kernel
+def _recode_iq4_nl(raw, x, out):
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for b in range(x.size // 32):
+        _recode_32(raw, 18 * b + 2, load_half(raw, 18 * b), x, 32 * b, out)
+
+
+@kernel
+def _recode_iq4_xs(raw, x, out):
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for s in range(x.size // 32):
+        block, sub = 136 * (s // 8), s % 8
+        high = np.int32(raw[block + 2]) | np.int32(raw[block + 3]) << 8
+        scale = np.int32(raw[block + 4 + sub // 2] >> (4 * (sub % 2)) & 15) | (high >> 2 * sub & 3) << 4
+        _recode_32(raw, block + 8 + 16 * sub, load_half(raw, block) * F(scale - 32), x, 32 * s, out)
 
 
 @kernel
@@ -132,6 +153,15 @@ def _quantize_iq4_xs(x, out, imatrix):
                     out[o + 8 + 16 * s + i] = codes[a] | codes[a + 16 * LANES] << 4
 
 
+@inline
+def _recode_32(raw, at, scale, x, start, out):
+    """The 16 bytes of codes at `at` for the 32 values of x from `start`."""
+    codes = convert(load(raw, at, 16), np.int32)
+    low = nearest_level(load(x, start, 16), codes & 15, LEVELS, scale, -127, 113)
+    high = nearest_level(load(x, start + 16, 16), codes >> 4, LEVELS, scale, -127, 113)
+    store(out, at, convert(low | high << 4, np.uint8))
+
+
 @kernel
 def _search_scale(values, weights, offset):
     """The scale of each lane's 32 values from `offset`: the best of 16 in weighted least squares."""
@@ -188,7 +218,11 @@ def _code(x):
     return code
 
 
+GRID = Grid(0.29, 1.04, spacing=16, levels=tuple(map(int, LEVELS)))
 CODECS = {
-    TensorType.IQ4_NL: codec(TensorType.IQ4_NL, _dequantize_iq4_nl, _quantize_iq4_nl, limit=127),
-    TensorType.IQ4_XS: codec(TensorType.IQ4_XS, _dequantize_iq4_xs, _quantize_iq4_xs, limit=4064),
+    kind: codec(kind, dequantize, quantize, limit=limit, grid=GRID, recode=recode)
+    for kind, dequantize, quantize, limit, recode in (
+        (TensorType.IQ4_NL, _dequantize_iq4_nl, _quantize_iq4_nl, 127, _recode_iq4_nl),
+        (TensorType.IQ4_XS, _dequantize_iq4_xs, _quantize_iq4_xs, 4064, _recode_iq4_xs),
+    )
 }

@@ -20,9 +20,10 @@ from ggufmerge.kernels import kernel
 from ggufmerge.quants import lanes
 from ggufmerge.quants.blocks import load_half, store_half
 from ggufmerge.quants.codec import HALF_MAX, Codec
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.lanes import LANES, constant, inlined, nearest, nearest_between, row, set_row
+from ggufmerge.quants.nearest import nearest_on_grid, signed
 from ggufmerge.quants.simd import absolute, convert, load, select, splat, square_root, store
-from ggufmerge.quants.uniform import UniformGrid
 from ggufmerge.types import TensorType
 
 F, U8 = np.float32, np.uint8
@@ -114,6 +115,112 @@ def dequantize_q6_k(raw, out):
                     scale = d * F(np.int8(raw[block + 192 + s]))
                     store(y, SUPER * b + 16 * s, (convert(low | (high & 3) << 4, F) - F(32)) * scale)
                     high = high >> 2
+
+
+@kernel
+def recode_q2_k(raw, x, out):
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for b in range(x.size // SUPER):
+        block = 84 * b
+        d, dmin = load_half(raw, block + 80), load_half(raw, block + 82)
+        for h in range(2):
+            for t in range(2):
+                at = block + 16 + 32 * h + 16 * t
+                codes, packed = load(raw, at, 16), splat(U8(0), 16)
+                for k in range(4):
+                    s = 8 * h + 2 * k + t
+                    scale, minimum = d * F(raw[block + s] & 15), dmin * F(raw[block + s] >> 4)
+                    v = load(x, SUPER * b + 16 * s, 16)
+                    packed = packed | _recoded(v, codes & 3, scale, minimum, 3) << (2 * k)
+                    codes = codes >> 2
+                store(out, at, packed)
+
+
+@kernel
+def recode_q3_k(raw, x, out):
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for b in range(x.size // SUPER):
+        block = 110 * b
+        d = load_half(raw, block + 108)
+        for t in range(2):
+            high, packed_high = load(raw, block + 16 * t, 16), splat(U8(0), 16)
+            for h in range(2):
+                at = block + 32 + 32 * h + 16 * t
+                codes, packed = load(raw, at, 16), splat(U8(0), 16)
+                for k in range(4):
+                    s = 8 * h + 2 * k + t
+                    scale, v = d * F(_scale_3bit(raw, block + 96, s)), load(x, SUPER * b + 16 * s, 16)
+                    code = _recoded_symmetric(v, codes & 3 | (high & 1) << 2, scale, 4)
+                    packed = packed | (code & 3) << (2 * k)
+                    packed_high = packed_high | code >> 2 << (4 * h + k)
+                    codes, high = codes >> 2, high >> 1
+                store(out, at, packed)
+            store(out, block + 16 * t, packed_high)
+
+
+@kernel
+def recode_q4_k(raw, x, out):
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for b in range(x.size // SUPER):
+        block = 144 * b
+        d, dmin = load_half(raw, block), load_half(raw, block + 2)
+        for pair in range(4):
+            at, values = block + 16 + 32 * pair, SUPER * b + 64 * pair
+            codes = load(raw, at, 32)
+            scale, minimum = _scale_and_minimum(d, dmin, raw, block + 4, 2 * pair)
+            low = _recoded(load(x, values, 32), codes & 15, scale, minimum, 15)
+            scale, minimum = _scale_and_minimum(d, dmin, raw, block + 4, 2 * pair + 1)
+            high = _recoded(load(x, values + 32, 32), codes >> 4, scale, minimum, 15)
+            store(out, at, low | high << 4)
+
+
+@kernel
+def recode_q5_k(raw, x, out):
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for b in range(x.size // SUPER):
+        block = 176 * b
+        d, dmin = load_half(raw, block), load_half(raw, block + 2)
+        fifth, packed = load(raw, block + 16, 32), splat(U8(0), 32)
+        for pair in range(4):
+            at, values = block + 48 + 32 * pair, SUPER * b + 64 * pair
+            codes = load(raw, at, 32)
+            scale, minimum = _scale_and_minimum(d, dmin, raw, block + 4, 2 * pair)
+            low = _recoded(load(x, values, 32), codes & 15 | (fifth & 1) << 4, scale, minimum, 31)
+            scale, minimum = _scale_and_minimum(d, dmin, raw, block + 4, 2 * pair + 1)
+            high = _recoded(load(x, values + 32, 32), codes >> 4 | (fifth & 2) << 3, scale, minimum, 31)
+            packed = packed | low >> 4 << (2 * pair) | high >> 4 << (2 * pair + 1)
+            store(out, at, low & 15 | high << 4)
+            fifth = fifth >> 2
+        store(out, block + 16, packed)
+
+
+@kernel
+def recode_q6_k(raw, x, out):
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for b in range(x.size // SUPER):
+        block = 210 * b
+        d = load_half(raw, block + 208)
+        for h in range(2):
+            for t in range(2):
+                high, packed_high = load(raw, block + 128 + 32 * h + 16 * t, 16), splat(U8(0), 16)
+                for side in range(2):
+                    at = block + 64 * h + 32 * side + 16 * t
+                    codes, packed = load(raw, at, 16), splat(U8(0), 16)
+                    for nibble in range(2):
+                        k = side + 2 * nibble
+                        s = 8 * h + 2 * k + t
+                        scale, v = d * F(np.int8(raw[block + 192 + s])), load(x, SUPER * b + 16 * s, 16)
+                        stored = codes >> (4 * nibble) & 15 | (high >> (2 * k) & 3) << 4
+                        code = _recoded_symmetric(v, stored, scale, 32)
+                        packed = packed | (code & 15) << (4 * nibble)
+                        packed_high = packed_high | code >> 4 << (2 * k)
+                    store(out, at, packed)
+                store(out, block + 128 + 32 * h + 16 * t, packed_high)
 
 
 @kernel
@@ -299,6 +406,18 @@ class _Symmetric(NamedTuple):
     sum_w: NDArray[np.float32]
     level: NDArray[np.float32]  # scales as stored
     d: NDArray[np.float32]  # one row
+
+
+@inlined
+def _recoded(v, codes, scale, minimum, top):
+    """Codes, uint8, of the values code * scale - minimum nearest to v."""
+    return convert(nearest_on_grid(v, convert(codes, F), scale, -minimum, 0, top), U8)
+
+
+@inlined
+def _recoded_symmetric(v, codes, scale, top):
+    """Codes, uint8, of the values (code - top) * scale nearest to v."""
+    return convert(nearest_on_grid(v, signed(codes, top), scale, F(0), -top, top - 1) + F(top), U8)
 
 
 @inlined
@@ -520,12 +639,12 @@ def _scale_3bit(raw, at, s):
 
 
 CODECS: dict[TensorType, Codec] = {
-    kind: Codec(kind, dequantize, quantize, quantize, limit=limit * HALF_MAX, scales=scales, grid=grid)
-    for kind, dequantize, quantize, limit, scales, grid in (
-        (TensorType.Q2_K, dequantize_q2_k, quantize_q2_k, 60, (80, 82), UniformGrid(16, 4, 1.15)),
-        (TensorType.Q3_K, dequantize_q3_k, quantize_q3_k, 128, (108,), UniformGrid(16, 8, 0.54)),
-        (TensorType.Q4_K, dequantize_q4_k, quantize_q4_k, 1008, (0, 2), UniformGrid(32, 16, 0.28)),
-        (TensorType.Q5_K, dequantize_q5_k, quantize_q5_k, 2016, (0, 2), UniformGrid(32, 32, 0.135)),
-        (TensorType.Q6_K, dequantize_q6_k, quantize_q6_k, 4096, (208,), UniformGrid(16, 64, 0.069)),
+    kind: Codec(kind, dequantize, quantize, quantize, limit=limit * HALF_MAX, scales=scales, grid=grid, recode=recode)
+    for kind, (dequantize, quantize, recode), limit, scales, grid in (
+        (TensorType.Q2_K, (dequantize_q2_k, quantize_q2_k, recode_q2_k), 60, (80, 82), Grid(1.15, 1.22)),
+        (TensorType.Q3_K, (dequantize_q3_k, quantize_q3_k, recode_q3_k), 128, (108,), Grid(0.54, 1.09)),
+        (TensorType.Q4_K, (dequantize_q4_k, quantize_q4_k, recode_q4_k), 1008, (0, 2), Grid(0.28, 1.05)),
+        (TensorType.Q5_K, (dequantize_q5_k, quantize_q5_k, recode_q5_k), 2016, (0, 2), Grid(0.135, 1.05)),
+        (TensorType.Q6_K, (dequantize_q6_k, quantize_q6_k, recode_q6_k), 4096, (208,), Grid(0.069, 1.02)),
     )
 }

@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.kernels import kernel
-from ggufmerge.quants.blocks import in_range, inverse, load_scale, store_half
+from ggufmerge.quants.blocks import in_range, inverse, load_half, load_scale, store_half
 from ggufmerge.quants.codec import HALF_MAX, Codec, find_bad_half
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.half import inlined
 from ggufmerge.quants.lanes import LANES, nearest_between, search_affine, search_symmetric, weigh
+from ggufmerge.quants.nearest import nearest_on_grid, signed
 from ggufmerge.quants.simd import (
     absolute,
     bit_mask,
@@ -36,7 +38,6 @@ from ggufmerge.quants.simd import (
     store,
     view,
 )
-from ggufmerge.quants.uniform import UniformGrid
 from ggufmerge.types import TensorType
 
 F = np.float32
@@ -116,6 +117,70 @@ def dequantize_q8_0(raw, out):
         store(y, BLOCK * b, convert(view(load(raw, block + 2, 16), np.int8), F) * d)
         store(y, BLOCK * b + 16, convert(view(load(raw, block + 18, 16), np.int8), F) * d)
     return top == EXPONENT
+
+
+@kernel
+def recode_q4_0(raw, x, out):
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for b in range(x.size // BLOCK):
+        block = 18 * b
+        d, codes = load_half(raw, block), load(raw, block + 2, 16)
+        low = nearest_on_grid(load(x, BLOCK * b, 16), signed(codes & 15, 8), d, F(0), -8, 7)
+        high = nearest_on_grid(load(x, BLOCK * b + 16, 16), signed(codes >> 4, 8), d, F(0), -8, 7)
+        store(out, block + 2, convert(low + F(8), np.uint8) | convert(high + F(8), np.uint8) << 4)
+
+
+@kernel
+def recode_q4_1(raw, x, out):
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for b in range(x.size // BLOCK):
+        block = 20 * b
+        d, m, codes = load_half(raw, block), load_half(raw, block + 2), load(raw, block + 4, 16)
+        low = nearest_on_grid(load(x, BLOCK * b, 16), convert(codes & 15, F), d, m, 0, 15)
+        high = nearest_on_grid(load(x, BLOCK * b + 16, 16), convert(codes >> 4, F), d, m, 0, 15)
+        store(out, block + 4, convert(low, np.uint8) | convert(high, np.uint8) << 4)
+
+
+@kernel
+def recode_q5_0(raw, x, out):
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for b in range(x.size // BLOCK):
+        block = 22 * b
+        d = load_half(raw, block)
+        low, high = _five_bit_codes(raw, block + 2)
+        new_low = nearest_on_grid(load(x, BLOCK * b, 16), signed(low, 16), d, F(0), -16, 15) + F(16)
+        new_high = nearest_on_grid(load(x, BLOCK * b + 16, 16), signed(high, 16), d, F(0), -16, 15) + F(16)
+        _store_five_bit_codes(out, block + 2, convert(new_low, np.int32), convert(new_high, np.int32))
+
+
+@kernel
+def recode_q5_1(raw, x, out):
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for b in range(x.size // BLOCK):
+        block = 24 * b
+        d, m = load_half(raw, block), load_half(raw, block + 2)
+        low, high = _five_bit_codes(raw, block + 4)
+        new_low = nearest_on_grid(load(x, BLOCK * b, 16), convert(low, F), d, m, 0, 31)
+        new_high = nearest_on_grid(load(x, BLOCK * b + 16, 16), convert(high, F), d, m, 0, 31)
+        _store_five_bit_codes(out, block + 4, convert(new_low, np.int32), convert(new_high, np.int32))
+
+
+@kernel
+def recode_q8_0(raw, x, out):
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for b in range(x.size // BLOCK):
+        block = 34 * b
+        d = load_half(raw, block)
+        for half in range(2):
+            at = block + 2 + 16 * half
+            stored = convert(view(load(raw, at, 16), np.int8), F)
+            codes = nearest_on_grid(load(x, BLOCK * b + 16 * half, 16), stored, d, F(0), -128, 127)
+            store(out, at, view(convert(codes, np.int8), np.uint8))
 
 
 @kernel
@@ -378,7 +443,13 @@ def _affine_codes(values, start, inverse, offset, top):
 
 
 def _codec(
-    kind: TensorType, dequantize: Callable, quantize: Callable, weighted: Callable | None, limit: int, *scales: int
+    kind: TensorType,
+    dequantize: Callable,
+    quantize: Callable,
+    weighted: Callable | None,
+    recode: Callable,
+    limit: int,
+    *scales: int,
 ) -> Codec:
     """limit: of the values, in units of the largest scale.  scales: their places. `dequantize` returns whether some
     scale is NaN or infinite: blocks are so small that another look at each would take half as long again.
@@ -396,21 +467,25 @@ def _codec(
         scales=scales,
         checked=checked,
         grid=_GRIDS[kind],
+        recode=recode,
     )
 
 
 _GRIDS = {
-    TensorType.Q4_0: UniformGrid(BLOCK, 16, 0.30),
-    TensorType.Q4_1: UniformGrid(BLOCK, 16, 0.28),
-    TensorType.Q5_0: UniformGrid(BLOCK, 32, 0.15),
-    TensorType.Q5_1: UniformGrid(BLOCK, 32, 0.135),
-    TensorType.Q8_0: UniformGrid(BLOCK, 256, 0.019),
+    TensorType.Q4_0: Grid(0.30, 1.03),
+    TensorType.Q4_1: Grid(0.28, 1.05),
+    TensorType.Q5_0: Grid(0.15, 1.03),
+    TensorType.Q5_1: Grid(0.135, 1.05),
+    TensorType.Q8_0: Grid(0.019, 1.01),
 }
 
 CODECS = {
-    TensorType.Q4_0: _codec(TensorType.Q4_0, dequantize_q4_0, quantize_q4_0, quantize_weighted_q4_0, 8, 0),
-    TensorType.Q4_1: _codec(TensorType.Q4_1, dequantize_q4_1, quantize_q4_1, quantize_weighted_q4_1, 16, 0, 2),
-    TensorType.Q5_0: _codec(TensorType.Q5_0, dequantize_q5_0, quantize_q5_0, quantize_weighted_q5_0, 16, 0),
-    TensorType.Q5_1: _codec(TensorType.Q5_1, dequantize_q5_1, quantize_q5_1, quantize_weighted_q5_1, 32, 0, 2),
-    TensorType.Q8_0: _codec(TensorType.Q8_0, dequantize_q8_0, quantize_q8_0, None, 128, 0),
+    kind: _codec(kind, *kernels, *limits)
+    for kind, kernels, limits in (
+        (TensorType.Q4_0, (dequantize_q4_0, quantize_q4_0, quantize_weighted_q4_0, recode_q4_0), (8, 0)),
+        (TensorType.Q4_1, (dequantize_q4_1, quantize_q4_1, quantize_weighted_q4_1, recode_q4_1), (16, 0, 2)),
+        (TensorType.Q5_0, (dequantize_q5_0, quantize_q5_0, quantize_weighted_q5_0, recode_q5_0), (16, 0)),
+        (TensorType.Q5_1, (dequantize_q5_1, quantize_q5_1, quantize_weighted_q5_1, recode_q5_1), (32, 0, 2)),
+        (TensorType.Q8_0, (dequantize_q8_0, quantize_q8_0, None, recode_q8_0), (128, 0)),
+    )
 }

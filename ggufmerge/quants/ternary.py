@@ -14,8 +14,10 @@ import numpy as np
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.blocks import in_range, inverse, load_half, store_half
 from ggufmerge.quants.codec import HALF_MAX, Codec
+from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.half import inlined
-from ggufmerge.quants.simd import absolute, convert, largest, load, round_half_away, select, store
+from ggufmerge.quants.nearest import nearest_on_grid
+from ggufmerge.quants.simd import absolute, convert, largest, load, round_half_away, select, splat, store
 from ggufmerge.types import TensorType
 
 F = np.float32
@@ -41,6 +43,39 @@ def dequantize_tq1_0(raw, out):
         for n in range(4):
             digits_4 = (digits_4 & 255) * 3
             store(y, first + 240 + 4 * n, _trits(digits_4 >> 8) * d)
+
+
+@kernel
+def recode_tq1_0(raw, x, out):
+    """Digits that all stay keep their byte, of which ggml writes one of two for some numbers."""
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for b in range(x.size // BLOCK):
+        block, first = 54 * b, BLOCK * b
+        d = load_half(raw, block + 52)
+        fractions = load(raw, block, 32)
+        rest, number, stored = convert(fractions, np.uint16), splat(np.uint16(0), 32), splat(np.uint16(0), 32)
+        for n in range(5):
+            rest = (rest & 255) * 3
+            stored = stored * 3 + (rest >> 8)
+            number = number * 3 + _nearest_digits(load(x, first + 32 * n, 32), rest >> 8, d, 2)
+        store(out, block, select(number == stored, fractions, _fraction(number)))
+        fractions_16 = load(raw, block + 32, 16)
+        rest_16, number_16 = convert(fractions_16, np.uint16), splat(np.uint16(0), 16)
+        stored_16 = number_16
+        for n in range(5):
+            rest_16 = (rest_16 & 255) * 3
+            stored_16 = stored_16 * 3 + (rest_16 >> 8)
+            number_16 = number_16 * 3 + _nearest_digits(load(x, first + 160 + 16 * n, 16), rest_16 >> 8, d, 2)
+        store(out, block + 32, select(number_16 == stored_16, fractions_16, _fraction(number_16)))
+        fractions_4 = load(raw, block + 48, 4)
+        rest_4, number_4 = convert(fractions_4, np.uint16), splat(np.uint16(0), 4)
+        stored_4 = number_4
+        for n in range(4):
+            rest_4 = (rest_4 & 255) * 3
+            stored_4 = stored_4 * 3 + (rest_4 >> 8)
+            number_4 = number_4 * 3 + _nearest_digits(load(x, first + 240 + 4 * n, 4), rest_4 >> 8, d, 2)
+        store(out, block + 48, select(number_4 == stored_4, fractions_4, _fraction(number_4 * 3)))
 
 
 @kernel
@@ -80,6 +115,23 @@ def dequantize_tq2_0(raw, out):
 
 
 @kernel
+def recode_tq2_0(raw, x, out):
+    """Code 3, which stands for 2 d, is as good as any, though ggml's quantizer does not need it."""
+    raw, x, out = raw.ravel(), x.ravel(), out.ravel()
+    out[:] = raw
+    for b in range(x.size // BLOCK):
+        block = 66 * b
+        d = load_half(raw, block + 64)
+        for half in range(2):
+            codes, packed = load(raw, block + 32 * half, 32), splat(np.uint16(0), 32)
+            for n in range(4):
+                wanted = load(x, BLOCK * b + 128 * half + 32 * n, 32)
+                packed = packed | _nearest_digits(wanted, codes & 3, d, 3) << (2 * n)
+                codes = codes >> 2
+            store(out, block + 32 * half, convert(packed, np.uint8))
+
+
+@kernel
 def quantize_tq2_0(x, out):
     x, raw = x.ravel(), out.ravel()
     for b in range(x.size // BLOCK):
@@ -98,6 +150,12 @@ def quantize_tq2_0(x, out):
 @inlined
 def _trits(digits):
     return convert(digits, F) - 1
+
+
+@inlined
+def _nearest_digits(x, digits, d, top):
+    """Digits up to `top` (uint16) of the values (digit - 1) * d nearest to x."""
+    return convert(nearest_on_grid(x, _trits(digits), d, F(0), -1, top - 1) + 1, np.uint16)
 
 
 @inlined
@@ -123,6 +181,9 @@ def _fraction(number):
 
 
 CODECS = {
-    TensorType.TQ1_0: Codec(TensorType.TQ1_0, dequantize_tq1_0, quantize_tq1_0, limit=HALF_MAX, scales=(52,)),
-    TensorType.TQ2_0: Codec(TensorType.TQ2_0, dequantize_tq2_0, quantize_tq2_0, limit=2 * HALF_MAX, scales=(64,)),
+    kind: Codec(kind, dequantize, quantize, limit=limit * HALF_MAX, scales=scales, grid=grid, recode=recode)
+    for kind, dequantize, quantize, recode, limit, scales, grid in (
+        (TensorType.TQ1_0, dequantize_tq1_0, quantize_tq1_0, recode_tq1_0, 1, (52,), Grid(3.08)),
+        (TensorType.TQ2_0, dequantize_tq2_0, quantize_tq2_0, recode_tq2_0, 2, (64,), Grid(3.08)),
+    )
 }

@@ -15,7 +15,7 @@ from ggufmerge.methods import names as method_names
 from ggufmerge.methods.parameters import REQUIRED, Parameter
 from ggufmerge.quants.encoders import encoder_names
 from ggufmerge.recipe.load import INERT
-from ggufmerge.recipe.schema import DEFINED, RecipeKeys
+from ggufmerge.recipe.schema import AUTO, DEFINED, RecipeKeys
 
 _NULL = {"type": "null"}
 _TEXT = {"type": "string"}
@@ -34,7 +34,7 @@ def json_schema() -> dict[str, Any]:
         "merge_method": _rules({"enum": list(method_names())}),
         "tokenizer_source": {"anyOf": [{"enum": ["base", "union"]}, _MODEL, _NULL]},
         "token_row": _token_row(),
-        "rounding": {"enum": list(encoder_names())},
+        "rounding": {"enum": [AUTO, *encoder_names(), None]},
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -47,7 +47,8 @@ INERT = {
 }
 
 MAX_BYTES = 1 << 20
-OPTIONS = {"out_type": "--type", "imatrix": "--imatrix", "rounding": "--rounding"}  # of the commands that make recipes
+# of the commands that make recipes
+OPTIONS = {"out_type": "--type", "imatrix": "--imatrix", "rounding": "--rounding", "noise_aware": "--noise-aware"}
 _ENTRY = '"- model: FILE.gguf"'
 MAX_COMPLAINTS = 20  # that are written out
 

@@ -17,7 +17,7 @@ from ggufmerge.recipe.document import NAME, Document, Location
 from ggufmerge.recipe.load import OPTIONS, read_documents, read_text
 from ggufmerge.recipe.plain import plain, written
 from ggufmerge.recipe.reference import ModelReference
-from ggufmerge.recipe.schema import RecipeKeys
+from ggufmerge.recipe.schema import AUTO, RecipeKeys
 from ggufmerge.text import first_few, printable
 from ggufmerge.types import FileType
 
@@ -104,6 +104,7 @@ class Recipe(RecipeKeys):
         out_type: str | None = None,
         imatrix: Sequence[str | os.PathLike[str]] = (),
         rounding: str | None = None,
+        noise_aware: str | None = None,
     ) -> Recipe:
         """The recipe that is in effect when options win over its keys: its text makes the same file without them.
 
@@ -118,7 +119,9 @@ class Recipe(RecipeKeys):
         if imatrix:
             changes["imatrix"] = [_from_folder(os.fspath(path), self.folder) for path in imatrix]
         if rounding is not None:
-            changes["rounding"] = str(rounding)
+            changes["rounding"] = None if rounding == AUTO else str(rounding)
+        if noise_aware is not None:
+            changes["noise_aware"] = str(noise_aware)
         changes = {key: value for key, value in changes.items() if value != plain(getattr(self, key))}
         return self._changed_by_options(changes) if changes else self
 

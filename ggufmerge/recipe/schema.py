@@ -125,14 +125,20 @@ def _methods(value: Any) -> Setting:
 
 
 def _rounding(value: Any) -> Any:
-    """The name of an encoder."""
+    """The name of an encoder; None for "auto", which is what a recipe without the key has."""
     from ggufmerge.quants.encoders import encoder_names  # of compiled kernels, which most recipes need later or never
 
-    names = encoder_names()
+    if value is None or value == AUTO:
+        return None
+    names = (AUTO, *encoder_names())
     if value not in names:
         listed = " or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1]))))
         raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": listed})
     return value
+
+
+def _noise_aware(value: Any) -> Any:
+    return "off" if value is False else value  # as YAML reads the word off
 
 
 def _says(text: str) -> Any:
@@ -145,6 +151,7 @@ def _defined(name: str) -> WithJsonSchema:
     return WithJsonSchema({DEFINED: name})
 
 
+AUTO = "auto"  # the rounding that the weights decide
 DEFINED = "x-defined"
 _TEXT = {"type": "string"}
 _FLOAT_NAMES = [*dict.fromkeys(_FLOATS.values()), *_FLOATS]
@@ -155,7 +162,7 @@ Parameters = Annotated[
     BeforeValidator(lambda value: {} if value is None else value),  # "parameters:" with nothing but comments below it
     _defined("parameters"),
 ]
-Rounding = Annotated[str, BeforeValidator(_rounding), _defined("rounding")]
+Rounding = Annotated[str | None, BeforeValidator(_rounding), _defined("rounding")]
 DType = Annotated[
     Literal["float32", "float16", "bfloat16"],
     BeforeValidator(_dtype),
@@ -269,9 +276,15 @@ class RecipeKeys(_Node):
     like: Annotated[str | None, _says("A GGUF file whose types are taken over. Not in mergekit.")] = None
     imatrix: Annotated[Texts, _says("Importance matrices to quantize with; several add up. Not in mergekit.")] = ()
     rounding: Annotated[
-        Rounding | None,
+        Rounding,
         _says("How changes are rounded to a type that a tensor has already. Not in mergekit."),
     ] = None
+    noise_aware: Annotated[
+        Literal["auto", "off"],
+        BeforeValidator(_noise_aware),
+        WithJsonSchema({"enum": ["auto", "off", False]}),
+        _says("Whether methods heed the rounding errors of quantized models. Not in mergekit."),
+    ] = "auto"
     exclude: Annotated[
         Texts, _says("Filters of tensors that are not merged but taken from the base. Not in mergekit.")
     ] = ()

@@ -137,6 +137,7 @@ def kernels_of(plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None) -
     kinds = [f"read {sources[i.source].file.tensors[i.tensor].type}" for t in made for i in t.inputs]
     kinds += [_encoding(t, imatrix) for t in made]
     kinds += ["survey"]
+    kinds += ["signal"] if any(t.noise_aware for t in plan.tensors) else []
     kinds += [f"merge {t.method}" for t in plan.tensors if t.action == "merge"]
     if any(sources[i.source].changed_by_adapter(i.tensor) for t in made for i in t.inputs):
         kinds.append("adapt")

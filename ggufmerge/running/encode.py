@@ -122,11 +122,12 @@ class TensorEncoder:
         *,
         stored: Sequence[tuple[Floats, Raw]] = (),
         base: Floats | None = None,
+        blocks: Raw | None = None,
         rounding: Rounding = "nearest",
     ) -> tuple[Raw, Figures]:
         """The bytes of rows [start, ...), all of one matrix, uint8 [rows, row bytes] in the thread's scratch.
 
-        stored, base: as in `quants.encoders.Piece`.  rounding: the name of the encoder.
+        stored, base, blocks: as in `quants.encoders.Piece`.  rounding: the name of the encoder.
         """
         tensor = self.tensor
         figures = Figures(largest=magnitude(rows))
@@ -141,6 +142,7 @@ class TensorEncoder:
         piece = Piece(
             rows,
             base,
+            blocks,
             stored,
             weights=None if self.weights is None else self.weights[matrix],
             offset=tensor.offset,

@@ -19,6 +19,7 @@ from ggufmerge.methods.drive import readings
 from ggufmerge.methods.spec import Chunk
 from ggufmerge.planning.plan import PlannedTensor
 from ggufmerge.running.encode import Figures
+from ggufmerge.running.signal import Heeded, together
 from ggufmerge.running.survey import Finding
 from ggufmerge.running.tasks import Known, Task, Written, written_at_a_time
 from ggufmerge.running.worker import Worker
@@ -59,6 +60,7 @@ class Making:
         self.tensor, self._worker, self._values = tensor, worker, values
         self._passed, self._written = passed, written
         self.notes: list[str] = []
+        self._heeded: list[list[Heeded]] = []  # of each matrix
         self.findings: list[Finding] = []
         self.checksum, self.figures = 0, Figures()
 
@@ -100,12 +102,18 @@ class Making:
                 tasks = [Task(tensor.name, "pass", chunk, expert, reading.number) for chunk in self._chunks]
                 yield Batch(tasks, Known(reading.before), fold)
             self.notes += piece.notes(expert, known.gathered)
+            self._heeded.append(piece.heeded(expert))
         if piece.is_surveyed:
             whole = Chunk(0, 0, piece.rows, 0)
             yield Batch([Task(tensor.name, "survey", whole, expert)], known, self.findings.append)
             finding = self.findings[-1]
             known = replace(known, rounding=finding.rounding, reference=finding.reference)
         return known
+
+    @property
+    def heeded(self) -> list[Heeded]:
+        """What the method made of the rounding errors in the inputs."""
+        return together(self._heeded)
 
     @cached_property
     def _chunks(self) -> list[Chunk]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ggufmerge.errors import OutputError
 from ggufmerge.files.output import Output
 from ggufmerge.planning.plan import PlannedTensor
 from ggufmerge.planning.survival import Survival, TypeSurvival, by_type, total
 from ggufmerge.running.encode import Figures
+from ggufmerge.running.signal import Heeded
 from ggufmerge.running.survey import Finding
 from ggufmerge.text import count, size
 
@@ -32,6 +34,7 @@ class BuildReport:
     errors: dict[str, float]  # tensor -> relative RMS error of writing it in its type, when measured
     survival: dict[str, Survival]  # tensor -> what is left of its change, of quantized tensors and when measured
     kept: tuple[TypeSurvival, ...] = ()  # the same for each quantized type, and what a wider one would keep
+    heeded: dict[str, list[Heeded]] = field(default_factory=dict)  # tensor -> what its method made of rounding errors
     notes: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
@@ -62,6 +65,7 @@ class Facts:
     survival: dict[str, list[float]]
     wider: dict[str, dict[str, list[float]]]
     stochastic: list[str]
+    heeded: dict[str, list[dict[str, Any]]]
     notes: list[list[str]]
     warnings: list[str]
 
@@ -83,6 +87,7 @@ class Facts:
         figures: Mapping[str, Figures],
         findings: Mapping[str, Sequence[Finding]],
         adapted: Callable[[PlannedTensor], bool],
+        heeded: Mapping[str, Sequence[Heeded]],
         notes: Iterable[tuple[str, str]],
         warnings: Sequence[str],
     ) -> Facts:
@@ -90,6 +95,7 @@ class Facts:
 
         figures: of the tensors that were measured.  findings: of those that were surveyed, one for each matrix.
         adapted: whether adapters change the only input of a converted tensor.
+        heeded: of the tensors of which a method made something of rounding errors.
         """
         order = {t.name: place for place, t in enumerate(tensors)}
         found = {name: findings[name] for name in order if name in findings}
@@ -110,18 +116,23 @@ class Facts:
             survival={name: list(astuple(s)) for name, s in survival.items()},
             wider={name: {of: list(astuple(s)) for of, s in tried.items()} for name, tried in wider.items()},
             stochastic=[name for name, parts in found.items() if any(f.rounding == "stochastic" for f in parts)],
+            heeded={name: [asdict(one) for one in heeded[name]] for name in order if name in heeded},
             notes=sorted((list(note) for note in notes), key=lambda note: order.get(note[0], len(order))),
             warnings=list(warnings),
         )
 
-    def kept(self, tensors: Sequence[PlannedTensor]) -> list[TypeSurvival]:
-        """What is left of the changes, for each quantized type."""
+    def kept(self, tensors: Sequence[PlannedTensor], sizes: Mapping[str, int]) -> list[TypeSurvival]:
+        """What is left of the changes, for each quantized type. sizes: of the file in wider types."""
         wider = {
             name: {of: Survival(*sums) for of, sums in by_file_type.items()}
             for name, by_file_type in self.wider.items()
         }
-        return by_type(tensors, self.survivals(), self.stochastic, wider)
+        return by_type(tensors, self.survivals(), self.stochastic, wider, sizes)
 
     def survivals(self) -> dict[str, Survival]:
         """What is left of the change of each tensor."""
         return {name: Survival(*sums) for name, sums in self.survival.items()}
+
+    def heard(self) -> dict[str, list[Heeded]]:
+        """What the methods made of the rounding errors in the inputs of each tensor."""
+        return {name: [Heeded.from_json(one) for one in found] for name, found in self.heeded.items()}

@@ -31,6 +31,7 @@ from ggufmerge.planning.checks import check_inputs, check_space, output_files
 from ggufmerge.planning.opened import Opened, header_of, watched
 from ggufmerge.planning.plan import Opening, Plan, PlannedTensor
 from ggufmerge.planning.survival import TypeSurvival, advice, by_type, total
+from ggufmerge.planning.tensor_types import size_in
 from ggufmerge.running.effort import TICKS, Work, digested, work_of
 from ggufmerge.running.encode import Figures
 from ggufmerge.running.making import Batch, Making, joined
@@ -39,7 +40,8 @@ from ggufmerge.running.progress import Progress
 from ggufmerge.running.rates import Meter, Rates
 from ggufmerge.running.report import BuildReport, Facts
 from ggufmerge.running.scheduler import Job, Step, drive, most_active
-from ggufmerge.running.survey import Finding
+from ggufmerge.running.signal import Heeded
+from ggufmerge.running.survey import Finding, wider_types
 from ggufmerge.running.tasks import written_at_a_time
 from ggufmerge.running.warm_up import warm_up
 from ggufmerge.running.worker import Worker
@@ -101,7 +103,7 @@ def run(
             finally:
                 progress.end()
         found = Facts.of(out)
-        kept = found.kept(plan.tensors)
+        kept = found.kept(plan.tensors, _wider_sizes(plan, opened, found.wider))
         out.publish()
         if out is not output:
             out.complete()
@@ -118,6 +120,7 @@ def run(
         survival=found.survivals(),
         kept=tuple(kept),
         notes=tuple((tensor, note) for tensor, note in found.notes),
+        heeded=found.heard(),
         warnings=(*plan.warnings, *found.warnings, *advice(kept)),
         files=tuple(out.files),
         resumption=out.resumption,
@@ -145,7 +148,14 @@ def foresee(plan: Plan, opened: Opened, tensors: Sequence[PlannedTensor]) -> lis
     found = {name: total(f.survival for f in parts) for name, parts in findings.items()}
     stochastic = [name for name, parts in findings.items() if parts[0].rounding == "stochastic"]
     wider = {name: dict(parts[0].wider) for name, parts in findings.items()}
-    return by_type(tensors, found, stochastic, wider)
+    return by_type(tensors, found, stochastic, wider, _wider_sizes(plan, opened, wider))
+
+
+def _wider_sizes(plan: Plan, opened: Opened, wider: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """About how large the file would be in wider types; of none if none was tried for a tensor in `wider`."""
+    if not any(wider.values()):
+        return {}
+    return {file_type: size_in(types, plan.tensors) for file_type, types in wider_types(plan, opened).items()}
 
 
 def identity(plan: Plan, opened: Opened, watch: Watch) -> str:
@@ -183,6 +193,7 @@ class _Build:
         self.chunk, self.measure, self.threads = chunk, measure, threads
         self.figures: dict[str, Figures] = {}  # of tensors that were measured
         self.findings: dict[str, list[Finding]] = {}  # of tensors that were surveyed, one for each expert
+        self.heeded: dict[str, list[Heeded]] = {}  # of tensors whose method made something of rounding errors
         self.notes: list[tuple[str, str]] = []
         self.warnings: list[str] = []
         self.digests: dict[Path, str] = {}
@@ -243,6 +254,7 @@ class _Build:
             figures=self.figures,
             findings=self.findings,
             adapted=self._is_adapted,
+            heeded=self.heeded,
             notes=self.notes,
             warnings=self.warnings,
         )
@@ -279,6 +291,7 @@ class _Build:
             sums: Any = {name: float(value) for name, value in facts.get("figures", {}).items() if value is not None}
             figures = Figures(**sums)
             findings = [Finding.from_json(found) for found in facts.get("findings", ())]
+            heeded = [Heeded.from_json(found) for found in facts.get("heeded", ())]
         except (TypeError, ValueError, KeyError, AttributeError):
             return False
         self.notes += notes
@@ -286,6 +299,8 @@ class _Build:
             self.figures[tensor] = figures
         if findings:
             self.findings[tensor] = findings
+        if heeded:
+            self.heeded[tensor] = heeded
         return True
 
     def _tensor(self, tensor: PlannedTensor) -> Job:
@@ -307,11 +322,14 @@ class _Build:
         self.notes += [(tensor.name, note) for note in making.notes]
         if making.findings:
             self.findings[tensor.name] = making.findings
+        if heeded := making.heeded:
+            self.heeded[tensor.name] = heeded
         if self.measure:
             self.figures[tensor.name] = making.figures
         facts = {
             "figures": asdict(making.figures) if self.measure else {},
             "findings": [asdict(finding) for finding in making.findings],
+            "heeded": [asdict(one) for one in heeded],
             "notes": making.notes,
         }
         self.output.finished(tensor.name, making.checksum, facts)

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.planning.plan import PlannedTensor, Rounding
+from ggufmerge.planning.opened import Opened
+from ggufmerge.planning.plan import Plan, PlannedTensor, Rounding
 from ggufmerge.planning.survival import Survival
+from ggufmerge.planning.tensor_types import types_in
 from ggufmerge.quants import codec
 from ggufmerge.quants.encoders import encoder as encoding
 from ggufmerge.quants.encoders import encoder_names
@@ -46,18 +48,22 @@ class Sample:
 
     start: the number of the first in the tensor.
     references: the same rows, without adapters, of the inputs that `rows` may be a change of, by the input's number.
+    blocks: the bytes of those that are stored in the tensor's type, uint8 [k, row bytes].
     stored: as in `TensorEncoder.encode`.
     """
 
     start: int
     rows: Floats
     references: Mapping[int, Floats]
+    blocks: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict)
     stored: Sequence[tuple[Floats, NDArray[np.uint8]]] = ()
 
     def copy(self) -> Sample:
         """The same in arrays of its own instead of a thread's scratch."""
         bases = {i: base.copy() for i, base in self.references.items()}
-        return Sample(self.start, self.rows.copy(), bases, [(values.copy(), raw) for values, raw in self.stored])
+        return Sample(
+            self.start, self.rows.copy(), bases, self.blocks, [(values.copy(), raw) for values, raw in self.stored]
+        )
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,12 @@ class Finding:
 def is_surveyed(tensor: PlannedTensor, *, adapted: bool) -> bool:
     """Whether a sample of a tensor is written before the whole is. adapted: whether adapters change its inputs."""
     return tensor.type.is_quantized and (tensor.action == "merge" or (tensor.action == "convert" and adapted))
+
+
+def wider_types(plan: Plan, opened: Opened) -> dict[str, dict[str, TensorType]]:
+    """The types of all tensors, by name, in the file types that may be proposed."""
+    donor = opened.sources[0].metadata
+    return {file_type: types_in(file_type, plan.tensors, plan.metadata, donor) for file_type in WIDER}
 
 
 @lru_cache(1024)
@@ -213,8 +225,8 @@ class _Trial:
         """Rows as they are read back from the tensor's own type, or from another one without an importance matrix."""
         tensor = self._tensor
         if kind == tensor.type:
-            base = s.references[self.reference]
-            raw, _ = self._encoder.encode(s.start, rows, base=base, stored=s.stored, rounding=rounding)
+            base, blocks = s.references[self.reference], s.blocks.get(self.reference)
+            raw, _ = self._encoder.encode(s.start, rows, base=base, blocks=blocks, stored=s.stored, rounding=rounding)
             return self._encoder.values(s.start, raw, np.empty_like(rows))
         scaled = rows + np.float32(tensor.offset) if tensor.offset else rows
         raw = np.empty((len(rows), kind.row_bytes(tensor.n)), np.uint8)

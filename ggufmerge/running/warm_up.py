@@ -18,6 +18,7 @@ from ggufmerge.planning.resolve import problem_of
 from ggufmerge.quants import codec, encoders
 from ggufmerge.quants.figures import block_sums, kept_change, squares
 from ggufmerge.quants.magnitude import magnitude
+from ggufmerge.running import signal
 from ggufmerge.running.effort import kernels_of, merge_kind
 from ggufmerge.running.progress import Progress
 from ggufmerge.running.rates import Meter, Rates
@@ -48,6 +49,8 @@ def warm_up(plan: Plan, opened: Opened, meter: Meter, rates: Rates, progress: Pr
         elif word == "survey":
             squares(rows, rows)
             block_sums(rows, rows, rows, rows)
+        elif word == "signal":
+            signal.warm_up(rows)
         elif word == "merge":
             for tensor in merged[kind]:
                 _merge_once(tensor, rows)

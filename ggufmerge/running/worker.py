@@ -20,17 +20,19 @@ from ggufmerge.methods import method as find_method
 from ggufmerge.methods.drive import Replay, Statistics
 from ggufmerge.methods.random import stream_key
 from ggufmerge.methods.spec import Chunk, Method, Pass, Problem, Stack
+from ggufmerge.noise.change import Rounding
 from ggufmerge.planning.actions import reference_types
 from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Input, Plan, PlannedTensor
 from ggufmerge.planning.resolve import problem_of
-from ggufmerge.planning.tensor_types import types_in
 from ggufmerge.running.effort import merge_kind, read_kind, write_kind
 from ggufmerge.running.encode import Figures, Scratch, TensorEncoder
 from ggufmerge.running.rates import Meter
-from ggufmerge.running.survey import WIDER, Finding, Sample, is_surveyed, sample_runs, survey
+from ggufmerge.running.signal import Heeded, heeded_values, shares_of_change, signal_runs
+from ggufmerge.running.survey import Finding, Sample, is_surveyed, sample_runs, survey, wider_types
 from ggufmerge.running.tasks import Known, Task, Written
 from ggufmerge.sources import TensorReader
+from ggufmerge.sources.rounding import matrix_of
 from ggufmerge.types import TensorType
 
 # (tensor, number of its first row, uint8 [rows, row bytes]): the array is overwritten when the next rows are encoded
@@ -108,9 +110,8 @@ class Worker:
 
     @cached_property
     def wider_types(self) -> dict[str, dict[str, TensorType]]:
-        """The types of all tensors in the file types that may be proposed."""
-        plan, donor = self.plan, self.opened.sources[0].metadata
-        return {file_type: types_in(file_type, plan.tensors, plan.metadata, donor) for file_type in WIDER}
+        """As in `survey.wider_types`."""
+        return wider_types(self.plan, self.opened)
 
 
 class Workpiece:
@@ -121,7 +122,7 @@ class Workpiece:
         self.inputs = worker.opened.inputs(tensor)
         self._worker, self._meter, self._scratch = worker, worker.meter, worker.scratch
         self._sources, self._imatrix = worker.opened.sources, worker.opened.imatrix
-        self._replays: OrderedDict[int, Replay] = OrderedDict()
+        self._replays: OrderedDict[int, tuple[Replay, list[Heeded]]] = OrderedDict()
         self._lock = threading.Lock()
 
     @cached_property
@@ -143,13 +144,22 @@ class Workpiece:
     def replay(self, expert: int) -> Replay:
         """The passes that the method needs for a matrix."""
         with self._lock:
-            replay = self._replays.get(expert)
-            if replay is None:
-                replay = self._replays[expert] = Replay(self.method, self._problem(expert))
-                if len(self._replays) > _MATRICES:
-                    self._replays.popitem(last=False)
-            self._replays.move_to_end(expert)
-            return replay
+            return self._prepared(expert)[0]
+
+    def heeded(self, expert: int) -> list[Heeded]:
+        """What the method made of the rounding errors in the inputs of a matrix."""
+        with self._lock:
+            return self._prepared(expert)[1]
+
+    def _prepared(self, expert: int) -> tuple[Replay, list[Heeded]]:
+        found = self._replays.get(expert)
+        if found is None:
+            problem, heeded = self._with_signal(expert, self._problem(expert))
+            found = self._replays[expert] = Replay(self.method, problem), heeded
+            if len(self._replays) > _MATRICES:
+                self._replays.popitem(last=False)
+        self._replays.move_to_end(expert)
+        return found
 
     def notes(self, expert: int, gathered: Sequence[Any]) -> list[str]:
         """What the method has to say of a matrix after its passes."""
@@ -214,12 +224,16 @@ class Workpiece:
         spared = tensor.keeps_type and self._is_adapted(tensor.inputs[reference])
         wanted = [reference] if rounding != "nearest" or spared else []
         sample = self._sample(task.expert, task.chunk, known, wanted)
-        base = sample.references.get(reference)
         self._meter.note("tasks", 1, 0)
         kind = write_kind(tensor, self._imatrix, rounding=rounding, measure=self._worker.measure)
         with self._meter.measure(kind, sample.rows.size):
             raw, figures = self.encoder.encode(
-                sample.start, sample.rows, stored=sample.stored, base=base, rounding=rounding
+                sample.start,
+                sample.rows,
+                stored=sample.stored,
+                base=sample.references.get(reference),
+                blocks=sample.blocks.get(reference),
+                rounding=rounding,
             )
         with self._meter.measure("put", raw.nbytes):
             return self._put(sample.start, raw, figures)
@@ -246,6 +260,20 @@ class Workpiece:
         keys = [int(stream_key(self._worker.plan.seed, name, fingerprints[i.source])) for i in models]
         return problem_of(tensor, keys)
 
+    def _with_signal(self, expert: int, problem: Problem) -> tuple[Problem, list[Heeded]]:
+        """The problem of a matrix as the method solves it beside the rounding errors of its inputs."""
+        tensor, sources = self.tensor, [self._sources[given.source] for given in self.tensor.inputs]
+        if not tensor.noise_aware:
+            return problem, []
+        roundings = [
+            Rounding(reader.type, matrix_of(source.metadata), reader.rank > 0)
+            for reader, source in zip(self.inputs, sources, strict=True)
+        ]
+        runs = signal_runs(expert * self.rows, self.rows, tensor.n)
+        shares = shares_of_change(self.inputs, roundings, runs)
+        used = self.method.with_signal(problem, shares)
+        return used, heeded_values(problem, used, [source.label for source in sources[1:]], shares)
+
     def _sample(self, expert: int, chunk: Chunk, known: Known, wanted: Sequence[int]) -> Sample:
         """Rows of a matrix as they are to be written, and what the inputs of these numbers are without adapters."""
         if self.tensor.action == "convert":
@@ -259,9 +287,11 @@ class Workpiece:
         if not self._is_adapted(self.tensor.inputs[0]):
             return Sample(chunk.row, rows, {})
         base = self._without_adapters(0, chunk.row, chunk.end)
+        if not self._holds(source):
+            return Sample(chunk.row, rows, {0: base})
         # weights that no adapter reaches and whose type stays keep their bytes
-        stored = [(base, source.raw_rows(chunk.row, chunk.end))] if self._holds(source) else []
-        return Sample(chunk.row, rows, {0: base}, stored)
+        raw = source.raw_rows(chunk.row, chunk.end)
+        return Sample(chunk.row, rows, {0: base}, {0: raw}, [(base, raw)])
 
     def _merged(self, expert: int, chunk: Chunk, known: Known, wanted: Sequence[int]) -> Sample:
         tensor = self.tensor
@@ -274,7 +304,8 @@ class Workpiece:
         with self._meter.measure(merge_kind(tensor), x.size):
             self.method.combine(x, replay.problem, statistics, chunk, out)
         self._meter.note(f"reads {tensor.method}", out.size, out.size)
-        same = [(x[i], source.raw_rows(start, stop)) for i, source in self._storing]
+        blocks = {i: source.raw_rows(start, stop) for i, source in self._storing}
+        same = [(x[i], raw) for i, raw in blocks.items()]
         bases = {}
         for i in wanted:
             source = self.inputs[i]
@@ -285,8 +316,9 @@ class Workpiece:
             if tensor.offset:
                 bases[i] -= np.float32(tensor.offset)
             if self._holds(source):
-                same.append((bases[i], source.raw_rows(start, stop)))
-        return Sample(start, out, bases, same)
+                blocks[i] = source.raw_rows(start, stop)
+                same.append((bases[i], blocks[i]))
+        return Sample(start, out, bases, blocks, same)
 
     def _stack(self, expert: int, chunk: Chunk) -> Stack:
         """A chunk of all inputs as the method sees it, float32 [inputs, rows, n], in the thread's own buffer."""

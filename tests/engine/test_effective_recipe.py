@@ -147,6 +147,15 @@ def test_options_win_over_a_module(folder: Path) -> None:
     assert recipe.where(("models",)) == "recipe:2:36"
 
 
+def test_auto_is_what_a_recipe_without_rounding_has() -> None:
+    """As a key, and as an option that wins over another one."""
+    text = "merge_method: passthrough\nmodels: [{model: a.gguf}]\nrounding: "
+    assert ggufmerge.load_recipe(text + "auto").rounding is None
+    plain = ggufmerge.load_recipe(text + "auto")
+    assert plain.with_options(rounding="auto") is plain
+    assert ggufmerge.load_recipe(text + "nearest").with_options(rounding="auto").rounding is None
+
+
 def test_a_recipe_that_is_large_without_its_aliases_takes_options() -> None:
     """What it says 70 times is written once in the recipe in effect, too."""
     rules = "".join(f"    - {{filter: layer{i}, value: {i}}}\n" for i in range(100))
@@ -182,6 +191,7 @@ def test_words_without_effect_are_warned_of_with_options_too(folder: Path, monke
         (PLAIN + "exclude: [nothing]\n", {"rounding": "nearest"}, 'mine.yaml:7:11: the filter "nothing"'),
         (PLAIN + "out_type: Q4_0\n", {"out_type": "Q9"}, "out_type=...: "),
         (PLAIN, {"rounding": "up"}, "rounding=...: "),
+        (PLAIN, {"noise_aware": "on"}, "noise_aware=...: "),
         (PLAIN + "imatrix: gone.gguf\n", {"imatrix": ["missing.gguf"]}, "imatrix=[...]: missing.gguf: no such file"),
     ],
 )

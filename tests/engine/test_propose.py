@@ -226,14 +226,26 @@ def test_the_type_is_that_of_the_models(machine: Path) -> None:
     assert (value(proposal, "type"), proposal.recipe.out_type) == ("Q4_K_M", "Q4_K_M")
 
 
-def test_a_type_that_would_lose_the_change_is_not_taken(machine: Path) -> None:
-    """IQ4_NL has no even steps, so nothing rounds stochastically onto it: a small change needs a wider type."""
+def test_a_coarse_type_keeps_a_small_change_by_chance(machine: Path) -> None:
+    """Also one with steps of several sizes; its noise is told."""
     weights = tuned("coarse.gguf", type="IQ4_NL")
     write_tiny_lora("x.lora.gguf", weights, targets=("*",), strength=0.01)
     chosen = propose_merge(["coarse.gguf", "x.lora.gguf"]).find("type")
     assert chosen is not None
+    assert chosen.value == "IQ4_NL"
+    assert "rounded stochastically, with noise" in chosen.why
+    assert "type Q8_0 has less noise" in chosen.why
+
+
+def test_a_type_that_would_lose_the_change_is_not_taken(machine: Path) -> None:
+    """Where the base has another one, so that nothing can be kept by chance: a wider one is taken and named."""
+    tuned("even.gguf", type="Q4_1")
+    tuned("coarse.gguf", type="Q4_0")
+    tuned("coarse2.gguf", type="Q4_0")
+    chosen = propose_merge(["coarse.gguf", "coarse2.gguf"], base="even.gguf", method="task_arithmetic").find("type")
+    assert chosen is not None
     assert chosen.value in ("Q6_K", "Q8_0")
-    assert "would survive in IQ4_NL" in chosen.why
+    assert "would survive in Q4_0" in chosen.why
 
 
 @pytest.mark.parametrize(

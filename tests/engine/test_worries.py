@@ -13,6 +13,7 @@ from ggufmerge.recipe import load_recipe
 from tests.tiny import write_tiny_llama
 
 BASE = "base_model: {base}\nmodels: [{{model: {a}}}, {{model: {b}}}]\n"
+OFF = "noise_aware: off\nout_type: Q8_0\n"
 TYPES = {"f": "F16", "q4": "Q4_1", "q8": "Q8_0"}
 
 
@@ -51,8 +52,11 @@ def pair(first: str, second: str, more: str = "") -> str:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (merge("dare_ties", "weight: 0.5, density: 0.1", "q4", "out_type: Q8_0\n"), ["density 0.1", "by 10", "Q4_1"]),
-        (merge("della", "weight: 0.5, density: 0.2, epsilon: 0.1", "q4", "out_type: Q8_0\n"), ["density 0.2", "Q4_1"]),
+        (
+            merge("dare_ties", "weight: 0.5, density: 0.1", "q4", OFF),
+            ["density 0.1", "by 10", "Q4_1", "noise_aware: auto"],
+        ),
+        (merge("della", "weight: 0.5, density: 0.2, epsilon: 0.1", "q4", OFF), ["density 0.2", "Q4_1"]),
         (merge("task_arithmetic", "weight: 5"), ["the weights sum to 10", "10 times"]),
         (merge("task_arithmetic", "weight: 0.5, lambda: 5"), ["lambda is 5"]),
         (merge("ties", "weight: 0.5, lambda: 5"), ["lambda is 5"]),
@@ -80,6 +84,7 @@ def test_it_worries(folder: Path, text: str, words: list[str]) -> None:
     "text",
     [
         merge("dare_ties", "weight: 0.5, density: 0.1", "f"),
+        merge("dare_ties", "weight: 0.5, density: 0.1", "q4", "out_type: Q8_0\n"),  # the density is raised
         merge("dare_ties", "weight: 0.5, density: 0.5", "q4", "out_type: Q8_0\n"),
         merge("task_arithmetic", "weight: 0.5"),
         merge("task_arithmetic", "weight: 1"),

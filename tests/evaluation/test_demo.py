@@ -145,3 +145,33 @@ def test_a_linear_merge_is_what_llama_cpp_computes_with_adapters(tmp_path: pathl
         ours, theirs = merged.logits(tokens), adapted.logits(tokens)
     assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.999
     assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.9
+
+
+def test_dare_of_coarse_files_is_as_good_as_of_the_originals(tmp_path: pathlib.Path) -> None:
+    """At density .1, written in the type of the sources; with noise_aware: off it is far worse."""
+    files = {"base": tmp_path / "base.gguf"}
+    ggufmerge.quantize_file(smollm2(), files["base"], "F16")
+    for subject in ("scripture", "french"):
+        files[subject] = tmp_path / f"{subject}.gguf"
+        ggufmerge.bake(smollm2(), [adapter(subject)], files[subject], out_type="F16")
+    losses = []
+    for kind, aware in (("F16", "auto"), ("Q4_0", "auto"), ("Q4_0", "off")):
+        if kind == "Q4_0" and aware == "auto":
+            for name, path in files.items():
+                files[name] = tmp_path / f"{name}-Q4_0.gguf"
+                ggufmerge.quantize_file(path, files[name], kind)
+        base, *tunes = map(str, files.values())
+        recipe = {
+            "merge_method": "dare_ties",
+            "base_model": base,
+            "models": [{"model": tune} for tune in tunes],
+            "parameters": {"weight": 0.5, "density": 0.1},
+            "out_type": "Q4_0",
+            "noise_aware": aware,
+        }
+        ggufmerge.build(recipe, tmp_path / "merge.gguf", overwrite=True)
+        with LlamaModel(tmp_path / "merge.gguf") as model:
+            losses.append(float(np.mean([nll(model, subject) for subject in SUBJECTS])))
+    original, aware_loss, off = losses
+    assert aware_loss < original + 0.03
+    assert off > aware_loss + 0.1

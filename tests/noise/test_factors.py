@@ -9,8 +9,8 @@ import pytest
 
 import ggufmerge
 from ggufmerge.noise.factors import noise_of
-from ggufmerge.noise.steps import TYPES
 from ggufmerge.quants import codec
+from ggufmerge.quants.units import TYPES
 from ggufmerge.types import TensorType
 from tests.noise.weights import LAYERS, SYNTHETIC, layer, stored, synthetic
 

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.files.reader import open_gguf
-from ggufmerge.noise.steps import groups_of, squared_steps, units
+from ggufmerge.noise.steps import groups_of, squared_steps
 from ggufmerge.quants import dequantize, quantize
+from ggufmerge.quants.units import units
 from ggufmerge.types import TensorType
 from tests.models import smollm2
 

@@ -65,7 +65,7 @@ def test_blocks_of_equal_values_keep_their_bytes(name: str) -> None:
     stored = quantize(np.random.default_rng(2).standard_normal((4, 256)).astype(np.float32), "Q6_K")
     values = dequantize(stored, "Q6_K", 256)
     assert (quantize(values, "Q6_K")[[0, 2]] != stored[[0, 2]]).any()
-    piece: dict[str, Any] = {"base": values, "chance": some_chance}
+    piece: dict[str, Any] = {"base": values, "blocks": stored, "chance": some_chance}
     changed = values.copy()
     changed[1] += np.float32(0.1)
     kind = TensorType.Q6_K
@@ -81,7 +81,7 @@ def test_chance_keeps_what_the_nearest_loses() -> None:
     change = np.float32(0.03)
     kept = {}
     for name in encoder_names():
-        back = dequantize(written(Piece(base + change, base, chance=some_chance), name), Q4_0, 64)
+        back = dequantize(written(Piece(base + change, base, stored, chance=some_chance), name), Q4_0, 64)
         kept[name] = float((back - base).mean()) / change
     assert abs(kept["nearest"]) < 0.2
     assert kept["stochastic"] == pytest.approx(1, abs=0.1)
@@ -90,9 +90,3 @@ def test_chance_keeps_what_the_nearest_loses() -> None:
 def test_without_a_base_nothing_is_left_to_chance() -> None:
     """There is no grid to round on."""
     np.testing.assert_array_equal(written(Piece(rows()), "stochastic"), quantize(rows(), Q4_0))
-
-
-def test_types_without_a_grid_are_refused() -> None:
-    """Where somebody asks for chance all the same."""
-    with pytest.raises(GgufmergeError, match="IQ4_NL has no uniform grid"):
-        written(Piece(rows(), rows(), chance=some_chance), "stochastic", TensorType.IQ4_NL)

@@ -3,19 +3,19 @@
 import numpy as np
 
 from ggufmerge.quants.encoders import Encoder
+from ggufmerge.quants.units import units
 
 
 class Feedback(Encoder):
     name = "feedback"
-    needs_grid = True  # only for changes of weights that lie on a uniform grid, such as that of Q4_0
+    needs_grid = True  # only for changes of weights that lie on the grid of their type already
 
     def targets(self, codec, piece):
-        if piece.base is None:  # not a change of anything
+        if piece.base is None or piece.blocks is None:  # not a change of anything, or not of blocks of this type
             return piece.rows
         rows, n = piece.rows.shape
-        group = codec.grid.group
-        steps = np.empty((rows, n // group))
-        codec.grid.steps(piece.base, steps)
+        steps = np.abs(units(piece.blocks, codec.type)) * codec.grid.spacing
+        group = n // steps.shape[1]
         step = np.repeat(steps, group, axis=1)
         change = np.divide(piece.rows - piece.base, step, out=np.zeros_like(step), where=step > 0)
         luck = np.empty(rows * n, np.uint32)
