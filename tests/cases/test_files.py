@@ -165,7 +165,7 @@ def test_names_that_people_give_to_types_are_known(folder: Path, run: Run, name:
 
 
 def test_experts_in_mxfp4_are_merged_with_those_in_f16(folder: Path, run: Run) -> None:
-    """As the files of gpt-oss are; the result is their average, in the type of the first."""
+    """As the files of gpt-oss are; the result is their average, in the type of the first, to one of its steps."""
     for name, kind, tune in (("a", "MXFP4", None), ("b", "F16", (1, 0.05))):
         write_tiny_llama(f"{name}.gguf", experts=2, types={"*_exps.weight": kind}, tune=tune, **SHAPE)  # type: ignore[arg-type]
     Path("r.yaml").write_text(
@@ -175,7 +175,7 @@ def test_experts_in_mxfp4_are_merged_with_those_in_f16(folder: Path, run: Run) -
         assert run("build", "r.yaml", "-o", "out.gguf", "--overwrite", *options)[0] == 0
         a, b, out = weights("a.gguf"), weights("b.gguf"), weights("out.gguf")
         for name in (name for name in out if "_exps" in name):
-            tolerance = 1e-6 if options else 0.3 * np.abs(a[name]).max()
+            tolerance = 1e-6 if options else 0.4 * np.abs(a[name]).max()
             np.testing.assert_allclose(out[name], (a[name] + b[name]) / 2, atol=tolerance)
 
 
