@@ -99,7 +99,7 @@ class Encoder(ABC):
             with np.errstate(over="ignore"):  # what a very small scale makes infinite is for the caller to refuse
                 scaled = np.divide(scaled, piece.scale, out=units)
         if self.needs_grid and piece.blocks is not None and codec.recode is not None:
-            keep_scales(codec, piece.blocks, scaled, raw, piece.weights, piece.array)
+            keep_scales(codec, np.ascontiguousarray(piece.blocks), scaled, raw, piece.weights, piece.array)
         else:
             codec.encode(scaled, raw, piece.weights)
         for values, data in piece.stored:
