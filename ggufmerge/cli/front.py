@@ -230,7 +230,8 @@ def _line(error: Any, command: Any, ctx: Any, switches: dict[str, bool]) -> str:
         hint = error.param_hint or (error.param.opts[-1] if error.param is not None else "")
         if error.param is not None and error.param.param_type_name == "argument":
             hint = error.param.metavar or error.param.name.upper()
-        return f"{hint}: {error.message}" if hint else str(error.message)
+        what = str(error.message).removeprefix("Value error, ")  # newer versions of typer ask pydantic
+        return f"{hint}: {what}" if hint else what
     if extra := re.search(r"unexpected extra argument\S* \((.*)\)", error.message):
         return _too_many(extra[1].split(), command, ctx)
     return f"{error.message.rstrip('.')}; {see}"

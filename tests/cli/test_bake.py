@@ -97,3 +97,11 @@ def test_wrong_use_exits_with_2(folder: Path) -> None:
     """No output, no adapter."""
     assert ggufmerge_bake(folder, "base.gguf", "lora.gguf").returncode == 2
     assert ggufmerge_bake(folder, "base.gguf", "-o", "out.gguf").returncode == 2
+
+
+def test_an_unknown_rounding_is_one_clear_line(folder: Path) -> None:
+    """With the words there are, and nothing of the libraries that read it."""
+    done = ggufmerge_bake(folder, "base.gguf", "lora.gguf", "-o", "out.gguf", "--rounding", "chance")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --rounding: 'chance' is not one of 'auto', ")
+    assert done.stderr.count("\n") == 1
