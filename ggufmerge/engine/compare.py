@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge.engine.changes import Found, Gathering, Pairs, Signal
+from ggufmerge.engine.changes import Pairs, Signal
 from ggufmerge.errors import PlanError
 from ggufmerge.files.metadata import KeyValues
 from ggufmerge.files.shards import model_name
@@ -25,7 +25,7 @@ from ggufmerge.recipe import ModelReference
 from ggufmerge.running.scheduler import Job, Step, drive
 from ggufmerge.sources import Source
 from ggufmerge.sources.layouts import to_one_layout
-from ggufmerge.sources.rounding import matrix_of
+from ggufmerge.sources.rounding import Found, Gathering, matrix_of
 
 _CHUNK = 1 << 18  # values
 _SUMS = 12  # numbers that the figures of a tensor are made of: those of `_measure`, and how many values it has
@@ -244,7 +244,7 @@ def _job(sources: Sequence[Source], name: str, pairs: Pairs, found: _Found) -> J
     gathering = Gathering(
         [*inputs, *([None] * (count - len(inputs)))],
         [*(matrix_of(source.metadata) for source in sources), *([None] * (count - len(inputs)))],
-        pairs,
+        pairs.pairs,
     )
 
     def task(i: int) -> tuple[NDArray[np.float64], float, _Part]:

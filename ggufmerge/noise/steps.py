@@ -4,8 +4,8 @@ For formats with equal distances it is that distance. IQ4 and FP4 have unequal o
 with as much room for errors as the cells of the values that the group has. For code books it is the distance from one
 level to the next, which is all that the rounding error needs: it is a multiple of it.
 
-The mean of F16 and BF16, which have no blocks, is taken in
-the same way, so that everything that was rounded looks alike.
+The mean of F16 and BF16, which have no blocks, is taken in the same way, so that everything that was rounded looks
+alike.
 
 Source: the layouts of `ggml-common.h` of llama.cpp v0.5.0, as in `ggufmerge.quants`.
 """

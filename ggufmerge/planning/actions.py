@@ -12,7 +12,7 @@ from ggufmerge.errors import PlanError
 from ggufmerge.keys import EMBEDDING, HEAD
 from ggufmerge.planning.plan import PlannedTensor, Rounding
 from ggufmerge.planning.side_tensors import with_side_tensors
-from ggufmerge.quants import codec
+from ggufmerge.quants import codec, grid_of
 from ggufmerge.quants.encoders import encoder, package_of
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.quants.mixture import needs_imatrix
@@ -65,7 +65,7 @@ def _with_rounding(tensor: PlannedTensor, sources: Sequence[Source], asked: Roun
     if not _changes(tensor, sources) or any(sources[i.source].moves(i.tensor) for i in tensor.inputs):
         return tensor
     keeps = tensor.type in reference_types(tensor, sources).values()
-    fits = (keeps and codec(tensor.type).recode is not None) or not encoder(asked or "stochastic").needs_grid
+    fits = (keeps and grid_of(tensor.type) is not None) or not encoder(asked or "stochastic").needs_grid
     decisions = tensor.decisions
     if fits and asked and (package := package_of(asked)):  # another version of it writes other bytes: no going on then
         decisions = (*decisions, f"{asked} is of the package {package}")

@@ -135,7 +135,7 @@ class Resolver:
         sources = [self.sources[given.source] for given in tensor.inputs]
         if not tensor.has_base or any(s.moves(i.tensor) for s, i in zip(sources, tensor.inputs, strict=True)):
             return False
-        base, *models = [s.open_tensor(i.tensor) for s, i in zip(sources, tensor.inputs, strict=True)]
+        base, *models = [s.file.tensors[i.tensor] for s, i in zip(sources, tensor.inputs, strict=True)]
         return not all(is_exact(base, model) for model in models)
 
     def _note_complaint(self, method: Method, slot: Slot, others: Sequence[int], complaint: Complaint) -> None:

@@ -205,9 +205,7 @@ def expectations(
 def unknown(tensors: Iterable[PlannedTensor], sources: Sequence[PlannedSource]) -> str:
     """The types of which headers do not tell what will be left of the changes, in a line; empty when there are none."""
     kinds = dict.fromkeys(
-        str(t.type)
-        for t in tensors
-        if _has_change(t) and t.type.is_quantized and not (grid_of(t.type) and _is_on_grid(t, sources))
+        str(t.type) for t in tensors if _has_change(t) and t.type.is_quantized and not _is_on_grid(t, sources)
     )
     if not kinds:
         return ""

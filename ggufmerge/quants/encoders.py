@@ -33,6 +33,7 @@ from ggufmerge.errors import GgufmergeError, nearest
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.grid import Grid
+from ggufmerge.quants.half import inlined
 from ggufmerge.quants.units import units
 
 Floats = NDArray[np.float32]
@@ -325,6 +326,16 @@ def _round_entries(base, rows, luck, steps, gain, width, out):
                 out[i, j] = base[i, j] + change / part + step * dither
 
 
+@inlined
+def _squared_error(wanted, found):
+    """The sum of the squared differences of float32 [n], in float64."""
+    error = np.float64(0)
+    for j in range(wanted.size):
+        d = np.float64(wanted[j]) - np.float64(found[j])
+        error += d * d
+    return error
+
+
 @kernel
 def _fill_cut(x, back, steps, size, out):
     """The squared error of each block of `size` values where it is more than a new grid costs, else 0; float64
@@ -332,11 +343,10 @@ def _fill_cut(x, back, steps, size, out):
     group = x.shape[1] // max(1, steps.shape[1])
     for i in range(x.shape[0]):
         for b in range(out.shape[1]):
-            error = np.float64(0)
+            first = b * size
+            error = _squared_error(x[i, first : first + size], back[i, first : first + size])
             cost = np.float64(0)
-            for j in range(b * size, (b + 1) * size):
-                d = np.float64(x[i, j]) - np.float64(back[i, j])
-                error += d * d
+            for j in range(first, first + size):
                 cost += np.float64(steps[i, j // group]) * np.float64(steps[i, j // group])
             out[i, b] = error if error * 12 > cost else 0.0
 
@@ -349,11 +359,8 @@ def _take_nearer(x, values, found, cut, rows, size, raw):
     width = raw.shape[1] // blocks
     for i in range(x.shape[0]):
         for b in range(blocks):
-            error = 0.0
-            for j in range(b * size, (b + 1) * size):
-                d = np.float64(x[i, j]) - np.float64(values[i, j])
-                error += d * d
-            if error < cut[rows[i], b]:
+            first = b * size
+            if _squared_error(x[i, first : first + size], values[i, first : first + size]) < cut[rows[i], b]:
                 raw[rows[i], b * width : (b + 1) * width] = found[i, b * width : (b + 1) * width]
 
 

@@ -15,7 +15,6 @@ from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.planning.opened import Opened, watched
 from ggufmerge.planning.plan import Plan, PlannedTensor, Rounding
 from ggufmerge.planning.provenance import digest_key
-from ggufmerge.quants import grid_of
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.running.rates import Rates
 from ggufmerge.running.survey import is_surveyed
@@ -196,9 +195,4 @@ def _reads(tensor: PlannedTensor, opened: Opened) -> Iterator[str]:
 
 def _may_be_by_chance(tensor: PlannedTensor) -> bool:
     """Whether a survey will probably choose to round stochastically: coarse grids that are kept."""
-    return (
-        tensor.rounding == "auto"
-        and tensor.keeps_type
-        and grid_of(tensor.type) is not None
-        and tensor.type.bits_per_weight < 6
-    )
+    return tensor.rounding == "auto" and tensor.keeps_type and tensor.type.bits_per_weight < 6

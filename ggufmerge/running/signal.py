@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufmerge.methods.spec import Problem
-from ggufmerge.noise.change import BINS, CLASSES, Estimate, Rounding, Stored, add_pairs, estimate
-from ggufmerge.noise.steps import GROUP, groups_of, squared_steps
+from ggufmerge.noise.change import BINS, CLASSES, Estimate, add_pairs
+from ggufmerge.noise.steps import groups_of, squared_steps
 from ggufmerge.sources import TensorReader
 from ggufmerge.sources.model import SourceTensor
-from ggufmerge.sources.rounding import fill_steps, is_exact
+from ggufmerge.sources.rounding import Gathering, is_exact
 from ggufmerge.types import TensorType
 
 _RUNS = 16
@@ -100,37 +100,29 @@ def signal_runs(first: int, rows: int, n: int) -> list[tuple[int, int]]:
 
 
 def shares_of_change(
-    inputs: Sequence[TensorReader], roundings: Sequence[Rounding], runs: Sequence[tuple[int, int]]
+    inputs: Sequence[TensorReader], matrices: Sequence[str | None], runs: Sequence[tuple[int, int]]
 ) -> Shares:
     """float64 [models]: what share of the square of each model's difference from the base is a change of weights.
 
-    inputs: of a tensor, the base first.  roundings: of each.  runs: the rows that are looked at.
+    inputs: of a tensor, the base first.  matrices: as in `Gathering`.  runs: the rows that are looked at.
     1 where nothing differs, where the difference is exact, and where it is nearly so.
     """
-    count = len(inputs)
-    exact = [is_exact(inputs[0], model) for model in inputs[1:]]
-    shares = np.ones(count - 1)
-    looked_at = [i for i in range(1, count) if not exact[i - 1]]
+    readers = [reader for reader in inputs if isinstance(reader, SourceTensor)]
+    assert len(readers) == len(inputs), "rows that are moved are not planned so"
+    shares = np.ones(len(inputs) - 1)
+    looked_at = [i for i, r in enumerate(readers) if i and not is_exact(readers[0].tensor, r.tensor)]
     if not looked_at:
         return shares
-    n = inputs[0].n
-    pairs = np.array([(0, i) for i in looked_at], np.int64)
-    blocks = np.array([_block(roundings[0], roundings[i], n) for i in looked_at], np.int64)
-    sums, same = np.zeros((len(pairs), CLASSES, BINS, 4)), np.zeros((len(pairs), 2))
-    squares = np.zeros((count, 2))
+    used = [0, *looked_at]
+    pairs = [(0, place) for place in range(1, len(used))]
+    gathering = Gathering([readers[i] for i in used], [matrices[i] for i in used], pairs)
     for start, stop in runs:
-        x = np.zeros((count, stop - start, n), np.float32)
-        steps = np.zeros((count, stop - start, groups_of(n)), np.float32)
-        for i in [0, *looked_at]:
-            reader = inputs[i]
-            assert isinstance(reader, SourceTensor), "others are exact"
-            reader.read(start, x[i])
-            fill_steps(reader, start, x[i], steps[i])
-            squares[i] += float(np.vdot(x[i], x[i])), n // steps.shape[2] * float(steps[i].sum(dtype=np.float64))
-        add_pairs(x, steps, pairs, blocks, sums, same)
-    stored = [Stored(rounding, *sizes) for rounding, sizes in zip(roundings, squares.tolist(), strict=True)]
-    for i, of_pair in zip(looked_at, sums, strict=True):
-        shares[i - 1] = _share(estimate(of_pair, stored[0], stored[i]))
+        x = np.zeros((len(used), stop - start, readers[0].n), np.float32)
+        for place, i in enumerate(used):
+            readers[i].read(start, x[place])
+        gathering.fold(gathering.partial(start, x))
+    for i, found in zip(looked_at, gathering.found().estimates, strict=True):
+        shares[i - 1] = _share(found)
     return shares
 
 
@@ -147,9 +139,3 @@ def warm_up(rows: NDArray[np.float32]) -> None:
 def _share(found: Estimate) -> float:
     share = min(max(found.change / found.seen, 0.0), 1.0) if found.seen else 1.0
     return float(f"{share:.3g}") if share < _CLEAN else 1.0  # so that the last bits of logarithms play no part
-
-
-def _block(base: Rounding, model: Rounding, n: int) -> int:
-    """How many groups a block of both has."""
-    fits = base.kind == model.kind and n % GROUP == 0
-    return max(base.kind.block_size // GROUP, 1) if fits else 1

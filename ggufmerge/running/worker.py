@@ -20,7 +20,6 @@ from ggufmerge.methods import method as find_method
 from ggufmerge.methods.drive import Replay, Statistics
 from ggufmerge.methods.random import stream_key
 from ggufmerge.methods.spec import Chunk, Method, Pass, Problem, Stack
-from ggufmerge.noise.change import Rounding
 from ggufmerge.planning.actions import reference_types
 from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Input, Plan, PlannedTensor
@@ -265,12 +264,9 @@ class Workpiece:
         tensor, sources = self.tensor, [self._sources[given.source] for given in self.tensor.inputs]
         if not tensor.noise_aware:
             return problem, []
-        roundings = [
-            Rounding(reader.type, matrix_of(source.metadata), reader.rank > 0)
-            for reader, source in zip(self.inputs, sources, strict=True)
-        ]
+        matrices = [matrix_of(source.metadata) for source in sources]
         runs = signal_runs(expert * self.rows, self.rows, tensor.n)
-        shares = shares_of_change(self.inputs, roundings, runs)
+        shares = shares_of_change(self.inputs, matrices, runs)
         used = self.method.with_signal(problem, shares)
         return used, heeded_values(problem, used, [source.label for source in sources[1:]], shares)
 
