@@ -33,7 +33,7 @@ from ggufmerge.quants.iq import (
     weigh,
     zeros,
 )
-from ggufmerge.quants.nearest_points import Groups, load_8, recode_groups, work_arrays
+from ggufmerge.quants.nearest_points import Groups, load_8, recode_blocks
 from ggufmerge.quants.simd import absolute, any_set, convert, load, select, splat, store, view
 from ggufmerge.types import TensorType
 
@@ -76,40 +76,38 @@ def _dequantize_iq1_m(raw, out, points):
 def _recode_iq1_s(raw, x, out, points, levels, halves):
     """The shift stays: 32 values share it."""
     raw, x, out, points = raw.ravel(), x.ravel(), out.ravel(), points.ravel()
-    out[:] = raw
-    work, book, group = work_arrays(), (levels, halves.ravel(), points), 0
-    while group < x.size // 8:
-        count, group = recode_groups(
-            work, book, SHIFTED, group, raw, x, load_8, 50, load_half, _part_iq1_s, _write_iq1_s, points
-        )
-        for lane in range(count):
-            if work.found[lane]:
-                block, k = 50 * (work.group[lane] // 32), work.group[lane] % 32
-                at, place = block + 34 + 2 * (k // 4), 3 * (k % 4)
-                high = I(out[at]) | I(out[at + 1]) << 8
-                high = high & ~(7 << place) | work.point[0, lane] >> 8 << place
-                out[block + 2 + k] = work.point[0, lane] & 255
-                out[at] = high & 255
-                out[at + 1] = high >> 8
+    book = points, levels, halves
+    recode_blocks(raw, x, out, book, SHIFTED, load_8, 50, load_half, _part_iq1_s, _write_iq1_s, points, _store_iq1_s)
+
+
+@inlined
+def _store_iq1_s(out, group, point, signs, found):
+    block, k = 50 * (group // 32), group % 32
+    at, place = block + 34 + 2 * (k // 4), 3 * (k % 4)
+    high = I(out[at]) | I(out[at + 1]) << 8
+    high = high & ~(7 << place) | point[0] >> 8 << place
+    out[block + 2 + k] = point[0] & 255
+    out[at] = high & 255
+    out[at + 1] = high >> 8
 
 
 @kernel
 def _recode_iq1_m(raw, x, out, points, levels, halves):
     """Each group chooses the shift, its own, together with the point."""
     raw, x, out, points = raw.ravel(), x.ravel(), out.ravel(), points.ravel()
-    out[:] = raw
-    work, book, group = work_arrays(), (levels, halves.ravel(), points), 0
-    while group < x.size // 8:
-        count, group = recode_groups(
-            work, book, BOTH_SHIFTS, group, raw, x, load_8, 56, _scale_iq1_m, _part_iq1_m, _write_iq1_m, points
-        )
-        for lane in range(count):
-            if work.found[lane]:
-                block, k = 56 * (work.group[lane] // 32), work.group[lane] % 32
-                at, place = block + 32 + k // 2, 4 * (k % 2)
-                nibble = work.point[0, lane] >> 8 | (work.found[lane] - 1) << 3
-                out[block + k] = work.point[0, lane] & 255
-                out[at] = out[at] & ~(15 << place) | nibble << place
+    book = points, levels, halves
+    recode_blocks(
+        raw, x, out, book, BOTH_SHIFTS, load_8, 56, _scale_iq1_m, _part_iq1_m, _write_iq1_m, points, _store_iq1_m
+    )
+
+
+@inlined
+def _store_iq1_m(out, group, point, signs, found):
+    block, k = 56 * (group // 32), group % 32
+    at, place = block + 32 + k // 2, 4 * (k % 2)
+    nibble = point[0] >> 8 | (found - 1) << 3
+    out[block + k] = point[0] & 255
+    out[at] = out[at] & ~(15 << place) | nibble << place
 
 
 @kernel

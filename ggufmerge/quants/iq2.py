@@ -30,7 +30,7 @@ from ggufmerge.quants.iq import (
     search_arrays,
     search_blocks,
 )
-from ggufmerge.quants.nearest_points import Groups, load_8, recode_groups, work_arrays
+from ggufmerge.quants.nearest_points import Groups, load_8, recode_blocks
 from ggufmerge.quants.simd import load, store
 from ggufmerge.types import TensorType
 
@@ -83,55 +83,55 @@ def _dequantize_iq2_s(raw, out, points, signs):
 @kernel
 def _recode_iq2_xxs(raw, x, out, points, signs, levels, halves):
     raw, x, out, points, signs = raw.ravel(), x.ravel(), out.ravel(), points.ravel(), signs.ravel()
-    out[:] = raw
-    work, book, group = work_arrays(), (levels, halves.ravel(), points), 0
-    while group < x.size // 8:
-        count, group = recode_groups(
-            work, book, EVEN, group, raw, x, load_8, 66, load_half, _part_iq2_xxs, _write_iq2_xxs, (points, signs)
-        )
-        for lane in range(count):
-            if work.found[lane]:
-                k = work.group[lane] % 32
-                at = 66 * (work.group[lane] // 32) + 2 + 8 * (k // 4)
-                place = np.uint32(7 * (k % 4))
-                word = load_word(out, at + 4) & ~(np.uint32(127) << place)
-                out[at + k % 4] = work.point[0, lane]
-                store_word(out, at + 4, word | np.uint32(work.signs[lane] & 127) << place)
+    book = points, levels, halves
+    recode_blocks(
+        raw, x, out, book, EVEN, load_8, 66, load_half, _part_iq2_xxs, _write_iq2_xxs, (points, signs), _store_iq2_xxs
+    )
+
+
+@inlined
+def _store_iq2_xxs(out, group, point, signs, found):
+    k = group % 32
+    at = 66 * (group // 32) + 2 + 8 * (k // 4)
+    place = np.uint32(7 * (k % 4))
+    word = load_word(out, at + 4) & ~(np.uint32(127) << place)
+    out[at + k % 4] = point[0]
+    store_word(out, at + 4, word | np.uint32(signs & 127) << place)
 
 
 @kernel
 def _recode_iq2_xs(raw, x, out, points, signs, levels, halves):
     raw, x, out, points, signs = raw.ravel(), x.ravel(), out.ravel(), points.ravel(), signs.ravel()
-    out[:] = raw
-    work, book, group = work_arrays(), (levels, halves.ravel(), points), 0
-    while group < x.size // 8:
-        count, group = recode_groups(
-            work, book, EVEN, group, raw, x, load_8, 74, load_half, _part_iq2_xs, _write_iq2_xs, (points, signs)
-        )
-        for lane in range(count):
-            if work.found[lane]:
-                at = 74 * (work.group[lane] // 32) + 2 + 2 * (work.group[lane] % 32)
-                word = work.point[0, lane] | (work.signs[lane] & 127) << 9
-                out[at] = word & 255
-                out[at + 1] = word >> 8
+    book = points, levels, halves
+    recode_blocks(
+        raw, x, out, book, EVEN, load_8, 74, load_half, _part_iq2_xs, _write_iq2_xs, (points, signs), _store_iq2_xs
+    )
+
+
+@inlined
+def _store_iq2_xs(out, group, point, signs, found):
+    at = 74 * (group // 32) + 2 + 2 * (group % 32)
+    word = point[0] | (signs & 127) << 9
+    out[at] = word & 255
+    out[at + 1] = word >> 8
 
 
 @kernel
 def _recode_iq2_s(raw, x, out, points, signs, levels, halves):
     raw, x, out, points, signs = raw.ravel(), x.ravel(), out.ravel(), points.ravel(), signs.ravel()
-    out[:] = raw
-    work, book, group = work_arrays(), (levels, halves.ravel(), points), 0
-    while group < x.size // 8:
-        count, group = recode_groups(
-            work, book, FREE, group, raw, x, load_8, 82, load_half, _part_iq2_s, _write_iq2_s, (points, signs)
-        )
-        for lane in range(count):
-            if work.found[lane]:
-                block, k = 82 * (work.group[lane] // 32), work.group[lane] % 32
-                place, point = 2 * (k % 4), work.point[0, lane]
-                out[block + 2 + k] = point & 255
-                out[block + 34 + k] = work.signs[lane]
-                out[block + 66 + k // 4] = out[block + 66 + k // 4] & ~(3 << place) | point >> 8 << place
+    book = points, levels, halves
+    recode_blocks(
+        raw, x, out, book, FREE, load_8, 82, load_half, _part_iq2_s, _write_iq2_s, (points, signs), _store_iq2_s
+    )
+
+
+@inlined
+def _store_iq2_s(out, group, point, signs, found):
+    block, k = 82 * (group // 32), group % 32
+    place, index = 2 * (k % 4), point[0]
+    out[block + 2 + k] = index & 255
+    out[block + 34 + k] = signs
+    out[block + 66 + k // 4] = out[block + 66 + k // 4] & ~(3 << place) | index >> 8 << place
 
 
 @kernel

@@ -30,7 +30,7 @@ from ggufmerge.quants.iq import (
     search_arrays,
     search_blocks,
 )
-from ggufmerge.quants.nearest_points import Groups, load_4, load_8, recode_groups, work_arrays
+from ggufmerge.quants.nearest_points import Groups, load_4, load_8, recode_blocks
 from ggufmerge.quants.simd import load, store
 from ggufmerge.types import TensorType
 
@@ -71,38 +71,38 @@ def _dequantize_iq3_s(raw, out, points, signs):
 @kernel
 def _recode_iq3_xxs(raw, x, out, points, signs, levels, halves):
     raw, x, out, points, signs = raw.ravel(), x.ravel(), out.ravel(), points.ravel(), signs.ravel()
-    out[:] = raw
-    work, book, group = work_arrays(), (levels, halves.ravel(), points), 0
-    while group < x.size // 8:
-        count, group = recode_groups(
-            work, book, EVEN, group, raw, x, load_8, 98, load_half, _part_iq3_xxs, _write_iq3_xxs, (points, signs)
-        )
-        for lane in range(count):
-            if work.found[lane]:
-                block, k = 98 * (work.group[lane] // 32), work.group[lane] % 32
-                out[block + 2 + 2 * k] = work.point[0, lane]
-                out[block + 3 + 2 * k] = work.point[1, lane]
-                at, place = block + 66 + 4 * (k // 4), np.uint32(7 * (k % 4))
-                word = load_word(out, at) & ~(np.uint32(127) << place)
-                store_word(out, at, word | np.uint32(work.signs[lane] & 127) << place)
+    book = points, levels, halves
+    recode_blocks(
+        raw, x, out, book, EVEN, load_8, 98, load_half, _part_iq3_xxs, _write_iq3_xxs, (points, signs), _store_iq3_xxs
+    )
+
+
+@inlined
+def _store_iq3_xxs(out, group, point, signs, found):
+    block, k = 98 * (group // 32), group % 32
+    out[block + 2 + 2 * k] = point[0]
+    out[block + 3 + 2 * k] = point[1]
+    at, place = block + 66 + 4 * (k // 4), np.uint32(7 * (k % 4))
+    word = load_word(out, at) & ~(np.uint32(127) << place)
+    store_word(out, at, word | np.uint32(signs & 127) << place)
 
 
 @kernel
 def _recode_iq3_s(raw, x, out, points, signs, levels, halves):
     raw, x, out, points, signs = raw.ravel(), x.ravel(), out.ravel(), points.ravel(), signs.ravel()
-    out[:] = raw
-    work, book, group = work_arrays(), (levels, halves.ravel(), points), 0
-    while group < x.size // 4:
-        count, group = recode_groups(
-            work, book, FREE, group, raw, x, load_4, 110, load_half, _part_iq3_s, _write_iq3_s, (points, signs)
-        )
-        for lane in range(count):
-            if work.found[lane]:
-                block, k = 110 * (work.group[lane] // 64), work.group[lane] % 64
-                high, place = block + 66 + k // 8, 4 * (k % 2)
-                out[block + 2 + k] = work.point[0, lane] & 255
-                out[high] = out[high] & ~(1 << k % 8) | work.point[0, lane] >> 8 << k % 8
-                out[block + 74 + k // 2] = out[block + 74 + k // 2] & ~(15 << place) | work.signs[lane] << place
+    book = points, levels, halves
+    recode_blocks(
+        raw, x, out, book, FREE, load_4, 110, load_half, _part_iq3_s, _write_iq3_s, (points, signs), _store_iq3_s
+    )
+
+
+@inlined
+def _store_iq3_s(out, group, point, signs, found):
+    block, k = 110 * (group // 64), group % 64
+    high, place = block + 66 + k // 8, 4 * (k % 2)
+    out[block + 2 + k] = point[0] & 255
+    out[high] = out[high] & ~(1 << k % 8) | point[0] >> 8 << k % 8
+    out[block + 74 + k // 2] = out[block + 74 + k // 2] & ~(15 << place) | signs << place
 
 
 @kernel

@@ -60,8 +60,8 @@ class Work(NamedTuple):
 
 
 @inlined
-def work_arrays():
-    """Memory for `recode_groups`."""
+def _work_arrays():
+    """Memory for `_next_groups`."""
     return Work(
         row=np.zeros(8, F),
         wanted=np.zeros(8 * LANES, F),
@@ -83,7 +83,38 @@ def work_arrays():
 
 
 @inlined
-def recode_groups(work, book, how, group, raw, x, load_group, block_bytes, scale_of, part_of, write, tables):
+def recode_blocks(raw, x, out, book, how, load_group, block_bytes, scale_of, part_of, write, tables, store_group):
+    """Write `out`, the blocks of `raw` with the points nearest to `x`; all flat, of whole blocks of 256 values.
+
+    book: `points` of grids.py, flat, its `levels` and `halves`.  how: Groups.
+    load_group to tables: as in `_next_groups`.
+    store_group(out, group, point, signs, found): writes what was found for the group of this number; see `Work`.
+    """
+    out[:] = raw
+    points, levels, halves = book
+    work, group = _work_arrays(), 0
+    while group < x.size // (how.width * how.points):
+        count, group = _next_groups(
+            work,
+            (levels, halves.ravel(), points),
+            how,
+            group,
+            raw,
+            x,
+            load_group,
+            block_bytes,
+            scale_of,
+            part_of,
+            write,
+            tables,
+        )
+        for lane in range(count):
+            if work.found[lane]:
+                store_group(out, work.group[lane], work.point[:, lane], work.signs[lane], work.found[lane])
+
+
+@inlined
+def _next_groups(work, book, how, group, raw, x, load_group, block_bytes, scale_of, part_of, write, tables):
     """Search the points of the next groups from number `group` on whose values are not the wanted ones.
 
     book: `levels`, `halves` and `points` of grids.py, flat.  how: Groups.  raw, x: blocks and wanted values, flat.
