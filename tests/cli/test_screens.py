@@ -79,7 +79,8 @@ CHANGING = [
     (r"^change {3,}.*\n( {9}.*\n)*", ""),
     (r"^note: how much of the changes survives .*\n(  .*\n)*\n?", ""),
     (r"^kept: .*(?=\nforecast: )", "kept: ..."),
-    (r"^(time|memory|disk)( {3,}).*(\n {9}.*)*", r"\1\2FIGURE"),  # what a build will cost
+    # what a build will cost; the terminal breaks the folder's path where it is longer than a line
+    (rf"^(time|memory|disk)( {{3,}}).*((?<={FOLDED})\n.*|\n {{9}}.*)*", r"\1\2FIGURE"),
     (r"^(Python|numba) .*(\n.*)*", r"VERSIONS"),
     (r"\b(ggufmerge|version:) \"?\d+\.\d+.*", r"\1 VERSION"),
     (r"^(python|system|cores|libraries): .*", r"\1: VERSION"),
