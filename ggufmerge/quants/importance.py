@@ -26,6 +26,7 @@ from ggufmerge.keys import (
     IMATRIX_FILE,
     PER_LAYER_EMBEDDING,
 )
+from ggufmerge.quants.correlations import Correlation
 
 # What one weight is called in two layouts of a model. Its inputs are the same in both, and so is what was collected.
 _PART = re.compile(r"(blk\.\d+\.)(\w+)\.weight", re.ASCII)
@@ -63,6 +64,7 @@ class Imatrix(Collection[str]):
     A file may call a weight as another layout of the model does: an entry for each expert where the model has them in
     one tensor, one for Q, K and V together where it has three. Such entries are found, too.
     file: the name of the file it came from, without its folder.
+    correlations: of a calibration file, by name of the weight, for each of its matrices; empty without.
     """
 
     def __init__(
@@ -73,9 +75,11 @@ class Imatrix(Collection[str]):
         chunks: int = 0,
         chunk_size: int = 0,
         file: str = "imatrix",
+        correlations: Mapping[str, tuple[Correlation, ...]] | None = None,
     ) -> None:
         """FormatError, with the weight's name, when an entry is not finite or its counts do not divide its sums."""
         self.file = file
+        self.correlations = dict(correlations or {})
         self.datasets, self.chunks, self.chunk_size = tuple(datasets), chunks, chunk_size
         self._entries = dict(entries)
         for name, entry in self._entries.items():
@@ -131,17 +135,34 @@ class Imatrix(Collection[str]):
             )
         return entry.values.reshape(n_mat, n)
 
+    def correlation(self, name: str, n: int, n_mat: int = 1) -> tuple[Correlation, ...] | None:
+        """The correlations of the inputs of each matrix of weight `name`, each of `n` columns; None when there are
+        none. PlanError when they are for another shape.
+        """
+        names = (name, *self._elsewhere(name))
+        found = next((self.correlations[other] for other in names if other in self.correlations), None)
+        if found is None:
+            return None
+        if len(found) != n_mat or found[0].n != n:
+            raise PlanError(
+                f"{self.file}: {name} has correlations of {len(found)} x {found[0].n} columns, but the tensor needs "
+                f"those of {n_mat} x {n}; use a calibration that was made for this model"
+            )
+        return found
+
     def _other(self, name: str) -> ImatrixEntry | None:
         """The entry of a weight under its own name, or else of one that has the same inputs in another layout."""
         if (own := self._entries.get(name)) is not None:
             return own
         if name in self._singles:
             return None
+        return next((self._entries[other] for other in self._elsewhere(name) if other in self._entries), None)
+
+    @staticmethod
+    def _elsewhere(name: str) -> list[str]:
+        """What a weight is part of, or made of, in another layout of the model."""
         match = _PART.fullmatch(name)
-        if match is None:
-            return None
-        names = (f"{match[1]}{other}.weight" for other in _TOGETHER.get(match[2], ()))
-        return next((self._entries[other] for other in names if other in self._entries), None)
+        return [f"{match[1]}{other}.weight" for other in _TOGETHER.get(match[2], ())] if match else []
 
     def _stacked(self, stack: str, n_mat: int) -> ImatrixEntry:
         """The entries that each expert of a stack has of its own as one for the stack, with 0 counts for the rest.
