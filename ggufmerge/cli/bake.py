@@ -11,6 +11,7 @@ import typer
 from ggufmerge.cli.completion import complete_models
 from ggufmerge.cli.options import (
     All,
+    Calibration,
     DryRun,
     Imatrix,
     Json,
@@ -66,6 +67,7 @@ def bake(
         type_option("Type of the result (ggufmerge types lists them).", show_default="the types of the base"),
     ] = None,
     imatrix: Imatrix = None,
+    calibration: Calibration = None,
     rounding: Annotated[
         Rounding | None,
         typer.Option(
@@ -88,7 +90,12 @@ def bake(
     if output is None and not dry_run:
         raise typer.BadParameter("give the file to write: --output tuned.gguf", param_hint="--output")
     plan, opened = plan_bake(
-        base, adapters, out_type=out_type, imatrix=imatrix or (), rounding=rounding.value if rounding else None
+        base,
+        adapters,
+        out_type=out_type,
+        imatrix=imatrix or (),
+        calibration=calibration or (),
+        rounding=rounding.value if rounding else None,
     )
     report = None
     show_warnings(plan.warnings)

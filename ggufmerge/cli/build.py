@@ -14,6 +14,7 @@ from ggufmerge.cli.bake import Rounding
 from ggufmerge.cli.homes import LlamaCpp, LmStudio, To
 from ggufmerge.cli.options import (
     All,
+    Calibration,
     Chunk,
     DryRun,
     Imatrix,
@@ -115,6 +116,7 @@ def build(
     output: Output = None,
     out_type: _Type = None,
     imatrix: Imatrix = None,
+    calibration: Calibration = None,
     rounding: _Rounding = None,
     noise_aware: _NoiseAware = None,
     overwrite: Overwrite = False,
@@ -160,7 +162,7 @@ def build(
     from ggufmerge.sinks.homes import home_line
     from ggufmerge.sinks.ollama import check_recipe
 
-    wanted = _wanted(out_type, imatrix, rounding, noise_aware)
+    wanted = _wanted(out_type, imatrix, calibration, rounding, noise_aware)
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
     if split and ollama is not None:
         raise typer.BadParameter("Ollama's store takes one file: leave out --split-max-size and the like")
@@ -252,22 +254,28 @@ def plan(
     ] = None,
     out_type: _Type = None,
     imatrix: Imatrix = None,
+    calibration: Calibration = None,
     rounding: _Rounding = None,
     noise_aware: _NoiseAware = None,
     all_tensors: All = False,
     json: Json = False,
 ) -> None:
-    wanted = _wanted(out_type, imatrix, rounding, noise_aware)
+    wanted = _wanted(out_type, imatrix, calibration, rounding, noise_aware)
     _show_plans(read_recipe(recipe), wanted, every=all_tensors, json=json, place=Place(output))
 
 
 def _wanted(
-    out_type: str | None, imatrix: list[Path] | None, rounding: Rounding | None, noise_aware: NoiseAware | None
+    out_type: str | None,
+    imatrix: list[Path] | None,
+    calibration: list[Path] | None,
+    rounding: Rounding | None,
+    noise_aware: NoiseAware | None,
 ) -> Any:
     """What the command line says of the recipe's keys, as `make_plan` takes it."""
     return {
         "out_type": out_type,
         "imatrix": imatrix or (),
+        "calibration": calibration or (),
         "rounding": rounding and rounding.value,
         "noise_aware": noise_aware and noise_aware.value,
     }

@@ -110,7 +110,7 @@ def merge(
             out_type=options["out_type"],
         )
     show_warnings(proposal.warnings)
-    won: dict[str, Any] = {"imatrix": options["imatrix"] or ()}
+    won: dict[str, Any] = {name: options[name] or () for name in ("imatrix", "calibration")}
     won |= {name: options[name] and options[name].value for name in ("rounding", "noise_aware")}
     proposal = replace(proposal, recipe=proposal.recipe.with_options(**won))
     if save_recipe is not None:
@@ -122,7 +122,10 @@ def merge(
     if options["output"] is None and not any(options.get(name) for name in ("ollama", "lmstudio", "to")):
         options["output"] = None if options["dry_run"] else proposal.output
     with beside(facts_of(proposal)):
-        build(proposal.recipe, **(options | dict.fromkeys(("out_type", "imatrix", "rounding", "noise_aware"))))  # type: ignore[arg-type]
+        build(proposal.recipe, **(options | dict.fromkeys(_WON)))  # type: ignore[arg-type]
+
+
+_WON = ("out_type", "imatrix", "calibration", "rounding", "noise_aware")  # options that the recipe has taken up
 
 
 def show_choices(proposal: Proposal) -> None:

@@ -58,6 +58,12 @@ Imatrix = Annotated[
     list[Path] | None,
     typer.Option("--imatrix", metavar="FILE", help="Importance matrix to quantize with; several are added up."),
 ]
+Calibration = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--calibration", metavar="FILE", help="Statistics of ggufmerge calibrate to round with; several are added up."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and stop.")]
 All = Annotated[bool, typer.Option("--all", help="List every tensor.")]

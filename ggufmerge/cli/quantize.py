@@ -12,6 +12,7 @@ import typer
 from ggufmerge.cli.completion import complete_tensor_types, complete_types_and_files
 from ggufmerge.cli.options import (
     All,
+    Calibration,
     DryRun,
     Imatrix,
     Json,
@@ -69,6 +70,7 @@ def quantize(
         Path | None, typer.Option("--like", metavar="FILE", help="Take the types of this file's tensors instead.")
     ] = None,
     imatrix: Imatrix = None,
+    calibration: Calibration = None,
     include_weights: Annotated[
         _Texts, typer.Option("--include-weights", metavar="TEXT", help="Use only these entries of the matrix.")
     ] = None,
@@ -141,6 +143,7 @@ def quantize(
         wanted.type,
         like=like,
         imatrix=imatrix or (),
+        calibration=calibration or (),
         include_weights=include_weights or (),
         exclude_weights=exclude_weights or (),
         pure=pure,

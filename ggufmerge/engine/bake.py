@@ -36,6 +36,7 @@ def bake(
     *,
     out_type: FileType | str | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
+    calibration: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     overwrite: bool = False,
     threads: int | None = None,
@@ -47,7 +48,9 @@ def bake(
     The others: see `plan_bake` and `run`. The report's `errors` and `survival` are of all weights.
     GgufmergeError (PlanError, FormatError, OutputError) says what does not fit.
     """
-    plan, opened = plan_bake(base, adapters, out_type=out_type, imatrix=imatrix, rounding=rounding)
+    plan, opened = plan_bake(
+        base, adapters, out_type=out_type, imatrix=imatrix, calibration=calibration, rounding=rounding
+    )
     with opened:
         return run(plan, opened, output, overwrite=overwrite, threads=threads, progress=progress, measure=True)
 
@@ -58,13 +61,14 @@ def plan_bake(
     *,
     out_type: FileType | str | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
+    calibration: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
 ) -> tuple[Plan, Opened]:
     """The plan of writing `base` with `adapters` applied, and what it reads from, opened.
 
     adapters: references, or "path" or "path=strength" as in recipes; their changes add up.
     out_type: file type of the result, such as "Q6_K"; None: each tensor keeps the type it has in the base.
-    imatrix: importance matrices to quantize with, which add up.
+    imatrix: importance matrices to quantize with, which add up.  calibration: statistics to round with, instead.
     rounding: of tensors that keep their quantized type: "stochastic" keeps small changes (`quants.encoders`),
         "nearest" loses most of them; None or "auto" takes stochastic where nearest would lose the change. Tensors that
         get another type are always rounded to the nearest.
@@ -81,7 +85,13 @@ def plan_bake(
     if not parsed:
         raise GgufmergeError("name at least one adapter to bake into the base")
     reference = ModelReference(os.fspath(base), tuple(parsed))
-    check_found([*(("", path) for path in reference.paths), *(("--imatrix", os.fspath(path)) for path in imatrix)])
+    check_found(
+        [
+            *(("", path) for path in reference.paths),
+            *(("--imatrix", os.fspath(path)) for path in imatrix),
+            *(("--calibration", os.fspath(path)) for path in calibration),
+        ]
+    )
     source = _opened(reference)
     try:
         name = source.name
@@ -94,6 +104,7 @@ def plan_bake(
         "models": [{"model": reference.written()}],
         **({"out_type": str(out_type)} if out_type else {}),
         **({"imatrix": [os.fspath(path) for path in imatrix]} if imatrix else {}),
+        **({"calibration": [os.fspath(path) for path in calibration]} if calibration else {}),
         **({"rounding": rounding} if rounding else {}),
     }
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)

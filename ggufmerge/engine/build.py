@@ -47,6 +47,7 @@ def plan(
     *,
     out_type: str | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
+    calibration: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
 ) -> Plan:
@@ -56,7 +57,12 @@ def plan(
     all are checked (`engine.documents.plan_stages` gives all).
     """
     return plan_stages(
-        load_recipe(recipe), out_type=out_type, imatrix=imatrix, rounding=rounding, noise_aware=noise_aware
+        load_recipe(recipe),
+        out_type=out_type,
+        imatrix=imatrix,
+        calibration=calibration,
+        rounding=rounding,
+        noise_aware=noise_aware,
     )[-1]
 
 
@@ -66,6 +72,7 @@ def build(
     *,
     out_type: str | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
+    calibration: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
     overwrite: bool = False,
@@ -78,6 +85,7 @@ def build(
     """Merge the models of `recipe` (a Recipe, a path, YAML text, or a mapping of the same) into the GGUF file `output`.
 
     out_type: file type that wins over the recipe's, such as "Q8_0".  imatrix: files that win over the recipe's.
+    calibration: files of `ggufmerge calibrate` that win over them: to round with the correlations of inputs.
     rounding: "auto", "stochastic" or "nearest", wins over the recipe's (see `make_plan`).
     noise_aware: "auto" or "off", wins over the recipe's, too.
     threads: None for all cores.
@@ -91,7 +99,7 @@ def build(
     recipe = load_recipe(recipe)
     progress = progress or Progress()
     with planned_documents(
-        recipe, out_type=out_type, imatrix=imatrix, rounding=rounding, noise_aware=noise_aware
+        recipe, out_type=out_type, imatrix=imatrix, calibration=calibration, rounding=rounding, noise_aware=noise_aware
     ) as documents:
         files = output_files(documents.final, Path(output), split)
         targets = [path for sink in sinks for path in sink.targets()]

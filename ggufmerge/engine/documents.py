@@ -76,12 +76,15 @@ def planned_documents(
     *,
     out_type: str | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
+    calibration: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
 ) -> Iterator[Documents]:
     """Plan all documents of a recipe; the options are the final one's. The block keeps the files open."""
-    check_files(recipe, imatrix)
-    recipe = recipe.with_options(out_type=out_type, imatrix=imatrix, rounding=rounding, noise_aware=noise_aware)
+    check_files(recipe, imatrix, calibration)
+    recipe = recipe.with_options(
+        out_type=out_type, imatrix=imatrix, calibration=calibration, rounding=rounding, noise_aware=noise_aware
+    )
     plans: list[Plan] = []
     sources: list[Opened] = []
     states: list[str] = []
@@ -125,12 +128,13 @@ def plan_stages(
     *,
     out_type: str | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
+    calibration: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
 ) -> list[Plan]:
     """The plans of all documents of a recipe, the final one last; see `planned_documents`."""
     with planned_documents(
-        recipe, out_type=out_type, imatrix=imatrix, rounding=rounding, noise_aware=noise_aware
+        recipe, out_type=out_type, imatrix=imatrix, calibration=calibration, rounding=rounding, noise_aware=noise_aware
     ) as documents:
         return list(documents.plans)
 

@@ -29,6 +29,7 @@ def merge_models(
     out_type: FileType | str | None = None,
     options: Mapping[str, Any] | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
+    calibration: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
     overwrite: bool = False,
@@ -44,7 +45,7 @@ def merge_models(
 
     output: None for a name made of theirs, which no file has; the report says which.
     models to options, and the errors: see `propose_merge`, which tells what it chose and why; its warnings are among
-        the report's.  imatrix and the rest: see `build`.
+        the report's.  imatrix, calibration and the rest: see `build`.
     """
     proposal = propose_merge(
         models,
@@ -60,6 +61,7 @@ def merge_models(
         proposal.recipe,
         Path(output) if output is not None else proposal.output,
         imatrix=imatrix,
+        calibration=calibration,
         rounding=rounding,
         noise_aware=noise_aware,
         overwrite=overwrite,

@@ -19,12 +19,13 @@ from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found, locate
 from ggufmerge.planning import provenance
 from ggufmerge.planning.actions import with_actions
-from ggufmerge.planning.checks import check_donor
+from ggufmerge.planning.checks import check_donor, without_correlations
 from ggufmerge.planning.header import QUANTIZATION_VERSION
 from ggufmerge.planning.models import planned_source
 from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Input, Opening, Plan, PlannedTensor
 from ggufmerge.planning.tensor_types import with_decided_types
+from ggufmerge.quants.encoders import CALIBRATED
 from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like
 from ggufmerge.recipe import ModelReference
 from ggufmerge.running.progress import Progress
@@ -40,6 +41,7 @@ def quantize_file(
     *,
     like: str | os.PathLike[str] | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
+    calibration: Sequence[str | os.PathLike[str]] = (),
     include_weights: Sequence[str] = (),
     exclude_weights: Sequence[str] = (),
     pure: bool = False,
@@ -63,6 +65,7 @@ def quantize_file(
         out_type,
         like=like,
         imatrix=imatrix,
+        calibration=calibration,
         include_weights=include_weights,
         exclude_weights=exclude_weights,
         pure=pure,
@@ -82,6 +85,7 @@ def plan_quantize(
     *,
     like: str | os.PathLike[str] | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
+    calibration: Sequence[str | os.PathLike[str]] = (),
     include_weights: Sequence[str] = (),
     exclude_weights: Sequence[str] = (),
     pure: bool = False,
@@ -96,13 +100,19 @@ def plan_quantize(
     ftype: a file type, "COPY" to change nothing, or None with `like`.
     like: another GGUF file whose types are taken over tensor by tensor.
     imatrix: importance matrices, which add up; include_weights and exclude_weights as in `Imatrix.select`.
+    calibration: files of `ggufmerge calibrate`, which add up: importance matrices with correlations to round with.
     The others: see `ggufmerge.quants.mixture.plan_types`.
     GgufmergeError (PlanError, FormatError) says what does not fit.
     """
     if (ftype is None) == (like is None):
         raise GgufmergeError("give either a type, such as Q4_K_M, or a file to follow with --like")
+    if imatrix and calibration:
+        raise GgufmergeError(
+            "give --imatrix or --calibration: statistics for calibration are an importance matrix, too"
+        )
     reference = ModelReference(os.fspath(path))
     named = [("", reference.path), *(("--imatrix", os.fspath(file)) for file in imatrix)]
+    named += [("--calibration", os.fspath(file)) for file in calibration]
     check_found([*named, *([] if like is None else [("--like", os.fspath(like))])])
     try:
         source = open_source(reference)
@@ -116,7 +126,8 @@ def plan_quantize(
             source,
             ftype,
             like=like,
-            imatrix=imatrix,
+            imatrix=[*imatrix, *calibration],
+            calibrated=bool(calibration),
             include_weights=include_weights,
             exclude_weights=exclude_weights,
             mixture={
@@ -139,6 +150,7 @@ def _planned(
     *,
     like: str | os.PathLike[str] | None,
     imatrix: Sequence[str | os.PathLike[str]],
+    calibrated: bool,
     include_weights: Sequence[str],
     exclude_weights: Sequence[str],
     mixture: dict[str, Any],
@@ -147,6 +159,8 @@ def _planned(
     matrix = load_together([str(locate(os.fspath(p), ".")) for p in imatrix])
     if matrix is not None and (include_weights or exclude_weights):
         matrix = matrix.select(include_weights, exclude_weights)
+    if calibrated and (matrix is None or not matrix.correlations):
+        raise GgufmergeError(without_correlations(matrix))
     tensors = [
         PlannedTensor(name, t.shape, t.type, "copy", (Input(0, name),), why_type="as it is")
         for name, t in source.tensors.items()
@@ -163,7 +177,7 @@ def _planned(
             layer_count(source.file)  # the mixture of types depends on it
         tensors = with_decided_types(tensors, decide_types(source, file_type, matrix, **mixture))
     # tensors of numbers that are no weights stay what they are under every rule, so none is converted here
-    tensors, warnings = with_actions(tensors, [source], file_type, matrix)
+    tensors, warnings = with_actions(tensors, [source], file_type, matrix, calibrated=calibrated)
     coarse = sorted({str(source.tensors[t.name].type) for t in tensors if t.action == "convert"} - _FULL_PRECISION)
     if coarse:
         warnings.append(
@@ -174,7 +188,11 @@ def _planned(
     if any(t.type.is_quantized for t in tensors):
         metadata[keys.QUANTIZATION_VERSION] = QUANTIZATION_VERSION
     metadata |= matrix.metadata() if matrix else {}
-    settings = provenance.settings(file_type=str(file_type), imatrix=[Path(p).name for p in imatrix])
+    settings = provenance.settings(
+        file_type=str(file_type),
+        imatrix=[Path(p).name for p in imatrix],
+        encoder=CALIBRATED if calibrated else None,
+    )
     metadata |= provenance.record([source], settings)
     planned = planned_source(reference, source)
     warnings += [*source.rearranged(), *source.misfits()]

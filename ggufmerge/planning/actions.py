@@ -10,15 +10,18 @@ from dataclasses import replace
 from ggufmerge.architectures.stacks import layer_of
 from ggufmerge.errors import PlanError
 from ggufmerge.keys import EMBEDDING, HEAD
-from ggufmerge.planning.plan import PlannedTensor, Rounding
+from ggufmerge.planning.plan import Input, PlannedTensor, Rounding
 from ggufmerge.planning.side_tensors import with_side_tensors
 from ggufmerge.quants import codec, grid_of
-from ggufmerge.quants.encoders import encoder, package_of
+from ggufmerge.quants.calibrated.rounding import can_calibrate
+from ggufmerge.quants.encoders import CALIBRATED, encoder, package_of
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.quants.mixture import needs_imatrix
 from ggufmerge.sources import Source
 from ggufmerge.text import first_few, size
 from ggufmerge.types import FileType, TensorType
+
+_FINER = 0.75  # bits of a weight by which a source must be finer than the result for correlations to be worth it
 
 
 def with_actions(
@@ -27,14 +30,22 @@ def with_actions(
     file_type: FileType,
     imatrix: Imatrix | None,
     rounding: Rounding | None = None,
+    *,
+    calibrated: bool = False,
 ) -> tuple[list[PlannedTensor], list[str]]:
     """The tensors, whose types are decided, with what is done with them, their side tensors behind each; and warnings.
 
-    rounding: that is asked for; None leaves it to the weights.  PlanError says which one cannot be written.
+    rounding: that is asked for; None leaves it to the weights.  calibrated: whether to round with the correlations in
+    the matrix what has some.  PlanError says which one cannot be written.
     """
     done = with_side_tensors((_with_growth(_with_action(t, sources), sources) for t in tensors), sources)
     done = [_with_rounding(t, sources, rounding) for t in done]
-    return done, _check_writable(done, file_type, imatrix)
+    warnings = _check_writable(done, file_type, imatrix)
+    if calibrated:
+        assert imatrix is not None, "statistics are given with it"
+        done = [_with_calibration(t, sources, imatrix) for t in done]
+        warnings += _uncalibrated(done, imatrix)
+    return done, warnings
 
 
 def _with_action(tensor: PlannedTensor, sources: Sequence[Source]) -> PlannedTensor:
@@ -70,6 +81,44 @@ def _with_rounding(tensor: PlannedTensor, sources: Sequence[Source], asked: Roun
     if fits and asked and (package := package_of(asked)):  # another version of it writes other bytes: no going on then
         decisions = (*decisions, f"{asked} is of the package {package}")
     return replace(tensor, keeps_type=keeps, rounding=(asked or "auto") if fits else "nearest", decisions=decisions)
+
+
+def _with_calibration(tensor: PlannedTensor, sources: Sequence[Source], statistics: Imatrix) -> PlannedTensor:
+    """A tensor that is rounded with the correlations of its inputs, if these are known and it is rounded at all.
+
+    What a recipe wants rounded by chance stays so. Where all that a tensor is made of is as coarse as what is written,
+    the coarseness of the sources is the damage: there it changes little, and is not done.
+    """
+    if tensor.action == "copy" or tensor.rounding not in ("nearest", "auto") or not can_calibrate(tensor.type):
+        return tensor
+    if statistics.correlation(tensor.name, tensor.n, tensor.matrices) is None:
+        return tensor
+    if not any(_is_finer(i, tensor, sources) for i in tensor.inputs):
+        note = "its sources are as coarse as the result, so correlations would gain little: rounded without"
+        return replace(tensor, decisions=(*tensor.decisions, note))
+    return replace(tensor, rounding=CALIBRATED)
+
+
+def _is_finer(given: Input, tensor: PlannedTensor, sources: Sequence[Source]) -> bool:
+    """Whether the weights of an input are known better than the type of the result holds them."""
+    source = sources[given.source]
+    stored = source.file.tensors[given.tensor].type
+    return stored.bits_per_weight > tensor.type.bits_per_weight + _FINER or source.changed_by_adapter(given.tensor)
+
+
+def _uncalibrated(tensors: Sequence[PlannedTensor], statistics: Imatrix) -> list[str]:
+    """Warnings of tensors that are rounded without correlations although statistics were given for that."""
+    rounded = [t for t in tensors if t.action != "copy" and t.type.is_quantized and layer_of(t.name) is not None]
+    without = [t.name for t in rounded if t.name not in statistics.correlations and can_calibrate(t.type)]
+    others = sorted({str(t.type) for t in rounded if not can_calibrate(t.type)})
+    warnings = []
+    if without:
+        warnings.append(f"{statistics.file} has no correlations for {first_few(without, 1)}: rounded without")
+    if others:
+        warnings.append(
+            f"{first_few(others, 4)} cannot be written with correlations: rounded with the importance alone"
+        )
+    return warnings
 
 
 def _changes(tensor: PlannedTensor, sources: Sequence[Source]) -> bool:

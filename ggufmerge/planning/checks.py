@@ -13,23 +13,28 @@ from pathlib import Path
 from ggufmerge.architectures.mla import is_joined, is_split
 from ggufmerge.architectures.spellings import of_ollama
 from ggufmerge.architectures.tensors import lacking, unread
-from ggufmerge.errors import OutputError, PlanError, collected
+from ggufmerge.errors import OutputError, PlanError, RecipeError, collected
 from ggufmerge.files.output import work_files
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.writer import check_regular, partial_path, same_file
 from ggufmerge.keys import ARCHITECTURE, OTHER_SENSES
 from ggufmerge.places.references import check_found
 from ggufmerge.planning.plan import Plan
+from ggufmerge.quants.importance import Imatrix
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.sources import Source
 from ggufmerge.text import first_few, size
 
 
-def check_files(recipe: Recipe, imatrix: Sequence[str | os.PathLike[str]] = ()) -> None:
+def check_files(
+    recipe: Recipe,
+    imatrix: Sequence[str | os.PathLike[str]] = (),
+    calibration: Sequence[str | os.PathLike[str]] = (),
+) -> None:
     """PlanError that names every file that a recipe or one of its stages names and that does not exist.
 
-    imatrix: given beside the recipe, instead of its own.
+    imatrix, calibration: given beside the recipe, instead of its own.
     """
     stages = {stage.name for stage in recipe.stages}
     problems: list[str] = []
@@ -41,14 +46,32 @@ def check_files(recipe: Recipe, imatrix: Sequence[str | os.PathLike[str]] = ()) 
             if path not in stages
         ]
         places += [(("like",), document.like)] if document.like else []
-        if document is not recipe or not imatrix:
+        if document is not recipe or not (imatrix or calibration):
             places += [(("imatrix",), path) for path in document.imatrix]
+            places += [(("calibration",), path) for path in document.calibration]
         with collected(problems):
             check_found(((document.where(place), path) for place, path in places), document.folder)
     with collected(problems):
         check_found(("--imatrix", os.fspath(path)) for path in imatrix)
+        check_found(("--calibration", os.fspath(path)) for path in calibration)
     if problems:
         raise PlanError(*problems)
+
+
+def check_calibration(recipe: Recipe, statistics: Imatrix | None) -> None:
+    """RecipeError unless the statistics that a calibrated recipe names have correlations."""
+    if recipe.is_calibrated and (statistics is None or not statistics.correlations):
+        raise RecipeError(recipe.complaint(("calibration",), without_correlations(statistics)))
+
+
+def without_correlations(statistics: Imatrix | None) -> str:
+    """What is wrong with statistics that are to be used for calibrated rounding."""
+    if statistics is None:
+        return "calibrated rounding needs statistics; give a file that ggufmerge calibrate wrote"
+    return (
+        f"{statistics.file} has no correlations, it is a plain importance matrix; give a file that ggufmerge calibrate "
+        "wrote, or use this one with --imatrix"
+    )
 
 
 def check_donor(source: Source) -> None:

@@ -17,6 +17,7 @@ from ggufmerge.files import MetadataEditor, facts
 from ggufmerge.planning import provenance
 from ggufmerge.planning.models import LaidOut
 from ggufmerge.planning.tensor_types import Typed
+from ggufmerge.quants.encoders import CALIBRATED
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.recipe import Recipe
 from ggufmerge.sources import Source
@@ -62,12 +63,13 @@ def result_metadata(
     licence, warnings = _licence(sources, recipe.metadata)
     changes |= licence
     changes |= structure
-    rounds = any(t.rounding != "nearest" for t in typed.tensors)
+    rounds = any(t.rounding not in ("nearest", CALIBRATED) for t in typed.tensors)
     settings = provenance.settings(
         file_type=str(typed.file_type),
         rounding=(recipe.rounding or provenance.AUTO) if rounds else "nearest",
         seed=recipe.seed,
-        imatrix=[Path(path).name for path in recipe.imatrix],
+        imatrix=[Path(path).name for path in recipe.statistics],
+        encoder=CALIBRATED if recipe.is_calibrated else None,
     )
     changes |= provenance.record(sources, settings, recipe=recipe.text, digests=True)
     return Header(changes | overrides, tuple(warnings))

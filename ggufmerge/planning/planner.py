@@ -12,7 +12,7 @@ from ggufmerge.architectures.layers import Changed, Layers
 from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.formats.imatrix import load_together
 from ggufmerge.places.references import locate
-from ggufmerge.planning.checks import check_files, loading_troubles
+from ggufmerge.planning.checks import check_calibration, check_files, loading_troubles
 from ggufmerge.planning.grafts import with_grafts
 from ggufmerge.planning.header import result_metadata
 from ggufmerge.planning.layers import doubts, layer_metadata
@@ -33,20 +33,23 @@ def make_plan(
     *,
     out_type: str | None = None,
     imatrix: Sequence[str | os.PathLike[str]] = (),
+    calibration: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
 ) -> tuple[Plan, Opened]:
     """The plan of a recipe, and what it reads from, opened.
 
     out_type: a file type that wins over the recipe's out_type, out_dtype, dtype and like.
-    imatrix: files that win over the recipe's; several are combined.
+    imatrix, calibration: files that win over the recipe's; several are combined.
     rounding: wins over the recipe's; without either it is chosen for each tensor by its weights.
     noise_aware: "auto" or "off", wins over the recipe's: whether methods heed the rounding errors of quantized models.
     RecipeError, PlanError and FormatError say what does not fit.
     """
-    check_files(recipe, imatrix)
+    check_files(recipe, imatrix, calibration)
     return plan_document(
-        recipe.with_options(out_type=out_type, imatrix=imatrix, rounding=rounding, noise_aware=noise_aware)
+        recipe.with_options(
+            out_type=out_type, imatrix=imatrix, calibration=calibration, rounding=rounding, noise_aware=noise_aware
+        )
     )
 
 
@@ -64,8 +67,9 @@ def plan_of(recipe: Recipe, laid_out: LaidOut) -> tuple[Plan, Opened]:
     """The plan over models that are open and stay so; see `make_plan`."""
     sources = laid_out.sources
     tensors, grafted = with_grafts(recipe, resolved(recipe, laid_out), laid_out)
-    matrix_files = [str(locate(path, recipe.folder)) for path in recipe.imatrix]
+    matrix_files = [str(locate(path, recipe.folder)) for path in recipe.statistics]
     matrix = load_together(matrix_files)
+    check_calibration(recipe, matrix)
     structure, unclear = layer_metadata(recipe, sources, laid_out.slices)
     types = typed(recipe, tensors, sources, structure, matrix, grafted)
     tokenizer = planned_tokenizer(recipe, sources, laid_out.alignment)

@@ -28,7 +28,7 @@ MAX_LINEAGE = 1 << 18  # bytes of texts in all entries together
 _NESTED = re.compile(re.escape(keys.LINEAGE) + r"(0|[1-9]\d{0,3})\.(.+)", re.ASCII)
 _SOURCE = re.compile(r"source\.(0|[1-9]\d?)\.(file|sha256)", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_TEXTS = {"file", "name", "version", "options", "type", "rounding"}
+_TEXTS = {"file", "name", "version", "options", "type", "rounding", "encoder"}
 _NUMBERS = {"seed", "into", "omitted"}
 _PLACES = {"into", "omitted"}  # what only an entry of a lineage has
 
@@ -36,11 +36,16 @@ Entry = dict[str, Any]  # what is known of an ancestor, by the last part of its 
 
 
 def settings(
-    *, file_type: str, rounding: str | None = None, seed: int | None = None, imatrix: Sequence[str] = ()
+    *,
+    file_type: str,
+    rounding: str | None = None,
+    seed: int | None = None,
+    imatrix: Sequence[str] = (),
+    encoder: str | None = None,
 ) -> dict[str, Any]:
     """The settings that were in effect, wherever they were asked for; `imatrix` are names of files."""
     facts: dict[str, Any] = {"version": version("ggufmerge"), "type": file_type, "rounding": rounding, "seed": seed}
-    facts["imatrix"] = list(imatrix) or None
+    facts |= {"imatrix": list(imatrix) or None, "encoder": encoder}
     return {keys.OWN + key: value for key, value in facts.items() if value is not None}
 
 

@@ -52,7 +52,7 @@ def typed(
     chosen = _chosen(recipe, wanted, planned, imatrix)
     chosen = [was if was.name in fixed else now for was, now in zip(tensors, chosen, strict=True)]
     file_type = FileType.parse(wanted) if wanted else guess_file_type({t.name: t.type for t in chosen}, sources[0])
-    done, warnings = with_actions(chosen, sources, file_type, imatrix, recipe.rounding)
+    done, warnings = with_actions(chosen, sources, file_type, imatrix, recipe.rounding, calibrated=recipe.is_calibrated)
     return Typed(tuple(done), file_type, tuple(warnings))
 
 

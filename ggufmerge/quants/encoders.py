@@ -31,6 +31,8 @@ from numpy.typing import NDArray
 from ggufmerge import plugins
 from ggufmerge.errors import GgufmergeError, nearest
 from ggufmerge.kernels import kernel
+from ggufmerge.quants.calibrated.moments import Moments
+from ggufmerge.quants.calibrated.rounding import encode_calibrated
 from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.grid import Grid
 from ggufmerge.quants.half import inlined
@@ -38,6 +40,8 @@ from ggufmerge.quants.units import units
 
 Floats = NDArray[np.float32]
 Raw = NDArray[np.uint8]
+
+CALIBRATED = "calibrated"
 
 
 class Arrays(Protocol):
@@ -63,6 +67,7 @@ class Piece:
         bytes]. Blocks that are left as they are in one of them keep their bytes: quantizing them anew would move them
         a little.
     weights: the importance of each column, float32 [n]; None without.
+    moments: of the inputs of these rows (`calibrated`); None without.
     offset, scale: what is quantized is (weight + offset) / scale; a scale of None is 1.
     chance: fills an array, uint32 [k * n], with the random words of these weights; None for encoders that leave nothing
         to chance.
@@ -75,6 +80,7 @@ class Piece:
     blocks: Raw | None = None
     stored: Sequence[tuple[Floats, Raw]] = ()
     weights: Floats | None = None
+    moments: Moments | None = None
     offset: float = 0.0
     scale: np.float32 | None = None
     chance: Callable[[NDArray[np.uint32]], None] | None = None
@@ -86,6 +92,7 @@ class Encoder(ABC):
 
     name: str  # in recipes and plans
     needs_grid = False  # whether it writes only changes of weights that lie on a grid already, and keeps that
+    keeps_blocks = True  # whether blocks of an input that nothing changes keep their bytes
 
     @abstractmethod
     def targets(self, codec: Codec, piece: Piece) -> Floats:
@@ -99,13 +106,18 @@ class Encoder(ABC):
             units = piece.array("encoder units", piece.rows.shape, np.float32)
             with np.errstate(over="ignore"):  # what a very small scale makes infinite is for the caller to refuse
                 scaled = np.divide(scaled, piece.scale, out=units)
+        self.write(codec, piece, scaled, raw)
+        if self.keeps_blocks:
+            for values, data in piece.stored:
+                keep_blocks(target, values, data, raw, codec.type.block_size)
+        return scaled
+
+    def write(self, codec: Codec, piece: Piece, scaled: Floats, raw: Raw) -> None:
+        """Fill `raw` with blocks near to what is quantized, float32 [k, n]."""
         if self.needs_grid and piece.blocks is not None and codec.recode is not None:
             keep_scales(codec, np.ascontiguousarray(piece.blocks), scaled, raw, piece.weights, piece.array)
         else:
             codec.encode(scaled, raw, piece.weights)
-        for values, data in piece.stored:
-            keep_blocks(target, values, data, raw, codec.type.block_size)
-        return scaled
 
 
 class Nearest(Encoder):
@@ -132,6 +144,22 @@ class Stochastic(Encoder):
         return round_on_grid(codec, piece, luck.reshape(piece.rows.shape))
 
 
+class Calibrated(Encoder):
+    """The outputs of the matrix are kept, rather than its weights: a column's error is made up for in the others."""
+
+    name = CALIBRATED
+    keeps_blocks = False  # where the others change, their errors are made up for in these, too
+
+    def targets(self, codec: Codec, piece: Piece) -> Floats:
+        return piece.rows
+
+    def write(self, codec: Codec, piece: Piece, scaled: Floats, raw: Raw) -> None:
+        if piece.moments is None:
+            codec.encode(scaled, raw, piece.weights)
+        else:
+            encode_calibrated(codec, scaled, piece.moments, raw, blocks=piece.blocks)
+
+
 _ENCODERS: dict[str, Encoder] = {}
 
 
@@ -142,7 +170,7 @@ def register(encoder: Encoder) -> None:
     _ENCODERS[encoder.name] = encoder
 
 
-for _encoder in (Stochastic(), Nearest()):
+for _encoder in (Stochastic(), Nearest(), Calibrated()):
     register(_encoder)
 
 

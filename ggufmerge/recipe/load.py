@@ -48,7 +48,13 @@ INERT = {
 
 MAX_BYTES = 1 << 20
 # of the commands that make recipes
-OPTIONS = {"out_type": "--type", "imatrix": "--imatrix", "rounding": "--rounding", "noise_aware": "--noise-aware"}
+OPTIONS = {
+    "out_type": "--type",
+    "imatrix": "--imatrix",
+    "calibration": "--calibration",
+    "rounding": "--rounding",
+    "noise_aware": "--noise-aware",
+}
 _ENTRY = '"- model: FILE.gguf"'
 MAX_COMPLAINTS = 20  # that are written out
 

@@ -103,26 +103,31 @@ class Recipe(RecipeKeys):
         *,
         out_type: str | None = None,
         imatrix: Sequence[str | os.PathLike[str]] = (),
+        calibration: Sequence[str | os.PathLike[str]] = (),
         rounding: str | None = None,
         noise_aware: str | None = None,
     ) -> Recipe:
         """The recipe that is in effect when options win over its keys: its text makes the same file without them.
 
         out_type: a file type that wins over out_type, out_dtype, dtype and like.
-        imatrix: files, whose paths start from the working folder, that win over the recipe's.
+        imatrix, calibration: files, whose paths start from the working folder, that win over both of the recipe's.
         Complaints name the options, or the places of the recipe as it was written. What options do not change is the
         recipe itself. GgufmergeError says which option has no meaning.
         """
         changes: dict[str, Any] = {}
         if out_type is not None:
             changes |= {"out_type": str(type_of_option(out_type)), "like": None}
-        if imatrix:
-            changes["imatrix"] = [_from_folder(os.fspath(path), self.folder) for path in imatrix]
+        for key, files in (("imatrix", imatrix), ("calibration", calibration)):
+            if files:
+                changes |= {"imatrix": None, "calibration": None, "encoder": None}
+                changes[key] = [_from_folder(os.fspath(path), self.folder) for path in files]
         if rounding is not None:
             changes["rounding"] = None if rounding == AUTO else str(rounding)
         if noise_aware is not None:
             changes["noise_aware"] = str(noise_aware)
-        changes = {key: value for key, value in changes.items() if value != plain(getattr(self, key))}
+        changes = {
+            key: value for key, value in changes.items() if (value or None) != (plain(getattr(self, key)) or None)
+        }
         return self._changed_by_options(changes) if changes else self
 
     def _changed_by_options(self, changes: dict[str, Any]) -> Recipe:

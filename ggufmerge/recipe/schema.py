@@ -126,11 +126,14 @@ def _methods(value: Any) -> Setting:
 
 def _rounding(value: Any) -> Any:
     """The name of an encoder; None for "auto", which is what a recipe without the key has."""
-    from ggufmerge.quants.encoders import encoder_names  # of compiled kernels, which most recipes need later or never
+    from ggufmerge.quants.encoders import (  # of compiled kernels, which most recipes need later or never
+        CALIBRATED,
+        encoder_names,
+    )
 
     if value is None or value == AUTO:
         return None
-    names = (AUTO, *encoder_names())
+    names = (AUTO, *(name for name in encoder_names() if name != CALIBRATED))  # which has a key of its own
     if value not in names:
         listed = " or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1]))))
         raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": listed})
@@ -275,6 +278,13 @@ class RecipeKeys(_Node):
     ] = {}
     like: Annotated[str | None, _says("A GGUF file whose types are taken over. Not in mergekit.")] = None
     imatrix: Annotated[Texts, _says("Importance matrices to quantize with; several add up. Not in mergekit.")] = ()
+    calibration: Annotated[
+        Texts, _says("Statistics of ggufmerge calibrate to round with; several add up. Not in mergekit.")
+    ] = ()
+    encoder: Annotated[
+        Literal["ggml", "calibrated"] | None,
+        _says("How types are written: as ggml does, or with the correlations of inputs. Not in mergekit."),
+    ] = None
     rounding: Annotated[
         Rounding,
         _says("How changes are rounded to a type that a tensor has already. Not in mergekit."),
@@ -296,6 +306,16 @@ class RecipeKeys(_Node):
         dict[str, Annotated[str | bool | int | float | list[str], BeforeValidator(_storable)]],
         _says("Keys of the result's metadata. Not in mergekit."),
     ] = {}
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The importance matrices to quantize with, of which those for calibrated rounding are a kind."""
+        return self.calibration or self.imatrix
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether what is written is rounded with the correlations of inputs."""
+        return self.encoder == "calibrated" or (bool(self.calibration) and self.encoder is None)
 
     def references(self) -> list[ModelReference]:
         """Every model of the recipe once: the base first, then in the order of mention."""

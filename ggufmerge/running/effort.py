@@ -15,6 +15,7 @@ from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.planning.opened import Opened, watched
 from ggufmerge.planning.plan import Plan, PlannedTensor, Rounding
 from ggufmerge.planning.provenance import digest_key
+from ggufmerge.quants.encoders import CALIBRATED
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.running.rates import Rates
 from ggufmerge.running.survey import is_surveyed
@@ -98,6 +99,7 @@ def is_one_tensor(tensor: PlannedTensor, opened: Opened) -> bool:
 def write_kind(tensor: PlannedTensor, imatrix: Imatrix | None, *, rounding: Rounding, measure: bool) -> str:
     """What writing this tensor is called."""
     words = [_encoding(tensor, imatrix)]
+    words += ["calibrated"] if rounding == CALIBRATED else []
     words += ["by chance"] if rounding == "stochastic" else []
     words += ["measured"] if measure else []
     return " ".join(words)
@@ -134,7 +136,7 @@ def kernels_of(plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None) -
     """What kernels a plan needs, in the order in which `run` prepares them."""
     made = [t for t in plan.tensors if t.action != "copy"]
     kinds = [f"read {sources[i.source].file.tensors[i.tensor].type}" for t in made for i in t.inputs]
-    kinds += [_encoding(t, imatrix) for t in made]
+    kinds += [_encoding(t, imatrix) + (" calibrated" if t.rounding == CALIBRATED else "") for t in made]
     kinds += ["survey"]
     kinds += ["signal"] if any(t.noise_aware for t in plan.tensors) else []
     kinds += [f"merge {t.method}" for t in plan.tensors if t.action == "merge"]
@@ -165,7 +167,8 @@ def _tensor(
     read = sum(take(kind, values) for kind in _reads(tensor, opened))
     rank = rank_of(tensor, opened.sources)
     read += take("adapt", values * rank) if rank else 0.0
-    likely: Rounding = "stochastic" if tensor.rounding == "stochastic" or _may_be_by_chance(tensor) else "nearest"
+    likely: Rounding = "stochastic" if _may_be_by_chance(tensor) else "nearest"
+    likely = tensor.rounding if tensor.rounding in ("stochastic", CALIBRATED) else likely
     written = take(write_kind(tensor, opened.imatrix, rounding=likely, measure=measure), values)
     written += take("put", tensor.nbytes)
     surveyed = 0.0

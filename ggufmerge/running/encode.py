@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from ggufmerge.errors import GgufmergeError
 from ggufmerge.methods.random import fill_words, stream_key
 from ggufmerge.planning.plan import PlannedTensor, Rounding
 from ggufmerge.quants import codec
+from ggufmerge.quants.calibrated.moments import Moments
 from ggufmerge.quants.encoders import Piece, encoder
 from ggufmerge.quants.figures import kept_change, squares
 from ggufmerge.quants.magnitude import first_bad, magnitude
@@ -98,6 +99,7 @@ class TensorEncoder:
 
     seed: of the plan.  measure: whether to find out what the encoding costs.
     weights: the importance of each column, float32 [matrices, n]; None without.
+    moments: gives those of the inputs of a matrix, by its number; None for tensors that are not calibrated.
     scales: what the values are divided by before they are quantized, float32 [matrices]; None for 1.
     """
 
@@ -108,9 +110,11 @@ class TensorEncoder:
         scratch: Scratch,
         *,
         weights: Floats | None = None,
+        moments: Callable[[int], Moments] | None = None,
         scales: Floats | None = None,
         measure: bool = False,
     ) -> None:
+        self._moments = moments
         self.tensor, self.weights, self.scales = tensor, weights, scales
         self._seed, self._scratch, self._measure = seed, scratch, measure
         self._codec = codec(tensor.type)
@@ -145,6 +149,7 @@ class TensorEncoder:
             blocks,
             stored,
             weights=None if self.weights is None else self.weights[matrix],
+            moments=None if self._moments is None else self._moments(matrix),
             offset=tensor.offset,
             scale=None if self.scales is None else self.scales[matrix],
             chance=partial(self._fill_with_chance, start * tensor.n),

@@ -16,6 +16,9 @@ from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Plan, PlannedTensor
 from ggufmerge.planning.resolve import problem_of
 from ggufmerge.quants import codec, encoders
+from ggufmerge.quants.calibrated.moments import moments_of
+from ggufmerge.quants.correlations import Correlation
+from ggufmerge.quants.encoders import CALIBRATED, Piece, encoder
 from ggufmerge.quants.figures import block_sums, kept_change, squares
 from ggufmerge.quants.magnitude import magnitude
 from ggufmerge.running import signal
@@ -45,7 +48,7 @@ def warm_up(plan: Plan, opened: Opened, meter: Meter, rates: Rates, progress: Pr
             stored = TensorType.parse(name)
             codec(stored).dequantize(np.zeros((1, stored.row_bytes(n)), np.uint8), np.empty_like(rows))
         elif word == "write":
-            _write_once(TensorType.parse(name), bool(how), rows)
+            _write_once(TensorType.parse(name), how, rows)
         elif word == "survey":
             squares(rows, rows)
             block_sums(rows, rows, rows, rows)
@@ -68,10 +71,17 @@ def warm_up(plan: Plan, opened: Opened, meter: Meter, rates: Rates, progress: Pr
     note_prepared(new)
 
 
-def _write_once(kind: TensorType, weighted: bool, rows: NDArray[np.float32]) -> None:
-    """Write a row of 256 values in a type, `weighted` by an importance matrix or not, and compare."""
+def _write_once(kind: TensorType, how: str, rows: NDArray[np.float32]) -> None:
+    """Write a row of 256 values in a type, with an importance matrix ("weighted") and correlations ("calibrated") or
+    not, and compare.
+    """
     magnitude(rows)
-    encoders.warm_up(codec(kind), rows, np.ones(rows.shape[1], np.float32) if weighted else None)
+    ones = np.ones(rows.shape[1], np.float32)
+    encoders.warm_up(codec(kind), rows, ones if how else None)
+    if CALIBRATED in how:
+        moments = moments_of(ones, Correlation(loadings=0.5 * rows))
+        raw = np.empty((1, kind.row_bytes(rows.shape[1])), np.uint8)
+        encoder(CALIBRATED).encode(codec(kind), Piece(rows, weights=ones, moments=moments), raw)
     squares(rows, rows)
     kept_change(rows, rows, rows)
     if codec(kind).grid is not None:

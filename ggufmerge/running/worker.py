@@ -10,7 +10,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, assert_never
 
 import numpy as np
@@ -24,6 +24,8 @@ from ggufmerge.planning.actions import reference_types
 from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Input, Plan, PlannedTensor
 from ggufmerge.planning.resolve import problem_of
+from ggufmerge.quants.calibrated.moments import Moments, moments_of
+from ggufmerge.quants.encoders import CALIBRATED
 from ggufmerge.running.effort import merge_kind, read_kind, write_kind
 from ggufmerge.running.encode import Figures, Scratch, TensorEncoder
 from ggufmerge.running.rates import Meter
@@ -68,6 +70,8 @@ class Worker:
         self._keep = keep
         self._pieces: OrderedDict[str, Workpiece] = OrderedDict()
         self._lock = threading.Lock()
+        self._moments: OrderedDict[tuple[int, bytes], Moments] = OrderedDict()
+        self._lock_of_moments = threading.Lock()
 
     def execute(self, task: Task, known: Known | None = None) -> Any:
         """The result of a task; known: what the tasks before it have found out, nothing for the first ones."""
@@ -102,6 +106,23 @@ class Worker:
         with self._lock:
             self._pieces.pop(tensor, None)
 
+    def moments(self, tensor: PlannedTensor, matrix: int) -> Moments:
+        """Of the inputs of one matrix of a tensor that is calibrated."""
+        imatrix = self.opened.imatrix
+        assert imatrix is not None, "calibrated tensors have statistics"
+        correlations = imatrix.correlation(tensor.name, tensor.n, tensor.matrices)
+        weights = imatrix.get(tensor.name, tensor.n, tensor.matrices)
+        assert correlations is not None, "as the plan has found"
+        assert weights is not None, "which correlations come with"
+        key = id(correlations[matrix]), weights[matrix].tobytes()
+        with self._lock_of_moments:  # what several matrices have in common is computed once
+            if key not in self._moments:
+                self._moments[key] = moments_of(weights[matrix], correlations[matrix])
+                while len(self._moments) > _MATRICES:
+                    self._moments.popitem(last=False)
+            self._moments.move_to_end(key)
+            return self._moments[key]
+
     @cached_property
     def fingerprints(self) -> list[str]:
         """Of each source: random streams are keyed by them."""
@@ -133,8 +154,11 @@ class Workpiece:
         weights = self._imatrix.get(tensor.name, tensor.n, tensor.matrices) if self._imatrix else None
         # what the values are divided by before they are quantized
         scales = self._sources[tensor.scale.source].scales(tensor.scale.tensor) if tensor.scale else None
+        moments = partial(self._worker.moments, tensor) if tensor.rounding == CALIBRATED else None
         measure = self._worker.measure
-        return TensorEncoder(tensor, seed, self._scratch, weights=weights, scales=scales, measure=measure)
+        return TensorEncoder(
+            tensor, seed, self._scratch, weights=weights, moments=moments, scales=scales, measure=measure
+        )
 
     @cached_property
     def method(self) -> Method:
@@ -218,7 +242,8 @@ class Workpiece:
 
     def write(self, task: Task, known: Known) -> Written:
         """Merge or convert rows and encode them."""
-        tensor, rounding, reference = self.tensor, known.rounding, known.reference
+        tensor, reference = self.tensor, known.reference
+        rounding = CALIBRATED if tensor.rounding == CALIBRATED else known.rounding
         # blocks that no adapter reaches keep their bytes, which takes the base of an adapted input to see
         spared = tensor.keeps_type and self._is_adapted(tensor.inputs[reference])
         wanted = [reference] if rounding != "nearest" or spared else []

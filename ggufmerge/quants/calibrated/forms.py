@@ -1,8 +1,8 @@
 """The block formats that calibrated rounding writes: the levels of their values, and the scales of their groups.
 
 A value of a group of columns is scale * level + low, where a level is what its code stands for. Where a block has one
-scale, both are floats of the block. In the K-quants, IQ4_XS and the 4-bit floats a group has whole numbers: multiples of
-a unit that the block has, or places in a table.
+scale, both are floats of the block. In the K-quants, IQ4_XS and the 4-bit floats a group has whole numbers: multiples
+of a unit that the block has, or places in a table.
 
 Scales are a few percent of a file and are read and written with NumPy. Arrays: blocks are uint8 [rows, bytes of a
 block], numbers and scales float32 [groups, rows], units float32 [rows].
@@ -28,7 +28,10 @@ Blocks = NDArray[np.uint8]
 
 @dataclass
 class Scales:
-    """The scales of one block of each row, as the format stores them. numbers, lows: [groups, rows]; the others [rows]."""
+    """The scales of one block of each row, as the format stores them.
+
+    numbers, lows: float32 [groups, rows].  unit, low_unit: float32 [rows].
+    """
 
     numbers: Floats
     lows: Floats
@@ -224,7 +227,9 @@ FORMS: dict[TensorType, Form] = {
     TensorType.Q3_K: Form(16, _codes(-4, 4), _read_q3_k, _write_q3_k, False, ((-32, 31), (0, 0)), (_AROUND, (0,))),
     TensorType.Q4_K: Form(32, _codes(0, 16), _read_q4_k, _write_q4_k, True, _K4, ((0, -3, -1, 1, 3), (0, -2, 2))),
     TensorType.Q5_K: Form(32, _codes(0, 32), _read_q4_k, _write_q4_k, True, _K4, ((0, -2, 2), (0, -2, 2))),
-    TensorType.Q6_K: Form(16, _codes(-32, 32), _read_q6_k, _write_q6_k, False, ((-128, 127), (0, 0)), ((0, -3, 3), (0,))),
+    TensorType.Q6_K: Form(
+        16, _codes(-32, 32), _read_q6_k, _write_q6_k, False, ((-128, 127), (0, 0)), ((0, -3, 3), (0,))
+    ),
     TensorType.IQ4_XS: Form(32, LEVELS, _read_iq4_xs, _write_iq4_xs, False, ((-32, 31), (0, 0)), (_AROUND, (0,))),
     TensorType.MXFP4: _table_form(E8M0, 1, 32, (0, -1, 1), 254),
     TensorType.NVFP4: _table_form(UE4M3, 4, 16, _AROUND, 126),

@@ -11,7 +11,7 @@ import numpy as np
 
 from ggufmerge.kernels import kernel
 from ggufmerge.quants.half import inlined
-from ggufmerge.quants.lanes import F, LANES, constant, nearest, row, set_row
+from ggufmerge.quants.lanes import LANES, F, constant, nearest, row, set_row
 from ggufmerge.quants.simd import load, select, store
 
 

@@ -3,12 +3,12 @@
 The output of a matrix W that is written as W + E is wrong by E x; the mean of its square is tr(E H E^T) with the second
 moments H of the inputs x. When columns are rounded one after the other, the errors so far say where the next one would
 best be: with H = A^T D A, A of unit lower triangle and D diagonal, a row's loss is the sum over the columns i of
-D_i (e_i + sum_{j<i} A_ij e_j)^2, so column i should err by -sum A_ij e_j. (This is GPTQ, Frantar et al. 2022, in the form
-of Babai's nearest plane.)
+D_i (e_i + sum_{j<i} A_ij e_j)^2, so column i should err by -sum A_ij e_j. (This is GPTQ, Frantar et al. 2022, in the
+form of Babai's nearest plane.)
 
-Where H is a diagonal plus V V^T with few columns, which is how correlations are mostly kept, A_ij = g_i . v_j: the errors
-so far are then summed up in r numbers, s = sum v_j e_j, and a column costs r operations instead of n. g follows from the
-columns behind i, by a rank-one update of an r x r matrix for each.
+Where H is a diagonal plus V V^T with few columns, which is how correlations are mostly kept, A_ij = g_i . v_j: the
+errors so far are then summed up in r numbers, s = sum v_j e_j, and a column costs r operations instead of n. g follows
+from the columns behind i, by a rank-one update of an r x r matrix for each.
 
 H is regularized: correlations are shrunk towards 0, since few tokens exaggerate them, and a small multiple of the mean
 of the diagonal is added (measured in docs/calibration.md). All sums are float64 in a fixed order: what is written must

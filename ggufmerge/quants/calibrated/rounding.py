@@ -20,6 +20,7 @@ from ggufmerge.quants.calibrated.kernels import add_products, from_lanes, less_p
 from ggufmerge.quants.calibrated.moments import Floats, Moments
 from ggufmerge.quants.codec import Codec
 from ggufmerge.quants.lanes import LANES
+from ggufmerge.types import TensorType
 
 Raw = NDArray[np.uint8]
 
@@ -28,9 +29,20 @@ _NUDGES = (1.0, 0.94, 0.97, 0.985, 1.015, 1.03, 1.06)  # of a float scale in the
 _SHIFTS = (0.35, -0.35)  # of a low, in scales
 
 
-def encode_calibrated(codec: Codec, rows: Floats, moments: Moments, raw: Raw, passes: int = PASSES) -> None:
-    """Fill `raw`, uint8 [k, row bytes], with blocks for `rows`, float32 [k, n], whose inputs have these moments."""
-    work = _Work(codec, FORMS[codec.type], rows, moments)
+def can_calibrate(kind: TensorType) -> bool:
+    """Whether blocks of a type can be written this way."""
+    return kind in FORMS
+
+
+def encode_calibrated(
+    codec: Codec, rows: Floats, moments: Moments, raw: Raw, *, blocks: Raw | None = None, passes: int = PASSES
+) -> None:
+    """Fill `raw`, uint8 [k, row bytes], with blocks for `rows`, float32 [k, n], whose inputs have these moments.
+
+    blocks: blocks that the rows are a small change of, uint8 [k, row bytes]: the search of scales starts from theirs.
+    passes: of descent.
+    """
+    work = _Work(codec, FORMS[codec.type], rows, moments, blocks)
     for block in range(rows.shape[1] // codec.type.block_size):
         work.enter(block)
     for _ in range(passes):
@@ -42,7 +54,8 @@ def encode_calibrated(codec: Codec, rows: Floats, moments: Moments, raw: Raw, pa
 class _Work:
     """Rows while they are rounded, in tiles of columns (`kernels`)."""
 
-    def __init__(self, codec: Codec, form: Form, rows: Floats, moments: Moments) -> None:
+    def __init__(self, codec: Codec, form: Form, rows: Floats, moments: Moments, given: Raw | None) -> None:
+        self.given = given
         self.codec, self.form, self.moments = codec, form, moments
         self.k, self.n = rows.shape
         self.tiles = ceil(self.k / LANES)
@@ -98,12 +111,18 @@ class _Work:
             raw[:, block * width : (block + 1) * width] = out
 
     def _searched(self, first: int, size: int) -> Raw:
-        """ggml's blocks for the columns as they should be now, uint8 [tiles * LANES, bytes]."""
+        """ggml's blocks for the columns as they should be now, uint8 [tiles * LANES, bytes]; the given ones if any."""
+        width = self.codec.type.block_bytes
+        if self.given is not None:
+            found = np.zeros((self.tiles * LANES, width), np.uint8)
+            at = first // size * width
+            found[: self.k] = self.given[:, at : at + width]
+            return found
         ahead = self.moments.ahead(first, first + size)[0]
         targets = self._products(self.weights, np.ones(size, np.float32), ahead, first)
         rows = np.empty((self.tiles * LANES, size), np.float32)
         from_lanes(targets, size, 0, rows)
-        raw = np.empty((len(rows), self.codec.type.block_bytes), np.uint8)
+        raw = np.empty((len(rows), width), np.uint8)
         self.codec.encode(rows, raw, np.ascontiguousarray(self.moments.importance[first : first + size]))
         return raw
 
