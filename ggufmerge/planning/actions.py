@@ -14,7 +14,7 @@ from ggufmerge.planning.plan import Input, PlannedTensor, Rounding
 from ggufmerge.planning.side_tensors import with_side_tensors
 from ggufmerge.quants import codec, grid_of
 from ggufmerge.quants.calibrated.rounding import can_calibrate
-from ggufmerge.quants.encoders import CALIBRATED, encoder, package_of
+from ggufmerge.quants.encoders import encoder, package_of
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.quants.mixture import needs_imatrix
 from ggufmerge.sources import Source
@@ -86,17 +86,17 @@ def _with_rounding(tensor: PlannedTensor, sources: Sequence[Source], asked: Roun
 def _with_calibration(tensor: PlannedTensor, sources: Sequence[Source], statistics: Imatrix) -> PlannedTensor:
     """A tensor that is rounded with the correlations of its inputs, if these are known and it is rounded at all.
 
-    What a recipe wants rounded by chance stays so. Where all that a tensor is made of is as coarse as what is written,
+    Where all that a tensor is made of is as coarse as what is written,
     the coarseness of the sources is the damage: there it changes little, and is not done.
     """
-    if tensor.action == "copy" or tensor.rounding not in ("nearest", "auto") or not can_calibrate(tensor.type):
+    if tensor.action == "copy" or not can_calibrate(tensor.type):
         return tensor
     if statistics.correlation(tensor.name, tensor.n, tensor.matrices) is None:
         return tensor
     if not any(_is_finer(i, tensor, sources) for i in tensor.inputs):
         note = "its sources are as coarse as the result, so correlations would gain little: rounded without"
         return replace(tensor, decisions=(*tensor.decisions, note))
-    return replace(tensor, rounding=CALIBRATED)
+    return replace(tensor, calibrated=True)
 
 
 def _is_finer(given: Input, tensor: PlannedTensor, sources: Sequence[Source]) -> bool:

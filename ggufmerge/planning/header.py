@@ -63,7 +63,7 @@ def result_metadata(
     licence, warnings = _licence(sources, recipe.metadata)
     changes |= licence
     changes |= structure
-    rounds = any(t.rounding not in ("nearest", CALIBRATED) for t in typed.tensors)
+    rounds = any(t.rounding != "nearest" for t in typed.tensors)
     settings = provenance.settings(
         file_type=str(typed.file_type),
         rounding=(recipe.rounding or provenance.AUTO) if rounds else "nearest",

@@ -90,6 +90,7 @@ class PlannedTensor:
     keeps_type: whether the type is that of an input which the result may be a change of.
     noise_aware: whether the method is told how much of the differences is a change of weights (`running.signal`), and
         may take other values than `models` has.
+    calibrated: whether it is written with the correlations of its inputs (`quants.calibrated`).
     why_type: the rule that chose the type.
     decisions: what was decided automatically for this tensor and may surprise, in words.
     """
@@ -109,6 +110,7 @@ class PlannedTensor:
     rounding: PlannedRounding = "nearest"
     keeps_type: bool = False
     noise_aware: bool = False
+    calibrated: bool = False
     why_type: str = ""
     decisions: tuple[str, ...] = ()
 

@@ -41,7 +41,7 @@ from ggufmerge.quants.units import units
 Floats = NDArray[np.float32]
 Raw = NDArray[np.uint8]
 
-CALIBRATED = "calibrated"
+CALIBRATED = "calibrated"  # what a recipe calls writing with correlations
 
 
 class Arrays(Protocol):
@@ -92,7 +92,6 @@ class Encoder(ABC):
 
     name: str  # in recipes and plans
     needs_grid = False  # whether it writes only changes of weights that lie on a grid already, and keeps that
-    keeps_blocks = True  # whether blocks of an input that nothing changes keep their bytes
 
     @abstractmethod
     def targets(self, codec: Codec, piece: Piece) -> Floats:
@@ -107,7 +106,7 @@ class Encoder(ABC):
             with np.errstate(over="ignore"):  # what a very small scale makes infinite is for the caller to refuse
                 scaled = np.divide(scaled, piece.scale, out=units)
         self.write(codec, piece, scaled, raw)
-        if self.keeps_blocks:
+        if piece.moments is None:  # else the errors of other blocks are made up for in those that do not change, too
             for values, data in piece.stored:
                 keep_blocks(target, values, data, raw, codec.type.block_size)
         return scaled
@@ -116,6 +115,8 @@ class Encoder(ABC):
         """Fill `raw` with blocks near to what is quantized, float32 [k, n]."""
         if self.needs_grid and piece.blocks is not None and codec.recode is not None:
             keep_scales(codec, np.ascontiguousarray(piece.blocks), scaled, raw, piece.weights, piece.array)
+        elif piece.moments is not None:
+            encode_calibrated(codec, scaled, piece.moments, raw)
         else:
             codec.encode(scaled, raw, piece.weights)
 
@@ -138,26 +139,15 @@ class Stochastic(Encoder):
     def targets(self, codec: Codec, piece: Piece) -> Floats:
         if piece.base is None or piece.blocks is None:
             return piece.rows
+        return round_on_grid(codec, piece, self._luck(piece))
+
+    @staticmethod
+    def _luck(piece: Piece) -> NDArray[np.uint32]:
+        """A random word for each weight, uint32 [k, n]."""
         assert piece.chance is not None, "given with a base"
-        luck = piece.array("encoder luck", (piece.rows.size,), np.uint32)
+        luck: NDArray[np.uint32] = piece.array("encoder luck", (piece.rows.size,), np.uint32)
         piece.chance(luck)
-        return round_on_grid(codec, piece, luck.reshape(piece.rows.shape))
-
-
-class Calibrated(Encoder):
-    """The outputs of the matrix are kept, rather than its weights: a column's error is made up for in the others."""
-
-    name = CALIBRATED
-    keeps_blocks = False  # where the others change, their errors are made up for in these, too
-
-    def targets(self, codec: Codec, piece: Piece) -> Floats:
-        return piece.rows
-
-    def write(self, codec: Codec, piece: Piece, scaled: Floats, raw: Raw) -> None:
-        if piece.moments is None:
-            codec.encode(scaled, raw, piece.weights)
-        else:
-            encode_calibrated(codec, scaled, piece.moments, raw, blocks=piece.blocks)
+        return luck.reshape(piece.rows.shape)
 
 
 _ENCODERS: dict[str, Encoder] = {}
@@ -170,7 +160,7 @@ def register(encoder: Encoder) -> None:
     _ENCODERS[encoder.name] = encoder
 
 
-for _encoder in (Stochastic(), Nearest(), Calibrated()):
+for _encoder in (Stochastic(), Nearest()):
     register(_encoder)
 
 

@@ -15,7 +15,6 @@ from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.planning.opened import Opened, watched
 from ggufmerge.planning.plan import Plan, PlannedTensor, Rounding
 from ggufmerge.planning.provenance import digest_key
-from ggufmerge.quants.encoders import CALIBRATED
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.running.rates import Rates
 from ggufmerge.running.survey import is_surveyed
@@ -99,7 +98,6 @@ def is_one_tensor(tensor: PlannedTensor, opened: Opened) -> bool:
 def write_kind(tensor: PlannedTensor, imatrix: Imatrix | None, *, rounding: Rounding, measure: bool) -> str:
     """What writing this tensor is called."""
     words = [_encoding(tensor, imatrix)]
-    words += ["calibrated"] if rounding == CALIBRATED else []
     words += ["by chance"] if rounding == "stochastic" else []
     words += ["measured"] if measure else []
     return " ".join(words)
@@ -108,7 +106,8 @@ def write_kind(tensor: PlannedTensor, imatrix: Imatrix | None, *, rounding: Roun
 def _encoding(tensor: PlannedTensor, imatrix: Imatrix | None) -> str:
     """What quantizing a tensor is called, with an importance matrix or without."""
     weighted = imatrix is not None and tensor.name in imatrix
-    return f"write {tensor.type} weighted" if weighted else f"write {tensor.type}"
+    words = f"write {tensor.type} weighted" if weighted else f"write {tensor.type}"
+    return f"{words} calibrated" if tensor.calibrated else words
 
 
 def rank_of(tensor: PlannedTensor, sources: Sequence[Source]) -> int:
@@ -136,7 +135,7 @@ def kernels_of(plan: Plan, sources: Sequence[Source], imatrix: Imatrix | None) -
     """What kernels a plan needs, in the order in which `run` prepares them."""
     made = [t for t in plan.tensors if t.action != "copy"]
     kinds = [f"read {sources[i.source].file.tensors[i.tensor].type}" for t in made for i in t.inputs]
-    kinds += [_encoding(t, imatrix) + (" calibrated" if t.rounding == CALIBRATED else "") for t in made]
+    kinds += [_encoding(t, imatrix) for t in made]
     kinds += ["survey"]
     kinds += ["signal"] if any(t.noise_aware for t in plan.tensors) else []
     kinds += [f"merge {t.method}" for t in plan.tensors if t.action == "merge"]
@@ -168,7 +167,7 @@ def _tensor(
     rank = rank_of(tensor, opened.sources)
     read += take("adapt", values * rank) if rank else 0.0
     likely: Rounding = "stochastic" if _may_be_by_chance(tensor) else "nearest"
-    likely = tensor.rounding if tensor.rounding in ("stochastic", CALIBRATED) else likely
+    likely = "stochastic" if tensor.rounding == "stochastic" else likely
     written = take(write_kind(tensor, opened.imatrix, rounding=likely, measure=measure), values)
     written += take("put", tensor.nbytes)
     surveyed = 0.0

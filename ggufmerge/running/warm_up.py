@@ -81,7 +81,7 @@ def _write_once(kind: TensorType, how: str, rows: NDArray[np.float32]) -> None:
     if CALIBRATED in how:
         moments = moments_of(ones, Correlation(loadings=0.5 * rows))
         raw = np.empty((1, kind.row_bytes(rows.shape[1])), np.uint8)
-        encoder(CALIBRATED).encode(codec(kind), Piece(rows, weights=ones, moments=moments), raw)
+        encoder("nearest").encode(codec(kind), Piece(rows, weights=ones, moments=moments), raw)
     squares(rows, rows)
     kept_change(rows, rows, rows)
     if codec(kind).grid is not None:

@@ -25,7 +25,6 @@ from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Input, Plan, PlannedTensor
 from ggufmerge.planning.resolve import problem_of
 from ggufmerge.quants.calibrated.moments import Moments, moments_of
-from ggufmerge.quants.encoders import CALIBRATED
 from ggufmerge.running.effort import merge_kind, read_kind, write_kind
 from ggufmerge.running.encode import Figures, Scratch, TensorEncoder
 from ggufmerge.running.rates import Meter
@@ -154,7 +153,7 @@ class Workpiece:
         weights = self._imatrix.get(tensor.name, tensor.n, tensor.matrices) if self._imatrix else None
         # what the values are divided by before they are quantized
         scales = self._sources[tensor.scale.source].scales(tensor.scale.tensor) if tensor.scale else None
-        moments = partial(self._worker.moments, tensor) if tensor.rounding == CALIBRATED else None
+        moments = partial(self._worker.moments, tensor) if tensor.calibrated else None
         measure = self._worker.measure
         return TensorEncoder(
             tensor, seed, self._scratch, weights=weights, moments=moments, scales=scales, measure=measure
@@ -242,8 +241,7 @@ class Workpiece:
 
     def write(self, task: Task, known: Known) -> Written:
         """Merge or convert rows and encode them."""
-        tensor, reference = self.tensor, known.reference
-        rounding = CALIBRATED if tensor.rounding == CALIBRATED else known.rounding
+        tensor, rounding, reference = self.tensor, known.rounding, known.reference
         # blocks that no adapter reaches keep their bytes, which takes the base of an adapted input to see
         spared = tensor.keeps_type and self._is_adapted(tensor.inputs[reference])
         wanted = [reference] if rounding != "nearest" or spared else []

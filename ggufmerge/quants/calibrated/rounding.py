@@ -34,15 +34,12 @@ def can_calibrate(kind: TensorType) -> bool:
     return kind in FORMS
 
 
-def encode_calibrated(
-    codec: Codec, rows: Floats, moments: Moments, raw: Raw, *, blocks: Raw | None = None, passes: int = PASSES
-) -> None:
+def encode_calibrated(codec: Codec, rows: Floats, moments: Moments, raw: Raw, *, passes: int = PASSES) -> None:
     """Fill `raw`, uint8 [k, row bytes], with blocks for `rows`, float32 [k, n], whose inputs have these moments.
 
-    blocks: blocks that the rows are a small change of, uint8 [k, row bytes]: the search of scales starts from theirs.
     passes: of descent.
     """
-    work = _Work(codec, FORMS[codec.type], rows, moments, blocks)
+    work = _Work(codec, FORMS[codec.type], rows, moments)
     for block in range(rows.shape[1] // codec.type.block_size):
         work.enter(block)
     for _ in range(passes):
@@ -54,8 +51,7 @@ def encode_calibrated(
 class _Work:
     """Rows while they are rounded, in tiles of columns (`kernels`)."""
 
-    def __init__(self, codec: Codec, form: Form, rows: Floats, moments: Moments, given: Raw | None) -> None:
-        self.given = given
+    def __init__(self, codec: Codec, form: Form, rows: Floats, moments: Moments) -> None:
         self.codec, self.form, self.moments = codec, form, moments
         self.k, self.n = rows.shape
         self.tiles = ceil(self.k / LANES)
@@ -111,13 +107,8 @@ class _Work:
             raw[:, block * width : (block + 1) * width] = out
 
     def _searched(self, first: int, size: int) -> Raw:
-        """ggml's blocks for the columns as they should be now, uint8 [tiles * LANES, bytes]; the given ones if any."""
+        """ggml's blocks for the columns as they should be now, uint8 [tiles * LANES, bytes]."""
         width = self.codec.type.block_bytes
-        if self.given is not None:
-            found = np.zeros((self.tiles * LANES, width), np.uint8)
-            at = first // size * width
-            found[: self.k] = self.given[:, at : at + width]
-            return found
         ahead = self.moments.ahead(first, first + size)[0]
         targets = self._products(self.weights, np.ones(size, np.float32), ahead, first)
         rows = np.empty((self.tiles * LANES, size), np.float32)
@@ -154,9 +145,8 @@ class _Work:
         count = len(weights)
         values, moved = np.empty_like(targets), np.empty_like(targets)
         chosen = np.empty(self.tiles * LANES, np.int64)
-        round_groups(
-            targets, present, within, weights, worth, low, self.form.levels, self.form.uniform, values, moved, chosen
-        )
+        levels, uniform = self.form.levels, self.form.uniform
+        round_groups(targets, present, within, weights, worth, low, levels, uniform, values, moved, chosen)
         lanes = np.arange(len(chosen))
         scales.numbers[g], scales.lows[g] = numbers[chosen, lanes], lows[chosen, lanes]
         self.values.reshape(self.tiles, self.n, LANES)[:, start : start + count] = values.reshape(-1, count, LANES)
