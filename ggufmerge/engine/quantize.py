@@ -19,7 +19,7 @@ from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found, locate
 from ggufmerge.planning import provenance
 from ggufmerge.planning.actions import with_actions
-from ggufmerge.planning.checks import check_donor, without_correlations
+from ggufmerge.planning.checks import check_donor
 from ggufmerge.planning.header import QUANTIZATION_VERSION
 from ggufmerge.planning.models import planned_source
 from ggufmerge.planning.opened import Opened
@@ -159,8 +159,6 @@ def _planned(
     matrix = load_together([str(locate(os.fspath(p), ".")) for p in imatrix])
     if matrix is not None and (include_weights or exclude_weights):
         matrix = matrix.select(include_weights, exclude_weights)
-    if calibrated and (matrix is None or not matrix.correlations):
-        raise GgufmergeError(without_correlations(matrix))
     tensors = [
         PlannedTensor(name, t.shape, t.type, "copy", (Input(0, name),), why_type="as it is")
         for name, t in source.tensors.items()

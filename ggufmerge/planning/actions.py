@@ -38,6 +38,8 @@ def with_actions(
     rounding: that is asked for; None leaves it to the weights.  calibrated: whether to round with the correlations in
     the matrix what has some.  PlanError says which one cannot be written.
     """
+    if calibrated:
+        _check_statistics(imatrix)
     done = with_side_tensors((_with_growth(_with_action(t, sources), sources) for t in tensors), sources)
     done = [_with_rounding(t, sources, rounding) for t in done]
     warnings = _check_writable(done, file_type, imatrix)
@@ -97,6 +99,19 @@ def _with_calibration(tensor: PlannedTensor, sources: Sequence[Source], statisti
         note = "its sources are as coarse as the result, so correlations would gain little: rounded without"
         return replace(tensor, decisions=(*tensor.decisions, note))
     return replace(tensor, calibrated=True)
+
+
+def _check_statistics(statistics: Imatrix | None) -> None:
+    """PlanError unless there are correlations to round with."""
+    if statistics is None:
+        raise PlanError(
+            "calibrated needs statistics: give a file that ggufmerge calibrate wrote with --calibration FILE"
+        )
+    if not statistics.correlations:
+        raise PlanError(
+            f"{statistics.file} is a plain importance matrix without correlations: give a file that ggufmerge "
+            "calibrate wrote, or use this one with --imatrix"
+        )
 
 
 def _is_finer(given: Input, tensor: PlannedTensor, sources: Sequence[Source]) -> bool:

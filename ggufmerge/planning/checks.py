@@ -13,14 +13,13 @@ from pathlib import Path
 from ggufmerge.architectures.mla import is_joined, is_split
 from ggufmerge.architectures.spellings import of_ollama
 from ggufmerge.architectures.tensors import lacking, unread
-from ggufmerge.errors import OutputError, PlanError, RecipeError, collected
+from ggufmerge.errors import OutputError, PlanError, collected
 from ggufmerge.files.output import work_files
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.files.writer import check_regular, partial_path, same_file
 from ggufmerge.keys import ARCHITECTURE, OTHER_SENSES
 from ggufmerge.places.references import check_found
 from ggufmerge.planning.plan import Plan
-from ggufmerge.quants.importance import Imatrix
 from ggufmerge.recipe import Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.sources import Source
@@ -56,22 +55,6 @@ def check_files(
         check_found(("--calibration", os.fspath(path)) for path in calibration)
     if problems:
         raise PlanError(*problems)
-
-
-def check_calibration(recipe: Recipe, statistics: Imatrix | None) -> None:
-    """RecipeError unless the statistics that a calibrated recipe names have correlations."""
-    if recipe.is_calibrated and (statistics is None or not statistics.correlations):
-        raise RecipeError(recipe.complaint(("calibration",), without_correlations(statistics)))
-
-
-def without_correlations(statistics: Imatrix | None) -> str:
-    """What is wrong with statistics that are to be used for calibrated rounding."""
-    if statistics is None:
-        return "calibrated rounding needs statistics; give a file that ggufmerge calibrate wrote"
-    return (
-        f"{statistics.file} has no correlations, it is a plain importance matrix; give a file that ggufmerge calibrate "
-        "wrote, or use this one with --imatrix"
-    )
 
 
 def check_donor(source: Source) -> None:

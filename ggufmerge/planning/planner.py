@@ -12,7 +12,7 @@ from ggufmerge.architectures.layers import Changed, Layers
 from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.formats.imatrix import load_together
 from ggufmerge.places.references import locate
-from ggufmerge.planning.checks import check_calibration, check_files, loading_troubles
+from ggufmerge.planning.checks import check_files, loading_troubles
 from ggufmerge.planning.grafts import with_grafts
 from ggufmerge.planning.header import result_metadata
 from ggufmerge.planning.layers import doubts, layer_metadata
@@ -69,7 +69,6 @@ def plan_of(recipe: Recipe, laid_out: LaidOut) -> tuple[Plan, Opened]:
     tensors, grafted = with_grafts(recipe, resolved(recipe, laid_out), laid_out)
     matrix_files = [str(locate(path, recipe.folder)) for path in recipe.statistics]
     matrix = load_together(matrix_files)
-    check_calibration(recipe, matrix)
     structure, unclear = layer_metadata(recipe, sources, laid_out.slices)
     types = typed(recipe, tensors, sources, structure, matrix, grafted)
     tokenizer = planned_tokenizer(recipe, sources, laid_out.alignment)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -14,8 +16,16 @@ from ggufmerge.quants.correlations import Correlation, loadings_of, triangle_of
 from ggufmerge.quants.lanes import LANES
 from ggufmerge.quants.units import units
 from ggufmerge.types import TensorType
+from tests.quants.laws import INTERPRETED
 
 SHRINKAGE, DAMPING = 0.2, 0.003
+# without a compiler a few types on a few columns
+KINDS = [TensorType.Q4_0, TensorType.Q4_K, TensorType.NVFP4] if INTERPRETED else list(FORMS)
+PASSES = (0, 1) if INTERPRETED else (0, 1, 2)
+
+
+def columns(kind: TensorType) -> int:
+    return max(64, kind.block_size) if INTERPRETED else 512
 
 
 def inputs(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -112,25 +122,27 @@ def test_a_group_is_rounded_as_a_plain_loop_rounds_it() -> None:
     np.testing.assert_allclose(moved, values - present.reshape(-1), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", FORMS, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_it_loses_less_than_ggml_with_the_same_importance(kind: TensorType) -> None:
     """The loss by the moments is below that of ggml's search, and each pass of descent lowers it."""
-    power, c = inputs(512)
-    w, h = weights(40, 512), regularized(power, c)
-    raw, plain = np.empty((40, kind.row_bytes(512)), np.uint8), np.empty_like(w)
+    n = columns(kind)
+    power, c = inputs(n)
+    w, h = weights(LANES, n), regularized(power, c)
+    raw, plain = np.empty((len(w), kind.row_bytes(n)), np.uint8), np.empty_like(w)
     codec(kind).encode(w, raw, power)
     codec(kind).dequantize(raw, plain)
     moments = moments_of(power, Correlation(triangle=triangle_of(c)))
-    losses = [loss(w, written(kind, w, moments, passes=passes)[1], h) for passes in (0, 1, 2)]
+    losses = [loss(w, written(kind, w, moments, passes=passes)[1], h) for passes in PASSES]
     assert losses[0] < 0.8 * loss(w, plain, h)
-    assert losses[2] <= losses[1] * (1 + 1e-4) <= losses[0] * (1 + 1e-3)
+    assert all(b <= a * (1 + 1e-4) for a, b in itertools.pairwise(losses))
 
 
-@pytest.mark.parametrize("kind", FORMS, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_rows_do_not_depend_on_the_ones_beside_them(kind: TensorType) -> None:
     """Cut into other pieces, the rows of a matrix have the same bytes."""
-    power, c = inputs(256)
-    w = weights(LANES + 9, 256)
+    n = max(64, kind.block_size)
+    power, c = inputs(n)
+    w = weights(LANES + 9, n)
     moments = moments_of(power, Correlation(loadings=loadings_of(c, 16)))
     whole = written(kind, w, moments)[0]
     parts = [written(kind, np.ascontiguousarray(w[a:b]), moments)[0] for a, b in ((0, 5), (5, 36), (36, len(w)))]
@@ -151,13 +163,14 @@ def test_the_scales_of_blocks_are_read_and_written(kind: TensorType) -> None:
     np.testing.assert_array_equal(worth.T, units(raw, kind))
 
 
-@pytest.mark.parametrize("kind", [TensorType.Q4_0, TensorType.Q4_1, TensorType.Q4_K, TensorType.MXFP4], ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_zeros_and_silent_inputs_are_written(kind: TensorType) -> None:
     """Rows of zeros stay zeros; columns whose input was always 0 do no harm, as their weights may be anything."""
-    power, c = inputs(256)
+    n = max(64, kind.block_size)
+    power, c = inputs(n)
     power[:40], c[:40], c[:, :40] = 0, 0, 0
-    c[np.diag_indices(256)] = 1
-    w = weights(6, 256)
+    c[np.diag_indices(n)] = 1
+    w = weights(6, n)
     w[2] = 0
     for correlation in (Correlation(loadings=loadings_of(c, 8)), Correlation(triangle=triangle_of(c))):
         back = written(kind, w, moments_of(power, correlation))[1]
