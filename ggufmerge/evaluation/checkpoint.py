@@ -24,11 +24,16 @@ _LONGEST_LINE = 1 << 24
 Arrays = Mapping[str, NDArray[Any]]
 
 
+def checkpoint_path(output: Path) -> Path:
+    """Where the unfinished work for an output is."""
+    return output.with_name(f".{output.name}.unfinished")
+
+
 class Checkpoint:
     """identity: what tells the work from any other, such as a hash of its inputs."""
 
     def __init__(self, output: Path, identity: str) -> None:
-        self.path, self._identity = output.with_name(f".{output.name}.unfinished"), identity
+        self.path, self._identity = checkpoint_path(output), identity
 
     def save(self, done: int, arrays: Arrays) -> None:
         """Keep arrays, and how far the work is."""

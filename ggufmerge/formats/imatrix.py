@@ -34,6 +34,7 @@ from ggufmerge.files.tensor import MappedFile, TensorInfo
 from ggufmerge.files.writer import GGUFWriter
 from ggufmerge.quants.correlations import Correlation
 from ggufmerge.quants.importance import Imatrix, ImatrixEntry
+from ggufmerge.text import counted, utf8
 from ggufmerge.types import TensorType
 
 _MAGIC = b"GGUF"
@@ -197,6 +198,39 @@ def save_imatrix(imatrix: Imatrix, path: str | os.PathLike[str], *, overwrite: b
             writer.write(info.name, 0, np.ascontiguousarray(values))
         writer.verify()
         writer.commit()
+
+
+def statistics_facts(file: GGUFFile) -> dict[str, Any] | None:
+    """What a header says of importance matrices and correlations; None for a file that has none.
+
+    texts: names of the texts.  chunks, chunk_size, tokens: what was read, pieces, tokens of each, of all (about).
+    weights: how many weights have importances.  correlated: of how many the correlations are kept.
+    inputs: how many different inputs those have.  rank: eigenvectors that are kept, 0 for none.  full: whether all are.
+    """
+    weights = sum(name.endswith(_SUMS) for name in file.tensors)
+    if not weights or any(key not in file.metadata for key in _KEYS):
+        return None
+    chunks, chunk_size = (file.metadata.integer(key) or 0 for key in _KEYS[1:])
+    inputs = file.metadata.texts(_OWN + "inputs") or []
+    return {
+        "texts": [utf8(text) for text in file.metadata.texts(_KEYS[0]) or []],
+        "chunks": chunks,
+        "chunk_size": chunk_size,
+        "tokens": chunks * chunk_size,
+        "weights": weights,
+        "correlated": len(inputs),
+        "inputs": len(set(inputs)),
+        "rank": file.metadata.integer(_OWN + "rank") or 0,
+        "full": any(name.endswith(_TRIANGLE) for name in file.tensors),
+    }
+
+
+def what_it_keeps(weights: int, inputs: int, rank: int, *, full: bool) -> str:
+    """What a file of statistics holds, in words. inputs: how many different ones have correlations."""
+    if not full and not rank:
+        return f"importance matrix of {counted(weights, 'weight')}"
+    how = "whole" if full else f"rank {rank}"
+    return f"statistics of {counted(weights, 'weight')} with correlations ({how}, of {counted(inputs, 'input')})"
 
 
 def _with_correlations(imatrix: Imatrix) -> list[str]:
