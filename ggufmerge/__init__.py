@@ -37,6 +37,7 @@ if _TYPE_CHECKING:
         ShapeError,
         UnknownTensorError,
     )
+    from ggufmerge.evaluation.calibrate import calibrate
     from ggufmerge.evaluation.scores import evaluate
     from ggufmerge.files import open_gguf as open  # noqa: A004
     from ggufmerge.files.sharded import SplitLimit
@@ -61,6 +62,7 @@ if _TYPE_CHECKING:
 _PUBLIC = {  # name -> where it is defined, under which name
     "bake": ("engine.bake", "bake"),
     "build": ("engine.build", "build"),
+    "calibrate": ("evaluation.calibrate", "calibrate"),
     "compare": ("engine.compare", "compare"),
     "dequantize": ("quants", "dequantize"),
     "evaluate": ("evaluation.scores", "evaluate"),
@@ -125,6 +127,7 @@ __all__ = [
     "__version__",
     "bake",
     "build",
+    "calibrate",
     "compare",
     "dequantize",
     "evaluate",

@@ -9,6 +9,8 @@ import typer
 from ggufmerge.cli.bake import HELP as BAKE_HELP
 from ggufmerge.cli.bake import bake
 from ggufmerge.cli.build import BUILD_HELP, PLAN_HELP, build, plan
+from ggufmerge.cli.calibrate import HELP as CALIBRATE_HELP
+from ggufmerge.cli.calibrate import calibrate
 from ggufmerge.cli.diff import HELP as DIFF_HELP
 from ggufmerge.cli.diff import diff
 from ggufmerge.cli.docs import HELP as DOCS_HELP
@@ -78,5 +80,6 @@ app.add_typer(recipe_app, name="recipe")
 app.command(cls=Command, help=SCHEMA_HELP, hidden=True)(schema)
 app.command(cls=Command, help=DIFF_HELP)(diff)
 app.command("eval", cls=Command, help=EVAL_HELP)(evaluate)
+app.command(cls=Command, help=CALIBRATE_HELP)(calibrate)
 app.command(cls=Command, help=DOCS_HELP)(docs)
 app.command(cls=Command, help=VERSION_HELP, hidden=True)(version)

@@ -239,6 +239,7 @@ SAME_COMMAND: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("info", "show", "view", "dump", "describe", "gguf-dump"), ("inspect",)),
     **dict.fromkeys(("compare", "cmp"), ("diff",)),
     **dict.fromkeys(("evaluate", "perplexity", "ppl", "llama-perplexity", "measure"), ("eval",)),
+    **dict.fromkeys(("imatrix", "llama-imatrix", "calibration"), ("calibrate",)),
     **dict.fromkeys(("quant", "quantise", "requantize", "llama-quantize"), ("quantize",)),
     **dict.fromkeys(("apply-lora", "bake-lora", "merge-lora", "export-lora", "llama-export-lora"), ("bake",)),
     **dict.fromkeys(("extract", "extract_lora", "lora-extract", "mergekit-extract-lora"), ("extract-lora",)),
@@ -286,8 +287,6 @@ TOLD_COMMAND: Mapping[str, Mapping[str, str]] = {
             ("gguf-split", "llama-gguf-split", "shard"),
             '"ggufmerge split INPUT OUTPUT --split-max-size 4G" makes shards, "ggufmerge join FIRST OUTPUT" one file',
         ),
-        "imatrix": '"llama-imatrix" makes an importance matrix, "ggufmerge quantize IN OUT TYPE --imatrix FILE" '
-        "uses it",
         "prune": 'layers are left out by a recipe with slices: "ggufmerge methods passthrough" shows one',
         "stack": 'layers are stacked by a recipe with slices: "ggufmerge methods passthrough" shows one',
         **dict.fromkeys(

@@ -52,6 +52,7 @@ SECTIONS = (  # what is not there is left out, what is not listed stands at the 
         "Convert",
         (
             ("quantize", "another type, as llama-quantize does"),
+            ("calibrate", "statistics of a model, to lose less by it"),
             ("split, join", "a model into shards, shards into one file"),
         ),
     ),

@@ -46,6 +46,8 @@ def inspect(
         print_json(facts if tensors is not False else {key: value for key, value in facts.items() if key != "tensors"})
         return
     tell([_headline(facts), *([facts["layout"]] if facts["layout"] else [])])
+    if facts["statistics"]:
+        tell([_statistics(facts["statistics"])])
     limit = None if full else SHORT if console().is_terminal else LONG
     if facts["types"]:
         show_table(("type", "tensors", "values", "bytes", "bits/weight", "share"), _type_rows(facts), numbers=5)
@@ -71,6 +73,16 @@ def _headline(facts: dict[str, Any]) -> str:
         parts.append(f"{facts['bits_per_weight']:.2f} bits per weight")
     name = model_name(facts["path"], len(facts["shards"]))
     return f"{name}: {', '.join(parts)} (GGUF version {facts['gguf_version']})"
+
+
+def _statistics(found: dict[str, Any]) -> str:
+    """What the numbers of an importance matrix are of."""
+    from ggufmerge.formats.imatrix import what_it_keeps
+    from ggufmerge.text import first_few
+
+    kept = what_it_keeps(found["weights"], found["inputs"], found["rank"], full=found["full"])
+    texts = f" of {first_few(found['texts'], 4)}" if found["texts"] else ""
+    return f"{kept}, from about {found['tokens']:,} tokens{texts}, in pieces of {found['chunk_size']}"
 
 
 def _metadata_rows(facts: dict[str, Any], limit: int | None) -> Iterator[tuple[str, ...]]:

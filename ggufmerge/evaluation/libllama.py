@@ -5,10 +5,11 @@ extension module exports libllama's C functions, which are called through ctypes
 the `llama.dll` of an official release, is used when the environment variable GGUFMERGE_LIBLLAMA has its path; on
 Windows that is the only way, because the extension module exports nothing there.
 
-Of the two parameter structs that move between releases only the stable head is declared, followed by an opaque tail
-that is larger than any release needs. The defaults that llama.cpp fills in show whether the head is as expected.
+Of the two parameter structs that move between releases only the head is declared, followed by an opaque tail that is
+larger than any release needs. The defaults that llama.cpp fills in show whether the head is as expected. Who watches
+what is computed needs more of them, and ggml's struct of a tensor: `operations` looks whether they are as expected.
 
-Source: `llama.h` of llama.cpp v0.5.0.
+Source: `llama.h` and `ggml.h` of llama.cpp v0.5.0.
 """
 
 from __future__ import annotations
@@ -39,6 +40,26 @@ def library() -> C.CDLL:
         _load_backends(lib, pathlib.Path(path))
     lib.llama_backend_init()
     return lib
+
+
+@functools.cache
+def operations() -> dict[str, int]:
+    """The numbers of the operations of ggml by name, MUL_MAT and so on, for who watches what is computed.
+
+    GgufmergeError when this build of llama.cpp lays out its tensors or the parameters of a context in another way.
+    """
+    lib = library()
+    params = lib.llama_context_default_params()
+    switches = (params.embeddings, params.offload_kqv, params.no_perf, params.op_offload)
+    expected = list(params.kinds) == [0, -1, -1, -1, -1] and (params.type_k, params.type_v) == (_F16, _F16)
+    if not expected or params.cb_eval or params.abort_callback or switches != (False, True, True, True):
+        raise _unusable("has another llama_context_params")
+    ggml = _ggml(lib)
+    ggml.ggml_op_name.restype, ggml.ggml_op_name.argtypes = C.c_char_p, [C.c_int]
+    numbers = {ggml.ggml_op_name(number).decode(): number for number in range(_FIRST_OPERATIONS)}
+    if not {"MUL_MAT", "MUL_MAT_ID"} <= set(numbers) or not _has_nodes(ggml, numbers["MUL_MAT"]):
+        raise _unusable("has another ggml_tensor")
+    return numbers
 
 
 def forget_log() -> None:
@@ -84,8 +105,46 @@ class ContextParams(C.Structure):
         ("n_outputs_max_per_seq", C.c_uint32),
         ("n_threads", C.c_int32),
         ("n_threads_batch", C.c_int32),
+        ("kinds", C.c_int * 5),  # of the context, RoPE scaling, pooling, attention and flash attention
+        ("rope", C.c_float * 6),
+        ("yarn_orig_ctx", C.c_uint32),
+        ("defrag_thold", C.c_float),
+        ("cb_eval", C.c_void_p),
+        ("cb_eval_user_data", C.c_void_p),
+        ("type_k", C.c_int),
+        ("type_v", C.c_int),
+        ("moe_cache_size", C.c_size_t),
+        ("abort_callback", C.c_void_p),
+        ("abort_callback_data", C.c_void_p),
+        ("embeddings", C.c_bool),
+        ("offload_kqv", C.c_bool),
+        ("no_perf", C.c_bool),
+        ("op_offload", C.c_bool),
         ("_tail", C.c_uint64 * 64),
     ]
+
+
+class Node(C.Structure):
+    """A ggml_tensor: a weight, or a node of the graph that is computed."""
+
+
+Node._fields_ = [
+    ("type", C.c_int),
+    ("buffer", C.c_void_p),
+    ("ne", C.c_int64 * 4),  # the innermost dimension first
+    ("nb", C.c_size_t * 4),  # steps of the dimensions, in bytes
+    ("op", C.c_int),
+    ("op_params", C.c_int32 * 16),
+    ("flags", C.c_int32),
+    ("src", C.POINTER(Node) * 10),
+    ("view_src", C.c_void_p),
+    ("view_offs", C.c_size_t),
+    ("data", C.c_void_p),
+    ("name", C.c_char * 64),
+    ("extra", C.c_void_p),
+    ("padding", C.c_char * 8),
+]
+NODE_CALLBACK = C.CFUNCTYPE(C.c_bool, C.POINTER(Node), C.c_bool, C.c_void_p)
 
 
 class Batch(C.Structure):
@@ -104,6 +163,8 @@ class ChatMessage(C.Structure):
     _fields_ = [("role", C.c_char_p), ("content", C.c_char_p)]
 
 
+_F32, _F16 = 0, 1
+_FIRST_OPERATIONS = 40  # MUL_MAT_ID is one of them; numbers that ggml does not have must not be asked for
 _LOG_CALLBACK = C.CFUNCTYPE(None, C.c_int, C.c_char_p, C.c_void_p)
 _LOG_LEVEL_ERROR = 4
 _log: collections.deque[tuple[int, str]] = collections.deque(maxlen=64)
@@ -187,6 +248,56 @@ def _check_layout(lib: C.CDLL) -> None:
         raise _unusable("has another llama_model_params")
     if not (0 < context.n_ubatch <= context.n_batch and context.n_seq_max == 1 and context.n_threads > 0):
         raise _unusable("has another llama_context_params")
+
+
+def _ggml(lib: C.CDLL) -> C.CDLL:
+    """The library with the functions of ggml, which Windows does not find through the one that uses it."""
+    if hasattr(lib, "ggml_op_name"):
+        return lib
+    beside = pathlib.Path(os.environ.get(VARIABLE, "")).resolve().parent / "ggml-base.dll"
+    if not beside.exists():
+        raise _unusable("does not export ggml_op_name")
+    return _load(beside)
+
+
+def _has_nodes(ggml: C.CDLL, mul_mat: int) -> bool:
+    """Whether ggml's tensors are as `Node` says, looked up in a product of two that is never computed."""
+    pointer, node = C.c_void_p, C.POINTER(Node)
+    functions: dict[str, tuple[Any, ...]] = {
+        "ggml_init": (pointer, _InitParams),
+        "ggml_new_tensor_2d": (node, pointer, C.c_int, C.c_int64, C.c_int64),
+        "ggml_set_name": (node, node, C.c_char_p),
+        "ggml_mul_mat": (node, pointer, node, node),
+        "ggml_get_data": (pointer, node),
+        "ggml_free": (None, pointer),
+    }
+    for name, (result, *arguments) in functions.items():
+        if not hasattr(ggml, name):
+            raise _unusable(f"does not export {name}")
+        function = getattr(ggml, name)
+        function.restype, function.argtypes = result, arguments
+    context = ggml.ggml_init(_InitParams(1 << 16, None, False))
+    try:
+        weight, inputs = ggml.ggml_new_tensor_2d(context, _F16, 64, 3), ggml.ggml_new_tensor_2d(context, _F32, 64, 5)
+        ggml.ggml_set_name(weight, b"weight")
+        product = ggml.ggml_mul_mat(context, weight, inputs).contents
+        of_weight, of_inputs = product.src[0].contents, product.src[1].contents
+        return (
+            product.op == mul_mat
+            and list(product.ne) == [3, 5, 1, 1]
+            and of_weight.name == b"weight"
+            and (of_weight.type, list(of_weight.ne), list(of_weight.nb)) == (_F16, [64, 3, 1, 1], [2, 128, 384, 384])
+            and (of_inputs.type, list(of_inputs.ne), list(of_inputs.nb)) == (_F32, [64, 5, 1, 1], [4, 256, 1280, 1280])
+            and of_inputs.data == ggml.ggml_get_data(inputs)
+        )
+    except ValueError:  # NULL where an operand should be
+        return False
+    finally:
+        ggml.ggml_free(context)
+
+
+class _InitParams(C.Structure):
+    _fields_ = [("mem_size", C.c_size_t), ("mem_buffer", C.c_void_p), ("no_alloc", C.c_bool)]
 
 
 def _unusable(what: str) -> GgufmergeError:

@@ -6,7 +6,7 @@ import ctypes as C
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -17,16 +17,21 @@ from numpy.typing import ArrayLike, NDArray
 from ggufmerge.architectures.fused import of_expert
 from ggufmerge.errors import GgufmergeError
 from ggufmerge.evaluation.libllama import (
+    NODE_CALLBACK,
     Batch,
     ChatMessage,
     ContextParams,
     ModelParams,
+    Node,
     forget_log,
     last_words,
     library,
+    operations,
 )
 from ggufmerge.files import open_gguf
 from ggufmerge.files.small import open_regular
+
+Watch = Callable[[Node, bool], bool]
 
 _LONG = 0.5  # seconds of one computation that tell how busy the processors are
 
@@ -38,6 +43,9 @@ class LlamaModel:
     context: the most tokens one sequence can have.
     threads: computing threads; None for all processors, or fewer while other programs keep these busy.
     adapters: LoRA adapters (GGUF files) with their strengths, applied at run time as `llama-cli --lora-scaled` does.
+    watch: called with each node of the graph: before it is computed, with True, to say whether it is of interest; if
+        so, again when it is computed, with False. Its operands are there then. What it raises leaves `logits`. Another
+        one may be put in its place later.
 
     Raises GgufmergeError when llama.cpp is not installed or refuses a file, with what llama.cpp said.
     """
@@ -49,6 +57,7 @@ class LlamaModel:
         context: int = 512,
         threads: int | None = None,
         adapters: Sequence[tuple[str | os.PathLike[str], float]] = (),
+        watch: Watch | None = None,
     ) -> None:
         self.path = pathlib.Path(path)
         self.context = context
@@ -57,6 +66,9 @@ class LlamaModel:
         self.threads = min(threads or os.cpu_count() or 1, os.cpu_count() or 1)  # ggml ends the process for 513
         self._model: int | None = None
         self._context: int | None = None
+        self.watch = watch
+        self._failure: BaseException | None = None  # of `watch`
+        self._callback = None if watch is None else NODE_CALLBACK(self._see)
         lib = library()
         try:
             self._model = _checked(
@@ -65,7 +77,7 @@ class LlamaModel:
             self._vocab = lib.llama_model_get_vocab(self._model)
             self.vocabulary_size: int = lib.llama_vocab_n_tokens(self._vocab)
             self._context = _checked(
-                lib.llama_init_from_model(self._model, _context_params(lib, context, self.threads)),
+                lib.llama_init_from_model(self._model, self._params(lib)),
                 f"llama.cpp has no memory for {path} with a context of {context} tokens",
             )
             self._set_adapters(adapters)
@@ -153,6 +165,11 @@ class LlamaModel:
         n = self._decode(tokens, every=True)
         return self._copied(library().llama_get_logits(self._context), (n, self.vocabulary_size))
 
+    def compute(self, tokens: ArrayLike) -> None:
+        """Compute a sequence from its beginning, each token in all layers, for `watch`."""
+        self.reset()
+        self._decode(tokens, every=True)
+
     def reset(self) -> None:
         """Forget the sequence in the memory."""
         self._opened()
@@ -181,11 +198,36 @@ class LlamaModel:
         forget_log()
         wall, busy = time.monotonic(), time.process_time()
         code = library().llama_decode(self._context, batch)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
         if code:
             raise GgufmergeError(f"llama.cpp cannot compute {self.path} (code {code}){last_words()}")
         self._length = length
         self._make_room(time.monotonic() - wall, time.process_time() - busy)
         return ids.size
+
+    def _params(self, lib: C.CDLL) -> ContextParams:
+        params = lib.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = self.context
+        params.n_outputs_max = params.n_outputs_max_per_seq = self.context
+        params.n_threads = params.n_threads_batch = self.threads
+        if self._callback is not None:
+            operations()  # looks whether the parameters are where they are thought to be
+            params.cb_eval = C.cast(self._callback, C.c_void_p)
+            params.offload_kqv = params.op_offload = False  # a GPU's memory cannot be looked into
+        return params
+
+    def _see(self, node: Any, ask: bool, _: int | None) -> bool:
+        """Calls `watch`. An exception cannot go through C: it ends the computation, and `_decode` raises it."""
+        assert self.watch is not None, "the context has no callback without"
+        if self._failure is not None:
+            return False
+        try:
+            return self.watch(node.contents, ask)
+        except BaseException as failure:
+            self._failure = failure
+            return False
 
     def _make_room(self, wall: float, busy: float) -> None:
         """Take fewer threads when they got less than half of their processors: llama.cpp's threads wait for each other
@@ -234,14 +276,6 @@ def _model_params(lib: C.CDLL) -> ModelParams:
     params = lib.llama_model_default_params()
     params.n_gpu_layers = 0
     params.check_tensors = True  # NaN and infinity in scales are refused, not computed with
-    return params
-
-
-def _context_params(lib: C.CDLL, context: int, threads: int) -> ContextParams:
-    params = lib.llama_context_default_params()
-    params.n_ctx = params.n_batch = params.n_ubatch = context
-    params.n_outputs_max = params.n_outputs_max_per_seq = context
-    params.n_threads = params.n_threads_batch = threads
     return params
 
 

@@ -1,4 +1,4 @@
-"""Reads importance matrices: GGUF files of llama-imatrix, and the .dat files it wrote before.
+"""Importance matrices: GGUF files as llama-imatrix writes them, and the .dat files it wrote before, which are only read.
 
 Facts from llama.cpp v0.5.0 (`common/imatrix-loader.cpp`, `tools/quantize/quantize.cpp`).
 
@@ -6,15 +6,21 @@ GGUF: for every weight two F32 tensors, `NAME.in_sum2` [matrices, n] and `NAME.c
 `imatrix.datasets`, `imatrix.chunk_count` and `imatrix.chunk_size`.
 Legacy, little-endian: i32 number of entries; per entry i32 length of name, name, i32 calls, i32 number of values,
 float32 values, which are means times calls; then, not always, i32 chunks, i32 length of name, name of the data set.
+
+`ggufmerge calibrate` writes such a GGUF file with more in it, which other programs pass over: for a weight, or the first
+of those that have the same inputs, `NAME.in_loadings` F16 [matrices, r, n] or `NAME.in_correlation` I8
+[matrices, n (n + 1) / 2], as `quants.correlations` describes them, without the first dimension where there is one
+matrix. The keys `ggufmerge.calibration.weights` and `.inputs` name each weight that has correlations, and under which
+name they stand; `.rank` is the largest r, `.full` says that they are whole, `.version` is 1.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +28,25 @@ from numpy.typing import NDArray
 from ggufmerge.errors import FormatError
 from ggufmerge.files import GGUFFile, Tensor, open_gguf
 from ggufmerge.files.absent import absent
+from ggufmerge.files.metadata import MetadataEditor, ValueKind
 from ggufmerge.files.small import open_regular
-from ggufmerge.files.tensor import MappedFile
+from ggufmerge.files.tensor import MappedFile, TensorInfo
+from ggufmerge.files.writer import GGUFWriter
+from ggufmerge.quants.correlations import Correlation
 from ggufmerge.quants.importance import Imatrix, ImatrixEntry
+from ggufmerge.text import counted, utf8
 from ggufmerge.types import TensorType
 
 _MAGIC = b"GGUF"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MAX_COUNT = 2.0**53
 _KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
+_LOADINGS, _TRIANGLE = ".in_loadings", ".in_correlation"
+_OWN = "ggufmerge.calibration."
+_VERSION = 1
+_CALIBRATED = "make the file again with ggufmerge calibrate"
+
+Matrices = tuple[Correlation, ...]
 
 
 def load_imatrix(path: str | os.PathLike[str]) -> Imatrix:
@@ -86,7 +102,163 @@ def _from_gguf(file: GGUFFile) -> Imatrix:
         if not (np.abs(counts) < _MAX_COUNT).all():
             _refuse(file.path, f"{name}{_COUNTS} holds no counts", "make the file again with llama-imatrix")
         entries[name] = ImatrixEntry(sums, np.floor(counts.astype(np.float64) + 0.5).astype(np.int64))
-    return Imatrix(entries, datasets=datasets, chunks=chunks, chunk_size=chunk_size, file=file.path.name)
+    return Imatrix(
+        entries,
+        datasets=datasets,
+        chunks=chunks,
+        chunk_size=chunk_size,
+        file=file.path.name,
+        correlations=_correlations(file, entries),
+    )
+
+
+def _correlations(file: GGUFFile, entries: Mapping[str, ImatrixEntry]) -> dict[str, Matrices]:
+    """The correlations in a file, by name of the weight; weights that have the same inputs have the same object."""
+    if _OWN + "version" not in file.metadata:
+        return {}
+    version = file.metadata.integer(_OWN + "version")
+    if version != _VERSION:
+        what = f"calibration statistics of version {file.metadata.found(_OWN + 'version')}"
+        _refuse(file.path, what, "update ggufmerge, or " + _CALIBRATED)
+    weights, inputs = (file.metadata.texts(_OWN + key) for key in ("weights", "inputs"))
+    if weights is None or inputs is None or len(weights) != len(inputs):
+        what = f"{_OWN}weights and {_OWN}inputs are not two lists of as many names"
+        _refuse(file.path, what, _CALIBRATED)
+    stored: dict[str, Matrices] = {}
+    found: dict[str, Matrices] = {}
+    for weight, name in zip(weights, inputs, strict=True):
+        if weight not in entries:
+            _refuse(file.path, f"it has correlations for {weight}, but no {weight}{_SUMS}", _CALIBRATED)
+        if name not in stored:
+            stored[name] = _stored(file, name)
+        found[weight] = stored[name]
+        if sum(c.n for c in found[weight]) != entries[weight].sums.size:
+            what = f"the correlations of {name} are of {len(found[weight])} x {found[weight][0].n} inputs"
+            _refuse(file.path, f"{what}, but {weight} has {entries[weight].sums.size}", _CALIBRATED)
+    return found
+
+
+def _stored(file: GGUFFile, name: str) -> Matrices:
+    """The correlations that stand under a name, one for each matrix."""
+    loadings, triangle = file.tensors.get(name + _LOADINGS), file.tensors.get(name + _TRIANGLE)
+    if (loadings is None) == (triangle is None):
+        which = "both" if loadings is not None else "neither"
+        _refuse(file.path, f"{which} of {name}{_LOADINGS} and {name}{_TRIANGLE} is there", _CALIBRATED)
+    if loadings is not None:
+        raw = _typed(file, loadings, TensorType.F16, "<f2")
+        if len(loadings.shape) not in (2, 3) or not loadings.size:
+            _refuse(file.path, f"{loadings.name} has the shape {list(loadings.shape)}", _CALIBRATED)
+        values = raw.reshape(-1, *loadings.shape[-2:]).astype(np.float32)
+        if not np.isfinite(values).all():
+            _refuse(file.path, f"{loadings.name} holds NaN or infinity", _CALIBRATED)
+        if (np.square(values).sum(axis=1) > _MOST).any():
+            _refuse(file.path, f"{loadings.name} holds correlations above 1", _CALIBRATED)
+        return tuple(Correlation(loadings=matrix) for matrix in values)
+    assert triangle is not None, "one of the two is there"
+    raw = _typed(file, triangle, TensorType.I8, np.int8)
+    n = triangle.n and int((np.sqrt(8 * triangle.n + 1) - 1) // 2)
+    if len(triangle.shape) not in (1, 2) or not triangle.size or n * (n + 1) // 2 != triangle.n:
+        _refuse(file.path, f"{triangle.name} has the shape {list(triangle.shape)}, no triangle", _CALIBRATED)
+    return tuple(Correlation(triangle=matrix) for matrix in raw.reshape(-1, triangle.n))
+
+
+_MOST = 1.05  # what squares of loadings add up to, with their rounding to 16 bits
+
+
+def _typed(file: GGUFFile, tensor: Tensor, kind: TensorType, dtype: Any) -> NDArray[Any]:
+    if tensor.type is not kind:
+        _refuse(file.path, f"{tensor.name} is {tensor.type} instead of {kind}", _CALIBRATED)
+    return np.asarray(tensor.raw).reshape(-1).view(dtype)
+
+
+def save_imatrix(imatrix: Imatrix, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write importance matrices, and correlations where there are some, as a GGUF file; whole or not at all.
+
+    Weights whose correlations are the same object (those that have the same inputs) share what is stored.
+    overwrite: replace a file of this name.  OutputError or PlanError when it cannot be written.
+    """
+    owners: dict[int, str] = {}
+    inputs = {name: owners.setdefault(id(imatrix.correlations[name]), name) for name in _with_correlations(imatrix)}
+    metadata = MetadataEditor()
+    metadata.set("general.type", "imatrix")
+    metadata.set(_KEYS[0], list(imatrix.datasets), ValueKind.STRING)
+    metadata.set(_KEYS[1], imatrix.chunks, ValueKind.U32)
+    metadata.set(_KEYS[2], imatrix.chunk_size, ValueKind.U32)
+    stored = {name: imatrix.correlations[name] for name in owners.values()}
+    if stored:
+        ranks = [c.loadings.shape[0] for found in stored.values() for c in found if c.loadings is not None]
+        metadata.set(_OWN + "version", _VERSION, ValueKind.U32)
+        metadata.set(_OWN + "rank", max(ranks, default=0), ValueKind.U32)
+        metadata.set(_OWN + "full", not ranks)
+        metadata.set(_OWN + "weights", list(inputs), ValueKind.STRING)
+        metadata.set(_OWN + "inputs", list(inputs.values()), ValueKind.STRING)
+    parts = [part for name in sorted(imatrix) for part in _parts(name, imatrix.entry(name), stored.get(name))]
+    with GGUFWriter(path, metadata, [info for info, _ in parts], overwrite=overwrite) as writer:
+        for info, values in parts:
+            writer.write(info.name, 0, np.ascontiguousarray(values))
+        writer.verify()
+        writer.commit()
+
+
+def statistics_facts(file: GGUFFile) -> dict[str, Any] | None:
+    """What a header says of importance matrices and correlations; None for a file that has none.
+
+    texts: names of the texts.  chunks, chunk_size, tokens: what was read, pieces, tokens of each, of all (about).
+    weights: how many weights have importances.  correlated: of how many the correlations are kept.
+    inputs: how many different inputs those have.  rank: eigenvectors that are kept, 0 for none.  full: whether all are.
+    """
+    weights = sum(name.endswith(_SUMS) for name in file.tensors)
+    if not weights or any(key not in file.metadata for key in _KEYS):
+        return None
+    chunks, chunk_size = (file.metadata.integer(key) or 0 for key in _KEYS[1:])
+    inputs = file.metadata.texts(_OWN + "inputs") or []
+    return {
+        "texts": [utf8(text) for text in file.metadata.texts(_KEYS[0]) or []],
+        "chunks": chunks,
+        "chunk_size": chunk_size,
+        "tokens": chunks * chunk_size,
+        "weights": weights,
+        "correlated": len(inputs),
+        "inputs": len(set(inputs)),
+        "rank": file.metadata.integer(_OWN + "rank") or 0,
+        "full": any(name.endswith(_TRIANGLE) for name in file.tensors),
+    }
+
+
+def what_it_keeps(weights: int, inputs: int, rank: int, *, full: bool) -> str:
+    """What a file of statistics holds, in words. inputs: how many different ones have correlations."""
+    if not full and not rank:
+        return f"importance matrix of {counted(weights, 'weight')}"
+    how = "whole" if full else f"rank {rank}"
+    return f"statistics of {counted(weights, 'weight')} with correlations ({how}, of {counted(inputs, 'input')})"
+
+
+def _with_correlations(imatrix: Imatrix) -> list[str]:
+    return [name for name in sorted(imatrix) if name in imatrix.correlations]
+
+
+def _parts(name: str, entry: ImatrixEntry, found: Matrices | None) -> list[tuple[TensorInfo, NDArray[Any]]]:
+    """The tensors of one weight."""
+    matrices = len(entry.counts)
+    sums, counts = entry.sums.astype("<f4"), entry.counts.astype("<f4")
+    parts: list[tuple[TensorInfo, NDArray[Any]]] = [
+        (TensorInfo(name + _SUMS, (matrices, sums.size // matrices), TensorType.F32), sums),
+        (TensorInfo(name + _COUNTS, (matrices, 1), TensorType.F32), counts),
+    ]
+    if found is None:
+        return parts
+    if found[0].loadings is not None:
+        rank = max(0 if c.loadings is None else len(c.loadings) for c in found)
+        values = np.zeros((len(found), rank, found[0].n), "<f2")
+        for matrix, c in zip(values, found, strict=True):
+            assert c.loadings is not None, "the matrices of a weight are kept in one way"
+            matrix[: len(c.loadings)] = c.loadings
+        suffix, kind = _LOADINGS, TensorType.F16
+    else:
+        values = np.stack([c.triangle for c in found if c.triangle is not None])
+        suffix, kind = _TRIANGLE, TensorType.I8
+    shape = values.shape if len(found) > 1 else values.shape[1:]
+    return [*parts, (TensorInfo(name + suffix, shape, kind), values)]
 
 
 def _float32(file: GGUFFile, tensor: Tensor) -> NDArray[np.float32]:

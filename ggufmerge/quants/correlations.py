@@ -7,6 +7,7 @@ correlation matrix is kept whole, or as its largest eigenvectors, which hold mos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,37 @@ def loadings_of(c: NDArray[np.floating], rank: int) -> NDArray[np.float32]:
     values, vectors = np.linalg.eigh(np.asarray(c, np.float64))
     order = np.argsort(values)[::-1][:rank]
     found = np.sqrt(np.maximum(values[order], 0))[:, None] * vectors[:, order].T
+    return _within_one(found).astype(np.float32)
+
+
+def correlation_of_all(parts: Sequence[Correlation], squares: Sequence[NDArray[np.floating]]) -> Correlation:
+    """The correlations of the inputs of several texts together, from those of each text.
+
+    squares: for each text the sums of squared inputs [n], which the second moments have on their diagonal. Where all
+    are kept as loadings, so is the result, with the largest of their ranks.
+    """
+    total = np.sum(np.asarray(squares, np.float64), axis=0)
+    shares = [np.sqrt(s / np.where(total > 0, total, 1)) for s in np.asarray(squares, np.float64)]
+    loadings = [part.loadings for part in parts if part.loadings is not None]
+    if len(loadings) < len(parts):
+        c = np.zeros((len(total), len(total)))
+        for part, share in zip(parts, shares, strict=True):
+            c += part.matrix() * share[:, None] * share
+        return Correlation(triangle=triangle_of(c))
+    stacked = np.concatenate([own * share for own, share in zip(loadings, shares, strict=True)])
+    return Correlation(loadings=largest_of(stacked, max(map(len, loadings))))
+
+
+def largest_of(factor: NDArray[np.floating], rank: int) -> NDArray[np.float32]:
+    """The loadings of a correlation matrix that is given by factor^T factor, factor [k, n]: float32 [rank, n].
+
+    Rows behind the k-th, or the n-th, are 0.
+    """
+    factor = np.asarray(factor, np.float64)
+    values, vectors = np.linalg.eigh(factor @ factor.T)
+    found = np.zeros((rank, factor.shape[1]))
+    kept = min(rank, len(values))
+    found[:kept] = vectors[:, ::-1][:, :kept].T @ factor
     return _within_one(found).astype(np.float32)
 
 

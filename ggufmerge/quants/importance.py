@@ -26,7 +26,7 @@ from ggufmerge.keys import (
     IMATRIX_FILE,
     PER_LAYER_EMBEDDING,
 )
-from ggufmerge.quants.correlations import Correlation
+from ggufmerge.quants.correlations import Correlation, correlation_of_all
 
 # What one weight is called in two layouts of a model. Its inputs are the same in both, and so is what was collected.
 _PART = re.compile(r"(blk\.\d+\.)(\w+)\.weight", re.ASCII)
@@ -235,6 +235,7 @@ class Imatrix(Collection[str]):
             chunks=sum(m.chunks for m in everyone),
             chunk_size=chunk if in_tokens else 0,
             file=" + ".join(dict.fromkeys(m.file for m in everyone)),
+            correlations=_together(everyone, entries),
         )
 
     def select(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Imatrix:
@@ -253,14 +254,27 @@ class Imatrix(Collection[str]):
             for name, entry in self._entries.items()
             if (not include or any(part in name for part in include)) and not any(part in name for part in exclude)
         }
-        return Imatrix(entries, datasets=self.datasets, chunks=self.chunks, chunk_size=self.chunk_size, file=self.file)
+        return Imatrix(
+            entries,
+            datasets=self.datasets,
+            chunks=self.chunks,
+            chunk_size=self.chunk_size,
+            file=self.file,
+            correlations={name: found for name, found in self.correlations.items() if name in entries},
+        )
 
     def fingerprint(self) -> str:
-        """A hash of all names, sums and counts."""
+        """A hash of all names, sums, counts and correlations."""
         digest = hashlib.blake2b(digest_size=16)
         for name in sorted(self):
             digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
             digest.update(self._entries[name].sums.tobytes() + self._entries[name].counts.tobytes())
+        for name in sorted(self.correlations):
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+            for one in self.correlations[name]:
+                kept = one.triangle if one.loadings is None else one.loadings
+                assert kept is not None, "one of the two is given"
+                digest.update(f"{kept.dtype}{kept.shape}".encode() + np.ascontiguousarray(kept).tobytes())
         return digest.hexdigest()
 
     def metadata(self) -> dict[str, str | int]:
@@ -275,6 +289,29 @@ class Imatrix(Collection[str]):
         if self.chunks > 0:
             keys[IMATRIX_CHUNKS] = self.chunks
         return keys
+
+
+def _together(everyone: Sequence[Imatrix], entries: Mapping[str, ImatrixEntry]) -> dict[str, tuple[Correlation, ...]]:
+    """The correlations of all the texts together. A matrix of importances without any counts for as many texts as it
+    had, but says nothing of correlations: those of the others are taken.
+    """
+    found: dict[str, tuple[Correlation, ...]] = {}
+    done: dict[tuple[object, ...], tuple[Correlation, ...]] = {}  # weights that have the same inputs share them
+    for name in entries:
+        having = [m for m in everyone if name in m.correlations and name in m]
+        if len(having) == 1:
+            found[name] = having[0].correlations[name]
+        elif having:
+            sums = [m.entry(name).sums for m in having]
+            key = tuple((id(m.correlations[name]), s.tobytes()) for m, s in zip(having, sums, strict=True))
+            if key not in done:
+                matrices = zip(*(m.correlations[name] for m in having), strict=True)
+                squares = [s.reshape(len(having[0].correlations[name]), -1) for s in sums]
+                done[key] = tuple(
+                    correlation_of_all(list(same), [s[i] for s in squares]) for i, same in enumerate(matrices)
+                )
+            found[name] = done[key]
+    return found
 
 
 def _sum(a: ImatrixEntry, b: ImatrixEntry) -> ImatrixEntry:
