@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ggufmerge.planning.budget import Budget
     from ggufmerge.planning.fitting import Fitting, Market
+    from ggufmerge.recipe.budget import ByteBudget
 
 MaxBytes = Annotated[
     str | None,
@@ -32,15 +32,15 @@ SaveTypes = Annotated[
 ]
 
 _WITHOUT = (
-    "types were chosen without an importance matrix, by the error of the weights alone: with one (--imatrix) a model of "
-    "the same size is clearly better"
+    "types were chosen without an importance matrix, by the error of the weights alone: with one (--imatrix) a model "
+    "of the same size is clearly better"
 )
 
 
 class Chooser:
     """What chooses the types of a plan for a budget, and keeps what it chose."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: ByteBudget) -> None:
         self.budget = budget
         self.fitting: Fitting | None = None
 
@@ -52,12 +52,14 @@ class Chooser:
 def chooser(max_size: str | None, max_bpw: str | None, save: Path | None, *, overwrite: bool) -> Chooser | None:
     """What the options ask for, if anything. GgufmergeError for what is no size, and for a file that is there."""
     from ggufmerge.files import check_target
-    from ggufmerge.planning.budget import Budget
+    from ggufmerge.recipe.budget import ByteBudget
 
-    budget = Budget.parse(max_size, max_bpw)
+    budget = ByteBudget.parse(max_size, max_bpw)
     if save is not None:
         if budget is None:
-            raise typer.BadParameter("needs --max-size or --max-bpw, for which types are chosen", "--save-types")
+            raise typer.BadParameter(
+                "needs --max-size or --max-bpw, for which types are chosen", param_hint="--save-types"
+            )
         check_target(save, overwrite=overwrite)
     return None if budget is None else Chooser(budget)
 

@@ -220,7 +220,9 @@ def _wanted(
     if rest:
         raise typer.BadParameter(f'there is no place for "{rest[0]}" after the type: {_USAGE}')
     if kind is None and not like:
-        raise typer.BadParameter(f"which type? {_USAGE}, --like FILE or --max-size SIZE; ggufmerge types lists the types")
+        raise typer.BadParameter(
+            f"which type? {_USAGE}, --like FILE or --max-size SIZE; ggufmerge types lists the types"
+        )
     return _Wanted(output, kind, threads)
 
 

@@ -49,6 +49,8 @@ def plan(
     imatrix: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
+    max_size: str | int | None = None,
+    max_bpw: float | str | None = None,
 ) -> Plan:
     """What building `recipe` would do to each tensor; only headers are read, and no file stays open.
 
@@ -56,7 +58,13 @@ def plan(
     all are checked (`engine.documents.plan_stages` gives all).
     """
     return plan_stages(
-        load_recipe(recipe), out_type=out_type, imatrix=imatrix, rounding=rounding, noise_aware=noise_aware
+        load_recipe(recipe),
+        out_type=out_type,
+        imatrix=imatrix,
+        rounding=rounding,
+        noise_aware=noise_aware,
+        max_size=max_size,
+        max_bpw=max_bpw,
     )[-1]
 
 
@@ -68,6 +76,8 @@ def build(
     imatrix: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
+    max_size: str | int | None = None,
+    max_bpw: float | str | None = None,
     overwrite: bool = False,
     threads: int | None = None,
     chunk: int = DEFAULT_CHUNK,
@@ -91,7 +101,13 @@ def build(
     recipe = load_recipe(recipe)
     progress = progress or Progress()
     with planned_documents(
-        recipe, out_type=out_type, imatrix=imatrix, rounding=rounding, noise_aware=noise_aware
+        recipe,
+        out_type=out_type,
+        imatrix=imatrix,
+        rounding=rounding,
+        noise_aware=noise_aware,
+        max_size=max_size,
+        max_bpw=max_bpw,
     ) as documents:
         files = output_files(documents.final, Path(output), split)
         targets = [path for sink in sinks for path in sink.targets()]

@@ -78,10 +78,19 @@ def planned_documents(
     imatrix: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
+    max_size: str | int | None = None,
+    max_bpw: float | str | None = None,
 ) -> Iterator[Documents]:
     """Plan all documents of a recipe; the options are the final one's. The block keeps the files open."""
     check_files(recipe, imatrix)
-    recipe = recipe.with_options(out_type=out_type, imatrix=imatrix, rounding=rounding, noise_aware=noise_aware)
+    recipe = recipe.with_options(
+        out_type=out_type,
+        imatrix=imatrix,
+        rounding=rounding,
+        noise_aware=noise_aware,
+        max_size=max_size,
+        max_bpw=max_bpw,
+    )
     plans: list[Plan] = []
     sources: list[Opened] = []
     states: list[str] = []
@@ -127,10 +136,18 @@ def plan_stages(
     imatrix: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
+    max_size: str | int | None = None,
+    max_bpw: float | str | None = None,
 ) -> list[Plan]:
     """The plans of all documents of a recipe, the final one last; see `planned_documents`."""
     with planned_documents(
-        recipe, out_type=out_type, imatrix=imatrix, rounding=rounding, noise_aware=noise_aware
+        recipe,
+        out_type=out_type,
+        imatrix=imatrix,
+        rounding=rounding,
+        noise_aware=noise_aware,
+        max_size=max_size,
+        max_bpw=max_bpw,
     ) as documents:
         return list(documents.plans)
 

@@ -19,7 +19,6 @@ from ggufmerge.places.opening import open_source
 from ggufmerge.places.references import check_found, locate
 from ggufmerge.planning import provenance
 from ggufmerge.planning.actions import with_actions
-from ggufmerge.planning.budget import Budget
 from ggufmerge.planning.checks import check_donor
 from ggufmerge.planning.fitting import Fitting, Market, market
 from ggufmerge.planning.header import QUANTIZATION_VERSION
@@ -29,6 +28,7 @@ from ggufmerge.planning.plan import Input, Opening, Plan, PlannedTensor
 from ggufmerge.planning.tensor_types import with_decided_types
 from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like
 from ggufmerge.recipe import ModelReference
+from ggufmerge.recipe.budget import ByteBudget
 from ggufmerge.running.progress import Progress
 from ggufmerge.running.run import BuildReport, run
 from ggufmerge.sources import Source
@@ -77,7 +77,7 @@ def quantize_file(
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
         leave_output_tensor=leave_output_tensor,
-        budget=Budget.parse(max_size, max_bpw),
+        budget=ByteBudget.parse(max_size, max_bpw),
         threads=threads,
     )
     options: dict[str, Any] = {"overwrite": overwrite, "threads": threads, "split": split, "progress": progress}
@@ -99,7 +99,7 @@ def plan_quantize(
     token_embedding_type: TensorType | str | None = None,
     leave_output_tensor: bool = False,
     keep_split: bool = False,
-    budget: Budget | None = None,
+    budget: ByteBudget | None = None,
     fitted: Callable[[Market], Fitting] | None = None,
     threads: int | None = None,
 ) -> tuple[Plan, Opened]:

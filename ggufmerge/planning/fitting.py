@@ -14,11 +14,12 @@ from typing import Any
 
 from ggufmerge.architectures.stacks import layer_of, with_layer
 from ggufmerge.errors import GgufmergeError, PlanError
-from ggufmerge.planning.budget import Budget, Option, allot, smallest, total
+from ggufmerge.planning.budget import Option, allot, smallest, total
 from ggufmerge.planning.harm import Prediction, predict
 from ggufmerge.planning.plan import PlannedTensor
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.quants.mixture import Decision, ModelHeader, Rule, decide_types, require_imatrix
+from ggufmerge.recipe.budget import ByteBudget
 from ggufmerge.sources import Source
 from ggufmerge.text import size
 from ggufmerge.types import FileType, TensorType
@@ -65,7 +66,7 @@ class Market:
         """Bytes of the smallest file of these types."""
         return self.fixed + smallest(self.prediction.options)
 
-    def fit(self, budget: Budget) -> Fitting:
+    def fit(self, budget: ByteBudget) -> Fitting:
         """The best types for a budget. PlanError when it is too small, with the smallest size that can be reached."""
         limit = budget.bytes_for(self.parameters)
         if self.least > limit:

@@ -6,9 +6,8 @@ H = D^1/2 C D^1/2, the second moments of the inputs. D comes from an importance 
 (`quants.correlations`); without the first D is the identity, without the second C is.
 
 What a relative error of the same size does to the predictions of the model differs by kind of tensor. The factors here
-were measured with llama.cpp on two families (docs/fitting.md): mean KL divergence, in nats, for a relative error of 1
-in all the tensors of the kind together, by small errors. So the harms of all tensors add up to a KL divergence that is
-of the right order, and much nearer in its ratios than in its size.
+were measured with llama.cpp on two families (docs/fitting.md), which agree within a factor of two. So the harms of all
+tensors add up to a KL divergence, in nats, of the right order; its ratios are nearer than its size.
 """
 
 from __future__ import annotations
@@ -22,9 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufmerge import keys
-from ggufmerge.architectures.stacks import kind_of, layer_of, part_of
-from ggufmerge.errors import GgufmergeError
+from ggufmerge.architectures.stacks import layer_of, part_of
 from ggufmerge.planning.budget import Option
 from ggufmerge.planning.plan import PlannedTensor
 from ggufmerge.quants import codec
@@ -45,6 +42,42 @@ _FLOATS = (T.F16, T.BF16)
 _VALUES = 16384  # of a tensor in its sample, in whole rows
 _FEWEST, _MOST = 8, 64  # rows of a sample
 _SHRINK = 0.2  # correlations are measured on a text that is not the user's
+
+# Nats of KL divergence for a relative error of 1 in all tensors of a kind, had all layers the sensitivity of the first,
+# the middle or the last third: the geometric mean of two families, by what the error is weighed with.
+_INSIDE: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
+    "correlations": {
+        "attn_q.": (2.6, 2.4, 1.5),
+        "attn_k.": (3.7, 1.9, 1.4),
+        "attn_v.": (5.9, 2.9, 2.6),
+        "attn_output.": (6.7, 3.4, 3.1),
+        "ffn_gate": (14.3, 5.2, 9.2),
+        "ffn_up": (10.0, 4.0, 10.0),
+        "ffn_down": (21.3, 14.6, 20.6),
+    },
+    "importance": {
+        "attn_q.": (1.4, 1.3, 0.9),
+        "attn_k.": (2.3, 1.3, 1.0),
+        "attn_v.": (5.5, 3.1, 3.0),
+        "attn_output.": (4.0, 3.0, 1.5),
+        "ffn_gate": (10.7, 3.7, 6.9),
+        "ffn_up": (9.7, 3.7, 8.8),
+        "ffn_down": (14.9, 11.3, 15.0),
+    },
+    "none": {
+        "attn_q.": (0.94, 1.0, 0.83),
+        "attn_k.": (1.4, 0.9, 0.74),
+        "attn_v.": (9.5, 6.9, 4.8),
+        "attn_output.": (3.7, 2.9, 1.6),
+        "ffn_gate": (8.7, 2.6, 5.8),
+        "ffn_up": (12.0, 4.4, 9.8),
+        "ffn_down": (12.7, 9.8, 12.2),
+    },
+}
+_OTHER = (6.0, 3.5, 4.5)
+_OUTSIDE = 9.2  # token embeddings and output head, by the error of their weights alone
+_FIRST, _LAST = 2.5, 2.0  # times as sensitive as the others of their third are the first and the last layer
+_CLEAR = 4  # layers of a third, from which on that is heeded
 _DIGITS = 6  # of a harm: what sums of another processor differ by must not change a choice
 
 
@@ -104,16 +137,28 @@ def predict(
     return Prediction({t.name: options for t, (options, _) in zip(tensors, found, strict=True)}, most)
 
 
-def factor(name: str, layers: int) -> float:
+def factor(name: str, layers: int, statistics: str) -> float:
     """Nats of KL divergence for a relative error of 1 in the product of one tensor, by small errors.
 
-    layers: of the model.  A kind of tensor that was not measured counts as the mean of those of a layer.
+    layers: of the model.  statistics: what the error is weighed with, see `Prediction`.
+    A kind of tensor that was not measured counts as the middle of those of a layer.
     """
-    part = part_of(name)
-    if layer_of(name) is None:
-        return _OUTSIDE.get(part, _OUTSIDE[keys.HEAD])
-    known = next((value for text, value in _INSIDE if text in part), _OTHER)
-    return known / layers
+    part, layer = part_of(name), layer_of(name)
+    if layer is None:
+        return _OUTSIDE
+    table = _INSIDE[statistics]
+    thirds = next((value for text, value in table.items() if text in part), _OTHER)
+    third = layer * 3 // layers
+    return thirds[third] * _at_the_ends(layer, third, layers) / layers
+
+
+def _at_the_ends(layer: int, third: int, layers: int) -> float:
+    """How much more a layer matters than the others of its third, which as a whole keeps its weight."""
+    several = sum(n * 3 // layers == third for n in range(layers))
+    end, more = {0: (0, _FIRST), 2: (layers - 1, _LAST)}.get(third, (-1, 1.0))
+    if several < _CLEAR or end < 0:
+        return 1.0
+    return more if layer == end else (several - more) / (several - 1)
 
 
 def _options(
@@ -128,14 +173,16 @@ def _options(
     stored = source.file.tensors[given.tensor].type
     weights = imatrix.get(tensor.name, tensor.n, tensor.matrices) if imatrix else None
     correlations = imatrix.correlation(tensor.name, tensor.n, tensor.matrices) if imatrix else None
+    statistics = "none" if weights is None else "importance" if correlations is None else "correlations"
+    weighed = "none" if layer_of(tensor.name) is None else statistics
     sample = _sample(tensor, source, weights, correlations)
     options = []
     for kind in kinds if kinds is not None else ladder(tensor, stored, importance=weights is not None):
         harm = 0.0
         if kind != stored or tensor.action == "merge":
-            harm = _rounded(factor(tensor.name, layers) * sample.error(kind))
+            harm = _rounded(factor(tensor.name, layers, weighed) * sample.error(kind, weighed))
         options.append(Option(kind, tensor.rows * kind.row_bytes(tensor.n), harm))
-    return tuple(options), "none" if weights is None else "importance" if correlations is None else "correlations"
+    return tuple(options), statistics
 
 
 def _rounded(value: float) -> float:
@@ -148,8 +195,10 @@ class _Sample:
 
     parts: Sequence[tuple[Floats, Floats | None, Correlation | None]]
 
-    def error(self, kind: TensorType) -> float:
-        """The relative error of the product in a type; infinite for one that cannot hold the weights."""
+    def error(self, kind: TensorType, statistics: str) -> float:
+        """The relative error of the product in a type, weighed with the inputs or ("none") without; infinite for a
+        type that cannot hold the weights.
+        """
         error = energy = 0.0
         for rows, weights, correlation in self.parts:
             raw = np.empty((len(rows), kind.row_bytes(rows.shape[1])), np.uint8)
@@ -157,8 +206,9 @@ class _Sample:
             codec(kind).encode(rows, raw, weights)
             if codec(kind).decode(raw, back) >= 0:
                 return math.inf
-            error += _moment(rows - back, weights, correlation)
-            energy += _moment(rows, weights, correlation)
+            inputs = None if statistics == "none" else weights
+            error += _moment(rows - back, inputs, correlation if inputs is not None else None)
+            energy += _moment(rows, inputs, correlation if inputs is not None else None)
         return error / energy if energy else 0.0
 
 
@@ -198,17 +248,3 @@ def _moment(x: Floats, weights: Floats | None, correlation: Correlation | None) 
     else:
         together = float(((values @ correlation.matrix()) * values).sum())
     return _SHRINK * own + (1 - _SHRINK) * together
-
-
-# Of a layer's tensors, the first that fits the name; nats for the tensors of all layers together.
-_INSIDE = (
-    ("attn_q.", 2.6),
-    ("attn_k.", 3.6),
-    ("attn_v.", 4.6),
-    ("attn_output.", 3.2),
-    ("ffn_gate", 9.5),
-    ("ffn_up", 8.5),
-    ("ffn_down", 18.0),
-)
-_OTHER = 7.0
-_OUTSIDE = {keys.HEAD: 6.4, keys.EMBEDDING: 6.4}

@@ -35,6 +35,8 @@ def make_plan(
     imatrix: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
+    max_size: str | int | None = None,
+    max_bpw: float | str | None = None,
 ) -> tuple[Plan, Opened]:
     """The plan of a recipe, and what it reads from, opened.
 
@@ -46,7 +48,14 @@ def make_plan(
     """
     check_files(recipe, imatrix)
     return plan_document(
-        recipe.with_options(out_type=out_type, imatrix=imatrix, rounding=rounding, noise_aware=noise_aware)
+        recipe.with_options(
+            out_type=out_type,
+            imatrix=imatrix,
+            rounding=rounding,
+            noise_aware=noise_aware,
+            max_size=max_size,
+            max_bpw=max_bpw,
+        )
     )
 
 
