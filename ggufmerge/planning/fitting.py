@@ -77,6 +77,11 @@ class Market:
             )
         return Fitting(self, str(budget), limit, allot(self.prediction.options, limit - self.fixed))
 
+    def unchanged(self) -> Fitting:
+        """Every tensor in the largest of its types: that which it is stored in, where it can be written."""
+        largest = {name: max(several, key=lambda o: o.nbytes) for name, several in self.prediction.options.items()}
+        return Fitting(self, "no budget", self.fixed + total(largest)[0], largest)
+
 
 @dataclass(frozen=True)
 class Fitting:
