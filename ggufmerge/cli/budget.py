@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,8 +43,10 @@ class Chooser:
     def __init__(self, budget: ByteBudget) -> None:
         self.budget = budget
         self.fitting: Fitting | None = None
+        self.look: Callable[[Market], Market] = lambda market: market  # what probes make of it
 
     def __call__(self, market: Market) -> Fitting:
+        market = self.look(market)
         self.fitting = market.fit(self.budget)
         return self.fitting
 
@@ -61,12 +63,17 @@ def chooser(max_size: str | None, max_bpw: str | None, save: Path | None, *, ove
                 "needs --max-size or --max-bpw, for which types are chosen", param_hint="--save-types"
             )
         check_target(save, overwrite=overwrite)
-    return None if budget is None else Chooser(budget)
+    return Chooser(budget) if budget is not None else None
 
 
 def warnings_of(fitting: Fitting) -> list[str]:
     """What the user should know of how the types were chosen."""
-    return [_WITHOUT] if fitting.market.prediction.statistics == "none" and fitting.allotted else []
+    return without_statistics(fitting.market)
+
+
+def without_statistics(market: Market) -> list[str]:
+    """A warning when types are judged by the error of the weights alone."""
+    return [_WITHOUT] if market.prediction.statistics == "none" and market.prediction.options else []
 
 
 def facts_of(fitting: Fitting) -> dict[str, Any]:

@@ -24,10 +24,12 @@ from ggufmerge.cli.options import (
 )
 from ggufmerge.cli.report import Report
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
+from ggufmerge.cli.suggest import Measure, Suggest
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.files.sharded import SplitLimit
+    from ggufmerge.planning.fitting import Market
 
 HELP = """Write INPUT in another file type, tensor by tensor as llama-quantize would.
 
@@ -42,6 +44,8 @@ HELP = """Write INPUT in another file type, tensor by tensor as llama-quantize w
   ggufmerge quantize model-f16.gguf mine.gguf --like someone-elses.gguf
 
   ggufmerge quantize model-f16.gguf small.gguf --max-size 3.5G --imatrix imatrix.gguf
+
+  ggufmerge quantize model-f16.gguf --suggest --imatrix imatrix.gguf
 
   ggufmerge quantize model-f16.gguf small.gguf Q4_K_M --report small.html
 
@@ -112,6 +116,8 @@ def quantize(
     max_bytes: MaxBytes = None,
     max_bits: MaxBits = None,
     save: SaveTypes = None,
+    suggest: Suggest = False,
+    measure: Measure = False,
     overwrite: Overwrite = False,
     threads: Threads = None,
     max_size: MaxSize = None,
@@ -126,6 +132,8 @@ def quantize(
     from ggufmerge.cli import budget
     from ggufmerge.cli.front import check_name
     from ggufmerge.cli.report import ReportFile
+    from ggufmerge.cli.suggest import opened_bench, probed
+    from ggufmerge.cli.suggest import suggest as show_suggestions
     from ggufmerge.cli.terminal import print_json, show_warnings
     from ggufmerge.engine.quantize import plan_quantize
     from ggufmerge.files.sharded import SplitLimit
@@ -135,6 +143,23 @@ def quantize(
     page = ReportFile(report, overwrite=overwrite)
     page.check([])
     fits = budget.chooser(max_bytes, max_bits, save, overwrite=overwrite)
+    if suggest:
+        if words or out_type or like or output:
+            raise typer.BadParameter(
+                "shows what there is and writes nothing: give the model alone", param_hint="--suggest"
+            )
+        show_suggestions(
+            source,
+            imatrix=imatrix or (),
+            budget=fits.budget if fits else None,
+            measure=measure,
+            threads=threads,
+            page=page,
+            json=json,
+        )
+        return
+    if measure and fits is None:
+        raise typer.BadParameter("needs --suggest, --max-size or --max-bpw", param_hint="--measure")
     wanted = _wanted(words or [], output, out_type, threads, like=like is not None or fits is not None)
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
     if wanted.output is not None:
@@ -144,6 +169,13 @@ def quantize(
             raise typer.BadParameter("give either this or --split-max-size and the like", param_hint="--keep-split")
         split = _shards_of(source)
     overrides = [*(tensor_type or ()), *(_pairs(tensor_type_file) if tensor_type_file else ())]
+    if fits is not None and measure:
+
+        def look(found: Market) -> Market:
+            with opened_bench(source, imatrix or (), wanted.threads) as bench:
+                return probed(bench, found)
+
+        fits.look = look
     plan, opened = plan_quantize(
         source,
         wanted.type,

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ggufmerge.architectures.stacks import part_of
@@ -70,9 +71,7 @@ class Bench:
         self._tell(what)
         with tempfile.TemporaryDirectory(prefix="ggufmerge-") as folder:
             file = Path(folder) / "tried.gguf"
-            plan, opened = plan_quantize(
-                self._path, ftype, imatrix=self._imatrix, fitted=fitted, threads=self._threads
-            )
+            plan, opened = plan_quantize(self._path, ftype, imatrix=self._imatrix, fitted=fitted, threads=self._threads)
             with opened:
                 run(plan, opened, file, threads=self._threads)
             with LlamaModel(file, context=512, threads=self._threads) as model:
@@ -102,9 +101,13 @@ def sensitivities(bench: Bench, market: Market) -> dict[str, float]:
     for part in dict.fromkeys(part_of(name) for name in market.prediction.options):
         fitting = _probe(market, part)
         if (predicted := fitting.harm) > 0:
-            measured = bench.measure(part, None, lambda _, it=fitting: it)  # type: ignore[misc]
+            measured = bench.measure(part, None, partial(_always, fitting))
             found[part] = min(max(measured.kl / predicted, 1 / _TRUST), _TRUST)
     return found
+
+
+def _always(fitting: Fitting, _: Market) -> Fitting:
+    return fitting
 
 
 def _probe(market: Market, part: str) -> Fitting:
