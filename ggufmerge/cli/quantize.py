@@ -158,6 +158,8 @@ def quantize(
             json=json,
         )
         return
+    if fits is not None and any(map(_is_type, [*(words or [])[:2], *([out_type] if out_type else [])])):
+        raise typer.BadParameter("give either a type or a budget", param_hint="TYPE")
     if measure and fits is None:
         raise typer.BadParameter("needs --suggest, --max-size or --max-bpw", param_hint="--measure")
     wanted = _wanted(words or [], output, out_type, threads, like=like is not None or fits is not None)

@@ -61,7 +61,7 @@ def suggest(
             for row in rows:
                 if row.on_front or row.fitting is None:
                     kind = row.name if row.fitting is None else None
-                    found[row.name] = bench.measure(row.name, kind, row.fitting and _always(row.fitting))
+                    found[row.name] = bench.measure(row.name, kind, _always(row.fitting) if row.fitting else None)
     facts = _facts(source, market, rows, found)
     if json:
         print_json(facts)
