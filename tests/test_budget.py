@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ggufmerge
+from ggufmerge.architectures.stacks import part_of
 from ggufmerge.engine.quantize import plan_quantize
 from ggufmerge.engine.suggest import front, suggest
 from ggufmerge.errors import GgufmergeError, PlanError
+from ggufmerge.evaluation.probes import Bench, scaled, sensitivities
 from ggufmerge.planning.budget import Option, allot, smallest, total
 from ggufmerge.planning.fitting import type_rules
 from ggufmerge.planning.harm import predict
@@ -253,6 +255,36 @@ def test_the_front_has_no_choice_that_another_beats(model: Path) -> None:
         if row.fitting is not None:
             assert row.harm <= by_name[row.file_type].harm + 1e-12
             assert row.nbytes <= by_name[row.file_type].nbytes
+
+
+def test_probes_say_how_sensitive_a_model_is(model: Path) -> None:
+    """What is as it was is not harmed; a kind's factor multiplies the harm of its tensors and of the mixtures."""
+    market, _ = suggest(model)
+    with Bench(model, limit=24, threads=1) as bench:
+        assert bench.measure("all", None, lambda found: found.unchanged()).kl == pytest.approx(0, abs=1e-6)
+        factors = sensitivities(bench, market)
+    assert set(factors) == {part_of(name) for name in market.prediction.options}
+    assert all(0.25 <= factor <= 4 for factor in factors.values())
+    there = scaled(market, factors)
+    for name, several in market.prediction.options.items():
+        expected = [o.harm * factors[part_of(name)] for o in several]
+        assert [o.harm for o in there.prediction.options[name]] == pytest.approx(expected)
+    same = scaled(market, dict.fromkeys(factors, 2.0))
+    assert [m.harm for m in same.mixtures] == pytest.approx([2 * m.harm for m in market.mixtures])
+
+
+def test_suggestions_have_a_report_with_plots(model: Path, tmp_path: Path) -> None:
+    """And their JSON has every row of it; nothing else is written."""
+    done = run(tmp_path, "quantize", str(model), "--suggest", "--max-bpw", "9", "--report", "s.html", "--json")
+    facts = json.loads(done.stdout)
+    page = (tmp_path / "s.html").read_text(encoding="utf-8")
+    assert "Predicted damage by size" in page
+    assert page.count("<svg") == 1
+    for row in facts["suggestions"]:
+        assert row["nbytes"] * 8 <= 9 * facts["parameters"]
+        assert row["name"] in page
+    assert [path.name for path in tmp_path.iterdir()] == ["s.html"]
+    assert "importance matrix" in facts["warnings"][0]
 
 
 @pytest.mark.parametrize(
