@@ -116,7 +116,7 @@ def plan_quantize(
     chooses = (lambda found: found.fit(budget)) if fitted is None and budget is not None else fitted
     if sum(way is not None for way in (ftype, like, chooses)) != 1:
         raise GgufmergeError(
-            "give one of: a type, such as Q4_K_M, a budget with --max-size or --max-bpw, or a file to follow with --like"
+            "give either a type, such as Q4_K_M, a budget with --max-size or --max-bpw, or a file to follow with --like"
         )
     if chooses is not None and pure:
         raise GgufmergeError("--pure gives all tensors one type, and a budget each its own: leave one of them out")
