@@ -11,6 +11,7 @@ import typer
 
 from ggufmerge import keys
 from ggufmerge.cli.bake import Rounding
+from ggufmerge.cli.budget import MaxBits, MaxBytes
 from ggufmerge.cli.homes import LlamaCpp, LmStudio, To
 from ggufmerge.cli.options import (
     All,
@@ -43,6 +44,8 @@ BUILD_HELP = """Merge the models of RECIPE into one GGUF file.
   ggufmerge build recipe.yaml -o merged.gguf
 
   ggufmerge build recipe.yaml -o merged.gguf --type Q8_0 --overwrite
+
+  ggufmerge build recipe.yaml -o merged.gguf --max-size 3.5G
 
   ggufmerge build recipe.yaml -o merged.gguf --split-max-size 4G
 
@@ -115,6 +118,8 @@ def build(
     recipe: RecipeFile,
     output: Output = None,
     out_type: _Type = None,
+    max_bytes: MaxBytes = None,
+    max_bits: MaxBits = None,
     imatrix: Imatrix = None,
     calibration: Calibration = None,
     rounding: _Rounding = None,
@@ -162,7 +167,7 @@ def build(
     from ggufmerge.sinks.homes import home_line
     from ggufmerge.sinks.ollama import check_recipe
 
-    wanted = _wanted(out_type, imatrix, calibration, rounding, noise_aware)
+    wanted = _wanted(out_type, imatrix, calibration, rounding, noise_aware) | _budget(out_type, max_bytes, max_bits)
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
     if split and ollama is not None:
         raise typer.BadParameter("Ollama's store takes one file: leave out --split-max-size and the like")
@@ -253,6 +258,8 @@ def plan(
         typer.Option("--output", "-o", metavar="FILE", help="The file to be written: check whether that is possible."),
     ] = None,
     out_type: _Type = None,
+    max_bytes: MaxBytes = None,
+    max_bits: MaxBits = None,
     imatrix: Imatrix = None,
     calibration: Calibration = None,
     rounding: _Rounding = None,
@@ -260,7 +267,7 @@ def plan(
     all_tensors: All = False,
     json: Json = False,
 ) -> None:
-    wanted = _wanted(out_type, imatrix, calibration, rounding, noise_aware)
+    wanted = _wanted(out_type, imatrix, calibration, rounding, noise_aware) | _budget(out_type, max_bytes, max_bits)
     _show_plans(read_recipe(recipe), wanted, every=all_tensors, json=json, place=Place(output))
 
 
@@ -279,6 +286,13 @@ def _wanted(
         "rounding": rounding and rounding.value,
         "noise_aware": noise_aware and noise_aware.value,
     }
+
+
+def _budget(out_type: str | None, max_bytes: str | None, max_bits: str | None) -> dict[str, Any]:
+    """The budget of the command line, as `make_plan` takes it."""
+    if out_type is not None and (max_bytes or max_bits):
+        raise typer.BadParameter("give either a type or a budget (--max-size, --max-bpw)", param_hint="--type")
+    return {"max_size": max_bytes, "max_bpw": max_bits}
 
 
 def _show_plans(

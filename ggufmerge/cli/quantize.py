@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufmerge.cli.budget import MaxBits, MaxBytes, SaveTypes
 from ggufmerge.cli.completion import complete_tensor_types, complete_types_and_files
 from ggufmerge.cli.options import (
     All,
@@ -24,10 +25,12 @@ from ggufmerge.cli.options import (
 )
 from ggufmerge.cli.report import Report
 from ggufmerge.cli.split import MaxSize, MaxTensors, MetadataFirst
+from ggufmerge.cli.suggest import Measure, Suggest
 
 if TYPE_CHECKING:
     from ggufmerge.engine import BuildReport, Plan
     from ggufmerge.files.sharded import SplitLimit
+    from ggufmerge.planning.fitting import Market
 
 HELP = """Write INPUT in another file type, tensor by tensor as llama-quantize would.
 
@@ -40,6 +43,10 @@ HELP = """Write INPUT in another file type, tensor by tensor as llama-quantize w
   ggufmerge quantize model.gguf mine.gguf Q5_K_M --tensor-type ffn_down=Q6_K
 
   ggufmerge quantize model-f16.gguf mine.gguf --like someone-elses.gguf
+
+  ggufmerge quantize model-f16.gguf small.gguf --max-size 3.5G --imatrix imatrix.gguf
+
+  ggufmerge quantize model-f16.gguf --suggest --imatrix imatrix.gguf
 
   ggufmerge quantize model-f16.gguf small.gguf Q4_K_M --report small.html
 
@@ -108,6 +115,11 @@ def quantize(
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Leave output.weight as it is.")
     ] = False,
+    max_bytes: MaxBytes = None,
+    max_bits: MaxBits = None,
+    save: SaveTypes = None,
+    suggest: Suggest = False,
+    measure: Measure = False,
     overwrite: Overwrite = False,
     threads: Threads = None,
     max_size: MaxSize = None,
@@ -119,8 +131,11 @@ def quantize(
     every: All = False,
     json: Json = False,
 ) -> None:
+    from ggufmerge.cli import budget
     from ggufmerge.cli.front import check_name
     from ggufmerge.cli.report import ReportFile
+    from ggufmerge.cli.suggest import opened_bench, probed
+    from ggufmerge.cli.suggest import suggest as show_suggestions
     from ggufmerge.cli.terminal import print_json, show_warnings
     from ggufmerge.engine.quantize import plan_quantize
     from ggufmerge.files.sharded import SplitLimit
@@ -129,7 +144,27 @@ def quantize(
 
     page = ReportFile(report, overwrite=overwrite)
     page.check([])
-    wanted = _wanted(words or [], output, out_type, threads, like=like is not None)
+    fits = budget.chooser(max_bytes, max_bits, save, overwrite=overwrite)
+    if suggest:
+        if words or out_type or like or output:
+            raise typer.BadParameter(
+                "shows what there is and writes nothing: give the model alone", param_hint="--suggest"
+            )
+        show_suggestions(
+            source,
+            imatrix=imatrix or (),
+            budget=fits.budget if fits else None,
+            measure=measure,
+            threads=threads,
+            page=page,
+            json=json,
+        )
+        return
+    if fits is not None and any(map(_is_type, [*(words or [])[:2], *([out_type] if out_type else [])])):
+        raise typer.BadParameter("give either a type or a budget", param_hint="TYPE")
+    if measure and fits is None:
+        raise typer.BadParameter("needs --suggest, --max-size or --max-bpw", param_hint="--measure")
+    wanted = _wanted(words or [], output, out_type, threads, like=like is not None or fits is not None)
     split = SplitLimit.parse(max_size, max_tensors, metadata_first)
     if wanted.output is not None:
         check_name(wanted.output, shards=split is not None or keep_split)
@@ -138,6 +173,13 @@ def quantize(
             raise typer.BadParameter("give either this or --split-max-size and the like", param_hint="--keep-split")
         split = _shards_of(source)
     overrides = [*(tensor_type or ()), *(_pairs(tensor_type_file) if tensor_type_file else ())]
+    if fits is not None and measure:
+
+        def look(found: Market) -> Market:
+            with opened_bench(source, imatrix or (), wanted.threads) as bench:
+                return probed(bench, found)
+
+        fits.look = look
     plan, opened = plan_quantize(
         source,
         wanted.type,
@@ -152,29 +194,38 @@ def quantize(
         token_embedding_type=token_embedding_type,
         leave_output_tensor=leave_output_tensor,
         keep_split=keep_split,
+        fitted=fits,
+        threads=wanted.threads,
     )
+    fitting = fits.fitting if fits else None
     target = wanted.output or _beside(source, str(wanted.type or plan.file_type))
     if page.path is not None:
         page.check(opened.files(), output_files(plan, target, split))
     done = None
-    show_warnings([*plan.warnings, *(split.warnings(plan.tensors) if split else ())])
+    noted = budget.warnings_of(fitting) if fitting else []
+    show_warnings([*plan.warnings, *noted, *(split.warnings(plan.tensors) if split else ())])
     if not dry_run:
         from ggufmerge.cli.progress import run_with_progress
 
         done = run_with_progress(
             plan, opened, target, overwrite=overwrite, threads=wanted.threads, measure=True, split=split
         )
+    facts = budget.merged(_facts(plan, done), fitting)
     if json and done is not None:
-        print_json(_facts(plan, done))
+        print_json(facts)
     elif not json:
+        if fitting:
+            budget.show(fitting)
         _show(plan, done, every=every)
+    if fitting:
+        budget.save_types(save, fitting, overwrite=overwrite, quiet=json)
     if done is not None:
-        page.write(_facts(plan, done), json=json)
+        page.write(facts, json=json)
     else:
         from ggufmerge.cli.outlook import Place
 
         place = Place(output, split, overwrite, None, threads, measure=True)
-        place.of_plan(plan, opened, _facts(plan, done) if json else None)
+        place.of_plan(plan, opened, facts if json else None)
 
 
 @dataclass(frozen=True)
@@ -206,7 +257,9 @@ def _wanted(
     if rest:
         raise typer.BadParameter(f'there is no place for "{rest[0]}" after the type: {_USAGE}')
     if kind is None and not like:
-        raise typer.BadParameter(f"which type? {_USAGE}, or --like FILE; ggufmerge types lists the types")
+        raise typer.BadParameter(
+            f"which type? {_USAGE}, --like FILE or --max-size SIZE; ggufmerge types lists the types"
+        )
     return _Wanted(output, kind, threads)
 
 

@@ -50,6 +50,8 @@ def plan(
     calibration: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
+    max_size: str | int | None = None,
+    max_bpw: float | str | None = None,
 ) -> Plan:
     """What building `recipe` would do to each tensor; only headers are read, and no file stays open.
 
@@ -60,9 +62,10 @@ def plan(
         load_recipe(recipe),
         out_type=out_type,
         imatrix=imatrix,
-        calibration=calibration,
         rounding=rounding,
         noise_aware=noise_aware,
+        max_size=max_size,
+        max_bpw=max_bpw,
     )[-1]
 
 
@@ -75,6 +78,8 @@ def build(
     calibration: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
+    max_size: str | int | None = None,
+    max_bpw: float | str | None = None,
     overwrite: bool = False,
     threads: int | None = None,
     chunk: int = DEFAULT_CHUNK,
@@ -99,7 +104,14 @@ def build(
     recipe = load_recipe(recipe)
     progress = progress or Progress()
     with planned_documents(
-        recipe, out_type=out_type, imatrix=imatrix, calibration=calibration, rounding=rounding, noise_aware=noise_aware
+        recipe,
+        out_type=out_type,
+        imatrix=imatrix,
+        calibration=calibration,
+        rounding=rounding,
+        noise_aware=noise_aware,
+        max_size=max_size,
+        max_bpw=max_bpw,
     ) as documents:
         files = output_files(documents.final, Path(output), split)
         targets = [path for sink in sinks for path in sink.targets()]

@@ -79,11 +79,19 @@ def planned_documents(
     calibration: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
+    max_size: str | int | None = None,
+    max_bpw: float | str | None = None,
 ) -> Iterator[Documents]:
     """Plan all documents of a recipe; the options are the final one's. The block keeps the files open."""
     check_files(recipe, imatrix, calibration)
     recipe = recipe.with_options(
-        out_type=out_type, imatrix=imatrix, calibration=calibration, rounding=rounding, noise_aware=noise_aware
+        out_type=out_type,
+        imatrix=imatrix,
+        calibration=calibration,
+        rounding=rounding,
+        noise_aware=noise_aware,
+        max_size=max_size,
+        max_bpw=max_bpw,
     )
     plans: list[Plan] = []
     sources: list[Opened] = []
@@ -131,10 +139,19 @@ def plan_stages(
     calibration: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
+    max_size: str | int | None = None,
+    max_bpw: float | str | None = None,
 ) -> list[Plan]:
     """The plans of all documents of a recipe, the final one last; see `planned_documents`."""
     with planned_documents(
-        recipe, out_type=out_type, imatrix=imatrix, calibration=calibration, rounding=rounding, noise_aware=noise_aware
+        recipe,
+        out_type=out_type,
+        imatrix=imatrix,
+        calibration=calibration,
+        rounding=rounding,
+        noise_aware=noise_aware,
+        max_size=max_size,
+        max_bpw=max_bpw,
     ) as documents:
         return list(documents.plans)
 

@@ -552,6 +552,7 @@ def _moved(recipe: Recipe, folder: Path) -> str:
         entry | {"model": reference(model.model)}
         for entry, model in zip(data["models"], recipe.models or (), strict=True)
     ]
-    if recipe.imatrix:
-        data["imatrix"] = [path(name) for name in recipe.imatrix]
+    for key in ("imatrix", "calibration"):
+        if files := getattr(recipe, key):
+            data[key] = [path(name) for name in files]
     return written([data])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from ggufmerge.places.references import check_found, locate
 from ggufmerge.planning import provenance
 from ggufmerge.planning.actions import with_actions
 from ggufmerge.planning.checks import check_donor
+from ggufmerge.planning.fitting import Fitting, Market, market
 from ggufmerge.planning.header import QUANTIZATION_VERSION
 from ggufmerge.planning.models import planned_source
 from ggufmerge.planning.opened import Opened
@@ -28,6 +29,7 @@ from ggufmerge.planning.tensor_types import with_decided_types
 from ggufmerge.quants.encoders import CALIBRATED
 from ggufmerge.quants.mixture import decide_types, guess_file_type, types_like
 from ggufmerge.recipe import ModelReference
+from ggufmerge.recipe.budget import ByteBudget
 from ggufmerge.running.progress import Progress
 from ggufmerge.running.run import BuildReport, run
 from ggufmerge.sources import Source
@@ -49,6 +51,8 @@ def quantize_file(
     output_tensor_type: TensorType | str | None = None,
     token_embedding_type: TensorType | str | None = None,
     leave_output_tensor: bool = False,
+    max_size: str | int | None = None,
+    max_bpw: float | None = None,
     overwrite: bool = False,
     threads: int | None = None,
     split: SplitLimit | None = None,
@@ -56,7 +60,10 @@ def quantize_file(
 ) -> BuildReport:
     """Write the GGUF file `path` in another file type as `output`, tensor by tensor as llama-quantize would.
 
-    out_type: such as "Q4_K_M", or "COPY"; None with `like`.  tensor_types: (regular expression, type) pairs.
+    out_type: such as "Q4_K_M", or "COPY"; None with `like`, `max_size` and `max_bpw`.
+    tensor_types: (regular expression, type) pairs.
+    max_size: the most that the tensors may take, bytes or a text such as "3.5G"; max_bpw: bits per weight. The types
+    that do least harm within them are chosen (docs/fitting.md).
     The others: see `plan_quantize` and `run`. The report's `errors` has the relative error of each tensor.
     GgufmergeError (PlanError, FormatError, OutputError) says what does not fit.
     """
@@ -73,6 +80,8 @@ def quantize_file(
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
         leave_output_tensor=leave_output_tensor,
+        budget=ByteBudget.parse(max_size, max_bpw),
+        threads=threads,
     )
     options: dict[str, Any] = {"overwrite": overwrite, "threads": threads, "split": split, "progress": progress}
     with opened:
@@ -94,18 +103,28 @@ def plan_quantize(
     token_embedding_type: TensorType | str | None = None,
     leave_output_tensor: bool = False,
     keep_split: bool = False,
+    budget: ByteBudget | None = None,
+    fitted: Callable[[Market], Fitting] | None = None,
+    threads: int | None = None,
 ) -> tuple[Plan, Opened]:
     """The plan of quantizing `path` to a file type, and what it reads from, opened.
 
-    ftype: a file type, "COPY" to change nothing, or None with `like`.
+    ftype: a file type, "COPY" to change nothing, or None with `like` and `budget`.
     like: another GGUF file whose types are taken over tensor by tensor.
+    budget: the most that the tensors may take; their types are chosen for it, from samples of the weights.
+    fitted: what chooses instead of the budget itself; it is given the choice and may look at it. threads: for that.
     imatrix: importance matrices, which add up; include_weights and exclude_weights as in `Imatrix.select`.
     calibration: files of `ggufmerge calibrate`, which add up: importance matrices with correlations to round with.
     The others: see `ggufmerge.quants.mixture.plan_types`.
     GgufmergeError (PlanError, FormatError) says what does not fit.
     """
-    if (ftype is None) == (like is None):
-        raise GgufmergeError("give either a type, such as Q4_K_M, or a file to follow with --like")
+    chooses = (lambda found: found.fit(budget)) if fitted is None and budget is not None else fitted
+    if sum(way is not None for way in (ftype, like, chooses)) != 1:
+        raise GgufmergeError(
+            "give either a type, such as Q4_K_M, a budget with --max-size or --max-bpw, or a file to follow with --like"
+        )
+    if chooses is not None and pure:
+        raise GgufmergeError("--pure gives all tensors one type, and a budget each its own: leave one of them out")
     if imatrix and calibration:
         raise GgufmergeError(
             "give --imatrix or --calibration: statistics for calibration are an importance matrix, too"
@@ -130,6 +149,8 @@ def plan_quantize(
             calibrated=bool(calibration),
             include_weights=include_weights,
             exclude_weights=exclude_weights,
+            fitted=chooses,
+            threads=threads,
             mixture={
                 "pure": pure,
                 "tensor_types": tensor_types,
@@ -153,6 +174,8 @@ def _planned(
     calibrated: bool,
     include_weights: Sequence[str],
     exclude_weights: Sequence[str],
+    fitted: Callable[[Market], Fitting] | None,
+    threads: int | None,
     mixture: dict[str, Any],
 ) -> tuple[Plan, Opened]:
     """The plan over a file that is open; see `plan_quantize`. mixture: further arguments of `decide_types`."""
@@ -163,7 +186,13 @@ def _planned(
         PlannedTensor(name, t.shape, t.type, "copy", (Input(0, name),), why_type="as it is")
         for name, t in source.tensors.items()
     ]
-    if like is not None:
+    if fitted is not None:
+        if keys.block_count(source.file.architecture) in source.metadata:
+            layer_count(source.file)
+        known = {name: value for name, value in mixture.items() if name != "pure"}
+        chosen = fitted(market(source, tensors, [source], matrix, threads=threads, **known))
+        tensors, file_type = chosen.tensors(), chosen.file_type
+    elif like is not None:
         with open_types(locate(os.fspath(like), ".")) as other:
             tensors = with_decided_types(tensors, types_like(source, other))
         file_type = guess_file_type({t.name: t.type for t in tensors}, source)

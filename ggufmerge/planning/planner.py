@@ -36,6 +36,8 @@ def make_plan(
     calibration: Sequence[str | os.PathLike[str]] = (),
     rounding: Rounding | None = None,
     noise_aware: str | None = None,
+    max_size: str | int | None = None,
+    max_bpw: float | str | None = None,
 ) -> tuple[Plan, Opened]:
     """The plan of a recipe, and what it reads from, opened.
 
@@ -48,7 +50,13 @@ def make_plan(
     check_files(recipe, imatrix, calibration)
     return plan_document(
         recipe.with_options(
-            out_type=out_type, imatrix=imatrix, calibration=calibration, rounding=rounding, noise_aware=noise_aware
+            out_type=out_type,
+            imatrix=imatrix,
+            calibration=calibration,
+            rounding=rounding,
+            noise_aware=noise_aware,
+            max_size=max_size,
+            max_bpw=max_bpw,
         )
     )
 

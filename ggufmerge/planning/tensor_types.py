@@ -13,10 +13,12 @@ from ggufmerge.formats.experts import open_types
 from ggufmerge.patterns import Budget, Pattern
 from ggufmerge.places.references import locate
 from ggufmerge.planning.actions import with_actions
+from ggufmerge.planning.fitting import market
 from ggufmerge.planning.plan import PlannedTensor
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.quants.mixture import Decision, decide_types, guess_file_type, parse_tensor_type, types_like
 from ggufmerge.recipe import Recipe
+from ggufmerge.recipe.budget import ByteBudget
 from ggufmerge.sources import Source
 from ggufmerge.text import quoted
 from ggufmerge.types import FileType, TensorType
@@ -49,7 +51,11 @@ def typed(
     """
     wanted = recipe.out_type or (None if recipe.like else _FLOAT_FILES.get(recipe.out_dtype or recipe.dtype or ""))
     planned = _PlannedHeader(ChainMap(structure, sources[0].metadata), {t.name: t for t in tensors})  # type: ignore[arg-type]
-    chosen = _chosen(recipe, wanted, planned, imatrix)
+    budget = ByteBudget.parse(recipe.max_size, recipe.max_bpw)
+    if budget is not None:
+        wanted, chosen = None, _bought(recipe, budget, planned, sources, imatrix, fixed)
+    else:
+        chosen = _chosen(recipe, wanted, planned, imatrix)
     chosen = [was if was.name in fixed else now for was, now in zip(tensors, chosen, strict=True)]
     file_type = FileType.parse(wanted) if wanted else guess_file_type({t.name: t.type for t in chosen}, sources[0])
     done, warnings = with_actions(chosen, sources, file_type, imatrix, recipe.rounding, calibrated=recipe.is_calibrated)
@@ -68,6 +74,21 @@ def _chosen(
         return _with_demanded_types(recipe, [replace(t, why_type="as in the first model") for t in tensors])
     with open_types(locate(recipe.like, recipe.folder)) as other:
         return _with_demanded_types(recipe, with_decided_types(tensors, types_like(planned, other)))
+
+
+def _bought(
+    recipe: Recipe,
+    budget: ByteBudget,
+    planned: _PlannedHeader,
+    sources: Sequence[Source],
+    imatrix: Imatrix | None,
+    fixed: Collection[str],
+) -> list[PlannedTensor]:
+    """The tensors with the types that a budget buys, judged by the weights of the first model of each."""
+    demanded = [(pattern, TensorType.parse(name)) for pattern, name in recipe.tensor_types.items()]
+    tensors = list(planned.tensors.values())
+    found = market(planned, tensors, sources, imatrix, tensor_types=demanded, fixed=fixed)
+    return found.fit(budget).tensors()
 
 
 def with_decided_types(tensors: Sequence[PlannedTensor], decided: Mapping[str, Decision]) -> list[PlannedTensor]:

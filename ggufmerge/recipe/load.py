@@ -50,6 +50,8 @@ MAX_BYTES = 1 << 20
 # of the commands that make recipes
 OPTIONS = {
     "out_type": "--type",
+    "max_size": "--max-size",
+    "max_bpw": "--max-bpw",
     "imatrix": "--imatrix",
     "calibration": "--calibration",
     "rounding": "--rounding",
@@ -509,6 +511,11 @@ def _checked(recipe: RecipeKeys, report: _Report) -> RecipeKeys:
         report.problem(("slices",), 'a recipe has either "models" or "slices": remove one of them')
     if recipe.tokenizer is not None and recipe.tokenizer_source is not None:
         report.problem(("tokenizer",), 'a recipe has either "tokenizer" or "tokenizer_source"')
+    budget = next((key for key in ("max_size", "max_bpw") if getattr(recipe, key) is not None), None)
+    for key in ("like", "out_type"):
+        if budget and getattr(recipe, key) is not None:
+            what = f'a recipe has either "{budget}" or "{key}": both say which types the result has'
+            report.problem((key,), what)
     if recipe.like is not None and recipe.out_type is not None:
         report.problem(("like",), 'a recipe has either "like" or "out_type": both say which types the result has')
     try:

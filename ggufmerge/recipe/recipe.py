@@ -106,10 +106,13 @@ class Recipe(RecipeKeys):
         calibration: Sequence[str | os.PathLike[str]] = (),
         rounding: str | None = None,
         noise_aware: str | None = None,
+        max_size: str | int | None = None,
+        max_bpw: float | str | None = None,
     ) -> Recipe:
         """The recipe that is in effect when options win over its keys: its text makes the same file without them.
 
         out_type: a file type that wins over out_type, out_dtype, dtype and like.
+        max_size, max_bpw: a budget for which types are chosen; wins over all of these, and out_type over the recipe's.
         imatrix, calibration: files, whose paths start from the working folder, that win over both of the recipe's.
         Complaints name the options, or the places of the recipe as it was written. What options do not change is the
         recipe itself. GgufmergeError says which option has no meaning.
@@ -123,6 +126,11 @@ class Recipe(RecipeKeys):
                 changes[key] = [_from_folder(os.fspath(path), self.folder) for path in files]
         if rounding is not None:
             changes["rounding"] = None if rounding == AUTO else str(rounding)
+        if max_size is not None or max_bpw is not None:
+            budget = {"max_size": max_size and str(max_size), "max_bpw": max_bpw and str(max_bpw)}
+            changes |= {**budget, "out_type": None, "like": None}
+        elif changes.get("out_type"):
+            changes |= {"max_size": None, "max_bpw": None}
         if noise_aware is not None:
             changes["noise_aware"] = str(noise_aware)
         changes = {

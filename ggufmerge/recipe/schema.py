@@ -6,6 +6,7 @@ and `recipe.py` adds where the keys come from.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from ggufmerge.chat.templates import TEMPLATES
 from ggufmerge.errors import GgufmergeError, nearest
 from ggufmerge.recipe import settings
+from ggufmerge.recipe.budget import parse_bits, parse_bytes
 from ggufmerge.recipe.document import Location
 from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.settings import Setting
@@ -142,6 +144,21 @@ def _rounding(value: Any) -> Any:
 
 def _noise_aware(value: Any) -> Any:
     return "off" if value is False else value  # as YAML reads the word off
+
+
+def _budget(check: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """A number or a text that `check` takes, as text."""
+
+    def read(value: Any) -> Any:
+        if value is None or isinstance(value, bool | list | dict):
+            return value
+        try:
+            check(str(value))
+        except GgufmergeError as error:
+            raise ValueError(str(error)) from None
+        return str(value)
+
+    return read
 
 
 def _says(text: str) -> Any:
@@ -276,6 +293,18 @@ class RecipeKeys(_Node):
     tensor_types: Annotated[
         dict[str, TensorTypeName], _says("Regular expression on tensor names to tensor type. Not in mergekit.")
     ] = {}
+    max_size: Annotated[
+        str | None,
+        BeforeValidator(_budget(parse_bytes)),
+        WithJsonSchema({"type": ["string", "integer", "null"]}),
+        _says("The most that the tensors may take, such as 3.5G: types are chosen for it. Not in mergekit."),
+    ] = None
+    max_bpw: Annotated[
+        str | None,
+        BeforeValidator(_budget(parse_bits)),
+        WithJsonSchema({"type": ["number", "string", "null"]}),
+        _says("The same in bits per weight. Not in mergekit."),
+    ] = None
     like: Annotated[str | None, _says("A GGUF file whose types are taken over. Not in mergekit.")] = None
     imatrix: Annotated[Texts, _says("Importance matrices to quantize with; several add up. Not in mergekit.")] = ()
     calibration: Annotated[

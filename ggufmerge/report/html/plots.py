@@ -179,6 +179,32 @@ class Drawings:
             canvas.write(canvas.width - right + 8, place, bar.told, size=10)
         return figure(canvas.svg(self._next(), caption), caption, _key({b.colour: b.name for b in bars}.items()))
 
+    def points(
+        self, caption: str, groups: Sequence[tuple[str, str, Sequence[tuple[float, float, str]]]], label: str
+    ) -> str:
+        """Points, joined within a group by a line: (meaning, colour, [(x, y, words)]) with y above 0 on a scale of
+        logarithms, and words beside the points of the first group.
+        """
+        canvas = Canvas(760.0, 380.0)
+        axes = canvas.axes(70, 10, 640, 320)
+        axes.set_yscale("log")
+        axes.set_xlabel(label)
+        axes.grid(color=NOTHING, linewidth=0.8)
+        axes.set_axisbelow(True)
+        for number, (_, colour, points) in enumerate(groups):
+            axes.plot(
+                [x for x, _, _ in points],
+                [y for _, y, _ in points],
+                color=colour,
+                marker="o",
+                markersize=4.0,
+                linewidth=0.8 if number else 0.0,
+            )
+            for x, y, words in points if number == 0 else ():
+                axes.annotate(printable(words), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=9.0)
+        key = _key((colour, name) for name, colour, _ in groups)
+        return figure(canvas.svg(self._next(), caption), caption, key)
+
     def _next(self) -> int:
         self._number += 1
         return self._number

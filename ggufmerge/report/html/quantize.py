@@ -7,6 +7,7 @@ from ggufmerge.report.grid import Grid
 from ggufmerge.report.html.page import Section, listed, page
 from ggufmerge.report.html.plots import Cell, Drawings
 from ggufmerge.report.html.scales import Scale
+from ggufmerge.report.html.suggest import suggest_report
 from ggufmerge.report.html.types_map import types_map
 from ggufmerge.report.html.words import Facts, figure, parents_table, rules_of, seconds, types_table, warnings_of
 from ggufmerge.report.notes import noted
@@ -15,6 +16,8 @@ from ggufmerge.text import count, size
 
 def quantize_report(facts: Facts) -> str:
     """A page of the facts of `quantize`."""
+    if "suggestions" in facts:
+        return suggest_report(facts)
     tensors = facts["tensors"]
     grid, drawings = Grid.of(t["name"] for t in tensors), Drawings()
     errors = {t["name"]: t["relative_error"] for t in tensors if t["relative_error"]}
