@@ -127,9 +127,7 @@ def recurrent(layers: Layers) -> list[bool]:
     if arch in _WITHOUT_KV_IS_RECURRENT:
         heads, wide = key_heads(layers), per_layer(layers, "feed_forward_length")
         has_part = arch.startswith("nemotron_h")
-        return [
-            i < layers.main and not heads[i] and not (has_part and wide[i]) for i in range(layers.count)
-        ]
+        return [i < layers.main and not heads[i] and not (has_part and wide[i]) for i in range(layers.count)]
     rule = next((rule for rule in layer_rules(arch) if isinstance(rule, Recurrent)), None)
     return [bool(value) for value in rule.of(layers)] if rule is not None else [False] * layers.count
 

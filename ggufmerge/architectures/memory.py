@@ -10,7 +10,6 @@ Source: llama.cpp v0.5.0, `llama_context::sched_reserve` and `output_reserve` of
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,6 +28,7 @@ from ggufmerge.architectures.caches import (
     per_layer,
 )
 from ggufmerge.architectures.layers import Layers
+from ggufmerge.architectures.tensors import is_known
 from ggufmerge.types import TensorType
 
 BATCH = 512  # tokens that llama.cpp computes at once unless it is told otherwise
@@ -55,9 +55,11 @@ _WITHOUT_LOGITS = NO_CACHE - {"dream", "llada", "llada-moe", "rnd1"} | {"t5encod
 _WHOLE_TEXT = NO_CACHE | {"t5encoder", "llama-embed"}
 _PLAIN_ATTENTION = {"grok": 1, "t5": 4, "t5encoder": 4}  # without flash attention: times scores are stored
 # Sparse attention: bytes for each token and cell while what to attend to is looked up, as measured with tiny models
-_SPARSE = {"deepseek32": 56, "glm-dsa": 56, "hy_v4": 56, "dots3note": 34, "glm5-next": 18, "qwen4exp": 30}
+_SPARSE = {"deepseek32": 56, "glm-dsa": 56, "hy_v4": 56, "dots3note": 34, "glm5-next": 18, "qwen4exp": 30} | {
+    "deepseek4": 3
+}
 # How often the width of the stream is alive besides what the matrices show, where it is more than elsewhere
-_STREAMS = dict.fromkeys(("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"), 22) | {"cohere2moe": 9}
+_STREAMS = dict.fromkeys(("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"), 22) | {"cohere2moe": 9, "kimi-k3": 14}
 _INPUTS = 16  # places, ids and the like
 
 
@@ -114,8 +116,8 @@ def memory_need(
     context: tokens; 4096 when it is None, or what the model was trained on if that is less.
     """
     layers = _layers(metadata)
-    embedding = tensors.get(keys.EMBEDDING)
-    if layers is None or embedding is None or len(embedding.shape) != 2:
+    embedding = tensors.get(keys.EMBEDDING, tensors.get(keys.HEAD))
+    if layers is None or embedding is None or len(embedding.shape) != 2 or 0 in embedding.shape:
         return None
     context = padded(max(1, _usual_context(layers) if context is None else context))
     remembered = memory_of(layers)
@@ -134,6 +136,7 @@ def memory_need(
         output=_FLOAT * embedding.shape[0],
         context=context,
         cache_type=cache_type,
+        is_known=is_known(layers.architecture),
     )
 
 
@@ -203,7 +206,8 @@ def _scores(layers: Layers, remembered: Memory, context: int, tokens: int) -> in
 def _widest_moment(layers: Layers, tensors: Mapping[str, Described], tokens: int) -> int:
     """The most float32 values for each token of a batch that are alive at once, inputs among them."""
     arch = layers.architecture
-    width = tensors[keys.EMBEDDING].shape[1]
+    head = tensors[keys.HEAD] if keys.HEAD in tensors else tensors[keys.EMBEDDING]
+    width = head.shape[-1]
     parts: dict[str, dict[str, tuple[int, int]]] = {}
     for name, tensor in tensors.items():
         place, _, part = name.removesuffix(".weight").rpartition(".")
@@ -215,7 +219,6 @@ def _widest_moment(layers: Layers, tensors: Mapping[str, Described], tokens: int
     moments = [max(_feed_forward(part, used), _attention(part)) for part in parts.values()]
     moments = [max(moments, default=0) + _of_heads(layers, tokens)]
     if arch not in _WITHOUT_LOGITS:
-        head = tensors.get(keys.HEAD, tensors[keys.EMBEDDING])
         moments.append(head.shape[0])
     return stream + max(moments) + _INPUTS
 
@@ -236,7 +239,7 @@ def _attention(parts: Mapping[str, tuple[int, int]]) -> int:
     queries = max(rows.get("attn_q", 0), rows.get("attn_q_b", 0))
     plain = 2 * queries + 2 * rows.get("attn_k", 0) + rows.get("attn_v", 0) + rows.get("attn_gate", 0)
     fused = 2 * rows.get("attn_qkv", 0) + rows.get("attn_gate", 0)
-    latent = 3 * (queries + rows["attn_kv_b"]) if "attn_kv_b" in rows else 0
+    latent = 3 * (queries + rows["attn_kv_b"]) + 2 * rows.get("attn_kv_a_mqa", 0) if "attn_kv_b" in rows else 0
     if "ssm_out" in rows or "ssm_conv1d" in rows:
         fused = 3 * (rows.get("attn_qkv", 0) + rows.get("attn_gate", 0))
         plain *= 2
