@@ -22,6 +22,8 @@ Only the header is read, so it takes no time on a file of any size. Of a split m
 
   ggufmerge inspect model.gguf --json | jq '.metadata["llama.block_count"].value'
 
+  ggufmerge inspect model.gguf --memory ctx=8192,kv=q8_0
+
   ggufmerge inspect model-00001-of-00003.gguf --json --full
 """
 
@@ -36,18 +38,31 @@ def inspect(
         ),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Print long strings and arrays to their end.")] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="ctx=N[,kv=TYPE]",
+            help="What it needs in llama.cpp with a context of N tokens, part by part.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     from ggufmerge.cli.terminal import console, print_json, say, show_table, tell
     from ggufmerge.places.inspect import inspect as facts_of
+    from ggufmerge.planning.fits import parse_use
+    from ggufmerge.types import TensorType
 
-    facts = facts_of(file, full=full)
+    context, cache_type = (None, TensorType.F16) if memory is None else parse_use(memory)
+    facts = facts_of(file, full=full, context=context, cache_type=cache_type)
     if json:
         print_json(facts if tensors is not False else {key: value for key, value in facts.items() if key != "tensors"})
         return
-    tell([_headline(facts), *([facts["layout"]] if facts["layout"] else [])])
+    tell([_headline(facts), *([facts["layout"]] if facts["layout"] else []), *_memory_lines(facts["memory"])])
     if facts["statistics"]:
         tell([_statistics(facts["statistics"])])
+    if memory is not None and facts["memory"]:
+        show_table(("memory for", "bytes"), _memory_rows(facts["memory"]), numbers=1)
     limit = None if full else SHORT if console().is_terminal else LONG
     if facts["types"]:
         show_table(("type", "tensors", "values", "bytes", "bits/weight", "share"), _type_rows(facts), numbers=5)
@@ -83,6 +98,29 @@ def _statistics(found: dict[str, Any]) -> str:
     kept = what_it_keeps(found["weights"], found["inputs"], found["rank"], full=found["full"])
     texts = f" of {first_few(found['texts'], 4)}" if found["texts"] else ""
     return f"{kept}, from about {found['tokens']:,} tokens{texts}, in pieces of {found['chunk_size']}"
+
+
+def _memory_lines(need: dict[str, Any] | None) -> list[str]:
+    from ggufmerge.text import size
+
+    if need is None:
+        return []
+    kind = "" if need["cache_type"] == "F16" else f", keys and values in {need['cache_type']}"
+    at_most = "" if need["is_known"] else " at most: its architecture is not known"
+    return [f"runs in about {size(need['total'])} with a context of {need['context']}{kind}{at_most}"]
+
+
+def _memory_rows(need: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    parts = {
+        "weights": "weights",
+        "cache": "keys and values",
+        "state": "state of recurrent layers",
+        "compute": "computing, at most",
+        "output": "output",
+        "total": "all of it",
+    }
+    for key, words in parts.items():
+        yield words, f"{need[key]:,}"
 
 
 def _metadata_rows(facts: dict[str, Any], limit: int | None) -> Iterator[tuple[str, ...]]:
