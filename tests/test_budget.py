@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ggufmerge
+from ggufmerge.architectures.memory import memory_need
 from ggufmerge.architectures.stacks import part_of
 from ggufmerge.engine.quantize import plan_quantize
 from ggufmerge.engine.suggest import front, suggest
@@ -229,6 +230,18 @@ def test_saved_types_give_the_same_file_again(model: Path, tmp_path: Path) -> No
     assert planned == {t["name"]: t["type"] for t in facts["tensors"]}
 
 
+def test_memory_to_run_in_is_a_budget(model: Path, tmp_path: Path) -> None:
+    """What is needed beside the weights is taken off: the weights and the rest are no more than what was given."""
+    with ggufmerge.open(model) as file:
+        need = memory_need(file.metadata, file.tensors, 256)
+        weights = sum(t.nbytes for t in file.tensors.values())
+    assert need is not None
+    most = need.beside_weights + weights // 2
+    said = run(tmp_path, "quantize", str(model), "--fits", f"{most // 1000}K,ctx=256", "--dry-run", "--json")
+    facts = json.loads(said.stdout)
+    assert 0 < facts["nbytes"] <= most - need.beside_weights
+
+
 def test_a_recipe_may_have_a_budget(model: Path, tmp_path: Path) -> None:
     """In its own words or by an option, which says the same."""
     data = {"models": [{"model": str(model), "parameters": {"weight": 1.0}}], "merge_method": "linear"}
@@ -298,6 +311,9 @@ def test_suggestions_have_a_report_with_plots(model: Path, tmp_path: Path) -> No
         (("Q4_K_M", "--save-types", "t.txt"), "--max-size"),
         (("Q4_K_M", "--measure"), "--suggest"),
         (("out.gguf", "--suggest"), "writes nothing"),
+        (("--fits", "much"), "is no size of memory"),
+        (("--fits", "100K"), "is left for weights"),
+        (("--fits", "1G", "--max-size", "1G"), "give this or --max-size"),
     ],
 )
 def test_bad_budgets_get_one_line(model: Path, tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:

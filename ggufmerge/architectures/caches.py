@@ -296,7 +296,8 @@ def _history(layers: Layers) -> int:
     kernel, size = _number(layers, "ple.conv_kernel", 0), _number(layers, "ple.ngram_size", 0)
     width = _number(layers, "hyper_connection.count", 0) * _number(layers, "embedding_length", 0)
     states = recurrent(layers)
-    count = sum(1 for i in set(layers.values("ple.layers") or ()) if 0 <= i < layers.main and states[i])
+    listed = {i for i in layers.values("ple.layers") or () if isinstance(i, int) and 0 <= i < layers.main}
+    count = sum(states[i] for i in listed)
     return count * max(kernel - 1, 0) * size * width
 
 

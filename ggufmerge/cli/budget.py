@@ -22,6 +22,14 @@ MaxBits = Annotated[
     str | None,
     typer.Option("--max-bpw", metavar="BITS", help="The same in bits per weight: 4.6."),
 ]
+FitsMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--fits",
+        metavar="SIZE[,ctx=N][,kv=TYPE]",
+        help="The same for the memory to run it in, keys, values and buffers included: 8G,ctx=8192.",
+    ),
+]
 SaveTypes = Annotated[
     Path | None,
     typer.Option(
@@ -64,6 +72,17 @@ def chooser(max_size: str | None, max_bpw: str | None, save: Path | None, *, ove
             )
         check_target(save, overwrite=overwrite)
     return Chooser(budget) if budget is not None else None
+
+
+def size_that_fits(source: str, text: str) -> str:
+    """Bytes that the tensors of a model may take where it is to run in so much memory, for `chooser`."""
+    from ggufmerge.files import open_gguf
+    from ggufmerge.places.references import find
+    from ggufmerge.planning.fits import budget_for_weights, parse_fits
+
+    fits = parse_fits(text)
+    with open_gguf(find(source).path) as file:
+        return str(budget_for_weights(fits, file.metadata, file.tensors))
 
 
 def warnings_of(fitting: Fitting) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ggufmerge.cli.budget import MaxBits, MaxBytes, SaveTypes
+from ggufmerge.cli.budget import FitsMemory, MaxBits, MaxBytes, SaveTypes
 from ggufmerge.cli.completion import complete_tensor_types, complete_types_and_files
 from ggufmerge.cli.options import (
     All,
@@ -117,6 +117,7 @@ def quantize(
     ] = False,
     max_bytes: MaxBytes = None,
     max_bits: MaxBits = None,
+    memory: FitsMemory = None,
     save: SaveTypes = None,
     suggest: Suggest = False,
     measure: Measure = False,
@@ -144,6 +145,10 @@ def quantize(
 
     page = ReportFile(report, overwrite=overwrite)
     page.check([])
+    if memory is not None:
+        if max_bytes is not None:
+            raise typer.BadParameter("give this or --max-size", param_hint="--fits")
+        max_bytes = budget.size_that_fits(source, memory)
     fits = budget.chooser(max_bytes, max_bits, save, overwrite=overwrite)
     if suggest:
         if words or out_type or like or output:
@@ -152,7 +157,7 @@ def quantize(
             )
         show_suggestions(
             source,
-            imatrix=imatrix or (),
+            imatrix=[*(imatrix or ()), *(calibration or ())],
             budget=fits.budget if fits else None,
             measure=measure,
             threads=threads,

@@ -72,7 +72,7 @@ def test_keys_and_values_have_the_size_of_their_type(
 
 
 def test_the_context_is_that_of_training_but_at_most_4096(tmp_path: Path) -> None:
-    """Without a context, a model is thought to be run with 4096 tokens, or with all it was trained on if that is less."""
+    """Without a context, a model is thought to be run with 4096 tokens, or with all it was trained on."""
     model = tiny_models()["llama"]
     for trained, expected in ((256, 256), (1000, 1024), (131072, 4096)):
         path = model.write(tmp_path / f"{trained}.gguf", metadata={"llama.context_length": trained})
