@@ -8,7 +8,7 @@ from typing import Any
 
 from ggufmerge.architectures.memory import CACHE_TYPES, Described, MemoryNeed, memory_need
 from ggufmerge.errors import GgufmergeError, PlanError, nearest
-from ggufmerge.files.sharded import parse_size
+from ggufmerge.recipe.budget import parse_bytes
 from ggufmerge.text import quoted, size
 from ggufmerge.types import TensorType
 
@@ -30,17 +30,16 @@ class Fits:
 
 
 def parse_fits(text: str) -> Fits:
-    """`8G,ctx=8192,kv=q8_0`: a size in powers of 1000 (8G, 500M), then a context and a type, which may be left out.
+    """`8G,ctx=8192,kv=q8_0`: a size in powers of 1000 (8G, 500M) or of 1024 (7.5GiB), then a context and a type, which
+    may be left out.
 
     GgufmergeError, in one line, when it is anything else.
     """
     first, _, rest = text.partition(",")
     try:
-        most = parse_size(first)
+        most = parse_bytes(first if not first.strip()[-1:].isdigit() else "no unit")
     except GgufmergeError:
-        raise GgufmergeError(
-            f"{quoted(first.strip())} is no size of memory: give whole megabytes or gigabytes first, as in {EXAMPLE}"
-        ) from None
+        raise GgufmergeError(f"{quoted(first.strip())} is no size of memory: give one first, as in {EXAMPLE}") from None
     context, kv_type = parse_use(rest) if rest.strip() else (None, TensorType.F16)
     return Fits(most, context, kv_type)
 
