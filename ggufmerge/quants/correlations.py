@@ -1,8 +1,8 @@
 """How the inputs of a weight go together: the correlation matrix of what a matrix is multiplied with.
 
 With it the error of one column of a weight can be made up for in the next ones (`quants.calibrated`). An importance
-matrix has the mean squares of the inputs, D; with the correlations C the second moments are D^1/2 C D^1/2. A correlation
-matrix is kept whole, or as its largest eigenvectors, which hold most of what matters and are far smaller.
+matrix has the mean squares of the inputs, D; with the correlations C the second moments are D^1/2 C D^1/2. A
+correlation matrix is kept whole, or as its largest eigenvectors, which hold most of what matters and are far smaller.
 """
 
 from __future__ import annotations
