@@ -46,4 +46,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @functools.cache
 def _asks_llama_cpp(module: Path) -> bool:
     text = module.read_text(encoding="utf-8")
-    return any(word in text for word in ("LlamaModel", "LlamaWorker", "xllamacpp", '"eval"', "--try"))
+    return any(word in text for word in ("LlamaModel", "LlamaWorker", "xllamacpp", '"eval"', "--try", '"calibrate"'))

@@ -12,7 +12,7 @@ from ggufmerge.cli.options import Json, Overwrite, Threads, model_argument
 if TYPE_CHECKING:
     from ggufmerge.evaluation.calibrate import Calibration
 
-HELP = """Read texts with MODEL and write what its weights are multiplied with: a file that makes quantized models better.
+HELP = """Read texts with MODEL and write statistics of what its weights are multiplied with, to lose less by rounding.
 
 The file is an importance matrix, as llama-imatrix makes it, and says beside it how inputs go together. Needs the
 optional extra: pip install 'ggufmerge\\[llama]'.

@@ -65,6 +65,10 @@ class EvalProgress(Watcher):
             short = self._text if len(self._text) <= room else "..." + self._text[3 - room :]
             self._bar.update(self._task, description=short)
 
+    def notes(self, text: str) -> None:
+        """Something that is good to know before the work is done."""
+        complain(f"note: {text}")
+
     def expect(self, tokens: int, quick: int | None = None) -> None:
         """All that is to be read, as far as is known, in tokens; quick: how many it were with --quick."""
         self._total, self._quick = max(tokens, self._done), quick

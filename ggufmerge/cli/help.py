@@ -32,8 +32,7 @@ SECTIONS = (  # what is not there is left out, what is not listed stands at the 
             ("build", "the models of a recipe, mergekit's YAML"),
             ("bake", "LoRA adapters into a model"),
             ("extract-lora", "what a fine-tune learned, as an adapter"),
-            ("new", "a recipe to begin with"),
-            ("recipe", "which rule gave each tensor its parameters; JSON schema"),
+            ("new, recipe", "a recipe to begin with; what its rules give each tensor"),
         ),
     ),
     (

@@ -135,9 +135,8 @@ def calibrate(
     source = find(os.fspath(model)).path
     with open_gguf(source) as file:
         if (kind := facts.kind(file)) != "model":
-            raise RoleError(
-                f"{source}: this is {f'an {kind}' if kind else 'no model'}: statistics are gathered of a model"
-            )
+            what = f"{source}: this is {f'an {kind}' if kind else 'no model'}"
+            raise RoleError(what, "give the model that is to be quantized", wanted="model", found=kind)
         warnings = _about_model(file.tensors)
     return _Run(
         os.fspath(model), source, path, found, rank=rank, full=full, tokens=tokens, context=context, chat=chat,
@@ -204,9 +203,7 @@ class _Chunk:
 
 
 class _Run:
-    """One calibration. interval: seconds between checkpoints."""
-
-    interval = _INTERVAL
+    """One calibration, of texts that were read and a model that was found."""
 
     def __init__(
         self,
@@ -276,7 +273,7 @@ class _Run:
             self._check(moments)
             self.watcher.advance(len(chunk.tokens))
             began = time.monotonic()
-            if began - kept > max(self.interval, _RARELY * cost) and i < len(chunks):
+            if began - kept > max(_INTERVAL, _RARELY * cost) and i < len(chunks):
                 checkpoint.save(i, arrays)
                 kept = time.monotonic()
                 cost = kept - began
@@ -322,6 +319,8 @@ class _Run:
         """What gathers the inputs, by the name of the weight that stands for all that have them."""
         own = [weight for weight in weights if weight.inputs == weight.name]
         if self.full:
+            room = sum(4 * w.matrices * w.n**2 for w in own)
+            self.watcher.notes(f"whole correlations take {size(room)} of memory beside the model")
             return {w.name: Whole(w.n, w.matrices) for w in own}
         if not self.rank:
             return {w.name: Moments(w.n, w.matrices) for w in own}
@@ -330,8 +329,8 @@ class _Run:
             few //= 2
         if few < self.rank:
             self.warnings.append(
-                f"correlations of experts are kept with rank {few} instead of {self.rank}, so that they take no more than "
-                f"{size(_ROOM)} of memory"
+                f"correlations of experts are kept with rank {few} instead of {self.rank}, so that they take no "
+                f"more than {size(_ROOM)} of memory"
             )
         return {w.name: Sketch(w.n, w.matrices, few if w.experts else self.rank) for w in own}
 
@@ -377,7 +376,8 @@ class _Run:
         widest = max(weight.n for weight in weights)
         if (self.rank or self.full) and tokens < max(_FEW, widest):
             self.warnings.append(
-                f"{tokens:,} tokens are few for {widest:,} inputs: give more text, {max(8 * _FEW, widest):,} tokens or more"
+                f"{tokens:,} tokens are few for {widest:,} inputs: give more text, {max(8 * _FEW, widest):,} tokens or "
+                "more"
             )
         missed = {w.name: imatrix.missed(w.name, w.matrices) for w in weights if w.experts}
         if any(missed.values()):

@@ -1,9 +1,9 @@
 """What the weights of a model are multiplied with while llama.cpp reads a text.
 
 llama.cpp calls back for each node of its graph (`LlamaModel(watch=...)`). Products of a weight with its inputs are
-looked at by the rules of llama-imatrix (`tools/imatrix/imatrix.cpp` of llama.cpp v0.5.0): weights of layers, and those of
-the output if wanted; no products of fewer than 16 tokens, which only a decoder that writes has; of a stack of experts,
-each input goes to those that the router chose.
+looked at by the rules of llama-imatrix (`tools/imatrix/imatrix.cpp` of llama.cpp v0.5.0): weights of layers, and those
+of the output if wanted; no products of fewer than 16 tokens, which only a decoder that writes has; of a stack of
+experts, each input goes to those that the router chose.
 """
 
 from __future__ import annotations

@@ -74,6 +74,9 @@ class Watcher:
     def says(self, text: str) -> None:
         """What is being done now."""
 
+    def notes(self, text: str) -> None:
+        """Something that is good to know before the work is done."""
+
     def expect(self, tokens: int, quick: int | None = None) -> None:
         """All tokens that are to be computed, as far as is known; quick: how many there would be of short texts."""
 

@@ -1,4 +1,4 @@
-"""Importance matrices: GGUF files as llama-imatrix writes them, and the .dat files it wrote before, which are only read.
+"""Importance matrices: GGUF files as llama-imatrix writes them, and the .dat files it wrote before (only read).
 
 Facts from llama.cpp v0.5.0 (`common/imatrix-loader.cpp`, `tools/quantize/quantize.cpp`).
 
@@ -7,8 +7,8 @@ GGUF: for every weight two F32 tensors, `NAME.in_sum2` [matrices, n] and `NAME.c
 Legacy, little-endian: i32 number of entries; per entry i32 length of name, name, i32 calls, i32 number of values,
 float32 values, which are means times calls; then, not always, i32 chunks, i32 length of name, name of the data set.
 
-`ggufmerge calibrate` writes such a GGUF file with more in it, which other programs pass over: for a weight, or the first
-of those that have the same inputs, `NAME.in_loadings` F16 [matrices, r, n] or `NAME.in_correlation` I8
+`ggufmerge calibrate` writes such a GGUF file with more in it, which other programs pass over: for a weight, or the
+first of those that have the same inputs, `NAME.in_loadings` F16 [matrices, r, n] or `NAME.in_correlation` I8
 [matrices, n (n + 1) / 2], as `quants.correlations` describes them, without the first dimension where there is one
 matrix. The keys `ggufmerge.calibration.weights` and `.inputs` name each weight that has correlations, and under which
 name they stand; `.rank` is the largest r, `.full` says that they are whole, `.version` is 1.
@@ -118,7 +118,7 @@ def _correlations(file: GGUFFile, entries: Mapping[str, ImatrixEntry]) -> dict[s
         return {}
     version = file.metadata.integer(_OWN + "version")
     if version != _VERSION:
-        what = f"calibration statistics of version {file.metadata.found(_OWN + 'version')}"
+        what = f"{_OWN}version is {file.metadata.found(_OWN + 'version')}, not {_VERSION}"
         _refuse(file.path, what, "update ggufmerge, or " + _CALIBRATED)
     weights, inputs = (file.metadata.texts(_OWN + key) for key in ("weights", "inputs"))
     if weights is None or inputs is None or len(weights) != len(inputs):
@@ -162,7 +162,7 @@ def _stored(file: GGUFFile, name: str) -> Matrices:
     return tuple(Correlation(triangle=matrix) for matrix in raw.reshape(-1, triangle.n))
 
 
-_MOST = 1.05  # what squares of loadings add up to, with their rounding to 16 bits
+_MOST = 1.01  # what squares of loadings add up to, with the rounding of others
 
 
 def _typed(file: GGUFFile, tensor: Tensor, kind: TensorType, dtype: Any) -> NDArray[Any]:
@@ -252,7 +252,7 @@ def _parts(name: str, entry: ImatrixEntry, found: Matrices | None) -> list[tuple
         values = np.zeros((len(found), rank, found[0].n), "<f2")
         for matrix, c in zip(values, found, strict=True):
             assert c.loadings is not None, "the matrices of a weight are kept in one way"
-            matrix[: len(c.loadings)] = c.loadings
+            matrix[: len(c.loadings)] = _towards_zero(c.loadings)
         suffix, kind = _LOADINGS, TensorType.F16
     else:
         values = np.stack([c.triangle for c in found if c.triangle is not None])
@@ -323,6 +323,13 @@ class _Legacy:
 
     def _damaged(self, what: str) -> NoReturn:
         _refuse(self.path, f"damaged importance matrix: {what}", "make the file again with llama-imatrix")
+
+
+def _towards_zero(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Values in 16 bits, none larger than it was: so squares that add up to at most 1 still do."""
+    found = values.astype("<f2")
+    larger = np.abs(found.astype(np.float32)) > np.abs(values)
+    return np.where(larger, np.nextafter(found, np.float16(0)), found)
 
 
 def _refuse(path: Path, what: str, remedy: str) -> NoReturn:

@@ -2,8 +2,8 @@
 
 For n inputs the second moments H = sum x x^T are n x n, too large to keep for all weights of a model. Their largest
 eigenvectors can be had from Y = H W with a random W of a few times as many columns: H is close to Y (W^T Y)^-1 Y^T
-(Nyström's approximation; Tropp et al. 2017, arXiv:1706.05736). Y adds up text by text. Inputs are scaled by what they are in
-the first text, so that large ones do not drown the others, and at the end by what they are in all.
+(Nyström's approximation; Tropp et al. 2017, arXiv:1706.05736). Y adds up text by text. Inputs are scaled by what they
+are in the first piece of text, so that large ones do not drown the others, and at the end by what they are in all.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Moments:
         for key, array in self.state.items():
             array[...] = state[key]
 
-    def _of_largest(self, matrix: int) -> NDArray[np.float64]:
-        """What inputs are divided by to have a mean square of 1 per matrix: float64 [n], 1 for inputs that are all 0."""
+    def _roots(self, matrix: int) -> NDArray[np.float64]:
+        """The roots of the sums of squares of a matrix: float64 [n], 1 for inputs that are all 0."""
         return np.sqrt(np.where(self.sums[matrix] > 0, self.sums[matrix], 1))
 
 
@@ -71,6 +71,8 @@ class Sketch(Moments):
         super().add(parts, weight)
         if not self._scale.any():
             self._scale[:] = _scale_of(self.sums.sum(axis=0), self.counts.sum())
+        if not np.isfinite(self.sums).all():
+            return  # the model is broken, which the sums tell
         for matrix, x in parts:
             scaled = x * self._scale
             self._products[matrix] += np.float32(weight) * (scaled.T @ (scaled @ self._random))
@@ -85,7 +87,7 @@ class Sketch(Moments):
         if not kept.any():  # an expert that no token has met
             return np.zeros((self._rank, y.shape[0]), np.float32)
         factor = (y @ vectors[:, kept]) / np.sqrt(values[kept])
-        unscaled = self._scale.astype(np.float64) * self._of_largest(matrix)
+        unscaled = self._scale.astype(np.float64) * self._roots(matrix)
         found = largest_of((factor / unscaled[:, None]).T, self._rank)
         found[:, self.sums[matrix] == 0] = 0
         return found
@@ -111,7 +113,7 @@ class Whole(Moments):
         return tuple(Correlation(triangle=self._triangle(matrix)) for matrix in range(len(self.counts)))
 
     def _triangle(self, matrix: int) -> NDArray[np.int8]:
-        root = self._of_largest(matrix).astype(np.float32)
+        root = self._roots(matrix).astype(np.float32)
         c = self._moments[matrix] / root[:, None] / root
         c[np.diag_indices(len(c))] = 1
         return triangle_of(c)

@@ -34,8 +34,9 @@ COMMANDS = {
     "version": ["version"],
     "recipe explain": ["recipe explain r.yaml attn_q"],
     "eval": ["eval a.gguf --text text.txt --tokens 40 --context 32"],
+    "calibrate": ["calibrate a.gguf -o out.gguf --text text.txt --context 32 --rank 4"],
 }
-WRITING = {"merge", "build", "plan", "quantize", "bake", "extract-lora", "split", "join"}
+WRITING = {"merge", "build", "plan", "quantize", "bake", "extract-lora", "split", "join", "calibrate"}
 
 
 @pytest.fixture

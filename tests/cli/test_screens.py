@@ -52,6 +52,9 @@ COMMANDS = {
     "inspect": Command("inspect base.gguf", r"tensors"),
     "diff": Command("diff writer.gguf coder.gguf --base base.gguf", r"signs|direction"),
     "eval": Command("eval base.gguf writer.gguf --text text.txt --tokens 40 --context 32", r"better|worse|differ"),
+    "calibrate": Command(
+        "calibrate base.gguf -o stats.gguf --text text.txt --context 64", r"^stats\.gguf: statistics of 14"
+    ),
     "models": Command("models .", r"writer\.gguf"),
     "methods": Command("methods", r"^ggufmerge methods NAME tells"),
     "methods-ties": Command("methods ties", r"merge_method: ties"),
@@ -70,7 +73,7 @@ COMMANDS = {
     "error-unknown-option": Command("build recipe.yaml --outptu both.gguf", r"--outptu"),
 }
 if importlib.util.find_spec("xllamacpp") is None:
-    del COMMANDS["eval"]
+    del COMMANDS["eval"], COMMANDS["calibrate"]
 
 # What differs from run to run, from machine to machine and from version to version: a pattern and what stands for it.
 # Where a line may be folded at another place, the whole entry goes.
