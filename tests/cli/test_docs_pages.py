@@ -79,7 +79,7 @@ def test_a_page_in_a_pipe_is_its_markdown(run: Run, word: str) -> None:
     [
         ("recipies", 'did you mean "recipes"?'),
         ("slerp", "see: ggufmerge docs methods"),
-        ("imatrix", "see: ggufmerge docs types"),
+        ("imatrix", "see: ggufmerge docs fitting"),
         ("perplexity", "see: ggufmerge docs evaluation"),
         ("troubleshooting", "see: ggufmerge docs nonsense"),
         ("quantise", "see: ggufmerge docs "),
