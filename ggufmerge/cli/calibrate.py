@@ -150,4 +150,5 @@ def _show(found: Calibration) -> None:
         show_table(("text", "tokens", "weight"), rows, numbers=2)
     kept = what_it_keeps(found.weights, found.inputs, found.rank, full=found.full)
     tell([f"{found.path}: {kept}, from {found.tokens:,} tokens, {size(found.nbytes)}"])
-    tell([f"use it: ggufmerge quantize IN.gguf OUT.gguf Q4_K_M --imatrix {found.path}"])
+    option = "--calibration" if found.rank or found.full else "--imatrix"
+    tell([f"use it: ggufmerge quantize IN.gguf OUT.gguf Q4_K_M {option} {found.path}"])

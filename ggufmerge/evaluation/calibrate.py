@@ -38,7 +38,8 @@ from ggufmerge.text import counted, size
 
 DEFAULT_TOKENS, DEFAULT_RANK, DEFAULT_CONTEXT = 16384, 64, 512
 _FEW = 2048  # tokens, below which correlations are mostly chance
-_ROOM = 768 << 20  # bytes that sketches may take
+_ROOM = 512 << 20  # bytes that sketches may take
+_HELD = 256 << 20  # bytes of inputs that are held until there is time for them
 _INTERVAL = 20.0  # seconds between checkpoints
 _RARELY = 20  # a checkpoint is written when so many times the time has passed that the last one took
 _TURNS = 6  # messages of a conversation that a text is made into
@@ -257,9 +258,23 @@ class _Run:
     ) -> None:
         """Read all chunks, from where an earlier run was."""
         factor = 1.0
+        taken: list[tuple[str, list[Part]]] = []
+        held = 0
 
         def take(name: str, parts: Sequence[Part]) -> None:
-            moments[name].add(parts, factor)
+            # llama.cpp's threads wait without sleeping while this runs, and NumPy's would get no processor
+            nonlocal held
+            taken.append((name, [(matrix, x if x.flags.owndata else x.copy()) for matrix, x in parts]))
+            held += sum(x.nbytes for _, x in parts)
+            if held > _HELD:
+                add()
+
+        def add() -> None:
+            nonlocal held
+            for name, parts in taken:
+                moments[name].add(parts, factor)
+            taken.clear()
+            held = 0
 
         model.watch = Taker(list(moments), take, output=self.output)
         arrays = {f"{name} {key}": array for name, found in moments.items() for key, array in found.state.items()}
@@ -270,6 +285,7 @@ class _Run:
         for i, chunk in enumerate(chunks[done:], done + 1):
             factor = factors[chunk.text]
             model.compute(chunk.tokens)
+            add()
             self._check(moments)
             self.watcher.advance(len(chunk.tokens))
             began = time.monotonic()
