@@ -25,6 +25,7 @@ from ggufmerge.planning.opened import Opened
 from ggufmerge.planning.plan import Input, Plan, PlannedTensor
 from ggufmerge.planning.resolve import problem_of
 from ggufmerge.quants.calibrated.moments import Moments, moments_of
+from ggufmerge.quants.correlations import Correlation
 from ggufmerge.running.effort import merge_kind, read_kind, write_kind
 from ggufmerge.running.encode import Figures, Scratch, TensorEncoder
 from ggufmerge.running.rates import Meter
@@ -105,14 +106,10 @@ class Worker:
         with self._lock:
             self._pieces.pop(tensor, None)
 
-    def moments(self, tensor: PlannedTensor, matrix: int) -> Moments:
-        """Of the inputs of one matrix of a tensor that is calibrated."""
-        imatrix = self.opened.imatrix
-        assert imatrix is not None, "calibrated tensors have statistics"
-        correlations = imatrix.correlation(tensor.name, tensor.n, tensor.matrices)
-        weights = imatrix.get(tensor.name, tensor.n, tensor.matrices)
-        assert correlations is not None, "as the plan has found"
-        assert weights is not None, "which correlations come with"
+    def moments(self, weights: NDArray[np.float32], correlations: Sequence[Correlation], matrix: int) -> Moments:
+        """Of the inputs of one matrix of a tensor, from the importance of each, float32 [matrices, n], and how they go
+        together.
+        """
         key = id(correlations[matrix]), weights[matrix].tobytes()
         with self._lock_of_moments:  # what several matrices have in common is computed once
             if key not in self._moments:
@@ -153,7 +150,12 @@ class Workpiece:
         weights = self._imatrix.get(tensor.name, tensor.n, tensor.matrices) if self._imatrix else None
         # what the values are divided by before they are quantized
         scales = self._sources[tensor.scale.source].scales(tensor.scale.tensor) if tensor.scale else None
-        moments = partial(self._worker.moments, tensor) if tensor.calibrated else None
+        moments = None
+        if tensor.calibrated and self._imatrix is not None:
+            correlations = self._imatrix.correlation(tensor.name, tensor.n, tensor.matrices)
+            assert correlations is not None, "as the plan has found"
+            assert weights is not None, "which correlations come with"
+            moments = partial(self._worker.moments, weights, correlations)
         measure = self._worker.measure
         return TensorEncoder(
             tensor, seed, self._scratch, weights=weights, moments=moments, scales=scales, measure=measure

@@ -48,14 +48,22 @@ class Moments(ABC):
     size: int
 
     @abstractmethod
-    def ahead(self, first: int, end: int) -> tuple[Floats, Floats]:
-        """For the columns [first, end): coefficients [count, size used] of the state, and [count, count] within."""
+    def ahead(self, first: int, end: int) -> Floats:
+        """What the state before the columns [first, end) moves their targets by: coefficients [count, size used]."""
 
     @abstractmethod
-    def slope(self, first: int, end: int) -> tuple[Floats, Floats, Floats]:
-        """The same of the loss's slope by each column, as moves to its minimum: coefficients of the present error
-        [count], of the state, and within.
+    def within(self, first: int, end: int) -> Floats:
+        """What the errors of these columns move the targets of those behind them by: [count, count]."""
+
+    @abstractmethod
+    def slope(self, first: int, end: int) -> tuple[Floats, Floats]:
+        """Where the loss is least by each of these columns, as moves: coefficients of the present error [count], and of
+        the state.
         """
+
+    @abstractmethod
+    def slope_within(self, first: int, end: int) -> Floats:
+        """What moves of these columns change that by for those behind them: [count, count]."""
 
     @property
     @abstractmethod
@@ -77,17 +85,31 @@ class FactoredMoments(Moments):
         g = np.empty_like(v)
         weights, diagonal = np.empty(self.n), np.empty(self.n)
         _eliminate(v, power, damping * _mean(power), rest, g, weights, diagonal)
-        self._v, self._g, self._rest = v, g, rest
-        self._factors, self._ahead = v.astype(np.float32), g.astype(np.float32)
         self.weights, self.diagonal = weights.astype(np.float32), diagonal.astype(np.float32)
+        h = self.diagonal.astype(np.float64)
+        self._v, self._g, self._slopes = v, g, v / h[:, None]
+        self._factors, self._ahead = v.astype(np.float32), g.astype(np.float32)
+        self._own, self._slope = (-rest / h).astype(np.float32), self._slopes.astype(np.float32)
+        self._products: dict[tuple[str, int, int], Floats] = {}
 
-    def ahead(self, first: int, end: int) -> tuple[Floats, Floats]:
-        return self._ahead[first:end], _products(self._g[first:end], self._v[first:end])
+    def ahead(self, first: int, end: int) -> Floats:
+        return self._ahead[first:end]
 
-    def slope(self, first: int, end: int) -> tuple[Floats, Floats, Floats]:
-        v, h = self._v[first:end], self.diagonal[first:end].astype(np.float64)[:, None]
-        own = (-self._rest[first:end] / h[:, 0]).astype(np.float32)
-        return own, (v / h).astype(np.float32), _products(v / h, v)
+    def within(self, first: int, end: int) -> Floats:
+        return self._product("ahead", self._g, first, end)
+
+    def slope(self, first: int, end: int) -> tuple[Floats, Floats]:
+        return self._own[first:end], self._slope[first:end]
+
+    def slope_within(self, first: int, end: int) -> Floats:
+        return self._product("slope", self._slopes, first, end)
+
+    def _product(self, kind: str, a: NDArray[np.float64], first: int, end: int) -> Floats:
+        """The products of rows of `a` and of V, which every piece of the matrix needs again."""
+        key = kind, first, end
+        if key not in self._products:
+            self._products[key] = _products(a[first:end], self._v[first:end])
+        return self._products[key]
 
     @property
     def factors(self) -> Floats:
@@ -115,12 +137,17 @@ class WholeMoments(Moments):
         self._h = (h / diagonal[:, None]).astype(np.float32)
         self.weights, self.diagonal = (d * d).astype(np.float32), diagonal.astype(np.float32)
 
-    def ahead(self, first: int, end: int) -> tuple[Floats, Floats]:
-        return np.ascontiguousarray(self._a[first:end, :first]), np.ascontiguousarray(self._a[first:end, first:end])
+    def ahead(self, first: int, end: int) -> Floats:
+        return np.ascontiguousarray(self._a[first:end, :first])
 
-    def slope(self, first: int, end: int) -> tuple[Floats, Floats, Floats]:
-        own = np.zeros(end - first, np.float32)
-        return own, self._h[first:end], np.ascontiguousarray(self._h[first:end, first:end])
+    def within(self, first: int, end: int) -> Floats:
+        return np.ascontiguousarray(self._a[first:end, first:end])
+
+    def slope(self, first: int, end: int) -> tuple[Floats, Floats]:
+        return np.zeros(end - first, np.float32), self._h[first:end]
+
+    def slope_within(self, first: int, end: int) -> Floats:
+        return np.ascontiguousarray(self._h[first:end, first:end])
 
     @property
     def factors(self) -> None:
@@ -200,14 +227,16 @@ def _products(a, b):
 def _cholesky(a):
     """In place: the lower L of a = L L^T, float64 [n, n]; the upper part is zeroed."""
     n = a.shape[0]
+    column = np.empty(n)  # side by side in memory, which a column of the matrix is not
     for j in range(n):
         root = np.sqrt(max(a[j, j], 1e-300))
         a[j, j] = root
         for i in range(j + 1, n):
             a[i, j] /= root
+            column[i] = a[i, j]
         for i in range(j + 1, n):
-            f = a[i, j]
+            f = column[i]
             for k in range(j + 1, i + 1):
-                a[i, k] -= f * a[k, j]
+                a[i, k] -= f * column[k]
         for i in range(j):
             a[i, j] = 0.0

@@ -73,11 +73,11 @@ class _Work:
         self.scales.append(scales)
         for g in range(size // group):
             start = first + g * group
-            ahead, within = self.moments.ahead(start, start + group)
-            targets = self._products(self.weights, np.ones(group, np.float32), ahead, start)
+            targets = self._targets(start, group)
             numbers, lows = self._first_candidates(targets, scales, g)
             present = self._columns(self.weights, start, group)
             weights = self.moments.weights[start : start + group]
+            within = self.moments.within(start, start + group)
             self._round(g, start, targets, present, within, weights, scales, numbers, lows)
 
     def descend(self, block: int) -> None:
@@ -86,12 +86,13 @@ class _Work:
         scales = self.scales[block]
         for g in range(size // group):
             start = block * size + g * group
-            own, slope, within = self.moments.slope(start, start + group)
+            own, slope = self.moments.slope(start, start + group)
             targets = self._products(self.errors, own, slope, start)
             present = self._columns(self.values, start, group)
             targets += present
             numbers, lows = self._near_candidates(scales, g)
             weights = self.moments.diagonal[start : start + group]
+            within = self.moments.slope_within(start, start + group)
             self._round(g, start, targets, present, within, weights, scales, numbers, lows)
 
     def write(self, raw: Raw) -> None:
@@ -108,14 +109,16 @@ class _Work:
 
     def _searched(self, first: int, size: int) -> Raw:
         """ggml's blocks for the columns as they should be now, uint8 [tiles * LANES, bytes]."""
-        width = self.codec.type.block_bytes
-        ahead = self.moments.ahead(first, first + size)[0]
-        targets = self._products(self.weights, np.ones(size, np.float32), ahead, first)
         rows = np.empty((self.tiles * LANES, size), np.float32)
-        from_lanes(targets, size, 0, rows)
-        raw = np.empty((len(rows), width), np.uint8)
+        from_lanes(self._targets(first, size), size, 0, rows)
+        raw = np.empty((len(rows), self.codec.type.block_bytes), np.uint8)
         self.codec.encode(rows, raw, np.ascontiguousarray(self.moments.importance[first : first + size]))
         return raw
+
+    def _targets(self, first: int, count: int) -> Floats:
+        """Where columns should be, as tiles, given the errors of those before them."""
+        ahead = self.moments.ahead(first, first + count)
+        return self._products(self.weights, np.ones(count, np.float32), ahead, first)
 
     def _products(self, values: Floats, scale: Floats, coefficients: Floats, first: int) -> Floats:
         """Tiles of scale * values - coefficients @ state."""
