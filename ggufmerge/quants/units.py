@@ -17,6 +17,7 @@ from ggufmerge.types import TensorType
 
 Floats = NDArray[np.float32]
 Blocks = NDArray[np.uint8]  # [blocks, bytes of a block]
+Numbers = NDArray[np.int32]  # [blocks, groups of a block]
 Steps = NDArray[np.float32]  # [blocks, groups of a block]
 
 
@@ -27,13 +28,13 @@ def units(raw: NDArray[np.uint8], kind: TensorType) -> Floats:
     return found.reshape(len(raw), -1)
 
 
-def _half(blocks: Blocks, at: int) -> NDArray[np.float32]:
+def half_at(blocks: Blocks, at: int) -> NDArray[np.float32]:
     """float32 [blocks, 1]: the float16 at a byte of each block."""
     return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
 
 
 def _scale_at(at: int) -> Callable[[Blocks], Steps]:
-    return lambda blocks: _half(blocks, at)
+    return lambda blocks: half_at(blocks, at)
 
 
 def _nibbles(bytes_: Blocks) -> NDArray[np.uint8]:
@@ -48,52 +49,60 @@ def _words(blocks: Blocks, first: int, count: int, stride: int) -> NDArray[np.ui
 
 
 def _q2_k(blocks: Blocks) -> Steps:
-    return _half(blocks, 80) * (blocks[:, :16] & 15)
+    return half_at(blocks, 80) * (blocks[:, :16] & 15)
 
 
-def _q3_k(blocks: Blocks) -> Steps:
-    packed = blocks[:, 96:108]
+def q3_k_numbers(blocks: Blocks) -> Numbers:
+    """The scales of the groups of Q3_K blocks in units of the block's, -32 to 31."""
+    packed = blocks[:, 96:108].astype(np.int32)
     s = np.arange(16)
-    low = packed[:, s % 8] >> (4 * (s // 8)).astype(np.uint8) & 15
-    high = packed[:, 8 + s % 4] >> (2 * (s // 4)).astype(np.uint8) & 3
-    return _half(blocks, 108) * ((low | high << 4).astype(np.float32) - 32)
+    low, high = packed[:, s % 8] >> 4 * (s // 8) & 15, packed[:, 8 + s % 4] >> 2 * (s // 4) & 3
+    return (low | high << 4) - 32
 
 
-def _q4_k(blocks: Blocks) -> Steps:
-    packed = blocks[:, 4:16]
-    first, last = packed[:, :4] & 63, packed[:, 8:12] & 15 | packed[:, :4] >> 6 << 4
-    return _half(blocks, 0) * np.concatenate([first, last], axis=1)
+def q4_k_numbers(blocks: Blocks) -> tuple[Numbers, Numbers]:
+    """The scales and minima of the groups of Q4_K and Q5_K blocks in units of the block's two, 0 to 63."""
+    packed = blocks[:, 4:16].astype(np.int32)
+    a, b, c = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    scales = np.concatenate([a & 63, c & 15 | a >> 6 << 4], axis=1)
+    return scales, np.concatenate([b & 63, c >> 4 | b >> 6 << 4], axis=1)
 
 
-def _q6_k(blocks: Blocks) -> Steps:
-    return _half(blocks, 208) * np.ascontiguousarray(blocks[:, 192:208]).view(np.int8)
+def q6_k_numbers(blocks: Blocks) -> Numbers:
+    """The scales of the groups of Q6_K blocks in units of the block's, -128 to 127."""
+    return np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.int32)
 
 
-def _iq4_xs(blocks: Blocks) -> Steps:
-    s = np.arange(8)
-    high = np.ascontiguousarray(blocks[:, 2:4]).view("<u2") >> (2 * s).astype(np.uint16) & 3
-    return _half(blocks, 0) * ((_nibbles(blocks[:, 4:8]) | high << 4).astype(np.float32) - 32)
+def iq4_xs_numbers(blocks: Blocks) -> Numbers:
+    """The scales of the groups of IQ4_XS blocks in units of the block's, -32 to 31."""
+    high = np.ascontiguousarray(blocks[:, 2:4]).view("<u2").astype(np.int32) >> 2 * np.arange(8) & 3
+    return (_nibbles(blocks[:, 4:8]) | high << 4) - 32
+
+
+def _in_units(at: int, numbers: Callable[[Blocks], Numbers]) -> Callable[[Blocks], Steps]:
+    """Whole numbers times the float16 at a byte of the block."""
+    return lambda blocks: half_at(blocks, at) * numbers(blocks).astype(np.float32)
 
 
 def _iq3_xxs(blocks: Blocks) -> Steps:
-    return _half(blocks, 0) * ((_words(blocks, 66, 8, 4) >> 28) + np.float32(0.5)) * np.float32(0.5)
+    return half_at(blocks, 0) * ((_words(blocks, 66, 8, 4) >> 28) + np.float32(0.5)) * np.float32(0.5)
 
 
 def _iq3_s(blocks: Blocks) -> Steps:
-    return _half(blocks, 0) * (1 + 2 * _nibbles(blocks[:, 106:110]))
+    return half_at(blocks, 0) * (1 + 2 * _nibbles(blocks[:, 106:110]))
 
 
 def _iq2_xxs(blocks: Blocks) -> Steps:
-    return _half(blocks, 0) * ((_words(blocks, 6, 8, 8) >> 28) + np.float32(0.5)) * np.float32(0.25)
+    return half_at(blocks, 0) * ((_words(blocks, 6, 8, 8) >> 28) + np.float32(0.5)) * np.float32(0.25)
 
 
 def _iq2(first: int) -> Callable[[Blocks], Steps]:
     """IQ2_XS and IQ2_S, which have 8 bytes of scales at `first`."""
-    return lambda b: _half(b, 0) * (_nibbles(b[:, first : first + 8]) + np.float32(0.5)) * np.float32(0.25)
+    return lambda b: half_at(b, 0) * (_nibbles(b[:, first : first + 8]) + np.float32(0.5)) * np.float32(0.25)
 
 
 def _iq1_s(blocks: Blocks) -> Steps:
-    return _half(blocks, 0) * (2 * (np.ascontiguousarray(blocks[:, 34:50]).view("<u2") >> 12 & 7) + 1)
+    return half_at(blocks, 0) * (2 * (np.ascontiguousarray(blocks[:, 34:50]).view("<u2") >> 12 & 7) + 1)
 
 
 def _iq1_m(blocks: Blocks) -> Steps:
@@ -119,12 +128,12 @@ _FORMATS: dict[TensorType, Callable[[Blocks], Steps]] = {
     TensorType.Q5_1: _scale_at(0),
     TensorType.Q8_0: _scale_at(0),
     TensorType.Q2_K: _q2_k,
-    TensorType.Q3_K: _q3_k,
-    TensorType.Q4_K: _q4_k,
-    TensorType.Q5_K: _q4_k,
-    TensorType.Q6_K: _q6_k,
+    TensorType.Q3_K: _in_units(108, q3_k_numbers),
+    TensorType.Q4_K: _in_units(0, lambda blocks: q4_k_numbers(blocks)[0]),
+    TensorType.Q5_K: _in_units(0, lambda blocks: q4_k_numbers(blocks)[0]),
+    TensorType.Q6_K: _in_units(208, q6_k_numbers),
     TensorType.IQ4_NL: _scale_at(0),
-    TensorType.IQ4_XS: _iq4_xs,
+    TensorType.IQ4_XS: _in_units(0, iq4_xs_numbers),
     TensorType.IQ3_XXS: _iq3_xxs,
     TensorType.IQ3_S: _iq3_s,
     TensorType.IQ2_XXS: _iq2_xxs,

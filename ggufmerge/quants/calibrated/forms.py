@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ggufmerge.quants.fp4 import E8M0, UE4M3, VALUES
 from ggufmerge.quants.iq4 import LEVELS
+from ggufmerge.quants.units import Numbers, half_at, iq4_xs_numbers, q3_k_numbers, q4_k_numbers, q6_k_numbers
 from ggufmerge.types import TensorType
 
 Floats = NDArray[np.float32]
@@ -79,11 +80,6 @@ class Form:
             return scales.unit * numbers, scales.low_unit * lows
 
 
-def _half(blocks: Blocks, at: int) -> Floats:
-    """float32 [rows]: the float16 at a byte of each block."""
-    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2")[:, 0].astype(np.float32)
-
-
 def halves(values: Floats) -> Floats:
     """Values rounded to float16; what is too large becomes infinite."""
     with np.errstate(over="ignore"):
@@ -94,14 +90,15 @@ def _put_half(blocks: Blocks, at: int, values: Floats) -> None:
     blocks[:, at : at + 2] = values.astype("<f2")[:, None].view(np.uint8)
 
 
-def _zeros_like(numbers: Floats) -> Floats:
-    return np.zeros_like(numbers)
+def _unit(blocks: Blocks, at: int) -> Floats:
+    """float32 [rows]: the float16 at a byte of each block."""
+    return half_at(blocks, at)[:, 0]
 
 
 def _float_form(levels: Floats, group: int, at: int, shrink: tuple[float, ...], low_at: int | None = None) -> Form:
     def read(blocks: Blocks) -> Scales:
-        d = _half(blocks, at)
-        low = _half(blocks, low_at) if low_at is not None else np.zeros_like(d)
+        d = _unit(blocks, at)
+        low = _unit(blocks, low_at) if low_at is not None else np.zeros_like(d)
         ones = np.ones_like(d)
         return Scales(d[None], low[None], ones, ones)
 
@@ -125,21 +122,21 @@ def _bytes(numbers: Floats, shift: int = 0) -> NDArray[np.int32]:
 
 def _read_q2_k(blocks: Blocks) -> Scales:
     packed = blocks[:, :16].astype(np.int32)
-    return Scales(_whole(packed & 15), _whole(packed >> 4), _half(blocks, 80), -_half(blocks, 82))
+    return Scales(_whole(packed & 15), _whole(packed >> 4), _unit(blocks, 80), -_unit(blocks, 82))
 
 
 def _write_q2_k(blocks: Blocks, scales: Scales) -> None:
     blocks[:, :16] = _bytes(scales.numbers) | _bytes(scales.lows) << 4
 
 
-_S = np.arange(16)
+def _symmetric(at: int, numbers_of: Callable[[Blocks], Numbers]) -> Callable[[Blocks], Scales]:
+    """Reads scales that are whole numbers in units of the float16 at a byte of the block, without lows."""
 
+    def read(blocks: Blocks) -> Scales:
+        numbers = _whole(numbers_of(blocks))
+        return Scales(numbers, np.zeros_like(numbers), _unit(blocks, at), np.ones(len(blocks), np.float32))
 
-def _read_q3_k(blocks: Blocks) -> Scales:
-    packed = blocks[:, 96:108].astype(np.int32)
-    low, high = packed[:, _S % 8] >> 4 * (_S // 8) & 15, packed[:, 8 + _S % 4] >> 2 * (_S // 4) & 3
-    numbers = _whole((low | high << 4) - 32)
-    return Scales(numbers, _zeros_like(numbers), _half(blocks, 108), np.ones(len(blocks), np.float32))
+    return read
 
 
 def _write_q3_k(blocks: Blocks, scales: Scales) -> None:
@@ -150,11 +147,8 @@ def _write_q3_k(blocks: Blocks, scales: Scales) -> None:
 
 
 def _read_q4_k(blocks: Blocks) -> Scales:
-    packed = blocks[:, 4:16].astype(np.int32)
-    a, b, c = packed[:, :4], packed[:, 4:8], packed[:, 8:]
-    numbers = np.concatenate([a & 63, c & 15 | a >> 6 << 4], axis=1)
-    lows = np.concatenate([b & 63, c >> 4 | b >> 6 << 4], axis=1)
-    return Scales(_whole(numbers), _whole(lows), _half(blocks, 0), -_half(blocks, 2))
+    numbers, lows = q4_k_numbers(blocks)
+    return Scales(_whole(numbers), _whole(lows), _unit(blocks, 0), -_unit(blocks, 2))
 
 
 def _write_q4_k(blocks: Blocks, scales: Scales) -> None:
@@ -164,21 +158,8 @@ def _write_q4_k(blocks: Blocks, scales: Scales) -> None:
     blocks[:, 12:16] = s[:, 4:] & 15 | (m[:, 4:] & 15) << 4
 
 
-def _read_q6_k(blocks: Blocks) -> Scales:
-    numbers = _whole(np.ascontiguousarray(blocks[:, 192:208]).view(np.int8))
-    return Scales(numbers, _zeros_like(numbers), _half(blocks, 208), np.ones(len(blocks), np.float32))
-
-
 def _write_q6_k(blocks: Blocks, scales: Scales) -> None:
     blocks[:, 192:208] = _bytes(scales.numbers).astype(np.int8).view(np.uint8)
-
-
-def _read_iq4_xs(blocks: Blocks) -> Scales:
-    s = np.arange(8)
-    high = np.ascontiguousarray(blocks[:, 2:4]).view("<u2").astype(np.int32) >> 2 * s & 3
-    low = blocks[:, 4 + s // 2].astype(np.int32) >> 4 * (s % 2) & 15
-    numbers = _whole((low | high << 4) - 32)
-    return Scales(numbers, _zeros_like(numbers), _half(blocks, 0), np.ones(len(blocks), np.float32))
 
 
 def _write_iq4_xs(blocks: Blocks, scales: Scales) -> None:
@@ -194,7 +175,7 @@ def _table_form(table: Floats, size: int, group: int, tried: tuple[int, ...], la
     def read(blocks: Blocks) -> Scales:
         numbers = _whole(blocks[:, :size])
         ones = np.ones(len(blocks), np.float32)
-        return Scales(numbers, _zeros_like(numbers), ones, ones)
+        return Scales(numbers, np.zeros_like(numbers), ones, ones)
 
     def write(blocks: Blocks, scales: Scales) -> None:
         blocks[:, :size] = _bytes(scales.numbers)
@@ -224,13 +205,23 @@ FORMS: dict[TensorType, Form] = {
     TensorType.Q2_K: Form(
         16, _codes(0, 4), _read_q2_k, _write_q2_k, True, ((0, 15), (0, 15)), ((0, -1, 1), (0, -1, 1))
     ),
-    TensorType.Q3_K: Form(16, _codes(-4, 4), _read_q3_k, _write_q3_k, False, ((-32, 31), (0, 0)), (_AROUND, (0,))),
+    TensorType.Q3_K: Form(
+        16, _codes(-4, 4), _symmetric(108, q3_k_numbers), _write_q3_k, False, ((-32, 31), (0, 0)), (_AROUND, (0,))
+    ),
     TensorType.Q4_K: Form(32, _codes(0, 16), _read_q4_k, _write_q4_k, True, _K4, ((0, -3, -1, 1, 3), (0, -2, 2))),
     TensorType.Q5_K: Form(32, _codes(0, 32), _read_q4_k, _write_q4_k, True, _K4, ((0, -2, 2), (0, -2, 2))),
     TensorType.Q6_K: Form(
-        16, _codes(-32, 32), _read_q6_k, _write_q6_k, False, ((-128, 127), (0, 0)), ((0, -3, 3), (0,))
+        16,
+        _codes(-32, 32),
+        _symmetric(208, q6_k_numbers),
+        _write_q6_k,
+        False,
+        ((-128, 127), (0, 0)),
+        ((0, -3, 3), (0,)),
     ),
-    TensorType.IQ4_XS: Form(32, LEVELS, _read_iq4_xs, _write_iq4_xs, False, ((-32, 31), (0, 0)), (_AROUND, (0,))),
+    TensorType.IQ4_XS: Form(
+        32, LEVELS, _symmetric(0, iq4_xs_numbers), _write_iq4_xs, False, ((-32, 31), (0, 0)), (_AROUND, (0,))
+    ),
     TensorType.MXFP4: _table_form(E8M0, 1, 32, (0, -1, 1), 254),
     TensorType.NVFP4: _table_form(UE4M3, 4, 16, _AROUND, 126),
 }
