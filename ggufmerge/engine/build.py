@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 from ggufmerge.engine.documents import build_stages, plan_stages, planned_documents
 from ggufmerge.files.journal import Move
@@ -14,9 +14,9 @@ from ggufmerge.files.output import Output
 from ggufmerge.files.sharded import SplitLimit
 from ggufmerge.planning.checks import check_space, check_targets, output_files
 from ggufmerge.planning.opened import Opened
-from ggufmerge.planning.plan import Plan, Rounding
+from ggufmerge.planning.plan import Plan
 from ggufmerge.planning.planner import plan_document
-from ggufmerge.recipe import Recipe, load_recipe
+from ggufmerge.recipe import Options, Recipe, load_recipe
 from ggufmerge.running.effort import finish_kind
 from ggufmerge.running.progress import Across, Progress
 from ggufmerge.running.rates import Measured
@@ -42,57 +42,33 @@ class Sink(Protocol):
         """Do it, after `output.claim` of every name it writes; the report, with the place where the file is now."""
 
 
-def plan(
-    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
-    *,
-    out_type: str | None = None,
-    imatrix: Sequence[str | os.PathLike[str]] = (),
-    calibration: Sequence[str | os.PathLike[str]] = (),
-    rounding: Rounding | None = None,
-    noise_aware: str | None = None,
-    max_size: str | int | None = None,
-    max_bpw: float | str | None = None,
-) -> Plan:
+def plan(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], **options: Unpack[Options]) -> Plan:
     """What building `recipe` would do to each tensor; only headers are read, and no file stays open.
 
-    The arguments and errors are those of `build`. Of a recipe of several documents it is the plan of the final one;
+    The options and errors are those of `build`. Of a recipe of several documents it is the plan of the final one;
     all are checked (`engine.documents.plan_stages` gives all).
     """
-    return plan_stages(
-        load_recipe(recipe),
-        out_type=out_type,
-        imatrix=imatrix,
-        rounding=rounding,
-        noise_aware=noise_aware,
-        max_size=max_size,
-        max_bpw=max_bpw,
-    )[-1]
+    return plan_stages(load_recipe(recipe), **options)[-1]
 
 
 def build(
     recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    out_type: str | None = None,
-    imatrix: Sequence[str | os.PathLike[str]] = (),
-    calibration: Sequence[str | os.PathLike[str]] = (),
-    rounding: Rounding | None = None,
-    noise_aware: str | None = None,
-    max_size: str | int | None = None,
-    max_bpw: float | str | None = None,
     overwrite: bool = False,
     threads: int | None = None,
     chunk: int = DEFAULT_CHUNK,
     progress: Progress | None = None,
     split: SplitLimit | None = None,
     sinks: Sequence[Sink] = (),
+    **options: Unpack[Options],
 ) -> BuildReport:
     """Merge the models of `recipe` (a Recipe, a path, YAML text, or a mapping of the same) into the GGUF file `output`.
 
-    out_type: file type that wins over the recipe's, such as "Q8_0".  imatrix: files that win over the recipe's.
-    calibration: files of `ggufmerge calibrate` that win over them: to round with the correlations of inputs.
-    rounding: "auto", "stochastic" or "nearest", wins over the recipe's (see `make_plan`).
-    noise_aware: "auto" or "off", wins over the recipe's, too.
+    options: what wins over the recipe's keys, by name (`Recipe.with_options`):
+        out_type: a file type, such as "Q8_0".  max_size, max_bpw: a budget for which types are chosen, instead.
+        imatrix, calibration: files to quantize with; those of `ggufmerge calibrate` are for calibrated rounding.
+        rounding: "auto", "stochastic" or "nearest".  noise_aware: "auto" or "off".
     threads: None for all cores.
     chunk: values of a tensor that a thread works on at a time; memory grows with it, the result does not depend on it.
     split: how large the shards may be that are written instead of one file; their names begin with `output`.
@@ -103,16 +79,7 @@ def build(
     """
     recipe = load_recipe(recipe)
     progress = progress or Progress()
-    with planned_documents(
-        recipe,
-        out_type=out_type,
-        imatrix=imatrix,
-        calibration=calibration,
-        rounding=rounding,
-        noise_aware=noise_aware,
-        max_size=max_size,
-        max_bpw=max_bpw,
-    ) as documents:
+    with planned_documents(recipe, **options) as documents:
         files = output_files(documents.final, Path(output), split)
         targets = [path for sink in sinks for path in sink.targets()]
         check_targets(files, targets, [*documents.inputs, *(path for sink in sinks for path in sink.inputs())])

@@ -7,22 +7,22 @@ the missing part as nothing), so a mistake in the last document is found before 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from ggufmerge.files.atomic import remove_folder
 from ggufmerge.files.output import Output, explained
 from ggufmerge.files.writer import Layout
-from ggufmerge.planning.checks import check_files
+from ggufmerge.planning.checks import with_checked_options
 from ggufmerge.planning.opened import Opened, header_of, watched
-from ggufmerge.planning.plan import Plan, Rounding
+from ggufmerge.planning.plan import Plan
 from ggufmerge.planning.planner import plan_document
-from ggufmerge.recipe import Recipe
+from ggufmerge.recipe import Options, Recipe
 from ggufmerge.running.effort import digested, work_of
 from ggufmerge.running.rates import Rates
 from ggufmerge.running.run import BuildReport, identity
@@ -71,28 +71,9 @@ class Documents:
 
 
 @contextmanager
-def planned_documents(
-    recipe: Recipe,
-    *,
-    out_type: str | None = None,
-    imatrix: Sequence[str | os.PathLike[str]] = (),
-    calibration: Sequence[str | os.PathLike[str]] = (),
-    rounding: Rounding | None = None,
-    noise_aware: str | None = None,
-    max_size: str | int | None = None,
-    max_bpw: float | str | None = None,
-) -> Iterator[Documents]:
+def planned_documents(recipe: Recipe, **options: Unpack[Options]) -> Iterator[Documents]:
     """Plan all documents of a recipe; the options are the final one's. The block keeps the files open."""
-    check_files(recipe, imatrix, calibration)
-    recipe = recipe.with_options(
-        out_type=out_type,
-        imatrix=imatrix,
-        calibration=calibration,
-        rounding=rounding,
-        noise_aware=noise_aware,
-        max_size=max_size,
-        max_bpw=max_bpw,
-    )
+    recipe = with_checked_options(recipe, **options)
     plans: list[Plan] = []
     sources: list[Opened] = []
     states: list[str] = []
@@ -131,28 +112,9 @@ def documents_of(plan: Plan, opened: Opened) -> Documents:
     return Documents(None, (plan,), (opened,), (*watch.paths, *opened.others), identity(plan, opened, watch))
 
 
-def plan_stages(
-    recipe: Recipe,
-    *,
-    out_type: str | None = None,
-    imatrix: Sequence[str | os.PathLike[str]] = (),
-    calibration: Sequence[str | os.PathLike[str]] = (),
-    rounding: Rounding | None = None,
-    noise_aware: str | None = None,
-    max_size: str | int | None = None,
-    max_bpw: float | str | None = None,
-) -> list[Plan]:
+def plan_stages(recipe: Recipe, **options: Unpack[Options]) -> list[Plan]:
     """The plans of all documents of a recipe, the final one last; see `planned_documents`."""
-    with planned_documents(
-        recipe,
-        out_type=out_type,
-        imatrix=imatrix,
-        calibration=calibration,
-        rounding=rounding,
-        noise_aware=noise_aware,
-        max_size=max_size,
-        max_bpw=max_bpw,
-    ) as documents:
+    with planned_documents(recipe, **options) as documents:
         return list(documents.plans)
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 from ggufmerge.architectures.mla import is_joined, is_split
 from ggufmerge.architectures.spellings import of_ollama
@@ -20,10 +21,16 @@ from ggufmerge.files.writer import check_regular, partial_path, same_file
 from ggufmerge.keys import ARCHITECTURE, OTHER_SENSES
 from ggufmerge.places.references import check_found
 from ggufmerge.planning.plan import Plan
-from ggufmerge.recipe import Recipe
+from ggufmerge.recipe import Options, Recipe
 from ggufmerge.recipe.document import Location
 from ggufmerge.sources import Source
 from ggufmerge.text import first_few, size
+
+
+def with_checked_options(recipe: Recipe, **options: Unpack[Options]) -> Recipe:
+    """`Recipe.with_options` of a recipe whose files are all there, and those of the options; else PlanError."""
+    check_files(recipe, options.get("imatrix", ()), options.get("calibration", ()))
+    return recipe.with_options(**options)
 
 
 def check_files(

@@ -2,63 +2,39 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from ggufmerge.architectures.layers import Changed, Layers
 from ggufmerge.chat.templates import TEMPLATE
 from ggufmerge.formats.imatrix import load_together
 from ggufmerge.places.references import locate
-from ggufmerge.planning.checks import check_files, loading_troubles
+from ggufmerge.planning.checks import loading_troubles, with_checked_options
 from ggufmerge.planning.grafts import with_grafts
 from ggufmerge.planning.header import result_metadata
 from ggufmerge.planning.layers import doubts, layer_metadata
 from ggufmerge.planning.models import LaidOut, lay_out, planned_sources
 from ggufmerge.planning.opened import Opened
-from ggufmerge.planning.plan import Opening, Plan, Rounding
+from ggufmerge.planning.plan import Opening, Plan
 from ggufmerge.planning.resolve import resolved
 from ggufmerge.planning.settings import Facts, settled
 from ggufmerge.planning.survival import expectations
 from ggufmerge.planning.tables import TABLES
 from ggufmerge.planning.tensor_types import typed
 from ggufmerge.planning.vocabulary import PlannedTokenizer, planned_tokenizer
-from ggufmerge.recipe import Recipe
+from ggufmerge.recipe import Options, Recipe
 
 
-def make_plan(
-    recipe: Recipe,
-    *,
-    out_type: str | None = None,
-    imatrix: Sequence[str | os.PathLike[str]] = (),
-    calibration: Sequence[str | os.PathLike[str]] = (),
-    rounding: Rounding | None = None,
-    noise_aware: str | None = None,
-    max_size: str | int | None = None,
-    max_bpw: float | str | None = None,
-) -> tuple[Plan, Opened]:
+def make_plan(recipe: Recipe, **options: Unpack[Options]) -> tuple[Plan, Opened]:
     """The plan of a recipe, and what it reads from, opened.
 
-    out_type: a file type that wins over the recipe's out_type, out_dtype, dtype and like.
-    imatrix, calibration: files that win over the recipe's; several are combined.
-    rounding: wins over the recipe's; without either it is chosen for each tensor by its weights.
-    noise_aware: "auto" or "off", wins over the recipe's: whether methods heed the rounding errors of quantized models.
+    options: what wins over the recipe's keys, see `Recipe.with_options`. Without a rounding it is chosen for each
+    tensor by its weights.
     RecipeError, PlanError and FormatError say what does not fit.
     """
-    check_files(recipe, imatrix, calibration)
-    return plan_document(
-        recipe.with_options(
-            out_type=out_type,
-            imatrix=imatrix,
-            calibration=calibration,
-            rounding=rounding,
-            noise_aware=noise_aware,
-            max_size=max_size,
-            max_bpw=max_bpw,
-        )
-    )
+    return plan_document(with_checked_options(recipe, **options))
 
 
 def plan_document(recipe: Recipe) -> tuple[Plan, Opened]:

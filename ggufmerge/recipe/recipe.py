@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from pydantic import BaseModel, PrivateAttr
 
@@ -20,6 +20,19 @@ from ggufmerge.recipe.reference import ModelReference
 from ggufmerge.recipe.schema import AUTO, RecipeKeys
 from ggufmerge.text import first_few, printable
 from ggufmerge.types import FileType
+
+
+class Options(TypedDict, total=False):
+    """What wins over the keys of a recipe: the arguments of `Recipe.with_options`, for those who pass them on."""
+
+    out_type: str | None
+    imatrix: Sequence[str | os.PathLike[str]]
+    calibration: Sequence[str | os.PathLike[str]]
+    rounding: str | None
+    noise_aware: str | None
+    max_size: str | int | None
+    max_bpw: float | str | None
+
 
 _CHANGED = " (changed)"  # after the name of a file whose recipe a program has changed
 

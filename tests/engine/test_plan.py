@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import ggufmerge
 from ggufmerge.engine import Plan, make_plan
 from ggufmerge.errors import GgufmergeError, PlanError, RecipeError
 from ggufmerge.recipe import load_recipe
@@ -137,6 +141,16 @@ def test_recipes_that_cannot_be_carried_out(family: Path, recipe: str, complaint
     """Each says what is missing and where."""
     with pytest.raises(GgufmergeError, match=complaint):
         plan_of(family, recipe + "\n")
+
+
+@pytest.mark.parametrize("option", ["imatrix", "calibration"])
+@pytest.mark.parametrize("plan", [make_plan, ggufmerge.plan, partial(ggufmerge.build, output="out.gguf")])
+def test_files_that_win_over_a_recipe_reach_every_plan(family: Path, option: str, plan: Callable[..., Any]) -> None:
+    """However it is asked for: one that is not there is told of under the option's name."""
+    path = family / "plan.yaml"
+    path.write_text(LINEAR, encoding="utf-8")
+    with pytest.raises(GgufmergeError, match=rf"{option}.*missing\.gguf"):
+        plan(load_recipe(path), **{option: ["missing.gguf"]})
 
 
 def test_types_that_need_an_imatrix_are_refused_in_the_plan(tmp_path: Path) -> None:
