@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from ggufmerge.cli.report import ReportFile
     from ggufmerge.engine.suggest import Suggestion
     from ggufmerge.evaluation.probes import Bench, Measured
-    from ggufmerge.planning.fitting import Fitting, Market
+    from ggufmerge.planning.fitting import Market
     from ggufmerge.recipe.budget import ByteBudget
 
 Suggest = Annotated[
@@ -54,24 +53,18 @@ def suggest(
     show_warnings(without_statistics(market))
     found: dict[str, Measured] = {}
     if measure:
-        with ExitStack() as stack:
-            bench = stack.enter_context(opened_bench(source, imatrix, threads))
+        with opened_bench(source, imatrix, threads) as bench:
             market = probed(bench, market)
             rows = suggestions(market, budget)
             for row in rows:
                 if row.on_front or row.fitting is None:
-                    kind = row.name if row.fitting is None else None
-                    found[row.name] = bench.measure(row.name, kind, _always(row.fitting) if row.fitting else None)
+                    found[row.name] = bench.measure(row.name, row.fitting or row.name)
     facts = _facts(source, market, rows, found)
     if json:
         print_json(facts)
     else:
         _show(rows, found, str(facts["meaning"]))
     page.write(facts, json=json)
-
-
-def _always(fitting: Fitting) -> Callable[[Market], Fitting]:
-    return lambda market: fitting
 
 
 def opened_bench(source: str, imatrix: Sequence[Path], threads: int | None) -> Bench:

@@ -104,7 +104,7 @@ def plan_quantize(
     leave_output_tensor: bool = False,
     keep_split: bool = False,
     budget: ByteBudget | None = None,
-    fitted: Callable[[Market], Fitting] | None = None,
+    fitted: Fitting | Callable[[Market], Fitting] | None = None,
     threads: int | None = None,
 ) -> tuple[Plan, Opened]:
     """The plan of quantizing `path` to a file type, and what it reads from, opened.
@@ -112,7 +112,8 @@ def plan_quantize(
     ftype: a file type, "COPY" to change nothing, or None with `like` and `budget`.
     like: another GGUF file whose types are taken over tensor by tensor.
     budget: the most that the tensors may take; their types are chosen for it, from samples of the weights.
-    fitted: what chooses instead of the budget itself; it is given the choice and may look at it. threads: for that.
+    fitted: types that were chosen for this model before; or what chooses instead of the budget itself: it is given the
+        choice and may look at it. threads: for that.
     imatrix: importance matrices, which add up; include_weights and exclude_weights as in `Imatrix.select`.
     calibration: files of `ggufmerge calibrate`, which add up: importance matrices with correlations to round with.
     The others: see `ggufmerge.quants.mixture.plan_types`.
@@ -174,7 +175,7 @@ def _planned(
     calibrated: bool,
     include_weights: Sequence[str],
     exclude_weights: Sequence[str],
-    fitted: Callable[[Market], Fitting] | None,
+    fitted: Fitting | Callable[[Market], Fitting] | None,
     threads: int | None,
     mixture: dict[str, Any],
 ) -> tuple[Plan, Opened]:
@@ -189,8 +190,11 @@ def _planned(
     if fitted is not None:
         if keys.block_count(source.file.architecture) in source.metadata:
             layer_count(source.file)
-        known = {name: value for name, value in mixture.items() if name != "pure"}
-        chosen = fitted(market(source, tensors, [source], matrix, threads=threads, **known))
+        if isinstance(fitted, Fitting):
+            chosen = fitted
+        else:
+            known = {name: value for name, value in mixture.items() if name != "pure"}
+            chosen = fitted(market(source, tensors, [source], matrix, threads=threads, **known))
         tensors, file_type = chosen.tensors(), chosen.file_type
     elif like is not None:
         with open_types(locate(os.fspath(like), ".")) as other:

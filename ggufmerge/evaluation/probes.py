@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from ggufmerge.architectures.stacks import part_of
@@ -66,12 +65,13 @@ class Bench:
     def __exit__(self, *error: object) -> None:
         self._reference.close()
 
-    def measure(self, what: str, ftype: str | None, fitted: Callable[[Market], Fitting] | None = None) -> Measured:
-        """What writing the model in a file type, or in types that `fitted` chooses, does to it."""
+    def measure(self, what: str, kind: str | Fitting) -> Measured:
+        """What writing the model in a file type, or in types that were chosen, does to it."""
         self._tell(what)
         with tempfile.TemporaryDirectory(prefix="ggufmerge-") as folder:
             file = Path(folder) / "tried.gguf"
-            plan, opened = plan_quantize(self._path, ftype, imatrix=self._imatrix, fitted=fitted, threads=self._threads)
+            ftype, fitted = (kind, None) if isinstance(kind, str) else (None, kind)
+            plan, opened = plan_quantize(self._path, ftype, imatrix=self._imatrix, fitted=fitted)
             with opened:
                 run(plan, opened, file, threads=self._threads)
             with LlamaModel(file, context=512, threads=self._threads) as model:
@@ -101,13 +101,9 @@ def sensitivities(bench: Bench, market: Market) -> dict[str, float]:
     for part in dict.fromkeys(part_of(name) for name in market.prediction.options):
         fitting = _probe(market, part)
         if (predicted := fitting.harm) > 0:
-            measured = bench.measure(part, None, partial(_always, fitting))
+            measured = bench.measure(part, fitting)
             found[part] = min(max(measured.kl / predicted, 1 / _TRUST), _TRUST)
     return found
-
-
-def _always(fitting: Fitting, _: Market) -> Fitting:
-    return fitting
 
 
 def _probe(market: Market, part: str) -> Fitting:
