@@ -59,7 +59,7 @@ class Chooser:
         return self.fitting
 
 
-def chooser(max_size: str | None, max_bpw: str | None, save: Path | None, *, overwrite: bool) -> Chooser | None:
+def chooser(max_size: str | int | None, max_bpw: str | None, save: Path | None, *, overwrite: bool) -> Chooser | None:
     """What the options ask for, if anything. GgufmergeError for what is no size, and for a file that is there."""
     from ggufmerge.files import check_target
     from ggufmerge.recipe.budget import ByteBudget
@@ -74,7 +74,7 @@ def chooser(max_size: str | None, max_bpw: str | None, save: Path | None, *, ove
     return Chooser(budget) if budget is not None else None
 
 
-def size_that_fits(source: str, text: str) -> str:
+def size_that_fits(source: str, text: str) -> int:
     """Bytes that the tensors of a model may take where it is to run in so much memory, for `chooser`."""
     from ggufmerge.files import open_gguf
     from ggufmerge.places.references import find
@@ -82,12 +82,7 @@ def size_that_fits(source: str, text: str) -> str:
 
     fits = parse_fits(text)
     with open_gguf(find(source).path) as file:
-        return str(budget_for_weights(fits, file.metadata, file.tensors))
-
-
-def warnings_of(fitting: Fitting) -> list[str]:
-    """What the user should know of how the types were chosen."""
-    return without_statistics(fitting.market)
+        return budget_for_weights(fits, file.metadata, file.tensors)
 
 
 def without_statistics(market: Market) -> list[str]:

@@ -145,11 +145,11 @@ def quantize(
 
     page = ReportFile(report, overwrite=overwrite)
     page.check([])
-    if memory is not None:
-        if max_bytes is not None:
-            raise typer.BadParameter("give this or --max-size", param_hint="--fits")
-        max_bytes = budget.size_that_fits(source, memory)
-    fits = budget.chooser(max_bytes, max_bits, save, overwrite=overwrite)
+    if memory is not None and max_bytes is not None:
+        raise typer.BadParameter("give this or --max-size", param_hint="--fits")
+    most = max_bytes if memory is None else budget.size_that_fits(source, memory)
+    statistics = [*(imatrix or ()), *(calibration or ())]  # to judge and to try types by
+    fits = budget.chooser(most, max_bits, save, overwrite=overwrite)
     if suggest:
         if words or out_type or like or output:
             raise typer.BadParameter(
@@ -157,7 +157,7 @@ def quantize(
             )
         show_suggestions(
             source,
-            imatrix=[*(imatrix or ()), *(calibration or ())],
+            imatrix=statistics,
             budget=fits.budget if fits else None,
             measure=measure,
             threads=threads,
@@ -181,7 +181,7 @@ def quantize(
     if fits is not None and measure:
 
         def look(found: Market) -> Market:
-            with opened_bench(source, imatrix or (), wanted.threads) as bench:
+            with opened_bench(source, statistics, wanted.threads) as bench:
                 return probed(bench, found)
 
         fits.look = look
@@ -207,7 +207,7 @@ def quantize(
     if page.path is not None:
         page.check(opened.files(), output_files(plan, target, split))
     done = None
-    noted = budget.warnings_of(fitting) if fitting else []
+    noted = budget.without_statistics(fitting.market) if fitting else []
     show_warnings([*plan.warnings, *noted, *(split.warnings(plan.tensors) if split else ())])
     if not dry_run:
         from ggufmerge.cli.progress import run_with_progress

@@ -88,8 +88,8 @@ def _with_rounding(tensor: PlannedTensor, sources: Sequence[Source], asked: Roun
 def _with_calibration(tensor: PlannedTensor, sources: Sequence[Source], statistics: Imatrix) -> PlannedTensor:
     """A tensor that is rounded with the correlations of its inputs, if these are known and it is rounded at all.
 
-    Where all that a tensor is made of is as coarse as what is written,
-    the coarseness of the sources is the damage: there it changes little, and is not done.
+    Where all that a tensor is made of is as coarse as what is written, the coarseness of the sources is the damage:
+    there it changes little, and is not done.
     """
     if tensor.action == "copy" or not can_calibrate(tensor.type):
         return tensor
@@ -124,7 +124,8 @@ def _is_finer(given: Input, tensor: PlannedTensor, sources: Sequence[Source]) ->
 def _uncalibrated(tensors: Sequence[PlannedTensor], statistics: Imatrix) -> list[str]:
     """Warnings of tensors that are rounded without correlations although statistics were given for that."""
     rounded = [t for t in tensors if t.action != "copy" and t.type.is_quantized and layer_of(t.name) is not None]
-    without = [t.name for t in rounded if t.name not in statistics.correlations and can_calibrate(t.type)]
+    able = [t for t in rounded if can_calibrate(t.type)]
+    without = [t.name for t in able if statistics.correlation(t.name, t.n, t.matrices) is None]
     others = sorted({str(t.type) for t in rounded if not can_calibrate(t.type)})
     warnings = []
     if without:

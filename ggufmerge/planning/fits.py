@@ -35,12 +35,15 @@ def parse_fits(text: str) -> Fits:
 
     GgufmergeError, in one line, when it is anything else.
     """
-    first, _, rest = text.partition(",")
+    first, _, rest = (part.strip() for part in text.partition(","))
+    no_size = GgufmergeError(f"{quoted(first)} is no size of memory: give one first, as in {EXAMPLE}")
+    if first[-1:].isdigit():  # files are given in bytes, memory is not
+        raise no_size
     try:
-        most = parse_bytes(first if not first.strip()[-1:].isdigit() else "no unit")
+        most = parse_bytes(first)
     except GgufmergeError:
-        raise GgufmergeError(f"{quoted(first.strip())} is no size of memory: give one first, as in {EXAMPLE}") from None
-    context, kv_type = parse_use(rest) if rest.strip() else (None, TensorType.F16)
+        raise no_size from None
+    context, kv_type = parse_use(rest) if rest else (None, TensorType.F16)
     return Fits(most, context, kv_type)
 
 
