@@ -26,7 +26,7 @@ from ggufmerge.evaluation.inputs import MIN_TOKENS, Finder, Taker, Weight
 from ggufmerge.evaluation.libllama import library
 from ggufmerge.evaluation.llama import LlamaModel
 from ggufmerge.evaluation.scores import BUILT_IN, Watcher, read_text
-from ggufmerge.files import facts, open_gguf
+from ggufmerge.files import Tensor, facts, open_gguf
 from ggufmerge.files.absent import absent
 from ggufmerge.files.tensor import Stamp
 from ggufmerge.files.writer import check_target
@@ -184,10 +184,9 @@ def _read(path: str | os.PathLike[str], weight: float) -> Text:
         raise GgufmergeError(f"{name}: {problem} ({BUILT_IN} is the text that comes with the program)") from None
 
 
-def _about_model(tensors: Mapping[str, object]) -> list[str]:
-    from ggufmerge.files.tensor import TensorInfo
-
-    matrices = [t for t in tensors.values() if isinstance(t, TensorInfo) and len(t.shape) > 1]
+def _about_model(tensors: Mapping[str, Tensor]) -> list[str]:
+    """A warning when the matrices of a model are so coarse that its statistics show it."""
+    matrices = [t for t in tensors.values() if len(t.shape) > 1]
     values = sum(t.size for t in matrices)
     bits = 8 * sum(t.nbytes for t in matrices) / values if values else 16.0
     if bits >= _GOOD_BITS:

@@ -32,7 +32,7 @@ from ggufmerge.files.metadata import MetadataEditor, ValueKind
 from ggufmerge.files.small import open_regular
 from ggufmerge.files.tensor import MappedFile, TensorInfo
 from ggufmerge.files.writer import GGUFWriter
-from ggufmerge.quants.correlations import Correlation
+from ggufmerge.quants.correlations import Correlation, triangle_side
 from ggufmerge.quants.importance import Imatrix, ImatrixEntry
 from ggufmerge.text import counted, utf8
 from ggufmerge.types import TensorType
@@ -156,7 +156,7 @@ def _stored(file: GGUFFile, name: str) -> Matrices:
         return tuple(Correlation(loadings=matrix) for matrix in values)
     assert triangle is not None, "one of the two is there"
     raw = _typed(file, triangle, TensorType.I8, np.int8)
-    n = triangle.n and int((np.sqrt(8 * triangle.n + 1) - 1) // 2)
+    n = triangle_side(triangle.n)
     if len(triangle.shape) not in (1, 2) or not triangle.size or n * (n + 1) // 2 != triangle.n:
         _refuse(file.path, f"{triangle.name} has the shape {list(triangle.shape)}, no triangle", _CALIBRATED)
     return tuple(Correlation(triangle=matrix) for matrix in raw.reshape(-1, triangle.n))

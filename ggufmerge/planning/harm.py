@@ -25,6 +25,7 @@ from ggufmerge.architectures.stacks import layer_of, part_of
 from ggufmerge.planning.budget import Option
 from ggufmerge.planning.plan import PlannedTensor
 from ggufmerge.quants import codec
+from ggufmerge.quants.calibrated.moments import SHRINKAGE
 from ggufmerge.quants.correlations import Correlation
 from ggufmerge.quants.importance import Imatrix
 from ggufmerge.quants.mixture import needs_imatrix
@@ -41,7 +42,6 @@ _FLOATS = (T.F16, T.BF16)
 
 _VALUES = 16384  # of a tensor in its sample, in whole rows
 _FEWEST, _MOST = 8, 64  # rows of a sample
-_SHRINK = 0.2  # correlations are measured on a text that is not the user's
 
 # Nats of KL divergence for a relative error of 1 in all tensors of a kind, had all layers the sensitivity of the first,
 # the middle or the last third: the geometric mean of two families, by what the error is weighed with.
@@ -249,4 +249,4 @@ def _moment(x: Floats, weights: Floats | None, correlation: Correlation | None) 
         together = float(np.square(values @ loadings.T).sum() + (np.square(values) @ rest).sum())
     else:
         together = float(((values @ correlation.matrix()) * values).sum())
-    return _SHRINK * own + (1 - _SHRINK) * together
+    return SHRINKAGE * own + (1 - SHRINKAGE) * together

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class Correlation:
         if self.loadings is not None:
             return int(self.loadings.shape[1])
         assert self.triangle is not None, "one of the two is given"
-        return int((np.sqrt(8 * self.triangle.size + 1) - 1) // 2)
+        return triangle_side(self.triangle.size)
 
     def matrix(self) -> NDArray[np.float32]:
         """C, float32 [n, n], with ones on its diagonal."""
@@ -48,6 +49,11 @@ class Correlation:
             c += np.tril(c, -1).T
         c[np.diag_indices(n)] = 1
         return c
+
+
+def triangle_side(size: int) -> int:
+    """The n of a triangle of n (n + 1) / 2 values; that of the largest one within `size`."""
+    return (isqrt(8 * size + 1) - 1) // 2
 
 
 def triangle_of(c: NDArray[np.floating]) -> NDArray[np.int8]:

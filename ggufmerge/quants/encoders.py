@@ -105,20 +105,16 @@ class Encoder(ABC):
             units = piece.array("encoder units", piece.rows.shape, np.float32)
             with np.errstate(over="ignore"):  # what a very small scale makes infinite is for the caller to refuse
                 scaled = np.divide(scaled, piece.scale, out=units)
-        self.write(codec, piece, scaled, raw)
-        if piece.moments is None:  # else the errors of other blocks are made up for in those that do not change, too
-            for values, data in piece.stored:
-                keep_blocks(target, values, data, raw, codec.type.block_size)
-        return scaled
-
-    def write(self, codec: Codec, piece: Piece, scaled: Floats, raw: Raw) -> None:
-        """Fill `raw` with blocks near to what is quantized, float32 [k, n]."""
         if self.needs_grid and piece.blocks is not None and codec.recode is not None:
             keep_scales(codec, np.ascontiguousarray(piece.blocks), scaled, raw, piece.weights, piece.array)
         elif piece.moments is not None:
             encode_calibrated(codec, scaled, piece.moments, raw)
         else:
             codec.encode(scaled, raw, piece.weights)
+        if piece.moments is None:  # else the errors of other blocks are made up for in those that do not change, too
+            for values, data in piece.stored:
+                keep_blocks(target, values, data, raw, codec.type.block_size)
+        return scaled
 
 
 class Nearest(Encoder):
@@ -139,15 +135,10 @@ class Stochastic(Encoder):
     def targets(self, codec: Codec, piece: Piece) -> Floats:
         if piece.base is None or piece.blocks is None:
             return piece.rows
-        return round_on_grid(codec, piece, self._luck(piece))
-
-    @staticmethod
-    def _luck(piece: Piece) -> NDArray[np.uint32]:
-        """A random word for each weight, uint32 [k, n]."""
         assert piece.chance is not None, "given with a base"
-        luck: NDArray[np.uint32] = piece.array("encoder luck", (piece.rows.size,), np.uint32)
+        luck = piece.array("encoder luck", (piece.rows.size,), np.uint32)
         piece.chance(luck)
-        return luck.reshape(piece.rows.shape)
+        return round_on_grid(codec, piece, luck.reshape(piece.rows.shape))
 
 
 _ENCODERS: dict[str, Encoder] = {}

@@ -128,14 +128,11 @@ def _methods(value: Any) -> Setting:
 
 def _rounding(value: Any) -> Any:
     """The name of an encoder; None for "auto", which is what a recipe without the key has."""
-    from ggufmerge.quants.encoders import (  # of compiled kernels, which most recipes need later or never
-        CALIBRATED,
-        encoder_names,
-    )
+    from ggufmerge.quants.encoders import encoder_names  # of compiled kernels, which most recipes need later or never
 
     if value is None or value == AUTO:
         return None
-    names = (AUTO, *(name for name in encoder_names() if name != CALIBRATED))  # which has a key of its own
+    names = (AUTO, *encoder_names())
     if value not in names:
         listed = " or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1]))))
         raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": listed})

@@ -166,8 +166,7 @@ def _tensor(
     read = sum(take(kind, values) for kind in _reads(tensor, opened))
     rank = rank_of(tensor, opened.sources)
     read += take("adapt", values * rank) if rank else 0.0
-    likely: Rounding = "stochastic" if _may_be_by_chance(tensor) else "nearest"
-    likely = "stochastic" if tensor.rounding == "stochastic" else likely
+    likely: Rounding = "stochastic" if tensor.rounding == "stochastic" or _may_be_by_chance(tensor) else "nearest"
     written = take(write_kind(tensor, opened.imatrix, rounding=likely, measure=measure), values)
     written += take("put", tensor.nbytes)
     surveyed = 0.0
