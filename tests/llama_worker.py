@@ -9,7 +9,6 @@ import ctypes as C
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tests.llama_process import LlamaProcess
+
 if TYPE_CHECKING:
     from ggufmerge.evaluation.llama import LlamaModel
-
-ROOT = Path(__file__).parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,51 +36,31 @@ class Answer:
     logits: np.ndarray | None
 
 
-class LlamaWorker:
-    """The process, started when it is first asked and again after it ended. Use it as a context manager."""
+class LlamaWorker(LlamaProcess):
+    """The process; use it as a context manager."""
+
+    program = "tests.llama_worker"
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
+        super().__init__()
         self._folder = tempfile.TemporaryDirectory()
 
-    def __enter__(self) -> LlamaWorker:
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
+        super().__exit__(kind, error, at)
         self._folder.cleanup()
 
     def ask(self, path: Path, tokens: list[int] | None = None) -> Answer:
         """Load a model; with tokens, compute their logits as well."""
-        if self._process is None or self._process.poll() is not None:
-            environment = os.environ | {"GGML_NO_BACKTRACE": "1", "PYTHONPATH": str(ROOT)}
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.llama_worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment,
-                cwd=ROOT,
-            )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
         out = Path(self._folder.name) / "logits.npy"
         out.unlink(missing_ok=True)
-        asked = {"path": str(path.resolve()), "tokens": tokens, "out": str(out)}
-        print(json.dumps(asked), file=self._process.stdin, flush=True)
+        self.send({"path": str(path.resolve()), "tokens": tokens, "out": str(out)})
         loads = False
-        while line := self._process.stdout.readline():
+        while line := self.line():
             found = json.loads(line)
             loads = loads or found["loads"]
             if found["done"]:
                 return Answer(loads, found["words"], np.load(out) if out.exists() else None)
-        words = self._process.stderr.read()[-300:]
-        self._process = None
-        return Answer(loads, words or "llama.cpp ended", None)
+        return Answer(loads, self.last_words()[-300:] or "llama.cpp ended", None)
 
 
 def main() -> None:

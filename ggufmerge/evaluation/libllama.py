@@ -120,6 +120,7 @@ class ContextParams(C.Structure):
         ("offload_kqv", C.c_bool),
         ("no_perf", C.c_bool),
         ("op_offload", C.c_bool),
+        ("swa_full", C.c_bool),
         ("_tail", C.c_uint64 * 64),
     ]
 
