@@ -33,7 +33,7 @@ from ggufmerge.files.writer import check_target
 from ggufmerge.formats.imatrix import save_imatrix
 from ggufmerge.places.references import find
 from ggufmerge.quants.importance import Imatrix, ImatrixEntry
-from ggufmerge.quants.sketch import Moments, Part, Sketch, Whole, sketch_width
+from ggufmerge.quants.sketch import Part, Sketch, Sums, Whole, sketch_width
 from ggufmerge.text import counted, size
 
 DEFAULT_TOKENS, DEFAULT_RANK, DEFAULT_CONTEXT = 16384, 64, 512
@@ -252,7 +252,7 @@ class _Run:
         model: LlamaModel,
         chunks: Sequence[_Chunk],
         factors: Sequence[float],
-        moments: Mapping[str, Moments],
+        moments: Mapping[str, Sums],
         checkpoint: Checkpoint,
     ) -> None:
         """Read all chunks, from where an earlier run was."""
@@ -330,7 +330,7 @@ class _Run:
         weighted = sum(len(chunk.tokens) * weights[chunk.text] for chunk in chunks)
         return [weight * total / weighted for weight in weights]
 
-    def _moments(self, weights: Sequence[Weight]) -> dict[str, Moments]:
+    def _moments(self, weights: Sequence[Weight]) -> dict[str, Sums]:
         """What gathers the inputs, by the name of the weight that stands for all that have them."""
         own = [weight for weight in weights if weight.inputs == weight.name]
         if self.full:
@@ -338,7 +338,7 @@ class _Run:
             self.watcher.notes(f"whole correlations take {size(room)} of memory beside the model")
             return {w.name: Whole(w.n, w.matrices) for w in own}
         if not self.rank:
-            return {w.name: Moments(w.n, w.matrices) for w in own}
+            return {w.name: Sums(w.n, w.matrices) for w in own}
         few = self.rank  # for experts, which are many
         while few > 1 and sum(_room(w, few if w.experts else self.rank) for w in own) > _ROOM:
             few //= 2
@@ -357,14 +357,14 @@ class _Run:
             digest.update(repr((chunk.text, len(chunk.tokens))).encode() + chunk.tokens.tobytes())
         return digest.hexdigest()
 
-    def _check(self, moments: Mapping[str, Moments]) -> None:
+    def _check(self, moments: Mapping[str, Sums]) -> None:
         for name, found in moments.items():
             if not np.isfinite(found.sums).all():
                 raise GgufmergeError(
                     f"{self.source} computes inputs of {name} that are NaN or infinite: its weights are broken"
                 )
 
-    def _imatrix(self, weights: Sequence[Weight], moments: Mapping[str, Moments], chunks: int) -> Imatrix:
+    def _imatrix(self, weights: Sequence[Weight], moments: Mapping[str, Sums], chunks: int) -> Imatrix:
         entries, correlations = {}, {}
         kept = {name: found.correlations() for name, found in moments.items()}
         for weight in weights:
@@ -385,7 +385,7 @@ class _Run:
         )
 
     def _report(
-        self, weights: Sequence[Weight], moments: Mapping[str, Moments], chunks: Sequence[_Chunk], imatrix: Imatrix
+        self, weights: Sequence[Weight], moments: Mapping[str, Sums], chunks: Sequence[_Chunk], imatrix: Imatrix
     ) -> Calibration:
         tokens = sum(len(chunk.tokens) for chunk in chunks)
         widest = max(weight.n for weight in weights)

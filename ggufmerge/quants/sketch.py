@@ -23,7 +23,7 @@ _NOISE = 1e-5  # of the largest eigenvalue of W^T Y, below which they are roundi
 Part = tuple[int, NDArray[np.float32]]  # a matrix, and what it is multiplied with: [tokens, n]
 
 
-class Moments:
+class Sums:
     """Sums of squared inputs and how many inputs there were, for the matrices of a weight.
 
     sums: float64 [matrices, n].  counts: float64 [matrices].
@@ -57,7 +57,7 @@ class Moments:
         return np.sqrt(np.where(self.sums[matrix] > 0, self.sums[matrix], 1))
 
 
-class Sketch(Moments):
+class Sketch(Sums):
     """With the `rank` largest eigenvectors of the correlations."""
 
     def __init__(self, n: int, matrices: int, rank: int) -> None:
@@ -97,7 +97,7 @@ class Sketch(Moments):
         return {**super().state, "scale": self._scale, "products": self._products}
 
 
-class Whole(Moments):
+class Whole(Sums):
     """With the whole matrix of correlations, which takes 4 n^2 bytes for each matrix."""
 
     def __init__(self, n: int, matrices: int) -> None:

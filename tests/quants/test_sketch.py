@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ggufmerge.quants.correlations import Correlation, correlation_of_all, loadings_of
-from ggufmerge.quants.sketch import Moments, Sketch, Whole
+from ggufmerge.quants.sketch import Sketch, Sums, Whole
 
 N = 96
 
@@ -113,7 +113,7 @@ def test_an_expert_without_tokens_has_no_correlations() -> None:
 def test_a_state_goes_on_as_if_nothing_had_been() -> None:
     """What is kept and put back gives the very same numbers."""
     x = inputs(200, 0)
-    for kind in (lambda: Moments(N, 1), lambda: Sketch(N, 1, 8), lambda: Whole(N, 1)):
+    for kind in (lambda: Sums(N, 1), lambda: Sketch(N, 1, 8), lambda: Whole(N, 1)):
         one, other = kind(), kind()
         one.add([(0, x[:90])], 1.0)
         other.restore({key: array.copy() for key, array in one.state.items()})
